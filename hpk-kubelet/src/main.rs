@@ -1,0 +1,2 @@
+//! hpk-kubelet
+fn main() {}

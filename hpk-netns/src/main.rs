@@ -1,0 +1,2 @@
+//! hpk-netns
+fn main() {}

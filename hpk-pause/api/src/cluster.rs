@@ -1,0 +1,40 @@
+//! `HPK_HOME/cluster.json`: what `hpk up` decided for this cluster and the other programs read.
+
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+
+/// The cluster's fixed choices: written by `hpk up`, read by hpk-kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// Version of this file ([`crate::VERSION`]).
+    pub version: u32,
+    /// Slurm's ClusterName.
+    pub cluster_name: String,
+    /// Name of the one Node: `hpk-<cluster name>`.
+    pub node_name: String,
+    /// Address of the login node, where control plane and kubelet listen; the Node's InternalIP.
+    pub node_ip: IpAddr,
+    /// `https://<node_ip>:<port>`.
+    pub apiserver_url: String,
+    /// ClusterIP range, CIDR.
+    pub service_cidr: String,
+    /// ClusterIP of service default/kubernetes.
+    pub apiserver_service_ip: IpAddr,
+    /// ClusterIP of service kube-system/kube-dns.
+    pub dns_service_ip: IpAddr,
+    /// Where CoreDNS really listens on the login node.
+    pub dns_addr: SocketAddr,
+    /// Pod address range, CIDR.
+    pub pod_cidr: String,
+    /// DNS domain of the cluster, without dots at its ends: `cluster.local`.
+    pub cluster_domain: String,
+    /// Where hpk-kubelet accepts links from jobs.
+    pub link_addr: SocketAddr,
+    /// Where hpk-kubelet serves the kubelet API.
+    pub kubelet_addr: SocketAddr,
+    /// Default network mode of pods.
+    #[serde(default)]
+    pub network_mode: crate::net::NetworkMode,
+    /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
+    pub pki_dir: String,
+}

@@ -1,0 +1,60 @@
+//! The contract between the parts of HPK, as plain data.
+//!
+//! `hpk-kubelet` writes a [`plan::SandboxPlan`], the supervisor `hpk-pause` lives by it and reports
+//! [`state::PodState`]; both speak [`control`] over the supervisor's socket, in [`frame`]s.
+//! This crate holds types and their codecs only: no I/O, no clock, no policy.
+//!
+//! Compatibility: every struct tolerates unknown fields and defaults missing optional ones, so that an
+//! old reader can read what a newer writer wrote. [`VERSION`] is raised only when a meaning changes.
+
+pub mod cluster;
+pub mod control;
+pub mod cri_log;
+pub mod frame;
+pub mod go_duration;
+pub mod link;
+pub mod net;
+pub mod plan;
+pub mod probe;
+pub mod state;
+
+/// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.
+pub const VERSION: u32 = 1;
+
+/// Paths inside the parent container, the same for every pod.
+pub mod paths {
+    /// The pod's folder of `HPK_HOME/pods/<uid>` (shared file system, read-write).
+    pub const POD: &str = "/hpk/pod";
+    /// The image store: `/hpk/images/<digest>/rootfs` (read-only).
+    pub const IMAGES: &str = "/hpk/images";
+    /// Scratch folder of the job on node-local storage (read-write).
+    pub const SCRATCH: &str = "/hpk/scratch";
+    /// Bind mounts of hostPath volumes: `/hpk/host/<index>`.
+    pub const HOST: &str = "/hpk/host";
+    /// Node-local 0700 folder shared with hpk-netns; holds the sockets below.
+    pub const RUN: &str = "/hpk/run";
+    /// The supervisor's control socket, inside [`RUN`].
+    pub const SUPERVISOR_SOCK: &str = "supervisor.sock";
+    /// hpk-netns' socket (network set-up, TUN hand-over), inside [`RUN`].
+    pub const NETNS_SOCK: &str = "netns.sock";
+}
+
+/// File names in `HPK_HOME/pods/<uid>/`.
+pub mod files {
+    /// Written by hpk-kubelet: [`crate::plan::SandboxPlan`].
+    pub const PLAN: &str = "plan.json";
+    /// Written by hpk-kubelet: the sbatch script.
+    pub const JOB_SCRIPT: &str = "job.sh";
+    /// Written by Slurm: output of the job outside of its containers.
+    pub const JOB_OUTPUT: &str = "job.out";
+    /// Written by hpk-pause: [`crate::state::PodState`], its last word.
+    pub const STATUS: &str = "status.json";
+    /// Written by hpk-kubelet: [`crate::link::LinkCredentials`].
+    pub const LINK: &str = "link.json";
+    /// Written by hpk-netns: [`crate::state::LaunchReport`].
+    pub const LAUNCH: &str = "launch.json";
+    /// Folder of CRI logs: `logs/<container>/<restart count>.log`.
+    pub const LOGS: &str = "logs";
+    /// Folder of volumes that the kubelet fills: `volumes/<name>/`.
+    pub const VOLUMES: &str = "volumes";
+}

@@ -1,0 +1,190 @@
+//! `link.json` and the messages on the link between hpk-netns and hpk-kubelet.
+//!
+//! hpk-netns dials the kubelet (TLS 1.3, both sides with certificates of the kubelet's own CA, the client's
+//! subject is the pod's UID) and the connection is multiplexed by yamux. Each stream begins with one JSON
+//! line, [`StreamOpen`]. Streams opened by the kubelet carry one connection to the supervisor's socket;
+//! streams opened by hpk-netns ask the kubelet for network facts.
+
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+
+/// Per-pod credentials, PEM, and where to dial. File mode 0600.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCredentials {
+    /// Kubelet's link listener.
+    pub address: SocketAddr,
+    /// Name in the kubelet's certificate.
+    pub server_name: String,
+    /// CA of the link, PEM.
+    pub ca: String,
+    /// The pod's certificate, PEM; common name is the pod's UID.
+    pub cert: String,
+    /// Its key, PEM.
+    pub key: String,
+}
+
+/// First line of every stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamOpen {
+    /// Opened by the kubelet: bytes go to and from a new connection to the supervisor's socket.
+    Supervisor,
+    /// Opened by hpk-netns, once, first: who is there. The kubelet answers with one JSON line [`Welcome`].
+    Hello(Hello),
+    /// Opened by hpk-netns, long-lived: network facts flow from the kubelet as JSON lines [`NetUpdate`],
+    /// questions to it as JSON lines [`NetQuestion`].
+    Net,
+}
+
+/// Who dials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::VERSION`]
+    pub version: u32,
+    /// Pod UID (must equal the certificate's).
+    pub pod_uid: String,
+    /// Slurm job id.
+    pub job_id: String,
+    /// Compute node's host name.
+    pub node: String,
+    /// UDP address on which this pod's datapath can be reached, when the network is an overlay.
+    #[serde(default)]
+    pub datapath: Option<SocketAddr>,
+    /// WireGuard public key (base64) of this pod's datapath.
+    #[serde(default)]
+    pub public_key: Option<String>,
+}
+
+/// The kubelet's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Welcome {
+    /// Go on.
+    Ok {
+        /// Version of the kubelet's contract.
+        version: u32,
+    },
+    /// Refused for good (unknown pod, version): do not redial.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+/// hpk-netns asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetQuestion {
+    /// Who owns this pod address?
+    Peer {
+        /// Address asked for.
+        ip: IpAddr,
+    },
+}
+
+/// The kubelet tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetUpdate {
+    /// Answer to [`NetQuestion::Peer`], also pushed when a known peer changes.
+    Peer {
+        /// Pod address.
+        ip: IpAddr,
+        /// Where its datapath listens; None: no such peer now.
+        endpoint: Option<SocketAddr>,
+        /// Its WireGuard public key, base64.
+        #[serde(default)]
+        public_key: Option<String>,
+    },
+    /// The whole set of one service's ports and endpoints (replaces what was known of it).
+    Service(ServiceFacts),
+    /// A service is gone.
+    ServiceGone {
+        /// `<namespace>/<name>`.
+        key: String,
+    },
+    /// All services known at subscription have been sent.
+    ServicesSynced,
+    /// The policies that select this pod, compiled; replaces the former ones.
+    Policy(PolicyFacts),
+}
+
+/// One Service as the datapath needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceFacts {
+    /// `<namespace>/<name>`.
+    pub key: String,
+    /// ClusterIPs.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Seconds of ClientIP affinity; None: no affinity.
+    #[serde(default)]
+    pub affinity_seconds: Option<u32>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a service with its ready endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Port of the ClusterIP.
+    pub port: u16,
+    /// Where to go.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+/// NetworkPolicies that select a pod, compiled to addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFacts {
+    /// None: ingress is not isolated. Some: only what a rule allows.
+    #[serde(default)]
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// None: egress is not isolated.
+    #[serde(default)]
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+/// Allowed peers × ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// CIDRs allowed; None: everyone.
+    #[serde(default)]
+    pub peers: Option<Vec<PolicyPeer>>,
+    /// Ports allowed; None: all.
+    #[serde(default)]
+    pub ports: Option<Vec<PolicyPort>>,
+}
+
+/// One CIDR with exceptions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPeer {
+    /// CIDR.
+    pub cidr: String,
+    /// CIDRs left out.
+    #[serde(default)]
+    pub except: Vec<String>,
+}
+
+/// One port range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// First port; 0 with `last` 0: all.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}

@@ -1,0 +1,385 @@
+//! `plan.json`: everything that the supervisor needs to run one pod. Data only; decided by hpk-kubelet.
+//!
+//! All references (configMaps, secrets, downward API, `$(VAR)`, named ports) are resolved. The only
+//! values unknown before the job starts are marked by placeholders ([`POD_IP_PLACEHOLDER`] …) that the
+//! supervisor replaces in environment, command and files. They contain a NUL, which no Kubernetes
+//! string may hold, so they cannot be forged.
+
+use crate::net::NetworkPlan;
+use crate::probe::{Lifecycle, Probes};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Stands for `status.podIP` when it is not known before the start (host and cni networks).
+pub const POD_IP_PLACEHOLDER: &str = "\u{0}podIP\u{0}";
+/// Stands for `status.podIPs`, comma-separated.
+pub const POD_IPS_PLACEHOLDER: &str = "\u{0}podIPs\u{0}";
+
+/// One pod, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxPlan {
+    /// [`crate::VERSION`] of the writer.
+    pub version: u32,
+    /// Which pod.
+    pub pod: PodRef,
+    /// Host name inside the pod (UTS namespace), ≤ 64 characters.
+    pub hostname: String,
+    /// Pod-level restart policy.
+    pub restart_policy: RestartPolicy,
+    /// spec.terminationGracePeriodSeconds.
+    pub termination_grace_period_seconds: u32,
+    /// spec.activeDeadlineSeconds, counted from the pod's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_deadline_seconds: Option<u64>,
+    /// spec.shareProcessNamespace: containers share the supervisor's PID namespace.
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    /// Network.
+    pub network: NetworkPlan,
+    /// In spec order; those with `restart_policy: Some(Always)` are sidecars.
+    #[serde(default)]
+    pub init_containers: Vec<ContainerPlan>,
+    /// In spec order.
+    pub containers: Vec<ContainerPlan>,
+    /// Volumes, by name.
+    #[serde(default)]
+    pub volumes: BTreeMap<String, VolumePlan>,
+    /// Host paths that hpk-netns binds into the parent before the start.
+    #[serde(default)]
+    pub host_binds: Vec<HostBind>,
+    /// Content of /etc/hosts; None: not mounted. Placeholders are replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etc_hosts: Option<String>,
+    /// Content of /etc/resolv.conf; None: the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<String>,
+    /// Sysctls of the pod's namespaces.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// Supplemental groups and fsGroup for all containers.
+    #[serde(default)]
+    pub supplemental_groups: Vec<u32>,
+    /// spec.securityContext.fsGroup: owner group of volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_group: Option<u32>,
+    /// Site-wide settings.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+/// Which pod a plan or state belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodRef {
+    /// metadata.namespace
+    pub namespace: String,
+    /// metadata.name
+    pub name: String,
+    /// metadata.uid
+    pub uid: String,
+}
+
+/// restartPolicy of a pod or container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Restart whatever the exit code.
+    #[default]
+    Always,
+    /// Restart unless exit code 0.
+    OnFailure,
+    /// Never restart.
+    Never,
+}
+
+/// KEP-5307: container-level rules, first match wins, before any policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRule {
+    /// What to do on a match.
+    pub action: RestartAction,
+    /// Operator on exit codes.
+    pub operator: ExitCodeOperator,
+    /// Exit codes.
+    pub values: Vec<i32>,
+}
+
+/// Action of a [`RestartRule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartAction {
+    /// Restart the container.
+    Restart,
+    /// Restart all containers of the pod (KEP-5532).
+    RestartAllContainers,
+}
+
+/// Operator of a [`RestartRule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitCodeOperator {
+    /// Exit code is in the set.
+    In,
+    /// Exit code is not in the set.
+    NotIn,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPlan {
+    /// Unique within the pod (init, main and ephemeral together).
+    pub name: String,
+    /// spec image, as the user wrote it (for status).
+    pub image: String,
+    /// Resolved image: folder name below [`crate::paths::IMAGES`] and digest reference for status.imageID.
+    pub image_ref: ImageRef,
+    /// Full argv (image ENTRYPOINT/CMD already merged, `$(VAR)` expanded).
+    pub argv: Vec<String>,
+    /// Environment in final order (image env first), expanded.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory; None: the image's or `/`. Created when missing, as runtimes do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Mounts in order.
+    #[serde(default)]
+    pub mounts: Vec<MountPlan>,
+    /// Security settings.
+    #[serde(default)]
+    pub security: SecurityPlan,
+    /// Container-level restart policy: sidecars (`Always` on an init container) and KEP-5307.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// KEP-5307 rules.
+    #[serde(default)]
+    pub restart_rules: Vec<RestartRule>,
+    /// Probes.
+    #[serde(default)]
+    pub probes: Probes,
+    /// Hooks.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+    /// Signal that asks for an orderly end, by number (image STOPSIGNAL, lifecycle.stopSignal, else 15).
+    #[serde(default = "sigterm")]
+    pub stop_signal: i32,
+    /// Keep a stdin open for attach.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Close stdin after the first attach ends.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Give it a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// Path of the termination message inside the container.
+    #[serde(default = "termination_log")]
+    pub termination_message_path: String,
+    /// Where the message comes from.
+    #[serde(default)]
+    pub termination_message_policy: TerminationMessagePolicy,
+    /// Resources, for status, oom_score_adj and back-off identity.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Ephemeral containers only: container whose namespaces are joined (`kubectl debug --target`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Set when the kubelet could not make this container's configuration (a missing configMap key, an image
+    /// that cannot be pulled after the start …): it is not started and waits with this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<Blocked>,
+}
+
+/// Why a container cannot be created now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// Waiting reason, such as `CreateContainerConfigError`, `ErrImagePull`.
+    pub reason: String,
+    /// Text for people.
+    pub message: String,
+}
+
+fn sigterm() -> i32 {
+    15
+}
+
+fn termination_log() -> String {
+    "/dev/termination-log".to_owned()
+}
+
+/// An image in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// Folder name in the image store (`sha256-<hex>`).
+    pub folder: String,
+    /// status.imageID: `registry/repo@sha256:…`.
+    pub id: String,
+}
+
+/// Where a termination message comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TerminationMessagePolicy {
+    /// The file only.
+    #[default]
+    File,
+    /// The file, or the log's tail when it is empty and the exit was a failure.
+    FallbackToLogsOnError,
+}
+
+/// One mount of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountPlan {
+    /// Key into [`SandboxPlan::volumes`].
+    pub volume: String,
+    /// Absolute path inside the container.
+    pub path: String,
+    /// Read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// subPath, resolved under the volume without following links out of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<String>,
+    /// `None`, `HostToContainer`, `Bidirectional`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propagation: Option<String>,
+    /// recursiveReadOnly asked for.
+    #[serde(default)]
+    pub recursive_read_only: bool,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum VolumePlan {
+    /// Node-local folder with the pod's life.
+    EmptyDir {
+        /// tmpfs instead of disk.
+        #[serde(default)]
+        memory: bool,
+        /// Bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size_limit: Option<u64>,
+    },
+    /// Folder filled by the kubelet below [`crate::files::VOLUMES`]: configMap, secret, projected, downwardAPI.
+    Kubelet {
+        /// Folder name.
+        folder: String,
+        /// Kept off disk: copied to a tmpfs? No: on the shared file system, 0700. Mode and owner as written.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// A host path, bound by hpk-netns at `/hpk/host/<index>`.
+    Host {
+        /// Index into [`SandboxPlan::host_binds`].
+        index: usize,
+    },
+    /// An OCI image's content, read-only.
+    Image {
+        /// Which image.
+        image_ref: ImageRef,
+    },
+}
+
+/// A path of the node, bound into the parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostBind {
+    /// Path on the node.
+    pub source: String,
+    /// hostPath type: ``, `Directory`, `DirectoryOrCreate`, `File`, `FileOrCreate`, `Socket`, `CharDevice`, `BlockDevice`.
+    #[serde(default)]
+    pub kind: String,
+}
+
+/// securityContext of pod and container, merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityPlan {
+    /// runAsUser or the image's USER, numeric.
+    #[serde(default)]
+    pub uid: u32,
+    /// runAsGroup or the image's group.
+    #[serde(default)]
+    pub gid: u32,
+    /// User name from the image, resolved by the supervisor in the image's /etc/passwd when not numeric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_name: Option<String>,
+    /// runAsNonRoot was asked: refuse uid 0.
+    #[serde(default)]
+    pub non_root: bool,
+    /// privileged: keep every capability of the user namespace.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Capabilities added to the default set (`NET_ADMIN`, `ALL`).
+    #[serde(default)]
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped.
+    #[serde(default)]
+    pub cap_drop: Vec<String>,
+    /// Root file system read-only.
+    #[serde(default)]
+    pub read_only_rootfs: bool,
+    /// allowPrivilegeEscalation; false sets no_new_privs.
+    #[serde(default = "yes")]
+    pub allow_privilege_escalation: bool,
+    /// Seccomp profile.
+    #[serde(default)]
+    pub seccomp: Seccomp,
+    /// procMount: Unmasked.
+    #[serde(default)]
+    pub unmasked_proc: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// seccompProfile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// No filter.
+    #[default]
+    Unconfined,
+    /// The default filter of container engines.
+    RuntimeDefault,
+}
+
+/// Requests and limits: CPU in millicores, memory in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// requests, by resource name, in milli-units (`cpu`) or units.
+    #[serde(default)]
+    pub requests: BTreeMap<String, u64>,
+    /// limits, as requests.
+    #[serde(default)]
+    pub limits: BTreeMap<String, u64>,
+}
+
+/// Numbers that a site can change; defaults are upstream's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// First back-off, milliseconds (10 s).
+    pub backoff_initial_ms: u64,
+    /// Longest back-off, milliseconds (300 s).
+    pub backoff_max_ms: u64,
+    /// A run longer than this resets the back-off, milliseconds (600 s).
+    pub backoff_reset_ms: u64,
+    /// containerLogMaxSize, bytes (10 MiB).
+    pub log_max_bytes: u64,
+    /// containerLogMaxFiles (5).
+    pub log_max_files: u32,
+    /// Size limit of a container's writable layer, bytes; 0: none.
+    pub upper_max_bytes: u64,
+    /// Launcher: `auto`, `native` or `apptainer`.
+    pub launcher: String,
+    /// `User-Agent` version of probes: `kube-probe/<this>`.
+    pub kube_version: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            backoff_initial_ms: 10_000,
+            backoff_max_ms: 300_000,
+            backoff_reset_ms: 600_000,
+            log_max_bytes: 10 << 20,
+            log_max_files: 5,
+            upper_max_bytes: 0,
+            launcher: "auto".to_owned(),
+            kube_version: "1.37".to_owned(),
+        }
+    }
+}

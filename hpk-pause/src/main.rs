@@ -1,0 +1,2 @@
+//! hpk-pause
+fn main() {}
