@@ -1,0 +1,148 @@
+#!/bin/bash
+# Brings up a small but real HPC site on one machine, as root: a login node and
+# two compute nodes (each with network, mount, UTS, IPC, PID and cgroup
+# namespaces of its own), munge, slurmctld, slurmdbd with MariaDB, two slurmd, a
+# container registry at login:5000 with the project's images, a shared /home,
+# Apptainer without setuid, users alice and bob with subordinate ids.
+#
+#   up.sh [--no-images]
+#
+# Idempotent, also after it was killed half-way. SITE_DIR says where the site
+# lives (default /var/tmp/hpk-site), HPK_CACHE where its root filesystem and
+# images are kept (default ~/.cache/hpk).
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/common.sh"
+. "$here/../../images/lib.sh"
+images=yes
+[ "${1:-}" != --no-images ] || images=
+
+[ "$(id -u)" = 0 ] || die "the site needs root (namespaces, cgroups, mounts)"
+need ip iproute2
+need nsenter util-linux
+mkdir -p "$SITE_DIR"/{run,home,shared,nodes}
+exec 8>"$SITE_DIR/run/lock"
+flock 8
+
+rootfs=$("$here/rootfs.sh")
+
+# A site made for another root filesystem has other system users' ids in its
+# files: everything but the homes is made anew.
+key=$(basename "$(dirname "$rootfs")")
+if [ "$(cat "$SITE_DIR/rootfs-key" 2>/dev/null)" != "$key" ]; then
+  if [ -e "$SITE_DIR/etc" ]; then
+    phase "new root filesystem: the site starts anew, homes are kept"
+    "$here/down.sh" --locked
+    rm -rf "$SITE_DIR/etc" "$SITE_DIR/nodes" "$SITE_DIR/shared"
+    mkdir -p "$SITE_DIR"/{shared,nodes}
+  fi
+  echo "$key" >"$SITE_DIR/rootfs-key"
+fi
+
+configure() {
+  local etc=$SITE_DIR/etc new=$SITE_DIR/etc.new u id n
+  if [ ! -e "$etc" ]; then
+    rm -rf "$new"
+    cp -a "$rootfs/etc" "$new"
+    for u in alice:1000 bob:1001; do
+      id=${u#*:} u=${u%:*}
+      echo "$u:x:$id:$id:$u:/home/$u:/bin/bash" >>"$new/passwd"
+      echo "$u:x:$id:" >>"$new/group"
+      echo "$u:!:20000:0:99999:7:::" >>"$new/shadow"
+    done
+    printf 'alice:100000:65536\nbob:165536:65536\n' | tee "$new/subuid" >"$new/subgid"
+    { echo 127.0.0.1 localhost; for n in $NODES; do echo "$(addr_of "$n") $n"; done; } >"$new/hosts"
+    echo '# This site has no resolver of its own.' >"$new/resolv.conf"
+    (umask 077 && head -c 128 /dev/urandom >"$new/munge/munge.key")
+    chmod 400 "$new/munge/munge.key"
+    chown --reference="$new/munge" "$new/munge/munge.key"
+    mkdir -p "$new/slurm" "$new/docker/registry"
+    mv "$new" "$etc"
+  fi
+  install -m 644 "$here"/conf/{slurm.conf,cgroup.conf} "$etc/slurm/"
+  install -m 600 "$here/conf/slurmdbd.conf" "$etc/slurm/"
+  chown "$(awk -F: '$1 == "slurm" {print $3 ":" $4}' "$etc/passwd")" "$etc/slurm/slurmdbd.conf"
+  install -m 644 "$here/conf/registry.yml" "$etc/docker/registry/site.yml"
+  install -m 755 "$here/boot.sh" "$SITE_DIR/shared/boot.sh"
+  for u in alice:1000 bob:1001; do
+    id=${u#*:} u=${u%:*}
+    [ -e "$SITE_DIR/home/$u" ] && continue
+    cp -a "$rootfs/etc/skel" "$SITE_DIR/home/$u"
+    chown -R "$id:$id" "$SITE_DIR/home/$u"
+    chmod 750 "$SITE_DIR/home/$u"
+  done
+}
+
+# A bridge in a namespace of its own and one veth for each node.
+network() {
+  local n
+  [ -e "/run/netns/$TAG-sw" ] || ip netns add "$TAG-sw"
+  ip -n "$TAG-sw" link show br0 >/dev/null 2>&1 || ip -n "$TAG-sw" link add br0 type bridge
+  ip -n "$TAG-sw" link set br0 up
+  ip -n "$TAG-sw" link set lo up
+  for n in $NODES; do
+    [ -e "/run/netns/$TAG-$n" ] || ip netns add "$TAG-$n"
+    if ! ip -n "$TAG-$n" link show eth0 >/dev/null 2>&1; then
+      ip -n "$TAG-sw" link del "v-$n" 2>/dev/null || true
+      ip -n "$TAG-sw" link add "v-$n" type veth peer name eth0 netns "$TAG-$n"
+    fi
+    ip -n "$TAG-sw" link set "v-$n" master br0 up
+    ip -n "$TAG-$n" addr replace "$(addr_of "$n")/24" dev eth0
+    ip -n "$TAG-$n" link set lo up
+    ip -n "$TAG-$n" link set eth0 up
+  done
+}
+
+# start NODE: in a session, cgroup and namespaces of its own, holding nothing of
+# the caller's but its log.
+start() {
+  local n=$1 c own d
+  (
+    exec 8>&- 9>&-
+    for c in $CGROUPS; do
+      own=$(grep ":$c:" /proc/self/cgroup | cut -d: -f3)
+      d=/sys/fs/cgroup/$c${own%/}/$TAG-$n
+      mkdir -p "$d"
+      if [ "$c" = cpuset ]; then
+        cat "${d%/*}/cpuset.cpus" >"$d/cpuset.cpus"
+        cat "${d%/*}/cpuset.mems" >"$d/cpuset.mems"
+      fi
+      echo "$BASHPID" >"$d/cgroup.procs"
+    done
+    cd /
+    exec setsid nsenter --net="/run/netns/$TAG-$n" \
+      unshare --mount --uts --ipc --cgroup --pid --fork bash "$here/node-init.sh" "$n" "$rootfs" \
+      </dev/null >"$SITE_DIR/run/$n.log" 2>&1
+  ) &
+  disown
+}
+
+# Both nodes usable: neither down, unknown, drained nor silent ('*').
+slurm_ready() {
+  local states
+  states=$("$here/sx" login timeout 5 sinfo -h -N -p main -o '%N %T' 2>/dev/null) || return 1
+  [ "$(grep -cE '^c[12] (idle|mixed|allocated)$' <<<"$states")" = 2 ] && return
+  # Nodes of a site that was killed can be left drained or down: take them back.
+  if grep -qE 'drain|down' <<<"$states"; then
+    "$here/sx" login scontrol update nodename=c1,c2 state=resume >/dev/null 2>&1
+  fi
+  return 1
+}
+
+was_up=yes
+for n in $NODES; do node_pid "$n" >/dev/null || was_up=; done
+[ -n "$was_up" ] || phase "site in $SITE_DIR: configuration, network, nodes"
+configure
+network
+for n in $NODES; do node_pid "$n" >/dev/null || start "$n"; done
+for n in $NODES; do
+  within 20 node_pid "$n" >/dev/null || { cat "$SITE_DIR/run/$n.log" >&2; die "node $n did not start"; }
+done
+[ -n "$was_up" ] || phase "waiting for Slurm"
+within 120 slurm_ready || {
+  "$here/sx" login sinfo -N -l >&2 || true
+  tail -n 20 "$SITE_DIR"/nodes/*/fs/var/log/boot.log >&2
+  die "Slurm is not ready after 120 s; logs: $SITE_DIR/nodes/*/fs/var/log"
+}
+[ -z "$images" ] || "$here/../../images/push.sh"
+phase "site is up: $("$here/sx" login sinfo -h -p main -o '%D nodes, %P, %T' | paste -sd';')"
