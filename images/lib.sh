@@ -85,3 +85,43 @@ in_tree() {
     mount -t proc proc "$r/proc"
     exec nice chroot "$r" "$@"' -- "$r" "$@"
 }
+
+# in_copy TREE PRODUCT CMD...: as in_tree, but in a throw-away copy of TREE (an
+# overlay) that sees the folder PRODUCT as /product.
+in_copy() {
+  local r=$1 product=$2 w
+  shift 2
+  w=$(mktemp -d "$HPK_CACHE/copy.XXXXXX")
+  mkdir "$w"/{upper,work,root}
+  overlay "$r" "$w" "$product" "$@" || { rm -rf "$w"; return 1; }
+  rm -rf "$w"
+}
+
+# changes_of TREE UPPER CMD...: as in_copy, and keeps what CMD added or changed
+# in UPPER. Deletions are not kept: they would need whiteouts.
+changes_of() {
+  local r=$1 upper=$2 w
+  shift 2
+  w=$(mktemp -d "$HPK_CACHE/copy.XXXXXX")
+  mkdir "$w"/{upper,work,root,product}
+  overlay "$r" "$w" "$w/product" "$@" || { rm -rf "$w"; return 1; }
+  find "$w/upper" -type c -delete
+  rmdir "$w/upper/product" 2>/dev/null || true
+  cp -a "$w/upper/." "$upper/"
+  rm -rf "$w"
+}
+
+# overlay TREE WORK PRODUCT CMD...: CMD in TREE with WORK/upper above it.
+overlay() {
+  local r=$1 w=$2 product=$3
+  shift 3
+  DEBIAN_FRONTEND=noninteractive unshare --mount --pid --fork sh -c '
+    set -e
+    lower=$1 w=$2 product=$3; shift 3
+    mount -t overlay overlay -o "lowerdir=$lower,upperdir=$w/upper,workdir=$w/work" "$w/root"
+    mkdir -p "$w/root/product"
+    mount --bind "$product" "$w/root/product"
+    cp -L /etc/resolv.conf "$w/root/etc/resolv.conf"
+    mount -t proc proc "$w/root/proc"
+    exec nice chroot "$w/root" "$@"' -- "$r" "$w" "$product" "$@"
+}
