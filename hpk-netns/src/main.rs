@@ -1,2 +1,55 @@
-//! hpk-netns
-fn main() {}
+//! `hpk-netns`: the node's side of a pod, in the Slurm job beside the parent container.
+//!
+//! ```text
+//! hpk-netns run <pod folder>     start the pod's parent container and carry its network and its link
+//! hpk-netns --version
+//! ```
+
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: hpk-netns run <pod folder>
+       hpk-netns --version
+
+run starts the pod whose plan.json is in the folder, inside the present Slurm job, and ends with its exit code.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["run", pod] => {
+            let pod = PathBuf::from(pod);
+            in_runtime(async move { run::run(&pod).await })
+        }
+        ["--version" | "-V"] => {
+            println!("hpk-netns {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        ["--help" | "-h" | "help"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One thread: the control side is idle nearly always.
+fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(work);
+            // Standard error and standard input of tokio live on helper threads; do not wait for them.
+            runtime.shutdown_background();
+            ExitCode::from(u8::try_from(code).unwrap_or(255))
+        }
+        Err(error) => {
+            eprintln!("hpk-netns: cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

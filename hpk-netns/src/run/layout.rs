@@ -1,0 +1,101 @@
+//! Where things are: the pod's folder, the installation, the job's node-local scratch. Pure; reads no file.
+
+use std::path::{Path, PathBuf};
+
+/// What the layout is derived from, gathered once at the edge.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Surroundings {
+    /// `HPK_PREFIX`, when set.
+    pub(crate) prefix: Option<PathBuf>,
+    /// This program's own path.
+    pub(crate) exe: PathBuf,
+    /// `SLURM_TMPDIR`, then `TMPDIR`, when set and absolute.
+    pub(crate) tmp: Option<PathBuf>,
+    /// The user's id.
+    pub(crate) uid: u32,
+}
+
+impl Surroundings {
+    /// From the process' environment.
+    pub(crate) fn of_this_process() -> Self {
+        let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        Self {
+            prefix: path("HPK_PREFIX"),
+            exe: std::env::current_exe().unwrap_or_default(),
+            tmp: path("SLURM_TMPDIR").or_else(|| path("TMPDIR")),
+            uid: nix::unistd::getuid().as_raw(),
+        }
+    }
+}
+
+/// Every path that one pod's life on this node touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// `HPK_HOME/pods/<uid>`, shared file system.
+    pub(crate) pod: PathBuf,
+    /// `HPK_HOME/images`, shared file system.
+    pub(crate) images: PathBuf,
+    /// The parent image: a sandbox folder with `/hpk-pause`.
+    pub(crate) parent_image: PathBuf,
+    /// Folder of all our pods on this node, 0700, node-local.
+    pub(crate) user: PathBuf,
+    /// This pod's folder below [`Self::user`]: everything below it is ours to remove.
+    pub(crate) local: PathBuf,
+    /// Bound to `/hpk/run`.
+    pub(crate) run: PathBuf,
+    /// Bound to `/hpk/scratch`.
+    pub(crate) scratch: PathBuf,
+    /// Bound to `/hpk/host`: mount points for host paths.
+    pub(crate) host: PathBuf,
+}
+
+impl Layout {
+    /// The layout of pod `uid`, whose folder is `pod` (`HPK_HOME/pods/<uid>`).
+    pub(crate) fn new(pod: &Path, uid: &str, around: &Surroundings) -> Self {
+        let home = pod.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        // The program lives in <prefix>/libexec/hpk/.
+        let prefix = around.prefix.clone().unwrap_or_else(|| {
+            let up = around.exe.parent().and_then(Path::parent).and_then(Path::parent);
+            up.unwrap_or(Path::new("/usr/local")).to_path_buf()
+        });
+        let user = around.tmp.clone().unwrap_or_else(|| PathBuf::from("/tmp")).join(format!("hpk-{}", around.uid));
+        let local = user.join(uid);
+        Self {
+            pod: pod.to_path_buf(),
+            images: home.join("images"),
+            parent_image: prefix.join("share/hpk/pause"),
+            run: local.join("run"),
+            scratch: local.join("scratch"),
+            host: local.join("host"),
+            user,
+            local,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_follows_from_pod_folder_executable_and_tmp() {
+        let around = Surroundings {
+            prefix: None,
+            exe: "/home/a/.local/libexec/hpk/hpk-netns".into(),
+            tmp: Some("/local/job1".into()),
+            uid: 1000,
+        };
+        let l = Layout::new(Path::new("/home/a/.hpk/pods/u-1"), "u-1", &around);
+        assert_eq!(l.images, Path::new("/home/a/.hpk/images"));
+        assert_eq!(l.parent_image, Path::new("/home/a/.local/share/hpk/pause"));
+        assert_eq!(l.run, Path::new("/local/job1/hpk-1000/u-1/run"));
+    }
+
+    #[test]
+    fn prefix_wins_and_tmp_is_the_default() {
+        let around = Surroundings { prefix: Some("/opt/hpk".into()), exe: "/x".into(), tmp: None, uid: 7 };
+        let l = Layout::new(Path::new("/h/pods/u"), "u", &around);
+        assert_eq!(l.parent_image, Path::new("/opt/hpk/share/hpk/pause"));
+        assert_eq!(l.scratch, Path::new("/tmp/hpk-7/u/scratch"));
+    }
+}

@@ -1,0 +1,150 @@
+//! `hpk-netns run <pod folder>`: the whole of a Slurm job.
+//!
+//! ```text
+//! plan.json ─▶ scratch ─▶ host paths ─▶ apptainer exec … hpk-pause ──▶ wait, forward TERM ─▶ clean up ─▶ exit code
+//!                                          │ supervisor.sock, netns.sock
+//!                                          └▶ link to the kubelet, datapath (run beside, never in the way)
+//! ```
+//! It starts no container of the pod and decides nothing about them: that is the supervisor's. What it must
+//! say itself, because there is no supervisor to say it, goes to `launch.json` and to standard error.
+
+mod child;
+mod hostpath;
+mod layout;
+mod parent;
+mod report;
+mod scratch;
+mod subids;
+
+use hpk_api::net::NetworkMode;
+use hpk_api::plan::SandboxPlan;
+use hpk_api::state::LaunchReport;
+use layout::{Layout, Surroundings};
+use std::path::{Path, PathBuf};
+
+/// Why there is no supervisor. Each becomes a `launch.json` when the pod's folder can be written.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error("{}: {source}", path.display())]
+    ReadPlan { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}; was it written by another version of hpk-kubelet?", path.display())]
+    ParsePlan { path: PathBuf, source: serde_json::Error },
+    #[error("plan.json has version {found}, this hpk-netns knows up to {known}: install the same version of HPK on the compute nodes", known = hpk_api::VERSION)]
+    Version { found: u32 },
+    #[error(transparent)]
+    Scratch(#[from] scratch::ScratchError),
+    #[error(transparent)]
+    HostPath(#[from] hostpath::HostPathError),
+    #[error("apptainer is not on this node's PATH ({source}); load its module in ~/.bashrc or ask for it on the compute nodes")]
+    NoApptainer { source: which::Error },
+    #[error("the parent image {} is missing: install HPK where the compute nodes see it, or set HPK_PREFIX", path.display())]
+    NoParentImage { path: PathBuf },
+    #[error("cannot start {program}: {source}")]
+    Start { program: String, source: std::io::Error },
+    #[error("{0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+impl LaunchError {
+    /// [`LaunchReport::step`].
+    fn step(&self) -> &'static str {
+        match self {
+            Self::ReadPlan { .. } | Self::ParsePlan { .. } | Self::Version { .. } => "plan",
+            Self::Scratch(_) => "scratch",
+            Self::HostPath(_) => "host_path",
+            Self::NoApptainer { .. } | Self::NoParentImage { .. } | Self::Start { .. } => "apptainer",
+            Self::Runtime(_) => "supervisor",
+        }
+    }
+}
+
+/// Runs the pod whose folder is `pod` and returns the exit code of the job.
+pub(crate) async fn run(pod: &Path) -> i32 {
+    let job_id = std::env::var("SLURM_JOB_ID").ok();
+    match launch(pod, job_id.as_deref()).await {
+        Ok(code) => code,
+        Err(error) => {
+            tell(pod, error.step(), error.to_string(), None);
+            1
+        }
+    }
+}
+
+async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
+    let plan = read_plan(pod)?;
+    let around = Surroundings::of_this_process();
+    let layout = Layout::new(pod, &plan.pod.uid, &around);
+    let mut signals = child::Signals::listen()?;
+    scratch::make(&layout, around.uid)?;
+    let code = live(&plan, &layout, job_id, &mut signals).await;
+    if let Err(error) = scratch::remove(&layout.local) {
+        eprintln!("hpk-netns: cannot remove {}: {error}", layout.local.display());
+    }
+    code
+}
+
+/// From a made scratch folder to the end of the parent container.
+async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals: &mut child::Signals) -> Result<i32, LaunchError> {
+    let host_points = plan
+        .host_binds
+        .iter()
+        .enumerate()
+        .map(|(index, bind)| hostpath::prepare(bind, index, &layout.host))
+        .collect::<Result<Vec<_>, _>>()?;
+    let apptainer = which::which("apptainer").or_else(|_| which::which("singularity")).map_err(|source| LaunchError::NoApptainer { source })?;
+    if !layout.parent_image.is_dir() {
+        return Err(LaunchError::NoParentImage { path: layout.parent_image.clone() });
+    }
+    let name = ["SLURM_JOB_USER", "USER", "LOGNAME"].iter().find_map(|k| std::env::var(k).ok());
+    let user_namespace = if subids::available(nix::unistd::getuid().as_raw(), name.as_deref()) {
+        parent::UserNamespace::SubordinateIds
+    } else {
+        parent::UserNamespace::SingleId
+    };
+    let parts = parent::Parts {
+        layout,
+        apptainer: &apptainer,
+        user_namespace,
+        host_points: &host_points,
+        tun: plan.network.mode == NetworkMode::Overlay && Path::new("/dev/net/tun").exists(),
+    };
+    let argv = parent::command(plan, &parts);
+    let env = parent::environment(std::env::vars_os(), &[("HPK_NODE", hostname())]);
+    let child = child::start(&argv, &env).map_err(|source| LaunchError::Start {
+        program: argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
+        source,
+    })?;
+    let ended = child::supervise(child, signals).await?;
+    let code = report::exit_code(ended.status);
+    if !report::supervisor_finished(&layout.pod, job_id) {
+        let had_status = layout.pod.join(hpk_api::files::STATUS).exists();
+        let (step, message) = report::explain(code, &ended.tail, had_status);
+        tell(&layout.pod, step, message, Some(code));
+        return Ok(if code == 0 { 1 } else { code });
+    }
+    Ok(code)
+}
+
+fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
+    let path = pod.join(hpk_api::files::PLAN);
+    let bytes = std::fs::read(&path).map_err(|source| LaunchError::ReadPlan { path: path.clone(), source })?;
+    let plan: SandboxPlan = serde_json::from_slice(&bytes).map_err(|source| LaunchError::ParsePlan { path, source })?;
+    if plan.version > hpk_api::VERSION {
+        return Err(LaunchError::Version { found: plan.version });
+    }
+    Ok(plan)
+}
+
+/// Says on standard error and in `launch.json` why there is no supervisor.
+fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
+    eprintln!("hpk-netns: {step}: {message}");
+    let report = LaunchReport { node: hostname(), at: Some(jiff::Timestamp::now()), step: step.to_owned(), message, exit_code };
+    if let Err(error) = report::write(pod, &report) {
+        eprintln!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
+    }
+}
+
+/// This node's host name.
+fn hostname() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,168 @@
+//! The command line and environment of the pod's parent container. Pure.
+//!
+//! `apptainer exec` gives the namespaces and the binds; nothing of the job's environment enters the pod but
+//! the few variables that the supervisor asks for (`--containall`, [`environment`]).
+
+use super::layout::Layout;
+use hpk_api::net::NetworkMode;
+use hpk_api::paths;
+use hpk_api::plan::SandboxPlan;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// How the user namespace of the pod is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UserNamespace {
+    /// Apptainer maps the user to root and the subordinate ids behind (`--fakeroot`).
+    SubordinateIds,
+    /// No subordinate ids: `unshare` maps the user to root, alone; Apptainer keeps that namespace.
+    SingleId,
+}
+
+/// What the command is made from beside the plan.
+pub(crate) struct Parts<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) apptainer: &'a Path,
+    pub(crate) user_namespace: UserNamespace,
+    /// Mount points below [`Layout::host`], in the order of the plan's host binds.
+    pub(crate) host_points: &'a [PathBuf],
+    /// Whether `/dev/net/tun` is there to be bound.
+    pub(crate) tun: bool,
+}
+
+/// Program and arguments.
+pub(crate) fn command(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> {
+    let own_network = plan.network.mode != NetworkMode::Host;
+    let mut argv: Vec<OsString> = Vec::with_capacity(32);
+    let mut add = |arg: &str| argv.push(arg.into());
+    if parts.user_namespace == UserNamespace::SingleId {
+        ["unshare", "--user", "--map-root-user", "--uts"].into_iter().for_each(&mut add);
+        if own_network {
+            add("--net");
+        }
+        add("--");
+    }
+    argv.push(parts.apptainer.into());
+    let mut add = |arg: &str| argv.push(arg.into());
+    // --no-eval: plan data reaches hpk-pause as it is. --no-init: hpk-pause itself is PID 1.
+    ["--quiet", "exec", "--containall", "--no-init", "--no-eval", "--no-home", "--hostname"].into_iter().for_each(&mut add);
+    add(&plan.hostname);
+    if parts.user_namespace == UserNamespace::SubordinateIds {
+        ["--fakeroot", "--uts"].into_iter().for_each(&mut add);
+        if own_network {
+            let network = match plan.network.mode {
+                NetworkMode::Cni => plan.network.cni_network.as_deref().unwrap_or("none"),
+                _ => "none",
+            };
+            ["--net", "--network", network].into_iter().for_each(&mut add);
+        }
+    }
+    let l = parts.layout;
+    let mut bind = |source: &Path, destination: &str, read_only: bool| {
+        argv.push("--mount".into());
+        argv.push(mount(source, destination, read_only));
+    };
+    bind(&l.pod, paths::POD, false);
+    bind(&l.images, paths::IMAGES, true);
+    bind(&l.scratch, paths::SCRATCH, false);
+    bind(&l.run, paths::RUN, false);
+    if !parts.host_points.is_empty() {
+        bind(&l.host, paths::HOST, false);
+    }
+    for (index, host) in plan.host_binds.iter().enumerate() {
+        bind(Path::new(&host.source), &format!("{}/{index}", paths::HOST), false);
+    }
+    if parts.tun {
+        bind(Path::new("/dev/net/tun"), "/dev/net/tun", false);
+    }
+    argv.push(l.parent_image.clone().into());
+    argv.extend(["/hpk-pause", "--plan", "/hpk/pod/plan.json"].map(OsString::from));
+    argv
+}
+
+/// One `--mount` value. It is a line of comma-separated values, so paths with commas, colons or quotes are safe.
+fn mount(source: &Path, destination: &str, read_only: bool) -> OsString {
+    let field = |key: &str, value: &str| {
+        let text = format!("{key}={value}");
+        if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+    };
+    let mut line = format!("type=bind,{},{}", field("source", &source.to_string_lossy()), field("destination", destination));
+    if read_only {
+        line.push_str(",ro");
+    }
+    line.into()
+}
+
+/// The environment of `apptainer` itself: nothing of the job's `APPTAINER*`/`SINGULARITY*` settings (binds of
+/// theirs would be applied to the pod), and for the supervisor, by Apptainer's `APPTAINERENV_` rule, the job's
+/// `SLURM_*` and `HPK_*` variables.
+pub(crate) fn environment(job: impl Iterator<Item = (OsString, OsString)>, own: &[(&str, String)]) -> Vec<(OsString, OsString)> {
+    let mut env = Vec::new();
+    for (key, value) in job {
+        let Some(name) = key.to_str() else { continue };
+        if matches!(name, "PATH" | "HOME" | "USER" | "LOGNAME" | "LANG" | "XDG_RUNTIME_DIR" | "TMPDIR") {
+            env.push((key, value));
+        } else if name.starts_with("SLURM_") || name.starts_with("HPK_") {
+            let inside = format!("APPTAINERENV_{name}");
+            env.push((inside.into(), value));
+        }
+    }
+    env.extend(own.iter().map(|(k, v)| (format!("APPTAINERENV_{k}").into(), v.into())));
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Surroundings;
+    use super::*;
+
+    fn plan(mode: &str) -> SandboxPlan {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "pod": {"namespace": "d", "name": "p", "uid": "u"}, "hostname": "p",
+            "restart_policy": "Always", "termination_grace_period_seconds": 30,
+            "network": {"mode": mode, "cni_network": "site"}, "containers": [],
+            "host_binds": [{"source": "/data,1", "kind": ""}]
+        }))
+        .unwrap()
+    }
+
+    fn line(mode: &str, user_namespace: UserNamespace) -> String {
+        let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
+        let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
+        let points = [layout.host.join("0")];
+        let parts = Parts { layout: &layout, apptainer: Path::new("/usr/bin/apptainer"), user_namespace, host_points: &points, tun: true };
+        command(&plan(mode), &parts).iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn network_flags_follow_the_mode() {
+        assert!(line("overlay", UserNamespace::SubordinateIds).contains(" --fakeroot --uts --net --network none "));
+        assert!(line("cni", UserNamespace::SubordinateIds).contains(" --net --network site "));
+        let host = line("host", UserNamespace::SubordinateIds);
+        assert!(host.contains("--fakeroot") && !host.contains("--net "));
+    }
+
+    #[test]
+    fn without_subordinate_ids_unshare_makes_the_namespaces() {
+        let own = line("overlay", UserNamespace::SingleId);
+        assert!(own.starts_with("unshare --user --map-root-user --uts --net -- /usr/bin/apptainer --quiet exec"), "{own}");
+        assert!(!own.contains("--fakeroot"));
+        assert!(line("host", UserNamespace::SingleId).starts_with("unshare --user --map-root-user --uts -- "));
+    }
+
+    #[test]
+    fn binds_are_quoted_and_images_read_only() {
+        let text = line("overlay", UserNamespace::SubordinateIds);
+        assert!(text.contains("--mount type=bind,\"source=/data,1\",destination=/hpk/host/0"), "{text}");
+        assert!(text.contains("--mount type=bind,source=/h/images,destination=/hpk/images,ro"), "{text}");
+        assert!(text.ends_with("/opt/share/hpk/pause /hpk-pause --plan /hpk/pod/plan.json"), "{text}");
+    }
+
+    #[test]
+    fn environment_is_clean() {
+        let job = [("APPTAINER_BIND", "/x"), ("SECRET", "s"), ("PATH", "/bin"), ("SLURM_JOB_ID", "7")];
+        let env = environment(job.iter().map(|(k, v)| (k.into(), v.into())), &[("HPK_NODE", "c1".into())]);
+        let names: Vec<_> = env.iter().map(|(k, _)| k.to_string_lossy().into_owned()).collect();
+        assert_eq!(names, ["PATH", "APPTAINERENV_SLURM_JOB_ID", "APPTAINERENV_HPK_NODE"]);
+    }
+}

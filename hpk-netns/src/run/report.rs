@@ -1,0 +1,75 @@
+//! `launch.json`: why the job has no (more) supervisor.
+
+use hpk_api::files;
+use hpk_api::state::{LaunchReport, PodState};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+/// 0–255, or 128+n for a signal n.
+pub(crate) fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|n| 128 + n)).unwrap_or(255)
+}
+
+/// Writes the report by rename, so that a reader sees all of it or none.
+pub(crate) fn write(pod: &Path, report: &LaunchReport) -> io::Result<()> {
+    let temporary = pod.join(format!(".{}.new", files::LAUNCH));
+    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(report)?)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, pod.join(files::LAUNCH))
+}
+
+/// Whether the supervisor of this job had its last word: it finished its pod by itself.
+pub(crate) fn supervisor_finished(pod: &Path, job_id: Option<&str>) -> bool {
+    let Ok(bytes) = std::fs::read(pod.join(files::STATUS)) else { return false };
+    let Ok(state) = serde_json::from_slice::<PodState>(&bytes) else { return false };
+    state.finished && (state.job_id.is_none() || state.job_id.as_deref() == job_id)
+}
+
+/// What to say of a parent container that ended before its supervisor had the last word.
+pub(crate) fn explain(code: i32, tail: &str, had_status: bool) -> (&'static str, String) {
+    let quoted = if tail.is_empty() { String::new() } else { format!(": {tail}") };
+    if had_status {
+        ("supervisor", format!("the pod's supervisor ended with code {code} before its pod had{quoted}"))
+    } else {
+        ("apptainer", format!("apptainer could not start the pod's parent container, code {code}{quoted}; `hpk doctor` on the compute node says what is missing"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_another_job_or_an_unfinished_one_is_no_last_word() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(!supervisor_finished(tmp.path(), Some("7")));
+        let put = |job: Option<&str>, finished| {
+            let state = PodState { job_id: job.map(str::to_owned), finished, ..PodState::default() };
+            std::fs::write(tmp.path().join(files::STATUS), serde_json::to_vec(&state).unwrap()).unwrap();
+        };
+        for (job, finished, want) in [(Some("7"), true, true), (Some("6"), true, false), (Some("7"), false, false), (None, true, true)] {
+            put(job, finished);
+            assert_eq!(supervisor_finished(tmp.path(), Some("7")), want, "{job:?} {finished}");
+        }
+    }
+
+    #[test]
+    fn the_report_is_whole_and_private() {
+        let tmp = tempfile::tempdir().unwrap();
+        let report = LaunchReport { step: "scratch".into(), message: "m".into(), ..LaunchReport::default() };
+        write(tmp.path(), &report).unwrap();
+        let read: LaunchReport = serde_json::from_slice(&std::fs::read(tmp.path().join(files::LAUNCH)).unwrap()).unwrap();
+        assert_eq!(read, report);
+        assert!(!tmp.path().join(".launch.json.new").exists());
+    }
+
+    #[test]
+    fn signals_become_128_and_more() {
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
+    }
+}

@@ -1,0 +1,125 @@
+//! The job's node-local folder: made 0700 before the start, removed at the end.
+//!
+//! The folder above it is shared by all of this user's pods on the node and may stand in a world-writable
+//! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
+
+use super::layout::Layout;
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Why the node-local folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScratchError {
+    /// An operation on one folder failed.
+    #[error("node-local folder {}: {source}; set TMPDIR to a folder on this node that you can write", path.display())]
+    Io {
+        /// Which folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody else's, or open to others.
+    #[error("node-local folder {} belongs to uid {owner} with mode {mode:o}: it must be yours with mode 700; remove it or set TMPDIR", path.display())]
+    NotOurs {
+        /// Which folder.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its mode bits.
+        mode: u32,
+    },
+}
+
+/// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first.
+pub(crate) fn make(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
+    if let Some(above) = layout.user.parent() {
+        std::fs::create_dir_all(above).map_err(|e| io_error(above, e))?;
+    }
+    private(&layout.user, uid)?;
+    remove(&layout.local).map_err(|e| io_error(&layout.local, e))?;
+    for path in [&layout.local, &layout.run, &layout.scratch, &layout.host] {
+        private(path, uid)?;
+    }
+    Ok(())
+}
+
+/// Removes a folder with all its content; a folder that is not there is fine. Content that belongs to
+/// subordinate ids (a container's own users) is removed from inside a user namespace that maps them.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => remove_as_root_inside(path),
+        other => other,
+    }
+}
+
+/// `unshare` of util-linux maps the caller's subordinate ids; `rm` inside then owns every file.
+fn remove_as_root_inside(path: &Path) -> io::Result<()> {
+    let status = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--map-auto", "--", "rm", "-rf", "--"])
+        .arg(path)
+        .status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("unshare rm: {status}"))) }
+}
+
+fn private(path: &Path, uid: u32) -> Result<(), ScratchError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(io_error(path, e)),
+    }
+    let meta: Metadata = std::fs::symlink_metadata(path).map_err(|e| io_error(path, e))?;
+    if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(ScratchError::NotOurs { path: path.to_path_buf(), owner: meta.uid(), mode: meta.mode() & 0o7777 })
+}
+
+fn io_error(path: &Path, source: io::Error) -> ScratchError {
+    ScratchError::Io { path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Surroundings;
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn layout(tmp: &Path) -> (Layout, u32) {
+        let uid = nix::unistd::getuid().as_raw();
+        let around = Surroundings { tmp: Some(tmp.to_path_buf()), uid, ..Surroundings::default() };
+        (Layout::new(Path::new("/h/pods/u"), "u", &around), uid)
+    }
+
+    #[test]
+    fn made_private_and_emptied_of_an_earlier_run() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (l, uid) = layout(tmp.path());
+        make(&l, uid).unwrap();
+        std::fs::write(l.scratch.join("left"), b"x").unwrap();
+        make(&l, uid).unwrap();
+        assert!(!l.scratch.join("left").exists());
+        assert_eq!(l.run.metadata().unwrap().mode() & 0o777, 0o700);
+        remove(&l.local).unwrap();
+        assert!(l.user.exists() && !l.local.exists());
+    }
+
+    #[test]
+    fn a_folder_open_to_others_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (l, uid) = layout(tmp.path());
+        std::fs::create_dir(&l.user).unwrap();
+        std::fs::set_permissions(&l.user, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(make(&l, uid), Err(ScratchError::NotOurs { mode: 0o777, .. })));
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (l, uid) = layout(tmp.path());
+        std::os::unix::fs::symlink("/", &l.user).unwrap();
+        assert!(matches!(make(&l, uid), Err(ScratchError::NotOurs { .. })));
+    }
+}
