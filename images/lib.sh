@@ -10,8 +10,11 @@ mkdir -p "$HPK_CACHE"
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
-# Progress goes to standard error: standard output is for products' paths.
-phase() { printf '[%4d s] %s\n' "$SECONDS" "$*" >&2; }
+# Progress goes to standard error (standard output is for products' paths), in
+# seconds since the first script of a run started.
+PHASE_START=${PHASE_START:-$EPOCHSECONDS}
+export PHASE_START
+phase() { printf '[%4d s] %s\n' $((EPOCHSECONDS - PHASE_START)) "$*" >&2; }
 
 # key_of FILE...: 16 hex digits that change when any file's content does.
 key_of() { cat -- "$@" | sha256sum | cut -c1-16; }

@@ -1,0 +1,125 @@
+# HPK: a private Kubernetes on Slurm, for an ordinary user.
+# `make` prints what can be made. Everything that takes long is kept in
+# $(HPK_CACHE), so second runs take minutes, not tens of minutes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+HPK_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hpk
+SITE_DIR ?= /var/tmp/hpk-site
+CARGO_TARGET_DIR ?= $(HPK_CACHE)/cargo-target
+# release, or dev for quick rounds while developing
+PROFILE ?= release
+# A folder with an official Kubernetes release's programs, instead of building them
+KUBERNETES_BIN ?=
+export HPK_CACHE SITE_DIR CARGO_TARGET_DIR
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+# Every progress line, of whichever script, counts from here.
+export PHASE_START := $(or $(PHASE_START),$(shell date +%s))
+
+phase = . images/lib.sh && phase
+STATIC := x86_64-unknown-linux-gnu
+CARGO_BUILD = cargo build --quiet --locked --profile $(PROFILE)
+
+.PHONY: help
+help: ## this list
+	@echo "make TARGET, with"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+	@echo
+	@echo "SITE_DIR=$(SITE_DIR)  where the site lives"
+	@echo "HPK_CACHE=$(HPK_CACHE)  where products are kept"
+	@echo "PROFILE=$(PROFILE)  KUBERNETES_BIN=$(KUBERNETES_BIN)"
+	@echo
+	@echo "Start with: make demo"
+
+.PHONY: demo
+demo: site-up ## from a bare Debian machine to pods on Slurm: build, bring up, show examples
+	@tests/demo.sh
+
+.PHONY: test
+test: lint unit e2e ## all that a newcomer needs to see green: format, lints, unit tests, cases on the site
+	@$(phase) "all tests passed"
+
+.PHONY: tools
+tools:
+	@. images/lib.sh && need cc gcc && need make make
+	@command -v cargo >/dev/null || { echo "Rust 1.95 or later is needed: https://rustup.rs"; exit 1; }
+	@[ -n "$(KUBERNETES_BIN)" ] || command -v go >/dev/null || \
+	  { echo "Go 1.26 or later is needed: https://go.dev/dl (or KUBERNETES_BIN=folder of a Kubernetes release)"; exit 1; }
+
+.PHONY: build
+build: tools ## HPK's programs; hpk-pause and hpk-netns are static
+	@$(phase) "building hpk and hpk-kubelet ($(PROFILE))"
+	@$(CARGO_BUILD) -p hpk -p hpk-kubelet
+	@$(phase) "building hpk-pause and hpk-netns (static)"
+	@$(CARGO_BUILD) -p hpk-pause -p hpk-netns --target $(STATIC) \
+	  --config 'target.$(STATIC).rustflags=["-C","target-feature=+crt-static"]'
+
+.PHONY: control-plane
+control-plane: tools ## Kubernetes, etcd and CoreDNS, from pinned Go modules, as one Apptainer image
+	@$(phase) "control plane"
+	@images/control-plane/build.sh $(if $(KUBERNETES_BIN),--kubernetes-bin $(KUBERNETES_BIN)) > $(HPK_CACHE)/control-plane.out
+	@tail -n 1 $(HPK_CACHE)/control-plane.out
+
+.PHONY: images
+images: ## the example images busybox:1 and toolbox:1, as OCI layouts
+	@images/busybox/build.sh
+	@images/toolbox/build.sh
+
+.PHONY: rootfs
+rootfs: ## the nodes' root filesystem: Debian 13 with Slurm and Apptainer
+	@tests/site/rootfs.sh
+
+.PHONY: site
+site: ## the bare site: Slurm, registry, users, without HPK
+	@tests/site/up.sh
+
+.PHONY: install
+install: build control-plane ## HPK into ~alice/.local of the site
+	@tests/site/install.sh
+
+.PHONY: site-up
+site-up: tools ## the site, and HPK in it as alice: node Ready
+	@$(phase) "bringing up the site in $(SITE_DIR)"
+	@$(MAKE) rootfs >/dev/null
+	@$(MAKE) build
+	@$(MAKE) control-plane
+	@$(MAKE) site
+	@tests/site/install.sh
+	@tests/site/hpk-up.sh
+	@$(phase) "ready: tests/site/sx login -u alice kubectl get nodes"
+
+.PHONY: site-down
+site-down: ## ends HPK and the site; their state stays
+	@tests/site/hpk-down.sh
+	@tests/site/down.sh
+
+.PHONY: unit
+unit: ## unit and property tests, no site needed
+	@$(phase) "unit tests"
+	@cargo test --quiet --locked --workspace --exclude hpk-e2e
+
+.PHONY: e2e
+e2e: site-up ## the end-to-end cases on the site
+	@$(phase) "end-to-end cases"
+	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
+
+.PHONY: conformance
+conformance: site-up ## upstream Kubernetes' own end-to-end tests (hours; SET=node FOCUS=regex)
+	@tests/conformance/run.sh $(or $(SET),node) $(if $(FOCUS),--focus '$(FOCUS)')
+
+.PHONY: bench
+bench: site-up ## measurements, as ratios taken in one run
+	@bench/run.sh
+
+.PHONY: lint
+lint: tools ## formatting and lints
+	@$(phase) "format and lints"
+	@cargo fmt --all --check
+	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+
+.PHONY: clean
+clean: site-down ## ends the site and removes its state; the cache stays (rm -r $(HPK_CACHE))
+	@tests/site/down.sh --wipe

@@ -1,0 +1,19 @@
+#!/bin/bash
+# Starts HPK as alice on the login node and waits until its node is Ready.
+# Restarts it if install.sh brought other programs since it was started.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/common.sh"
+. "$here/../../images/lib.sh"
+alice() { "$here/sx" login -u alice "$@"; }
+
+if [ -e "$SITE_DIR/run/hpk-changed" ] && [ -e "$SITE_DIR/home/alice/.hpk" ]; then
+  phase "hpk down: its programs changed"
+  alice hpk down
+fi
+phase "hpk up, as alice"
+alice hpk up
+rm -f "$SITE_DIR/run/hpk-changed"
+alice kubectl wait --for=create node/hpk-site --timeout=60s >/dev/null
+alice kubectl wait --for=condition=Ready node/hpk-site --timeout=60s >/dev/null
+phase "node hpk-site is Ready"
