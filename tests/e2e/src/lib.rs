@@ -1,0 +1,28 @@
+//! What the end-to-end cases are written with: commands in the site's nodes, kubectl as alice, and waiting
+//! for what the API server or Slurm says. The cases in `tests/` read like a user's manual.
+//!
+//! The site must be up (`make site-up`); every case fails at once, saying so, when it is not. Nothing here
+//! sleeps: waiting is `kubectl wait`, a watch read line by line, or a command tried again until a deadline
+//! (only where the other side, Slurm, offers nothing to wait on).
+#![allow(clippy::panic, reason = "a failed helper is a failed case")]
+
+mod command;
+mod namespace;
+mod slurm;
+mod watch;
+
+pub use command::{Run, kubectl, sx};
+pub use namespace::Namespace;
+pub use slurm::{Job, job_of, jobs, processes, sacct};
+pub use watch::{eventually, until};
+
+use std::time::Duration;
+
+/// The node's name on this site: `hpk-` and Slurm's cluster name.
+pub const NODE: &str = "hpk-site";
+/// How long a pod may take to do something simple on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The smallest image: busybox.
+pub const BUSYBOX: &str = "login:5000/busybox:1";
+/// The image with tools: bash, python3, curl, Open MPI.
+pub const TOOLBOX: &str = "login:5000/toolbox:1";

@@ -1,0 +1,97 @@
+//! A bad pod gets an event and a status that say what is wrong; the kubelet goes on with the others.
+
+use hpk_e2e::{Namespace, PATIENCE};
+use serde_json::json;
+
+/// After each bad pod: an ordinary one still runs to its end.
+fn kubelet_goes_on(ns: &Namespace) {
+    ns.run_script("after", "Never", "exit 0");
+    ns.wait_phase("after", "Succeeded");
+}
+
+#[test]
+fn image_that_does_not_exist() {
+    let ns = Namespace::new("noimage");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["spec"]["containers"][0]["image"] = json!("login:5000/no-such-image:1");
+    ns.apply(&pod.to_string());
+    let pod = ns.until_pod("bad", PATIENCE, |pod| {
+        let reason = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+        reason == "ErrImagePull" || reason == "ImagePullBackOff"
+    });
+    assert_eq!(pod["status"]["phase"], "Pending");
+    ns.until_event("bad", "Failed", "no-such-image");
+    kubelet_goes_on(&ns);
+}
+
+#[test]
+fn image_name_that_cannot_be_one() {
+    let ns = Namespace::new("imagename");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["spec"]["containers"][0]["image"] = json!("Not A Name");
+    ns.apply(&pod.to_string());
+    ns.until_pod("bad", PATIENCE, |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "InvalidImageName"
+    });
+    kubelet_goes_on(&ns);
+}
+
+#[test]
+fn memory_beyond_every_node() {
+    let ns = Namespace::new("toobig");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": "4Ti"}});
+    ns.apply(&pod.to_string());
+    // sbatch's own words are handed on.
+    let pod = ns.until_pod("bad", PATIENCE, |pod| {
+        pod["status"].to_string().contains("Memory specification can not be satisfied")
+    });
+    assert_eq!(pod["status"]["phase"], "Pending");
+    kubelet_goes_on(&ns);
+}
+
+#[test]
+fn slurm_flags_that_sbatch_refuses() {
+    let ns = Namespace::new("badflags");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--partition=no-such-partition"});
+    ns.apply(&pod.to_string());
+    ns.until_pod("bad", PATIENCE, |pod| pod["status"].to_string().contains("invalid partition"));
+    kubelet_goes_on(&ns);
+}
+
+#[test]
+fn slurm_flags_that_break_out_of_the_annotation() {
+    let ns = Namespace::new("injection");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--comment='unclosed"});
+    ns.apply(&pod.to_string());
+    ns.until_pod("bad", PATIENCE, |pod| pod["status"].to_string().contains("slurm-job.hpk.io/flags"));
+    kubelet_goes_on(&ns);
+}
+
+#[test]
+fn command_that_does_not_exist() {
+    let ns = Namespace::new("nocommand");
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["spec"]["containers"][0]["command"] = json!(["/no/such/program"]);
+    ns.apply(&pod.to_string());
+    let pod = ns.until_pod("bad", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&terminated["exitCode"], &terminated["reason"]), (&json!(128), &json!("StartError")));
+    assert!(terminated["message"].to_string().contains("/no/such/program"), "{terminated}");
+}
+
+#[test]
+fn config_map_that_is_not_there_yet() {
+    let ns = Namespace::new("noconfig");
+    let mut pod = ns.script_pod("waits", "Never", "test $COLOUR = blue");
+    pod["spec"]["containers"][0]["env"] =
+        json!([{"name": "COLOUR", "valueFrom": {"configMapKeyRef": {"name": "paint", "key": "colour"}}}]);
+    ns.apply(&pod.to_string());
+    ns.until_pod("waits", PATIENCE, |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    });
+    ns.kubectl(&["create", "configmap", "paint", "--from-literal=colour=blue"]).ok();
+    ns.wait_phase("waits", "Succeeded");
+}

@@ -1,0 +1,133 @@
+//! A pod is one Slurm job: what kubectl says and what Slurm says agree.
+
+use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, job_of, kubectl, processes, sacct, sx};
+use serde_json::json;
+
+#[test]
+fn job_carries_the_pods_name_uid_and_requests() {
+    let ns = Namespace::new("job");
+    let mut pod = ns.script_pod("two-cpus", "Never", "sleep 600");
+    pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1500m", "memory": "100Mi"}});
+    ns.apply(&pod.to_string());
+    ns.wait_phase("two-cpus", "Running");
+
+    let job = job_of(ns.name(), "two-cpus").expect("a job in squeue named <namespace>/<pod>");
+    let uid = ns.get("pod", "two-cpus")["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert_eq!(job.state, "RUNNING");
+    assert!(job.comment.contains(&uid), "the comment {:?} holds the UID {uid}", job.comment);
+    assert_eq!(job.cpus, "2", "1500m are rounded up to two CPUs");
+    assert_eq!(job.memory, "100M");
+
+    ns.delete("pod", "two-cpus");
+    assert_eq!(job_of(ns.name(), "two-cpus"), None, "the object goes only after the job");
+}
+
+#[test]
+fn accounting_shows_the_pod_after_its_end() {
+    let ns = Namespace::new("sacct");
+    ns.run_script("short", "Never", "exit 0");
+    ns.wait_phase("short", "Succeeded");
+    let uid = ns.get("pod", "short")["metadata"]["uid"].as_str().unwrap().to_owned();
+    // The accounting daemon learns of the end a moment after the queue.
+    let job = eventually("sacct has the completed job", PATIENCE, || {
+        sacct(ns.name(), "short").into_iter().find(|job| job.state == "COMPLETED")
+    });
+    assert!(job.comment.contains(&uid), "{job:?}");
+}
+
+#[test]
+fn exit_code_and_logs_stay_after_the_end() {
+    let ns = Namespace::new("exit");
+    ns.run_script("seven", "Never", "echo out; echo err >&2; exit 7");
+    ns.wait_phase("seven", "Failed");
+    let terminated = &ns.get("pod", "seven")["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&terminated["exitCode"], &terminated["reason"]), (&json!(7), &json!("Error")));
+    let logs = ns.kubectl(&["logs", "seven"]);
+    let mut lines: Vec<&str> = logs.ok().lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["err", "out"]);
+}
+
+#[test]
+fn hpk_pause_is_pid_1_of_the_jobs_parent_container() {
+    let ns = Namespace::new("pid1");
+    ns.run_script("one", "Never", "echo I am $$; sleep 600");
+    ns.wait_ready("one");
+    let job = job_of(ns.name(), "one").expect("the job");
+
+    // scontrol on the node knows every process of the job.
+    let pids = sx(&job.node, None, &["scontrol", "listpids", &job.id]);
+    let mut supervisors = Vec::new();
+    for pid in pids.ok().lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
+        let status = sx(&job.node, None, &["cat", &format!("/proc/{pid}/status")]).stdout;
+        let field = |name: &str| {
+            status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim).unwrap_or_default().to_owned()
+        };
+        if field("Name:") == "hpk-pause" {
+            supervisors.push(field("NSpid:"));
+        }
+    }
+    assert_eq!(supervisors.len(), 1, "one hpk-pause in the job: {supervisors:?}");
+    assert_eq!(supervisors[0].split_whitespace().last(), Some("1"), "NSpid {supervisors:?}");
+    assert_eq!(ns.kubectl(&["logs", "one"]).ok(), "I am 1", "each container has a PID namespace of its own");
+}
+
+#[test]
+fn containers_of_a_pod_share_localhost_and_ipc() {
+    let ns = Namespace::new("share");
+    ns.apply(&format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: pair}}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: server
+    image: {TOOLBOX}
+    command: [bash, -c, "readlink /proc/self/ns/ipc; exec python3 -m http.server 8080 --bind 127.0.0.1"]
+  - name: client
+    image: {TOOLBOX}
+    command: [bash, -c, "readlink /proc/self/ns/ipc; until curl -sf -o /dev/null http://localhost:8080/; do sleep 0.1; done; echo reached; sleep 600"]
+"#
+    ));
+    ns.wait_ready("pair");
+    let client = eventually("the client reaches the server over localhost", PATIENCE, || {
+        let logs = ns.kubectl(&["logs", "pair", "-c", "client"]);
+        logs.stdout.contains("reached").then_some(logs.stdout)
+    });
+    let server = ns.kubectl(&["logs", "pair", "-c", "server"]);
+    assert_eq!(server.ok().lines().next(), client.lines().next(), "one IPC namespace");
+}
+
+#[test]
+fn process_that_ignores_sigterm_goes_after_its_grace_period() {
+    let ns = Namespace::new("stubborn");
+    let mark = format!("7{}", std::process::id());
+    ns.run_script("stubborn", "Never", &format!("trap '' TERM; echo up; while :; do sleep {mark}; done"));
+    ns.wait_ready("stubborn");
+    eventually("the trap is set", PATIENCE, || ns.kubectl(&["logs", "stubborn"]).stdout.contains("up").then_some(()));
+    let node = job_of(ns.name(), "stubborn").expect("the job").node;
+    assert!(!processes(&node, &mark).is_empty());
+
+    let start = std::time::Instant::now();
+    ns.kubectl(&["delete", "pod", "stubborn", "--grace-period=3", "--timeout=30s"]).ok();
+    let took = start.elapsed().as_secs_f32();
+    assert!((2.9..13.0).contains(&took), "gone after its 3 s of grace, not {took} s");
+    assert_eq!(job_of(ns.name(), "stubborn"), None);
+    assert_eq!(processes(&node, &mark), Vec::<String>::new(), "no process is left");
+}
+
+#[test]
+fn every_pod_on_the_node_has_its_job() {
+    let ns = Namespace::new("agree");
+    for pod in ["a", "b", "c"] {
+        ns.run_script(pod, "Never", "sleep 600");
+    }
+    for pod in ["a", "b", "c"] {
+        ns.wait_phase(pod, "Running");
+    }
+    let running = kubectl(&["get", "pods", "-n", ns.name(), "--field-selector=status.phase=Running", "-o", "name"]);
+    let jobs = hpk_e2e::jobs().into_iter().filter(|job| job.name.starts_with(&format!("{}/", ns.name()))).count();
+    assert_eq!(running.ok().lines().count(), jobs);
+}
