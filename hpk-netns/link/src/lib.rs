@@ -1,1 +1,43 @@
-//! hpk-link
+//! The link between a pod's node and the kubelet, both ends.
+//!
+//! ```text
+//!  hpk-netns (client)                                hpk-kubelet (server)
+//!  dial ── TCP keep-alive, TLS 1.3 both ways ──────▶ listener
+//!  yamux ══════════════════════════════════════════ yamux
+//!    hello ─────────────────────────────────────────▶ registry: event Up   (or refused for good)
+//!    net   ─── questions ──▶   ◀── updates ─────────  event Subscribed, LinkServer::push
+//!    supervisor ◀───────────────────────────────────  LinkServer::open_supervisor
+//! ```
+//! The client redials for ever; a server that is cut, restarted or half-open is found out by the kernel's
+//! keep-alive and user timeout, so an idle link wakes nobody. Every queue is bounded: an end that cannot keep up is
+//! cut and starts afresh.
+//!
+//! What flows inside is [`hpk_api::link`]'s; this crate interprets nothing of the supervisor's streams.
+
+pub mod client;
+mod line;
+mod mux;
+#[cfg(feature = "server")]
+pub mod pki;
+#[cfg(feature = "server")]
+pub mod server;
+mod tls;
+mod transport;
+
+pub use mux::LinkStream;
+
+/// Name in the kubelet's certificate.
+pub const SERVER_NAME: &str = "kubelet.link.hpk";
+
+/// Name in a pod's certificate: what ties a connection to the pod that it says it is.
+#[must_use]
+pub fn pod_name(uid: &str) -> String {
+    format!("{uid}.pod.link.hpk")
+}
+
+/// Whether a pod UID can be a label of a DNS name: what Kubernetes gives always can.
+#[must_use]
+pub fn is_uid(uid: &str) -> bool {
+    let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&uid.len()) && uid.chars().all(ok) && !uid.starts_with('-') && !uid.ends_with('-')
+}

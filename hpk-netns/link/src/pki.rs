@@ -1,0 +1,183 @@
+//! The link's own certificate authority: made once, kept in two files, known to nobody else.
+//!
+//! It signs one certificate for the kubelet and one for each pod. A pod's certificate is good for as long as the
+//! kubelet knows the pod: the registry, not an expiry date, is what revokes it.
+
+use crate::{SERVER_NAME, is_uid, pod_name};
+use hpk_api::link::LinkCredentials;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// File with the authority's certificate.
+const CERTIFICATE: &str = "link-ca.crt";
+/// File with its key.
+const KEY: &str = "link-ca.key";
+
+/// Why there is no authority or no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Certificates could not be made or their key not be read.
+    #[error("link certificates: {0}; remove link-ca.key and link-ca.crt to start afresh (running pods then lose their link)")]
+    Certificate(#[from] rcgen::Error),
+    /// Not a UID.
+    #[error("pod UID {uid:?}: must be 1 to 63 lower-case letters, digits or dashes")]
+    BadUid {
+        /// What was given.
+        uid: String,
+    },
+}
+
+/// The authority.
+pub struct LinkCa {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+impl std::fmt::Debug for LinkCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LinkCa(…)")
+    }
+}
+
+impl LinkCa {
+    /// Reads the authority from `folder` (`HPK_HOME/pki`), or makes and keeps a new one, both files 0600.
+    ///
+    /// # Errors
+    /// Files that cannot be read or written, or hold no usable key.
+    pub fn load_or_create(folder: &Path) -> Result<Self, PkiError> {
+        let (key_path, certificate_path) = (folder.join(KEY), folder.join(CERTIFICATE));
+        if let Some(key) = read(&key_path)? {
+            let key = KeyPair::from_pem(&key)?;
+            // The key is written first: without a certificate, the making was interrupted in between.
+            let certificate = match read(&certificate_path)? {
+                Some(certificate) => certificate,
+                None => Self::certify(&key, &certificate_path)?,
+            };
+            return Ok(Self { issuer: Issuer::new(authority(), key), certificate });
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|source| PkiError::Io { path: folder.to_path_buf(), source })?;
+        let key = KeyPair::generate()?;
+        write(&key_path, &key.serialize_pem())?;
+        let certificate = Self::certify(&key, &certificate_path)?;
+        Ok(Self { issuer: Issuer::new(authority(), key), certificate })
+    }
+
+    fn certify(key: &KeyPair, path: &Path) -> Result<String, PkiError> {
+        let certificate = authority().self_signed(key)?.pem();
+        write(path, &certificate)?;
+        Ok(certificate)
+    }
+
+    /// The authority's certificate, PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// Credentials for one pod that dials `address`.
+    ///
+    /// # Errors
+    /// A UID that is none.
+    pub fn issue(&self, uid: &str, address: SocketAddr) -> Result<LinkCredentials, PkiError> {
+        if !is_uid(uid) {
+            return Err(PkiError::BadUid { uid: uid.to_owned() });
+        }
+        let (cert, key) = self.leaf(uid, pod_name(uid), ExtendedKeyUsagePurpose::ClientAuth)?;
+        Ok(LinkCredentials { address, server_name: SERVER_NAME.to_owned(), ca: self.certificate.clone(), cert, key })
+    }
+
+    /// The kubelet's certificate and key, PEM; made anew at each start.
+    ///
+    /// # Errors
+    /// The signing itself.
+    pub fn server(&self) -> Result<(String, String), PkiError> {
+        self.leaf("hpk-kubelet", SERVER_NAME.to_owned(), ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    fn leaf(&self, common_name: &str, name: String, usage: ExtendedKeyUsagePurpose) -> Result<(String, String), PkiError> {
+        let mut params = CertificateParams::new(vec![name])?;
+        params.distinguished_name.remove(DnType::CommonName);
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages = vec![usage];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate()?;
+        Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+    }
+}
+
+/// The same parameters each time: the issuer's name and key identifier are all that leaf certificates refer to.
+fn authority() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.remove(DnType::CommonName);
+    params.distinguished_name.push(DnType::CommonName, "hpk-link");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
+}
+
+fn read(path: &Path) -> Result<Option<String>, PkiError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PkiError::Io { path: path.to_path_buf(), source }),
+    }
+}
+
+/// By rename: an interrupted start leaves no half file.
+fn write(path: &Path, text: &str) -> Result<(), PkiError> {
+    let temporary = path.with_extension("new");
+    let io = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    io().map_err(|source| PkiError::Io { path: path.to_path_buf(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn kept_private_and_read_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let folder = tmp.path().join("pki");
+        let first = LinkCa::load_or_create(&folder).unwrap();
+        for file in [KEY, CERTIFICATE] {
+            assert_eq!(folder.join(file).metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let again = LinkCa::load_or_create(&folder).unwrap();
+        assert_eq!(first.certificate(), again.certificate());
+        // Made by the key alone, when the certificate was never written.
+        std::fs::remove_file(folder.join(CERTIFICATE)).unwrap();
+        assert!(LinkCa::load_or_create(&folder).unwrap().certificate().starts_with("-----BEGIN"));
+    }
+
+    #[test]
+    fn only_uids_get_credentials() {
+        let tmp = tempfile::tempdir().unwrap();
+        let ca = LinkCa::load_or_create(tmp.path()).unwrap();
+        let address = "127.0.0.1:1".parse().unwrap();
+        for bad in ["", "a.b", "A", "-a", "a*", &"a".repeat(64)] {
+            assert!(matches!(ca.issue(bad, address), Err(PkiError::BadUid { .. })), "{bad:?}");
+        }
+        assert!(ca.issue("0f3c-11", address).is_ok());
+    }
+}

@@ -1,0 +1,69 @@
+//! TLS 1.3 with certificates on both sides, all of one private authority.
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{ClientConfig, RootCertStore};
+use std::sync::Arc;
+
+/// Keys or certificates that do not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Not PEM, or not what was expected in it.
+    #[error("{what} of the link: {source}")]
+    Pem {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong with it.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// Refused by the TLS library.
+    #[error("link certificates: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// Client verification could not be set up.
+    #[error("link certificates: {0}")]
+    Verifier(String),
+}
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+pub(crate) fn roots(ca: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate("authority", ca)?)?;
+    Ok(roots)
+}
+
+pub(crate) fn certificate(what: &'static str, pem: &str) -> Result<CertificateDer<'static>, TlsError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|source| TlsError::Pem { what, source })
+}
+
+pub(crate) fn key(pem: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| TlsError::Pem { what: "key", source })
+}
+
+/// The pod's side.
+pub(crate) fn client(ca: &str, cert: &str, key_pem: &str) -> Result<ClientConfig, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(vec![certificate("certificate", cert)?], key(key_pem)?)?;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// The kubelet's side.
+#[cfg(feature = "server")]
+pub(crate) fn server(ca: &str, cert: &str, key_pem: &str) -> Result<rustls::ServerConfig, TlsError> {
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
+        .build()
+        .map_err(|e| TlsError::Verifier(e.to_string()))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate("certificate", cert)?], key(key_pem)?)?;
+    // Links are few and long: no tickets, no memory of sessions.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
