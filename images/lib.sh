@@ -90,12 +90,13 @@ in_tree() {
 }
 
 # in_copy TREE PRODUCT CMD...: as in_tree, but in a throw-away copy of TREE (an
-# overlay) that sees the folder PRODUCT as /product.
+# overlay, PRODUCT.copy) that sees the folder PRODUCT as /product.
 in_copy() {
   local r=$1 product=$2 w
   shift 2
-  w=$(mktemp -d "$HPK_CACHE/copy.XXXXXX")
-  mkdir "$w"/{upper,work,root}
+  w=$product.copy
+  rm -rf "$w"
+  mkdir -p "$w"/{upper,work,root}
   overlay "$r" "$w" "$product" "$@" || { rm -rf "$w"; return 1; }
   rm -rf "$w"
 }
@@ -105,8 +106,9 @@ in_copy() {
 changes_of() {
   local r=$1 upper=$2 w
   shift 2
-  w=$(mktemp -d "$HPK_CACHE/copy.XXXXXX")
-  mkdir "$w"/{upper,work,root,product}
+  w=$upper.copy
+  rm -rf "$w"
+  mkdir -p "$w"/{upper,work,root,product}
   overlay "$r" "$w" "$w/product" "$@" || { rm -rf "$w"; return 1; }
   find "$w/upper" -type c -delete
   rmdir "$w/upper/product" 2>/dev/null || true

@@ -68,4 +68,4 @@ pivot_root . .
 umount -l .
 cd /
 exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
-  SITE_NODE="$SITE_DIR:$name" /usr/bin/tini -- /site/boot.sh "$name"
+  SITE_NODE="$SITE_DIR:$name" /usr/bin/tini -- /site/boot.sh "$name" 7>&-

@@ -99,6 +99,11 @@ start() {
   local n=$1 c own d
   (
     exec 8>&- 9>&-
+    # Held until the node's PID 1 is there: a start that outlived a killed
+    # up.sh is waited for, not doubled.
+    exec 7>"$SITE_DIR/run/$n.start"
+    flock 7
+    ! node_pid "$n" >/dev/null || exit 0
     for c in $CGROUPS; do
       own=$(grep ":$c:" /proc/self/cgroup | cut -d: -f3)
       d=/sys/fs/cgroup/$c${own%/}/$TAG-$n
