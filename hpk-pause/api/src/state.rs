@@ -48,6 +48,10 @@ pub struct PodState {
     /// Set once the pod is being stopped, with the cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopping: Option<StopCause>,
+    /// A RestartAllContainers rule matched and the containers are being ended for it (condition
+    /// AllContainersRestarting, KEP-5532).
+    #[serde(default)]
+    pub restarting_all: bool,
     /// All containers have ended for good; nothing will be started again. The job ends now.
     #[serde(default)]
     pub finished: bool,

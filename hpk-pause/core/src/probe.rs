@@ -1,0 +1,244 @@
+//! One probe of one container: when it runs and what its outcomes come to.
+//!
+//! Upstream: a prober worker (pkg/kubelet/prober/worker.go) with a ticker that begins with the pod and keeps
+//! its phase over restarts; a tick that finds the container not eligible does nothing, a run that outlasts
+//! ticks is followed by one run at once. Readiness also runs at once when the container has started
+//! (`UpdatePodStatus`), and counts its period from there. After liveness or startup came to a result that
+//! ends their work, they are on hold until a new instance.
+//!
+//! ```text
+//!   new instance ─▶ initial result ── runs ≥ threshold ─▶ Success / Failure
+//!                   readiness Failure, liveness Success, startup Unknown
+//! ```
+
+use hpk_api::probe::{Probe, ProbeKind};
+use std::time::Duration;
+
+/// What a worker believes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Belief {
+    /// Nothing yet (startup only).
+    Unknown,
+    /// Good.
+    Success,
+    /// Bad.
+    Failure,
+}
+
+/// One probe worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    kind: ProbeKind,
+    period: Duration,
+    initial_delay: Duration,
+    success_threshold: u32,
+    failure_threshold: u32,
+    /// Next tick.
+    next: Duration,
+    in_flight: bool,
+    on_hold: bool,
+    last: Option<bool>,
+    run: u32,
+    belief: Belief,
+}
+
+impl Worker {
+    /// A worker whose ticker begins at `now`.
+    #[must_use]
+    pub(crate) fn new(kind: ProbeKind, probe: &Probe, now: Duration) -> Self {
+        let mut worker = Self {
+            kind,
+            period: Duration::from_secs(u64::from(probe.period_seconds.max(1))),
+            initial_delay: Duration::from_secs(u64::from(probe.initial_delay_seconds)),
+            success_threshold: probe.success_threshold.max(1),
+            failure_threshold: probe.failure_threshold.max(1),
+            next: now,
+            in_flight: false,
+            on_hold: false,
+            last: None,
+            run: 0,
+            belief: Belief::Unknown,
+        };
+        worker.new_instance();
+        worker
+    }
+
+    /// The container has a new instance.
+    pub(crate) fn new_instance(&mut self) {
+        self.belief = match self.kind {
+            ProbeKind::Readiness => Belief::Failure,
+            ProbeKind::Liveness => Belief::Success,
+            ProbeKind::Startup => Belief::Unknown,
+        };
+        self.in_flight = false;
+        self.on_hold = false;
+        self.last = None;
+        self.run = 0;
+    }
+
+    /// The ticker begins anew at `now`.
+    pub(crate) fn restart_ticker(&mut self, now: Duration) {
+        self.next = now;
+    }
+
+    /// What it believes.
+    #[must_use]
+    pub(crate) fn belief(&self) -> Belief {
+        self.belief
+    }
+
+    /// When it runs next, if the container stays eligible: not before `now`, and not before the initial delay
+    /// after the start of the instance.
+    #[must_use]
+    pub(crate) fn due(&self, now: Duration, started: Duration) -> Option<Duration> {
+        if self.in_flight || self.on_hold {
+            return None;
+        }
+        let earliest = started + self.initial_delay;
+        // A tick before the delay is lost; one that passed while a run was under way is taken at once.
+        let tick = if self.next < earliest { self.tick_at_or_after(earliest) } else { self.next };
+        Some(tick.max(now))
+    }
+
+    /// The run that was due at `now` begins.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.in_flight = true;
+        self.next = self.tick_at_or_after(now + Duration::from_nanos(1));
+    }
+
+    /// Ticks that find the container not eligible are lost: called when it becomes eligible at `now`.
+    pub(crate) fn forget_ticks(&mut self, now: Duration) {
+        self.next = self.tick_at_or_after(now);
+    }
+
+    fn tick_at_or_after(&self, at: Duration) -> Duration {
+        if self.next >= at {
+            return self.next;
+        }
+        let behind = (at - self.next).as_nanos();
+        let ticks = behind.div_ceil(self.period.as_nanos());
+        // A period is at least a second, so the count fits unless the clock is nonsense.
+        self.next + self.period * u32::try_from(ticks).unwrap_or(u32::MAX)
+    }
+
+    /// A run ended. True when the belief came out anew (even if equal), false when it stays below a threshold
+    /// or the run was an error (`None`).
+    pub(crate) fn outcome(&mut self, success: Option<bool>) -> bool {
+        self.in_flight = false;
+        let Some(success) = success else { return false };
+        if self.last == Some(success) {
+            self.run = self.run.saturating_add(1);
+        } else {
+            self.last = Some(success);
+            self.run = 1;
+        }
+        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        if self.run < threshold {
+            return false;
+        }
+        self.belief = if success { Belief::Success } else { Belief::Failure };
+        let ends = match self.kind {
+            ProbeKind::Liveness => !success,
+            ProbeKind::Startup => true,
+            ProbeKind::Readiness => false,
+        };
+        if ends {
+            self.on_hold = true;
+            self.run = 0;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_api::probe::Handler;
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn probe(period: u32, delay: u32, success: u32, failure: u32) -> Probe {
+        Probe {
+            handler: Handler::Exec { command: vec!["true".into()] },
+            initial_delay_seconds: delay,
+            timeout_seconds: 1,
+            period_seconds: period,
+            success_threshold: success,
+            failure_threshold: failure,
+            termination_grace_period_seconds: None,
+        }
+    }
+
+    #[test]
+    fn initial_beliefs() {
+        for (kind, belief) in [
+            (ProbeKind::Readiness, Belief::Failure),
+            (ProbeKind::Liveness, Belief::Success),
+            (ProbeKind::Startup, Belief::Unknown),
+        ] {
+            assert_eq!(Worker::new(kind, &probe(10, 0, 1, 3), s(0)).belief(), belief);
+        }
+    }
+
+    #[test]
+    fn ticks_keep_their_phase_and_respect_the_initial_delay() {
+        for (started, delay, now, due) in [
+            (0, 0, 0, 0),
+            (1, 0, 1, 10),   // tick 0 was lost before the start
+            (1, 5, 1, 10),
+            (1, 10, 1, 20),  // at 10 s only 9 s have passed
+            (0, 10, 1, 10),
+            (3, 30, 3, 40),
+        ] {
+            let mut worker = Worker::new(ProbeKind::Liveness, &probe(10, delay, 1, 3), s(0));
+            worker.forget_ticks(s(now));
+            assert_eq!(worker.due(s(now), s(started)), Some(s(due)), "{started} {delay} {now}");
+        }
+    }
+
+    #[test]
+    fn a_long_run_is_followed_by_one_at_once_then_by_the_phase() {
+        let mut worker = Worker::new(ProbeKind::Liveness, &probe(1, 0, 1, 3), s(0));
+        worker.begin(s(0));
+        assert_eq!(worker.due(s(3), s(0)), None, "one at a time");
+        let late = Duration::from_millis(3_500);
+        worker.outcome(Some(true));
+        assert_eq!(worker.due(late, s(0)), Some(late));
+        worker.begin(late);
+        worker.outcome(Some(true));
+        assert_eq!(worker.due(late, s(0)), Some(s(4)));
+    }
+
+    #[test]
+    fn thresholds_count_consecutive_results() {
+        let mut worker = Worker::new(ProbeKind::Readiness, &probe(1, 0, 2, 3), s(0));
+        let mut seen = Vec::new();
+        for success in [true, true, false, false, true, false, false, false, true, true] {
+            worker.outcome(Some(success));
+            seen.push(worker.belief() == Belief::Success);
+        }
+        assert_eq!(seen, [false, true, true, true, true, true, true, false, false, true]);
+    }
+
+    #[test]
+    fn an_error_leaves_the_state_and_the_count() {
+        let mut worker = Worker::new(ProbeKind::Liveness, &probe(1, 0, 1, 2), s(0));
+        assert!(!worker.outcome(Some(false)));
+        assert!(!worker.outcome(None));
+        assert!(worker.outcome(Some(false)), "the second failure in a row");
+        assert_eq!(worker.belief(), Belief::Failure);
+    }
+
+    #[test]
+    fn on_hold_until_a_new_instance() {
+        for (kind, success) in [(ProbeKind::Liveness, false), (ProbeKind::Startup, false), (ProbeKind::Startup, true)] {
+            let mut worker = Worker::new(kind, &probe(1, 0, 1, 1), s(0));
+            worker.outcome(Some(success));
+            assert_eq!(worker.due(s(100), s(0)), None, "{kind:?} {success}");
+            worker.new_instance();
+            assert!(worker.due(s(100), s(0)).is_some());
+        }
+    }
+}
