@@ -1,0 +1,8 @@
+//! hpk-kubelet: translates pods into Slurm jobs and reports what becomes of them.
+//!
+//! Pure: [`render`], [`slurm`] but its client, [`pods`] but its folder; decisions are functions of data.
+//! The controller's one task owns all state; everything that waits is a task that sends it an event.
+//! It decides nothing about a running pod: that is the supervisor's part.
+
+pub mod quantity;
+pub mod render;

@@ -1,0 +1,95 @@
+//! `$(VAR)` expansion of environment, command and arguments.
+//!
+//! The rule of <https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/>:
+//! `$(VAR)` is replaced when VAR is known and left as it is otherwise; `$$` stands for one `$`.
+
+/// Expands `input` with what `lookup` knows.
+pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+    match try_expand(input, |name| Ok::<_, std::convert::Infallible>(lookup(name))) {
+        Ok(text) => text,
+        Err(never) => match never {},
+    }
+}
+
+/// As [`expand`], for callers to whom an unknown name is an error (`subPathExpr`).
+///
+/// # Errors
+/// The first error of `lookup`.
+pub fn try_expand<'a, E>(input: &str, lookup: impl Fn(&str) -> Result<Option<&'a str>, E>) -> Result<String, E> {
+    let mut output = String::with_capacity(input.len());
+    let mut rest = input;
+    while let Some(at) = rest.find('$') {
+        output.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            output.push('$');
+            rest = after;
+        } else if let Some(close) = rest.strip_prefix('(').and_then(|inner| inner.find(')')) {
+            let name = &rest[1..=close];
+            match lookup(name)? {
+                Some(value) => output.push_str(value),
+                None => {
+                    output.push_str("$(");
+                    output.push_str(name);
+                    output.push(')');
+                }
+            }
+            rest = &rest[close + 2..];
+        } else {
+            output.push('$');
+        }
+    }
+    output.push_str(rest);
+    Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lookup(name: &str) -> Option<&'static str> {
+        match name {
+            "A" => Some("1"),
+            "B" => Some("$(A)"),
+            "EMPTY" => Some(""),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn as_documented() {
+        for (input, output) in [
+            ("", ""),
+            ("plain", "plain"),
+            ("$(A)", "1"),
+            ("x$(A)y$(A)", "x1y1"),
+            ("$(B)", "$(A)"),
+            ("$(EMPTY)", ""),
+            ("$(NOPE)", "$(NOPE)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$$$$(A)", "$$(A)"),
+            ("$A", "$A"),
+            ("$", "$"),
+            ("a$", "a$"),
+            ("$(A", "$(A"),
+            ("$()", "$()"),
+            ("é$(A)ü", "é1ü"),
+        ] {
+            assert_eq!(expand(input, lookup), output, "{input}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_without_dollar_is_kept(text in "[^$]{0,40}") {
+            prop_assert_eq!(expand(&text, lookup), text);
+        }
+
+        #[test]
+        fn total(text in "[$()AB é]{0,40}") {
+            let _ = expand(&text, lookup);
+        }
+    }
+}

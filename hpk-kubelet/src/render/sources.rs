@@ -1,0 +1,85 @@
+//! The objects that a pod refers to, as they were found, in one place for the pure renderers.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Objects of the pod's namespace by name. A name that is missing here does not exist.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sources {
+    /// ConfigMaps.
+    pub config_maps: BTreeMap<String, ConfigMap>,
+    /// Secrets.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Service-account tokens that were requested for the pod.
+    pub tokens: BTreeMap<TokenKey, String>,
+    /// Service variables (see [`super::services`]).
+    pub service_variables: BTreeMap<String, String>,
+}
+
+/// Which token: audience (empty: the API server's) and lifetime in seconds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenKey {
+    /// Audience; empty for the default one.
+    pub audience: String,
+    /// expirationSeconds.
+    pub expiration_seconds: i64,
+}
+
+/// Names that a pod refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// ConfigMap names.
+    pub config_maps: BTreeSet<String>,
+    /// Secret names, image pull secrets included.
+    pub secrets: BTreeSet<String>,
+    /// Tokens.
+    pub tokens: BTreeSet<TokenKey>,
+}
+
+/// What a projected token lives when the pod does not say (upstream's default).
+pub const DEFAULT_TOKEN_SECONDS: i64 = 3600;
+
+impl References {
+    /// Collects every reference of the pod.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        let mut all = Self::default();
+        let Some(spec) = pod.spec.as_ref() else { return all };
+        for secret in spec.image_pull_secrets.iter().flatten() {
+            all.secrets.insert(secret.name.clone());
+        }
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let env = spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .map(|c| (&c.env, &c.env_from))
+            .chain(ephemeral.map(|c| (&c.env, &c.env_from)));
+        for (env, env_from) in env {
+            for source in env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+                all.config_maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
+                all.secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+            }
+            for source in env_from.iter().flatten() {
+                all.config_maps.extend(source.config_map_ref.iter().map(|r| r.name.clone()));
+                all.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
+            }
+        }
+        for volume in spec.volumes.iter().flatten() {
+            all.config_maps.extend(volume.config_map.iter().map(|v| v.name.clone()));
+            all.secrets.extend(volume.secret.iter().filter_map(|v| v.secret_name.clone()));
+            let projections = volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten();
+            for projection in projections {
+                all.config_maps.extend(projection.config_map.iter().map(|v| v.name.clone()));
+                all.secrets.extend(projection.secret.iter().map(|v| v.name.clone()));
+                all.tokens.extend(projection.service_account_token.iter().map(|t| TokenKey {
+                    audience: t.audience.clone().unwrap_or_default(),
+                    expiration_seconds: t.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),
+                }));
+            }
+        }
+        all.config_maps.remove("");
+        all.secrets.remove("");
+        all
+    }
+}

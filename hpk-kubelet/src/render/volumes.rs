@@ -1,0 +1,304 @@
+//! Content of the volumes that the kubelet fills: configMap, secret, downwardAPI, projected.
+
+use super::downward::{self, Facts, FieldError};
+use super::sources::{DEFAULT_TOKEN_SECONDS, Sources, TokenKey};
+use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Content.
+    pub data: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Files by path relative to the volume's root.
+pub type Payload = BTreeMap<String, File>;
+
+/// Why a volume cannot be filled; becomes the message of a `FailedMount` event.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum VolumeError {
+    /// A configMap that does not exist.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : configmap {name:?} not found")]
+    NoConfigMap {
+        /// Volume.
+        volume: String,
+        /// ConfigMap.
+        name: String,
+    },
+    /// A secret that does not exist.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : secret {name:?} not found")]
+    NoSecret {
+        /// Volume.
+        volume: String,
+        /// Secret.
+        name: String,
+    },
+    /// A key that is asked for and not there.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : references non-existent {kind} key: {key}")]
+    NoKey {
+        /// Volume.
+        volume: String,
+        /// `config` or `secret`.
+        kind: &'static str,
+        /// Key.
+        key: String,
+    },
+    /// A token that could not be had.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : failed to fetch token: {cause}")]
+    NoToken {
+        /// Volume.
+        volume: String,
+        /// Cause.
+        cause: String,
+    },
+    /// A path that leaves the volume.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : invalid path {path:?}: must be relative and must not contain '..'")]
+    BadPath {
+        /// Volume.
+        volume: String,
+        /// Path.
+        path: String,
+    },
+    /// Downward API.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    Field {
+        /// Volume.
+        volume: String,
+        /// Cause.
+        cause: FieldError,
+    },
+    /// A projection that is not supported.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : projected source {field} is not supported by HPK")]
+    Unsupported {
+        /// Volume.
+        volume: String,
+        /// Field.
+        field: &'static str,
+    },
+}
+
+const DEFAULT_MODE: i32 = 0o644;
+
+/// The payload of a volume; None when it is not one that the kubelet fills.
+///
+/// # Errors
+/// The first reference that cannot be resolved.
+pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources, facts: &Facts) -> Option<Result<Payload, VolumeError>> {
+    let mut filler = Filler { pod, volume: &volume.name, sources, facts, payload: Payload::new() };
+    let done = if let Some(v) = &volume.config_map {
+        filler.config_map(&v.name, v.items.as_deref(), mode(v.default_mode), v.optional == Some(true))
+    } else if let Some(v) = &volume.secret {
+        let name = v.secret_name.as_deref().unwrap_or_default();
+        filler.secret(name, v.items.as_deref(), mode(v.default_mode), v.optional == Some(true))
+    } else if let Some(v) = &volume.downward_api {
+        filler.downward(v.items.as_deref().unwrap_or_default(), mode(v.default_mode))
+    } else if let Some(v) = &volume.projected {
+        filler.projected(v)
+    } else {
+        return None;
+    };
+    Some(done.map(|()| filler.payload))
+}
+
+fn mode(given: Option<i32>) -> u32 {
+    u32::try_from(given.unwrap_or(DEFAULT_MODE)).unwrap_or(0o644) & 0o7777
+}
+
+struct Filler<'a> {
+    pod: &'a Pod,
+    volume: &'a str,
+    sources: &'a Sources,
+    facts: &'a Facts,
+    payload: Payload,
+}
+
+impl Filler<'_> {
+    fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), VolumeError> {
+        let fine = !path.is_empty() && !path.starts_with('/') && path.split('/').all(|part| part != ".." && !part.is_empty());
+        if !fine || path.starts_with("..") {
+            return Err(VolumeError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
+        }
+        self.payload.insert(path.to_owned(), File { data, mode });
+        Ok(())
+    }
+
+    fn config_map(&mut self, name: &str, items: Option<&[KeyToPath]>, mode: u32, optional: bool) -> Result<(), VolumeError> {
+        let data = match self.sources.config_maps.get(name) {
+            Some(map) => config_map_data(map),
+            None if optional => return Ok(()),
+            None => return Err(VolumeError::NoConfigMap { volume: self.volume.to_owned(), name: name.to_owned() }),
+        };
+        self.keys(data, items, mode, optional, "config")
+    }
+
+    fn secret(&mut self, name: &str, items: Option<&[KeyToPath]>, mode: u32, optional: bool) -> Result<(), VolumeError> {
+        let data = match self.sources.secrets.get(name) {
+            Some(secret) => secret_data(secret),
+            None if optional => return Ok(()),
+            None => return Err(VolumeError::NoSecret { volume: self.volume.to_owned(), name: name.to_owned() }),
+        };
+        self.keys(data, items, mode, optional, "secret")
+    }
+
+    fn keys(
+        &mut self,
+        mut data: BTreeMap<String, Vec<u8>>,
+        items: Option<&[KeyToPath]>,
+        default_mode: u32,
+        optional: bool,
+        kind: &'static str,
+    ) -> Result<(), VolumeError> {
+        let Some(items) = items.filter(|i| !i.is_empty()) else {
+            for (key, value) in data {
+                self.put(&key, value, default_mode)?;
+            }
+            return Ok(());
+        };
+        for item in items {
+            match data.remove(&item.key) {
+                Some(value) => {
+                    // One key may be asked for at several paths.
+                    data.insert(item.key.clone(), value.clone());
+                    self.put(&item.path, value, item.mode.map_or(default_mode, |m| mode(Some(m))))?;
+                }
+                None if optional => {}
+                None => {
+                    return Err(VolumeError::NoKey { volume: self.volume.to_owned(), kind, key: item.key.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn downward(&mut self, items: &[DownwardAPIVolumeFile], default_mode: u32) -> Result<(), VolumeError> {
+        for item in items {
+            let text = self
+                .downward_text(item)
+                .map_err(|cause| VolumeError::Field { volume: self.volume.to_owned(), cause })?;
+            self.put(&item.path, text.into_bytes(), item.mode.map_or(default_mode, |m| mode(Some(m))))?;
+        }
+        Ok(())
+    }
+
+    fn downward_text(&self, item: &DownwardAPIVolumeFile) -> Result<String, FieldError> {
+        if let Some(field) = &item.field_ref {
+            return downward::field(self.pod, &field.field_path, self.facts);
+        }
+        let Some(selector) = &item.resource_field_ref else { return Ok(String::new()) };
+        let container = downward::container(self.pod, selector.container_name.as_deref().unwrap_or_default())?;
+        downward::resource(container, selector, self.facts)
+    }
+
+    fn projected(&mut self, volume: &k8s_openapi::api::core::v1::ProjectedVolumeSource) -> Result<(), VolumeError> {
+        let default_mode = mode(volume.default_mode);
+        for source in volume.sources.iter().flatten() {
+            if let Some(s) = &source.config_map {
+                self.config_map(&s.name, s.items.as_deref(), default_mode, s.optional == Some(true))?;
+            }
+            if let Some(s) = &source.secret {
+                self.secret(&s.name, s.items.as_deref(), default_mode, s.optional == Some(true))?;
+            }
+            if let Some(s) = &source.downward_api {
+                self.downward(s.items.as_deref().unwrap_or_default(), default_mode)?;
+            }
+            if let Some(s) = &source.service_account_token {
+                let key = TokenKey {
+                    audience: s.audience.clone().unwrap_or_default(),
+                    expiration_seconds: s.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),
+                };
+                let token = self.sources.tokens.get(&key).ok_or_else(|| VolumeError::NoToken {
+                    volume: self.volume.to_owned(),
+                    cause: "the API server gave none yet".to_owned(),
+                })?;
+                self.put(&s.path, token.clone().into_bytes(), default_mode)?;
+            }
+            let unsupported = match source {
+                s if s.cluster_trust_bundle.is_some() => Some("clusterTrustBundle"),
+                s if s.pod_certificate.is_some() => Some("podCertificate"),
+                _ => None,
+            };
+            if let Some(field) = unsupported {
+                return Err(VolumeError::Unsupported { volume: self.volume.to_owned(), field });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn config_map_data(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
+    let text = map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes()));
+    let binary = map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone()));
+    text.chain(binary).collect()
+}
+
+fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
+    secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fill(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, VolumeError> {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "1"}},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}}))
+        .expect("pod");
+        let sources = Sources {
+            config_maps: [("cm".to_owned(), serde_json::from_value(json!({"data": {"k": "v", "l": "w"}, "binaryData": {"b": "AAE="}})).expect("cm"))].into(),
+            secrets: [("s".to_owned(), serde_json::from_value(json!({"data": {"pw": "c2VjcmV0"}})).expect("secret"))].into(),
+            tokens: [(TokenKey { audience: String::new(), expiration_seconds: 3607 }, "tok".to_owned())].into(),
+            ..Sources::default()
+        };
+        let volume: Volume = serde_json::from_value(volume).expect("volume");
+        payload(&pod, &volume, &sources, &Facts::default())
+            .expect("a kubelet volume")
+            .map(|p| p.into_iter().map(|(k, f)| (k, String::from_utf8_lossy(&f.data).into_owned(), f.mode)).collect())
+    }
+
+    fn file(path: &str, data: &str, mode: u32) -> (String, String, u32) {
+        (path.to_owned(), data.to_owned(), mode)
+    }
+
+    #[test]
+    fn sources_of_all_kinds() {
+        assert_eq!(
+            fill(json!({"name": "v", "configMap": {"name": "cm", "defaultMode": 0o400}})),
+            Ok(vec![file("b", "\0\u{1}", 0o400), file("k", "v", 0o400), file("l", "w", 0o400)])
+        );
+        assert_eq!(
+            fill(json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "d/x", "mode": 0o600}, {"key": "k", "path": "y"}]}})),
+            Ok(vec![file("d/x", "v", 0o600), file("y", "v", 0o644)])
+        );
+        assert_eq!(fill(json!({"name": "v", "secret": {"secretName": "none", "optional": true}})), Ok(vec![]));
+        assert_eq!(
+            fill(json!({"name": "v", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                {"secret": {"name": "s"}},
+                {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                    {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}}]}})),
+            Ok(vec![file("cpu", "2", 0o644), file("labels", "a=\"1\"", 0o644), file("pw", "secret", 0o644), file("token", "tok", 0o644)])
+        );
+    }
+
+    #[test]
+    fn errors_name_the_volume() {
+        for (volume, text) in [
+            (json!({"name": "v", "configMap": {"name": "no"}}), "MountVolume.SetUp failed for volume \"v\" : configmap \"no\" not found"),
+            (
+                json!({"name": "v", "secret": {"secretName": "s", "items": [{"key": "x", "path": "y"}]}}),
+                "MountVolume.SetUp failed for volume \"v\" : references non-existent secret key: x",
+            ),
+        ] {
+            assert_eq!(fill(volume).expect_err("an error").to_string(), text);
+        }
+        assert!(matches!(
+            fill(json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "../x"}]}})),
+            Err(VolumeError::BadPath { .. })
+        ));
+    }
+}
