@@ -6,3 +6,4 @@
 
 pub mod quantity;
 pub mod render;
+pub mod slurm;

@@ -1,0 +1,232 @@
+//! Runs Slurm's commands. Each call is one command with a time limit and a small clean environment.
+
+use super::cluster::{self, Capacity};
+use super::job::{self, Job};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::process::Command;
+
+/// A Slurm command that did not do its work.
+#[derive(Debug, Error)]
+pub enum SlurmError {
+    /// Not installed.
+    #[error("{command} is not found in PATH: load the site's Slurm module or install Slurm's client commands")]
+    NotFound {
+        /// Command.
+        command: &'static str,
+    },
+    /// Could not be run.
+    #[error("cannot run {command}")]
+    Run {
+        /// Command.
+        command: &'static str,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Took too long.
+    #[error("{command} gave no answer within {} s", limit.as_secs())]
+    Timeout {
+        /// Command.
+        command: &'static str,
+        /// Limit.
+        limit: Duration,
+    },
+    /// Said no.
+    #[error("{command}: {message}")]
+    Refused {
+        /// Command.
+        command: &'static str,
+        /// Its own words.
+        message: String,
+    },
+    /// Answered something unreadable.
+    #[error(transparent)]
+    Answer(#[from] job::ParseError),
+}
+
+impl SlurmError {
+    /// Another try can help: the controller was away or busy.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Run { .. } => true,
+            Self::Refused { message, .. } => {
+                let m = message.to_lowercase();
+                [
+                    "unable to contact slurm controller",
+                    "socket timed out",
+                    "connection refused",
+                    "zero bytes were transmitted",
+                    "slurm temporarily unable",
+                    "resource temporarily unavailable",
+                    "communication connection failure",
+                    "backup controller",
+                    "job violates accounting/qos policy",
+                    "please try again",
+                    "munge",
+                ]
+                .iter()
+                .any(|t| m.contains(t))
+            }
+            Self::NotFound { .. } | Self::Answer(_) => false,
+        }
+    }
+}
+
+/// Slurm's client commands.
+#[derive(Clone, Debug)]
+pub struct Client {
+    sbatch: PathBuf,
+    squeue: PathBuf,
+    sacct: Option<PathBuf>,
+    scancel: PathBuf,
+    sinfo: PathBuf,
+}
+
+/// slurmctld may be busy for a while; longer than its own MessageTimeout.
+const LIMIT: Duration = Duration::from_secs(60);
+
+impl Client {
+    /// Finds the commands in PATH. sacct is optional: sites without accounting have none.
+    ///
+    /// # Errors
+    /// A missing command.
+    pub fn find() -> Result<Self, SlurmError> {
+        let find = |command: &'static str| which::which(command).map_err(|_| SlurmError::NotFound { command });
+        Ok(Self {
+            sbatch: find("sbatch")?,
+            squeue: find("squeue")?,
+            sacct: which::which("sacct").ok(),
+            scancel: find("scancel")?,
+            sinfo: find("sinfo")?,
+        })
+    }
+
+    /// Submits a script; returns the job's id.
+    ///
+    /// # Errors
+    /// sbatch's own message.
+    pub async fn submit(&self, arguments: &[String], script: &Path) -> Result<String, SlurmError> {
+        let mut command = Command::new(&self.sbatch);
+        command.args(arguments).arg(script);
+        let output = run("sbatch", command).await?;
+        let text = String::from_utf8_lossy(&output);
+        // `--parsable` prints `id` or `id;cluster`, after whatever a submit plug-in says.
+        let id = text.lines().rev().find_map(|l| l.trim().split(';').next().filter(|i| i.parse::<u64>().is_ok()));
+        id.map(str::to_owned).ok_or_else(|| SlurmError::Refused {
+            command: "sbatch",
+            message: format!("gave no job id but {:?}", text.trim()),
+        })
+    }
+
+    /// The given jobs as far as squeue knows them; all of the user's when `ids` is None.
+    ///
+    /// # Errors
+    /// squeue failed (an unknown id is no failure).
+    pub async fn queue(&self, ids: Option<&[String]>) -> Result<Vec<Job>, SlurmError> {
+        let mut command = Command::new(&self.squeue);
+        command.args(["--json", "--states=all"]);
+        match ids {
+            // Beyond this the list itself is dearer than the user's other jobs.
+            Some(ids) if ids.len() <= 500 => command.arg(format!("--jobs={}", ids.join(","))),
+            _ => command.arg("--me"),
+        };
+        match run("squeue", command).await {
+            Ok(output) => Ok(job::from_squeue(&output)?),
+            // What squeue says when none of the ids is known any more.
+            Err(SlurmError::Refused { message, .. }) if message.contains("Invalid job id") => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The given jobs as accounting remembers them; None: the site has no accounting.
+    ///
+    /// # Errors
+    /// sacct failed.
+    pub async fn accounting(&self, ids: &[String]) -> Result<Option<Vec<Job>>, SlurmError> {
+        let Some(sacct) = &self.sacct else { return Ok(None) };
+        let mut command = Command::new(sacct);
+        command.args(["--json", "--duplicates", "--allocations"]).arg(format!("--jobs={}", ids.join(",")));
+        match run("sacct", command).await {
+            Ok(output) => Ok(Some(job::from_sacct(&output)?)),
+            Err(SlurmError::Refused { message, .. }) if message.contains("accounting storage is disabled") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cancels a job: TERM, then KILL after the site's KillWait.
+    ///
+    /// # Errors
+    /// scancel's own message; a job that is over already is no error.
+    pub async fn cancel(&self, id: &str) -> Result<(), SlurmError> {
+        let mut command = Command::new(&self.scancel);
+        command.arg("--quiet").arg(id);
+        self.scancel(command).await
+    }
+
+    /// Sends TERM to the batch script, which begins the orderly end, with no KILL after it.
+    ///
+    /// # Errors
+    /// As [`Self::cancel`].
+    pub async fn terminate(&self, id: &str) -> Result<(), SlurmError> {
+        let mut command = Command::new(&self.scancel);
+        command.args(["--quiet", "--batch", "--signal=TERM"]).arg(id);
+        self.scancel(command).await
+    }
+
+    async fn scancel(&self, command: Command) -> Result<(), SlurmError> {
+        match run("scancel", command).await {
+            Ok(_) => Ok(()),
+            Err(SlurmError::Refused { message, .. })
+                if message.contains("Invalid job id") || message.contains("already completing or completed") =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the nodes have together.
+    ///
+    /// # Errors
+    /// sinfo failed.
+    pub async fn capacity(&self) -> Result<Capacity, SlurmError> {
+        let mut command = Command::new(&self.sinfo);
+        command.args(["--Node", "--noheader", "--format=%N|%c|%m|%G|%t"]);
+        let output = run("sinfo", command).await?;
+        Ok(cluster::from_sinfo(&String::from_utf8_lossy(&output)))
+    }
+}
+
+/// Variables that a job inherits: enough to find Apptainer, and what the site says to sbatch.
+fn keep(name: &str) -> bool {
+    matches!(name, "PATH" | "HOME" | "USER" | "LOGNAME" | "SHELL" | "LANG" | "TZ" | "SLURM_CONF" | "TMPDIR" | "LD_LIBRARY_PATH" | "MODULEPATH")
+        || name.starts_with("SBATCH_")
+        || name.starts_with("APPTAINER_CONFIG")
+}
+
+async fn run(name: &'static str, mut command: Command) -> Result<Vec<u8>, SlurmError> {
+    command
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(k, _)| k.to_str().is_some_and(keep)))
+        .env("SLURM_TIME_FORMAT", "standard")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output: Output = tokio::time::timeout(LIMIT, command.output())
+        .await
+        .map_err(|_| SlurmError::Timeout { command: name, limit: LIMIT })?
+        .map_err(|source| SlurmError::Run { command: name, source })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let message = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
+    let message = message.strip_prefix(&format!("{name}: ")).unwrap_or(&message).replace(&format!("{name}: "), "");
+    Err(SlurmError::Refused {
+        command: name,
+        message: if message.is_empty() { output.status.to_string() } else { message },
+    })
+}

@@ -1,0 +1,298 @@
+//! What Slurm says of a job: the answers of `squeue --json` and `sacct --json`, reduced to what a pod needs.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+/// A base state of a Slurm job (squeue(1), "JOB STATE CODES").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum JobState {
+    /// Waits for resources, or is held.
+    Pending,
+    /// Runs (completing, suspended and stopped jobs included: their processes may exist).
+    Running,
+    /// Ended with exit code 0.
+    Completed,
+    /// Ended with another exit code.
+    Failed,
+    /// Time limit.
+    Timeout,
+    /// `--deadline`.
+    Deadline,
+    /// Killed for memory.
+    OutOfMemory,
+    /// Preempted.
+    Preempted,
+    /// A node died.
+    NodeFail,
+    /// A node did not boot.
+    BootFail,
+    /// Cancelled by a user or administrator.
+    Cancelled,
+    /// Neither squeue nor sacct know it.
+    Lost,
+}
+
+impl JobState {
+    /// The job's processes are gone and it never runs again.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        !matches!(self, Self::Pending | Self::Running)
+    }
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Job id.
+    pub id: String,
+    /// `--comment`: the pod's UID.
+    pub comment: String,
+    /// Base state.
+    pub state: JobState,
+    /// Its processes are being cleaned up (COMPLETING): over, but not gone from the node.
+    #[serde(default)]
+    pub completing: bool,
+    /// Slurm's reason (`Resources`, `Priority`, `TimeLimit`, …); `None` when there is none.
+    #[serde(default)]
+    pub reason: String,
+    /// Node list, as Slurm prints it.
+    #[serde(default)]
+    pub nodes: String,
+    /// Exit code of the batch script.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// Start.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+    /// End.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+    /// Who cancelled it: `uid` as a number, when known.
+    #[serde(default)]
+    pub killed_by: Option<String>,
+}
+
+impl Job {
+    /// What is said of a job that nobody knows any more.
+    #[must_use]
+    pub fn lost(id: &str, comment: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            comment: comment.to_owned(),
+            state: JobState::Lost,
+            completing: false,
+            reason: String::new(),
+            nodes: String::new(),
+            exit_code: None,
+            started_at: None,
+            ended_at: None,
+            killed_by: None,
+        }
+    }
+
+    /// Over and gone from its node.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.state.is_over() && !self.completing
+    }
+}
+
+/// An answer that cannot be read.
+#[derive(Debug, Error)]
+pub enum ParseError {
+    /// No JSON.
+    #[error("{command} --json did not answer in JSON")]
+    Json {
+        /// Command.
+        command: &'static str,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No list of jobs in it.
+    #[error("the answer of {command} --json has no list \"jobs\"")]
+    NoJobs {
+        /// Command.
+        command: &'static str,
+    },
+}
+
+/// Jobs of `squeue --json`.
+///
+/// # Errors
+/// An answer that is no such thing; single odd jobs are left out.
+pub fn from_squeue(text: &[u8]) -> Result<Vec<Job>, ParseError> {
+    Ok(jobs(text, "squeue")?.iter().filter_map(squeue_job).collect())
+}
+
+/// Jobs of `sacct --json`.
+///
+/// # Errors
+/// As [`from_squeue`].
+pub fn from_sacct(text: &[u8]) -> Result<Vec<Job>, ParseError> {
+    Ok(jobs(text, "sacct")?.iter().filter_map(sacct_job).collect())
+}
+
+fn jobs(text: &[u8], command: &'static str) -> Result<Vec<Value>, ParseError> {
+    let mut answer: Value = serde_json::from_slice(text).map_err(|source| ParseError::Json { command, source })?;
+    match answer.get_mut("jobs").map(Value::take) {
+        Some(Value::Array(list)) => Ok(list),
+        _ => Err(ParseError::NoJobs { command }),
+    }
+}
+
+fn squeue_job(value: &Value) -> Option<Job> {
+    let states = strings(&value["job_state"]);
+    let (state, completing) = base_state(&states)?;
+    Some(Job {
+        id: number(&value["job_id"])?.to_string(),
+        comment: text(&value["comment"]),
+        state,
+        completing,
+        reason: text(&value["state_reason"]),
+        nodes: text(&value["nodes"]),
+        exit_code: exit_code(&value["exit_code"]),
+        started_at: time(&value["start_time"]).filter(|_| state != JobState::Pending),
+        ended_at: time(&value["end_time"]).filter(|_| state.is_over()),
+        killed_by: None,
+    })
+}
+
+fn sacct_job(value: &Value) -> Option<Job> {
+    let states = strings(&value["state"]["current"]);
+    let (state, completing) = base_state(&states)?;
+    Some(Job {
+        id: number(&value["job_id"])?.to_string(),
+        comment: text(&value["comment"]["job"]),
+        state,
+        completing,
+        reason: text(&value["state"]["reason"]),
+        nodes: text(&value["nodes"]),
+        exit_code: exit_code(&value["exit_code"]),
+        started_at: time(&value["time"]["start"]).filter(|_| state != JobState::Pending),
+        ended_at: time(&value["time"]["end"]).filter(|_| state.is_over()),
+        killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
+    })
+}
+
+/// Base state out of Slurm's list of base state and flags (`["RUNNING","COMPLETING"]`).
+fn base_state(states: &[String]) -> Option<(JobState, bool)> {
+    let has = |name: &str| states.iter().any(|s| s == name);
+    // A requeued job waits again, whatever ended its last run.
+    if has("REQUEUED") || has("REQUEUE_HOLD") || has("SPECIAL_EXIT") || has("REQUEUE_FED") {
+        return Some((JobState::Pending, false));
+    }
+    let state = states.iter().find_map(|s| {
+        Some(match s.as_str() {
+            "PENDING" => JobState::Pending,
+            "RUNNING" | "SUSPENDED" | "CONFIGURING" | "STAGE_OUT" | "STOPPED" | "SIGNALING" | "RESIZING" => JobState::Running,
+            "COMPLETED" => JobState::Completed,
+            "FAILED" => JobState::Failed,
+            "TIMEOUT" => JobState::Timeout,
+            "DEADLINE" => JobState::Deadline,
+            "OUT_OF_MEMORY" => JobState::OutOfMemory,
+            "PREEMPTED" => JobState::Preempted,
+            "NODE_FAIL" => JobState::NodeFail,
+            "BOOT_FAIL" => JobState::BootFail,
+            "CANCELLED" | "REVOKED" => JobState::Cancelled,
+            _ => return None,
+        })
+    });
+    let completing = has("COMPLETING");
+    match state {
+        Some(state) => Some((state, completing)),
+        None if completing => Some((JobState::Running, true)),
+        None => None,
+    }
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        // Slurm 22.05 gave one string.
+        Value::String(one) => vec![one.clone()],
+        _ => Vec::new(),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// A plain number, or Slurm's `{"set": true, "infinite": false, "number": 5}`.
+fn number(value: &Value) -> Option<i64> {
+    if let Some(n) = value.as_i64() {
+        return Some(n);
+    }
+    if value["set"].as_bool() == Some(false) || value["infinite"].as_bool() == Some(true) {
+        return None;
+    }
+    value["number"].as_i64()
+}
+
+fn time(value: &Value) -> Option<Timestamp> {
+    number(value).filter(|seconds| *seconds > 0).and_then(|seconds| Timestamp::from_second(seconds).ok())
+}
+
+fn exit_code(value: &Value) -> Option<i32> {
+    let code = number(&value["return_code"]).and_then(|c| i32::try_from(c).ok());
+    let signal = number(&value["signal"]["id"]).and_then(|s| i32::try_from(s).ok()).filter(|s| *s > 0);
+    match (code, signal) {
+        (_, Some(signal)) => Some(128 + signal),
+        (code, None) => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn squeue() {
+        let set = |n: i64| json!({"set": true, "infinite": false, "number": n});
+        let answer = json!({"jobs": [
+            {"job_id": 7, "comment": "u", "job_state": ["RUNNING"], "state_reason": "None", "nodes": "c1",
+             "start_time": set(1_700_000_000), "end_time": set(1_800_000_000),
+             "exit_code": {"return_code": set(0), "signal": {"id": {"set": false, "number": 0}}}},
+            {"job_id": 8, "comment": "v", "job_state": ["PENDING"], "state_reason": "Resources", "start_time": set(0)},
+            {"job_id": 9, "comment": "w", "job_state": ["FAILED", "COMPLETING"], "state_reason": "NonZeroExitCode",
+             "exit_code": {"return_code": set(3), "signal": {"id": {"set": false, "number": 0}}}},
+            {"job_id": 10, "comment": "x", "job_state": ["PREEMPTED", "REQUEUED"]},
+            {"job_id": 11, "comment": "x", "job_state": ["FUTURE_STATE"]},
+        ]});
+        let jobs = from_squeue(answer.to_string().as_bytes()).expect("jobs");
+        let short: Vec<_> = jobs.iter().map(|j| (j.id.as_str(), j.state, j.completing, j.reason.as_str(), j.exit_code)).collect();
+        assert_eq!(short, [
+            ("7", JobState::Running, false, "None", Some(0)),
+            ("8", JobState::Pending, false, "Resources", None),
+            ("9", JobState::Failed, true, "NonZeroExitCode", Some(3)),
+            ("10", JobState::Pending, false, "", None),
+        ]);
+        assert_eq!(jobs[0].started_at, Some(Timestamp::from_second(1_700_000_000).expect("time")));
+        assert_eq!(jobs[0].ended_at, None, "the end of a running job is only planned");
+        assert_eq!(jobs[1].started_at, None);
+        assert!(!jobs[2].is_gone(), "a completing job still holds its node");
+    }
+
+    #[test]
+    fn sacct() {
+        let answer = json!({"jobs": [{"job_id": 7, "comment": {"job": "u"}, "state": {"current": ["CANCELLED"], "reason": "None"},
+            "kill_request_user": "bob", "nodes": "c1", "time": {"start": 1_700_000_000, "end": 1_700_000_060},
+            "exit_code": {"return_code": {"set": true, "number": 0}, "signal": {"id": {"set": true, "number": 15}}}}]});
+        let jobs = from_sacct(answer.to_string().as_bytes()).expect("jobs");
+        assert_eq!(jobs[0].state, JobState::Cancelled);
+        assert_eq!(jobs[0].killed_by.as_deref(), Some("bob"));
+        assert_eq!(jobs[0].exit_code, Some(143));
+        assert_eq!(jobs[0].ended_at, Some(Timestamp::from_second(1_700_000_060).expect("time")));
+    }
+
+    #[test]
+    fn unreadable() {
+        assert!(matches!(from_squeue(b"slurm_load_jobs error"), Err(ParseError::Json { .. })));
+        assert!(matches!(from_squeue(b"{}"), Err(ParseError::NoJobs { .. })));
+    }
+}

@@ -1,0 +1,49 @@
+//! The batch script: it only hands the job over to hpk-netns.
+
+use hpk_api::plan::PodRef;
+use std::path::Path;
+
+/// Text of `job.sh`. The last line replaces the shell, so that Slurm's signals reach hpk-netns.
+#[must_use]
+pub fn script(who: &PodRef, netns: &Path, folder: &Path, arguments: &[String]) -> String {
+    let quoted: Vec<String> = arguments.iter().map(|a| quote(a)).collect();
+    format!(
+        "#!/bin/sh\n# pod {}/{} {}\n# sbatch {}\nexec {} run {}\n",
+        comment(&who.namespace),
+        comment(&who.name),
+        comment(&who.uid),
+        comment(&quoted.join(" ")),
+        quote(&netns.to_string_lossy()),
+        quote(&folder.to_string_lossy()),
+    )
+}
+
+/// A line break would end the comment and begin a command.
+fn comment(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+/// Quotes a word for a POSIX shell, when it needs it.
+#[must_use]
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hands_over() {
+        let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into() };
+        let text = script(&who, Path::new("/home/a b/hpk-netns"), Path::new("/home/it's/pods/u"), &["--x=a\nb".into()]);
+        assert_eq!(
+            text,
+            "#!/bin/sh\n# pod ns/p u\n# sbatch '--x=a b'\nexec '/home/a b/hpk-netns' run '/home/it'\\''s/pods/u'\n"
+        );
+    }
+}
