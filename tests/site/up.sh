@@ -98,7 +98,10 @@ network() {
 start() {
   local n=$1 c own d
   (
-    exec 8>&- 9>&-
+    for fd in "/proc/$BASHPID/fd"/*; do
+      fd=${fd##*/}
+      if [ "$fd" -gt 2 ] && [ "$fd" -lt 255 ]; then eval "exec $fd>&-"; fi
+    done
     # Held until the node's PID 1 is there: a start that outlived a killed
     # up.sh is waited for, not doubled.
     exec 7>"$SITE_DIR/run/$n.start"
