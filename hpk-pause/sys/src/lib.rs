@@ -1,1 +1,37 @@
-//! hpk-sys
+//! The supervisor's system calls, and the only crate of the project with `unsafe` code.
+//!
+//! It owns how a container's process comes to be ([`launch`]), how another process joins a running container
+//! ([`join`]), how children are waited for ([`reap`]) and signalled ([`signals`]), terminals ([`pty`]), the pod's
+//! network devices ([`netdev`]), user namespaces for unpacking and deleting files of subordinate ids ([`userns`]),
+//! and what the kernel tells about processes ([`procfs`]).
+//! It never decides: no restart policy, no time-out, no retry lives here.
+//!
+//! # Between clone and exec
+//! A child made here shares nothing with its parent's memory but runs in a copy of a program with several threads, so
+//! until its exec it may only use what is async-signal-safe. The parent therefore compiles everything to a
+//! [`program`] first: a list of operations with all strings made. The child runs the list and reports
+//! the first one that fails, by its index, over a socket that exec closes.
+
+#![allow(unsafe_code)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod caps;
+mod child;
+pub mod fdpass;
+pub mod ids;
+pub mod join;
+pub mod launch;
+pub mod mounts;
+pub mod netdev;
+pub mod peer;
+pub mod procfs;
+pub mod program;
+pub mod pty;
+pub mod reap;
+pub mod seccomp;
+pub mod signals;
+pub mod spawn;
+pub mod userns;
+pub mod users;
+
+pub use nix::errno::Errno;

@@ -1,0 +1,184 @@
+//! How a container's main process comes to be.
+//!
+//! A [`LaunchSpec`] is a container with everything resolved; a [`Launcher`] makes a process of it. The native maker
+//! ([`native::Native`]) builds the container itself in the pod's user namespace.
+//! Launchers keep nothing of a container: when its processes are gone, so are its mounts, and only its writable layer
+//! ([`Upper`]) remains, which the caller removes.
+
+pub mod native;
+mod compile;
+
+pub(crate) use compile::{Node, compile_join};
+
+pub use crate::program::Step;
+pub use crate::spawn::{FailureKind, Io, LaunchError, Launched, Starting};
+pub use native::Native;
+
+use crate::caps::CapSet;
+use crate::seccomp::Filter;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Makes processes of specs.
+pub trait Launcher {
+    /// Clones the container's first process and returns at once; see [`Starting`].
+    ///
+    /// # Errors
+    /// When the spec is impossible or no process could be made.
+    fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError>;
+
+    /// As [`Launcher::start`], and waits until the command executes. Blocks for as long as the set-up takes.
+    ///
+    /// # Errors
+    /// What failed; nothing is left of the container but its writable layer.
+    fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, LaunchError> {
+        self.start(spec)?.wait()
+    }
+}
+
+/// A container, everything resolved. Paths of sources are the supervisor's own, targets are inside the container.
+#[derive(Clone, Debug)]
+pub struct LaunchSpec {
+    /// Container name, for messages.
+    pub name: String,
+    /// The image's root file system (overlay's lower layer).
+    pub rootfs: PathBuf,
+    /// Writable layer.
+    pub upper: Upper,
+    /// Command and arguments; the first is looked up in the container's `$PATH` when it has no slash. Not empty.
+    pub argv: Vec<String>,
+    /// Environment in order; later entries win. PATH, HOME and (for terminals) TERM are added when absent, as engines do.
+    pub env: Vec<(String, String)>,
+    /// Created when missing; None: `/`.
+    pub working_dir: Option<String>,
+    /// Volumes and files; shallow targets are mounted before deep ones.
+    pub mounts: Vec<Mount>,
+    /// Folder shared by the pod's containers as /dev/shm (a tmpfs); None: a tmpfs of its own.
+    pub shm: Option<PathBuf>,
+    /// User, groups, capabilities.
+    pub security: Security,
+    /// Share the supervisor's PID namespace; else it gets its own, its main process is PID 1 there and its end ends all.
+    pub share_pid: bool,
+    /// Give it a pipe as standard input; else it reads /dev/null. A terminal is its own input.
+    pub stdin: bool,
+    /// Give it a terminal.
+    pub tty: bool,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Only higher values than the supervisor's own can be had; lower ones are left at the supervisor's.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Where a container's writes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// A folder on node-local storage, made when missing; it gets `upper`, `work` and `root`. Every run wants a fresh one.
+    Dir(PathBuf),
+    /// As `Dir`, on a tmpfs of this many bytes: a container that fills it gets ENOSPC.
+    Limited {
+        /// Mount point of the tmpfs, made when missing.
+        dir: PathBuf,
+        /// Bytes.
+        bytes: u64,
+    },
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Folder or file in the supervisor's view; links are followed.
+    pub source: PathBuf,
+    /// Path below the source, resolved so that no link leads out of it; missing folders are made with the source's mode.
+    pub sub_path: Option<String>,
+    /// Absolute path inside the container; made when missing.
+    pub target: String,
+    /// Read-only.
+    pub read_only: bool,
+    /// Read-only with everything mounted below it.
+    pub recursive_read_only: bool,
+    /// Propagation.
+    pub propagation: Propagation,
+    /// An empty file with this mode is made at `source` when there is none (termination log).
+    pub create_file: Option<u32>,
+}
+
+impl Mount {
+    /// A private read-write mount of a whole source.
+    pub fn new(source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
+        Self {
+            source: source.into(),
+            sub_path: None,
+            target: target.into(),
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            create_file: None,
+        }
+    }
+}
+
+/// mountPropagation of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// `None`.
+    #[default]
+    Private,
+    /// `HostToContainer`: sees what is mounted later in the source, see [`crate::mounts::make_shared`].
+    Slave,
+    /// `Bidirectional`.
+    Shared,
+}
+
+/// Identity and rights.
+#[derive(Clone, Debug)]
+pub struct Security {
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups (image's, supplementalGroups and fsGroup).
+    pub groups: Vec<u32>,
+    /// For `$HOME` when the environment has none.
+    pub home: Option<String>,
+    /// Bounding set; uid 0 has all of it effective.
+    pub caps: CapSet,
+    /// allowPrivilegeEscalation: false.
+    pub no_new_privs: bool,
+    /// None: unconfined.
+    pub seccomp: Option<Arc<Filter>>,
+    /// readOnlyRootFilesystem.
+    pub read_only_rootfs: bool,
+    /// Leave /proc and /sys unmasked (procMount: Unmasked, privileged).
+    pub unmasked: bool,
+    /// /sys writable (privileged).
+    pub writable_sys: bool,
+}
+
+impl Default for Security {
+    /// uid 0 with the default capabilities of container engines.
+    fn default() -> Self {
+        Self {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: None,
+            caps: CapSet::container_default(),
+            no_new_privs: false,
+            seccomp: None,
+            read_only_rootfs: false,
+            unmasked: false,
+            writable_sys: false,
+        }
+    }
+}
+
+/// One setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    /// `libc::RLIMIT_*`.
+    pub resource: u32,
+    /// Soft limit; `u64::MAX`: none.
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+}

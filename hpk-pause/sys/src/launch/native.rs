@@ -1,0 +1,130 @@
+//! The native launcher: a container of our own making in the pod's user namespace, with no process beside it.
+
+use super::compile::{self, ChildIo, Node};
+use super::{LaunchError, LaunchSpec, Launcher, Starting, Upper};
+use crate::caps;
+use crate::ids::Ids;
+use crate::program::{OpKind, Program, Step};
+use crate::spawn::{self, Namespaces, Pipes};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// Nodes that every container gets where the parent has them; the last ones are GPUs and fast networks.
+const DEVICES: [&str; 10] = ["null", "zero", "full", "random", "urandom", "tty", "fuse", "dri", "kfd", "infiniband"];
+/// Where Apptainer's --nv and --rocm put libraries.
+const GPU_LIBS: &str = "/.singularity.d/libs";
+
+/// Makes containers itself. Knows the node, holds nothing of the containers.
+#[derive(Debug)]
+pub struct Native {
+    node: Node,
+}
+
+impl Native {
+    /// Looks at the node: id maps, devices, capabilities, the kernel's abilities.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn new() -> Result<Self, LaunchError> {
+        Ok(Self { node: look_at_node()? })
+    }
+
+    /// Tries what a launch needs of the kernel: a mount namespace and an overlay of `rootfs` with its upper layer below
+    /// `scratch`.
+    ///
+    /// # Errors
+    /// The step that this node cannot do.
+    pub fn probe(&self, rootfs: &Path, scratch: &Path) -> Result<(), LaunchError> {
+        let mut program = Program::default();
+        compile::process(&mut program);
+        let upper = Upper::Dir(scratch.join("probe"));
+        let root = OpKind::Mount {
+            source: None,
+            target: compile::c("/", "/")?,
+            fstype: None,
+            flags: libc::MS_REC | libc::MS_PRIVATE,
+            data: None,
+        };
+        program.push(Step::Propagation, "/", root);
+        compile::overlay(&mut program, rootfs, &upper)?;
+        program.push(Step::Exec, "", OpKind::Exit);
+        let (stdout, childs_out) = pipe()?;
+        let (stderr, childs_err) = pipe()?;
+        let pipes = Pipes { stdin: None, stdout, stderr };
+        let starting = spawn::start(program, Namespaces { mount: true, ..Namespaces::default() }, Some(pipes), vec![childs_out, childs_err])?;
+        starting.wait().map(drop)
+    }
+}
+
+impl Launcher for Native {
+    fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError> {
+        let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
+        let program = compile::compile(spec, &self.node, ends.io())?;
+        spawn::start(program, Namespaces { mount: true, pid: !spec.share_pid, user: false }, pipes, ends.fds())
+    }
+}
+
+pub(crate) fn look_at_node() -> Result<Node, LaunchError> {
+    let ids = Ids::of_self().map_err(|e| resources("read /proc/self/uid_map", &e))?;
+    let mut devices: Vec<String> = DEVICES.iter().map(|&name| name.to_owned()).collect();
+    devices.push("net/tun".to_owned());
+    if let Ok(entries) = std::fs::read_dir("/dev") {
+        let nvidia = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        devices.extend(nvidia.filter(|name| name.starts_with("nvidia")));
+    }
+    devices.retain(|name| Path::new("/dev").join(name).exists());
+    let libs = std::fs::read_dir(GPU_LIBS).is_ok_and(|mut entries| entries.next().is_some());
+    Ok(Node {
+        ids,
+        devices,
+        permitted: caps::permitted(),
+        last_cap: caps::last(),
+        gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
+        mount_setattr: crate::mounts::has_mount_setattr(),
+    })
+}
+
+fn resources(what: &'static str, error: &std::io::Error) -> LaunchError {
+    LaunchError::Resources { what, errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)) }
+}
+
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|errno| LaunchError::Resources { what: "create a pipe", errno })
+}
+
+/// The child's ends.
+#[derive(Debug, Default)]
+pub(crate) struct ChildEnds {
+    stdin: Option<OwnedFd>,
+    output: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl ChildEnds {
+    pub(crate) fn io(&self) -> Option<ChildIo> {
+        let (stdout, stderr) = self.output.as_ref()?;
+        Some(ChildIo {
+            stdin: self.stdin.as_ref().map(AsRawFd::as_raw_fd),
+            stdout: stdout.as_raw_fd(),
+            stderr: stderr.as_raw_fd(),
+        })
+    }
+
+    pub(crate) fn fds(self) -> Vec<OwnedFd> {
+        let (stdout, stderr) = self.output.unzip();
+        [self.stdin, stdout, stderr].into_iter().flatten().collect()
+    }
+}
+
+/// Pipes for standard input and output, none for a terminal.
+pub(crate) fn pipes(stdin: bool, tty: bool) -> Result<(Option<Pipes>, ChildEnds), LaunchError> {
+    if tty {
+        return Ok((None, ChildEnds::default()));
+    }
+    let (childs_in, stdin) = if stdin { Some(pipe()?) } else { None }.unzip();
+    let (stdout, childs_out) = pipe()?;
+    let (stderr, childs_err) = pipe()?;
+    Ok((Some(Pipes { stdin, stdout, stderr }), ChildEnds { stdin: childs_in, output: Some((childs_out, childs_err)) }))
+}

@@ -1,0 +1,211 @@
+//! What a child does between clone and exec, as data.
+//!
+//! Owns the list of operations and the strings that they need. It never executes anything: that is `child`'s.
+
+use std::ffi::{CString, c_char, c_int};
+
+/// Stage of a container's set-up, for messages: the step and its path say what failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Signal dispositions, session and umask.
+    Process,
+    /// Standard input, output, error.
+    Stdio,
+    /// Controlling terminal.
+    Terminal,
+    /// Propagation of the new mount namespace.
+    Propagation,
+    /// Opening the source of a mount.
+    Source,
+    /// Resolving a subPath under its volume.
+    SubPath,
+    /// Creating the writable layer.
+    Upper,
+    /// Mounting the root file system.
+    RootFs,
+    /// Changing to the new root.
+    Pivot,
+    /// `/dev` and its nodes.
+    Dev,
+    /// `/proc`.
+    Proc,
+    /// `/sys`.
+    Sys,
+    /// A volume or file at its mount point.
+    Mount,
+    /// Masked and read-only paths.
+    Mask,
+    /// Read-only root file system.
+    ReadOnly,
+    /// Resource limits and OOM score.
+    Limits,
+    /// Joining namespaces.
+    Namespaces,
+    /// The working directory.
+    WorkingDir,
+    /// User, groups.
+    Identity,
+    /// Capabilities.
+    Capabilities,
+    /// Seccomp filter and no_new_privs.
+    Seccomp,
+    /// The command itself.
+    Exec,
+}
+
+impl Step {
+    /// Plain words for a message: what could not be done.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Process => "prepare the process",
+            Self::Stdio => "set up standard input and output",
+            Self::Terminal => "set up the terminal",
+            Self::Propagation => "make the mount namespace private",
+            Self::Source => "open the source of a mount",
+            Self::SubPath => "resolve subPath",
+            Self::Upper => "create the writable layer",
+            Self::RootFs => "mount the root file system",
+            Self::Pivot => "change to the container's root",
+            Self::Dev => "set up /dev",
+            Self::Proc => "mount /proc",
+            Self::Sys => "mount /sys",
+            Self::Mount => "mount",
+            Self::Mask => "mask",
+            Self::ReadOnly => "make the root file system read-only",
+            Self::Limits => "set resource limits",
+            Self::Namespaces => "join the container's namespaces",
+            Self::WorkingDir => "change to the working directory",
+            Self::Identity => "change user and groups",
+            Self::Capabilities => "set capabilities",
+            Self::Seccomp => "set the seccomp filter",
+            Self::Exec => "exec",
+        }
+    }
+}
+
+/// A number of the child's table of descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(pub(crate) usize);
+
+/// One thing to do in the child. All paths are absolute and NUL-terminated.
+#[derive(Debug)]
+pub(crate) enum OpKind {
+    /// Default dispositions, empty mask.
+    ResetSignals,
+    Setsid,
+    Umask(u32),
+    /// Writes `data` to an existing file.
+    WriteFile { path: CString, data: Vec<u8> },
+    /// Creates an empty file with this mode when there is none.
+    Touch { path: CString, mode: u32 },
+    /// mkdir -p.
+    MkdirAll { path: CString, mode: u32 },
+    Symlink { target: CString, path: CString },
+    Mount { source: Option<CString>, target: CString, fstype: Option<CString>, flags: u64, data: Option<CString> },
+    /// A detached copy of a mount tree; follows links.
+    OpenTree { slot: Slot, path: CString, recursive: bool },
+    /// As [`OpKind::OpenTree`], of a path below `volume` that never leaves it. `prefixes` are the cumulative relative paths.
+    OpenSubTree { slot: Slot, volume: CString, prefixes: Vec<CString>, last_components: Vec<CString> },
+    /// Attributes of a detached tree.
+    SetAttr { slot: Slot, read_only: bool, recursive: bool, propagation: u64 },
+    /// Attaches a detached tree, creating its mount point.
+    Attach { slot: Slot, target: CString, fallback_read_only: bool },
+    /// Makes an attached mount read-only in place.
+    RemountReadOnly { path: CString },
+    /// Hides a file or folder; missing ones are fine.
+    Mask { path: CString },
+    /// Binds a path on itself, read-only; missing ones are fine.
+    ReadOnlyPath { path: CString },
+    /// pivot_root(".", ".") at this path and drop of the old root.
+    Pivot { path: CString },
+    Chdir { path: CString },
+    /// setns by a descriptor that the parent opened.
+    Setns { fd: c_int, flags: c_int },
+    /// Opens a file into one of the standard descriptors.
+    OpenStdio { path: CString, target: c_int },
+    /// dup2 of an inherited descriptor, chowned to the container's user when it is a pipe.
+    Dup { from: c_int, to: c_int, owner: Option<(u32, u32)> },
+    /// Opens a terminal in the container's devpts, sends its master to the parent, makes it controlling and standard.
+    Terminal { owner: (u32, u32), console: bool, rows: u16, cols: u16 },
+    /// Every descriptor from 3 on closes at exec.
+    CloseRest,
+    Rlimit { resource: c_int, soft: u64, hard: u64 },
+    /// Drops these from the bounding set.
+    DropBounding(Vec<c_int>),
+    SetGroups(Vec<u32>),
+    SetGid(u32),
+    SetUid(u32),
+    /// Effective and permitted sets; inheritable and ambient become empty.
+    SetCaps { permitted: u64 },
+    NoNewPrivs,
+    Seccomp(Vec<SockFilter>),
+    /// The first path that can be executed.
+    Exec { candidates: Vec<CString>, argv: CStrings, envp: CStrings },
+    /// Waits for a byte; an end without one ends the child. `other` is the parent's end, closed first.
+    WaitGo { fd: c_int, other: c_int },
+    /// End without exec.
+    Exit,
+}
+
+/// One BPF instruction (`struct sock_filter`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct SockFilter {
+    pub(crate) code: u16,
+    pub(crate) jt: u8,
+    pub(crate) jf: u8,
+    pub(crate) k: u32,
+}
+
+/// A NULL-terminated array of C strings.
+#[derive(Debug)]
+pub(crate) struct CStrings {
+    // Kept for the pointers below: a CString's heap block does not move when the Vec does.
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl CStrings {
+    pub(crate) fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { _strings: strings, pointers }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
+}
+
+/// An operation with what to say and do when it fails.
+#[derive(Debug)]
+pub(crate) struct Op {
+    pub(crate) kind: OpKind,
+    pub(crate) step: Step,
+    /// Subject for the message: usually the path inside the container.
+    pub(crate) label: String,
+    /// Go on when it fails.
+    pub(crate) optional: bool,
+}
+
+/// Everything a child does.
+#[derive(Debug, Default)]
+pub(crate) struct Program {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) slots: Vec<c_int>,
+}
+
+impl Program {
+    pub(crate) fn push(&mut self, step: Step, label: impl Into<String>, kind: OpKind) {
+        self.ops.push(Op { kind, step, label: label.into(), optional: false });
+    }
+
+    pub(crate) fn push_optional(&mut self, step: Step, label: impl Into<String>, kind: OpKind) {
+        self.ops.push(Op { kind, step, label: label.into(), optional: true });
+    }
+
+    pub(crate) fn slot(&mut self) -> Slot {
+        self.slots.push(-1);
+        Slot(self.slots.len() - 1)
+    }
+}

@@ -1,0 +1,374 @@
+//! The one place that forks: clone3 of a child that runs a compiled program, and what its parent holds of it.
+//!
+//! ```text
+//! parent: start() ── clone3 ──▶ Starting ── report socket ──▶ Launched | LaunchError
+//!                      │                         ▲
+//!                      └─ child: program … exec ─┘ (exec closes the socket; a failure is told first)
+//! ```
+//! `start` never waits for the child, so that the event loop of PID 1 does not stand still when a volume's file system does:
+//! register [`Starting::pid`] before the next [`crate::reap::Reaper::poll`], then wait for the socket to be readable.
+
+use crate::child;
+use crate::program::{Program, Step};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::unistd::Pid;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use thiserror::Error;
+
+/// Why a process could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LaunchError {
+    /// A value that no system call could take.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Field of the container's spec.
+        field: &'static str,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// securityContext asks for a user or group that this user namespace does not have.
+    #[error(
+        "{field}: id {id} does not exist in this pod: the user's account has no range of subordinate ids that reaches it \
+         (/etc/subuid, /etc/subgid); use id 0, which is the user's own, or ask for a range"
+    )]
+    IdNotMapped {
+        /// Field of the pod's spec.
+        field: &'static str,
+        /// The id.
+        id: u32,
+    },
+    /// Supplementary groups in a namespace that denies setgroups(2).
+    #[error("securityContext.supplementalGroups: this account has no range of subordinate group ids (/etc/subgid), so groups cannot be added")]
+    GroupsDenied,
+    /// A stage of the set-up failed. The container does not exist.
+    #[error("cannot {} {path}: {}", .step.words(), .errno.desc())]
+    Setup {
+        /// Stage.
+        step: Step,
+        /// Path or other subject.
+        path: String,
+        /// Cause.
+        errno: Errno,
+    },
+    /// The command could not be executed.
+    #[error("{}", exec_text(.command, .errno))]
+    Exec {
+        /// argv[0].
+        command: String,
+        /// Cause.
+        errno: Errno,
+    },
+    /// clone3 failed: usually a limit on processes.
+    #[error("cannot create a process: {}", .0.desc())]
+    Clone(Errno),
+    /// No pipes, sockets or descriptors left, or another failure on the supervisor's side.
+    #[error("cannot {what}: {}", .errno.desc())]
+    Resources {
+        /// What was tried.
+        what: &'static str,
+        /// Cause.
+        errno: Errno,
+    },
+    /// The container to join has ended.
+    #[error("container is not running")]
+    NotRunning,
+    /// The child was killed before it could execute the command.
+    #[error("the process was killed while it was being set up")]
+    Killed,
+}
+
+/// What a kubelet makes of a [`LaunchError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The spec cannot be met: waiting, `CreateContainerConfigError`.
+    Config,
+    /// The container could not be made: waiting, `CreateContainerError`.
+    Create,
+    /// The container was made and its command could not be started: terminated, `StartError`, exit code 128.
+    Start,
+}
+
+impl LaunchError {
+    /// Which of the kubelet's errors this is.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Invalid { .. } | Self::IdNotMapped { .. } | Self::GroupsDenied | Self::Setup { step: Step::SubPath, .. } => {
+                FailureKind::Config
+            }
+            Self::Exec { .. } | Self::Setup { step: Step::WorkingDir, .. } => FailureKind::Start,
+            Self::Setup { .. } | Self::Clone(_) | Self::Resources { .. } | Self::NotRunning | Self::Killed => FailureKind::Create,
+        }
+    }
+}
+
+/// As container engines word it: users search for these texts.
+fn exec_text(command: &str, errno: &Errno) -> String {
+    match errno {
+        Errno::ENOENT if !command.contains('/') => format!("exec: \"{command}\": executable file not found in $PATH"),
+        Errno::ENOENT => format!("exec: \"{command}\": stat {command}: no such file or directory"),
+        Errno::EACCES => format!("exec: \"{command}\": permission denied"),
+        Errno::ENOEXEC => format!("exec {command}: exec format error"),
+        other => format!("exec {command}: {}", other.desc().to_lowercase()),
+    }
+}
+
+/// Standard input and output of a started process, the supervisor's ends. All are blocking and close at exec.
+#[derive(Debug)]
+pub enum Io {
+    /// Pipes: images open /dev/stdout, which a socket would not allow.
+    Pipes {
+        /// Writing end; None: the process reads /dev/null.
+        stdin: Option<OwnedFd>,
+        /// Reading end.
+        stdout: OwnedFd,
+        /// Reading end.
+        stderr: OwnedFd,
+    },
+    /// Master of its terminal.
+    Pty {
+        /// Reads output, writes input.
+        master: OwnedFd,
+    },
+}
+
+/// A process that executes its command.
+#[derive(Debug)]
+pub struct Launched {
+    /// In the supervisor's PID namespace; leader of its own session and process group.
+    pub pid: Pid,
+    /// Refers to the process even after it was reaped.
+    pub pidfd: OwnedFd,
+    /// Its input and output.
+    pub io: Io,
+}
+
+/// A process on its way to exec.
+#[derive(Debug)]
+pub struct Starting {
+    pid: Pid,
+    pidfd: OwnedFd,
+    report: OwnedFd,
+    pipes: Option<Pipes>,
+    master: Option<OwnedFd>,
+    ops: Vec<(Step, String)>,
+    done: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+impl AsFd for Starting {
+    /// Readable when [`Starting::try_finish`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+}
+
+impl AsRawFd for Starting {
+    fn as_raw_fd(&self) -> RawFd {
+        self.report.as_raw_fd()
+    }
+}
+
+impl Starting {
+    /// Id of the child, ours to reap whatever comes of it.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Descriptor of the child, to kill it while it is being set up.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// None: not yet known, wait until the descriptor is readable. After an error the child ends by itself
+    /// and is reaped like any other.
+    pub fn try_finish(&mut self) -> Option<Result<Launched, LaunchError>> {
+        self.receive(MsgFlags::MSG_DONTWAIT)
+    }
+
+    /// Blocks until the command is executed or failed. Not for the event loop: a set-up can hang on a file system.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn wait(mut self) -> Result<Launched, LaunchError> {
+        loop {
+            if let Some(result) = self.receive(MsgFlags::empty()) {
+                return result;
+            }
+        }
+    }
+
+    pub(crate) fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+
+    /// For children without pipes of ours: waits for exec and keeps only the pidfd, also beside an error.
+    pub(crate) fn wait_exec(mut self) -> Result<OwnedFd, (LaunchError, OwnedFd)> {
+        loop {
+            match self.receive(MsgFlags::empty()) {
+                None => {}
+                Some(Ok(_)) | Some(Err(LaunchError::Killed)) => return Ok(self.pidfd),
+                Some(Err(error)) => return Err((error, self.pidfd)),
+            }
+        }
+    }
+
+    fn receive(&mut self, flags: MsgFlags) -> Option<Result<Launched, LaunchError>> {
+        if self.done {
+            return Some(Err(LaunchError::Killed));
+        }
+        loop {
+            let mut buffer = [0u8; child::MESSAGE];
+            let mut control = nix::cmsg_space!([RawFd; 1]);
+            let (bytes, fd) = {
+                let mut iov = [IoSliceMut::new(&mut buffer)];
+                match recvmsg::<()>(self.report.as_raw_fd(), &mut iov, Some(&mut control), flags | MsgFlags::MSG_CMSG_CLOEXEC) {
+                    Ok(message) => (message.bytes, received_fd(&message)),
+                    Err(Errno::EINTR) => continue,
+                    Err(Errno::EAGAIN) => return None,
+                    // The child died with unread data on its side: as an end.
+                    Err(_) => (0, None),
+                }
+            };
+            if bytes == 0 {
+                self.done = true;
+                return Some(self.finished());
+            }
+            match word(&buffer, 0) {
+                child::TAG_TERMINAL => self.master = fd,
+                child::TAG_ERROR => {
+                    self.done = true;
+                    return Some(Err(self.failed(word(&buffer, 1), word(&buffer, 2))));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn failed(&self, index: u32, errno: u32) -> LaunchError {
+        let errno = Errno::from_raw(i32::try_from(errno).unwrap_or(0));
+        let op = usize::try_from(index).ok().and_then(|index| self.ops.get(index));
+        match op {
+            Some((Step::Exec, command)) => LaunchError::Exec { command: command.clone(), errno },
+            Some((Step::Namespaces, _)) if matches!(errno, Errno::ESRCH | Errno::EINVAL) => LaunchError::NotRunning,
+            Some((step, path)) => LaunchError::Setup { step: *step, path: path.clone(), errno },
+            None => LaunchError::Killed,
+        }
+    }
+
+    /// The socket is closed: by exec, or by death before it.
+    fn finished(&mut self) -> Result<Launched, LaunchError> {
+        let pidfd = self.pidfd.try_clone().map_err(|e| LaunchError::Resources {
+            what: "duplicate a descriptor",
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+        })?;
+        let io = match (self.master.take(), self.pipes.take()) {
+            (Some(master), _) => Io::Pty { master },
+            (None, Some(pipes)) => Io::Pipes { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr },
+            (None, None) => return Err(LaunchError::Killed),
+        };
+        Ok(Launched { pid: self.pid, pidfd, io })
+    }
+}
+
+fn word(buffer: &[u8; child::MESSAGE], index: usize) -> u32 {
+    let at = index * 4;
+    buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+fn received_fd(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Option<OwnedFd> {
+    let mut found = None;
+    for control in message.cmsgs().ok()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for fd in fds {
+                // SAFETY: the kernel has just installed this descriptor for us, nobody else knows it.
+                found = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    found
+}
+
+/// Handlers of the parent must not run in the child (Linux 5.5).
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// Namespaces that the child gets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Namespaces {
+    pub(crate) mount: bool,
+    pub(crate) pid: bool,
+    pub(crate) user: bool,
+}
+
+/// A child with user and mount namespaces of its own and the caller's standard input and output.
+pub(crate) fn start_in_userns(program: Program, child_ends: Vec<OwnedFd>) -> Result<Starting, LaunchError> {
+    start(program, Namespaces { mount: true, pid: false, user: true }, None, child_ends)
+}
+
+/// Clones a child that runs the program. `child_ends` are closed in the parent.
+pub(crate) fn start(
+    mut program: Program,
+    namespaces: Namespaces,
+    pipes: Option<Pipes>,
+    child_ends: Vec<OwnedFd>,
+) -> Result<Starting, LaunchError> {
+    let (report, childs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(|errno| LaunchError::Resources { what: "create a socket", errno })?;
+    let mut flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    if namespaces.mount {
+        flags |= libc::CLONE_NEWNS as u64;
+    }
+    if namespaces.user {
+        flags |= libc::CLONE_NEWUSER as u64;
+    }
+    if namespaces.pid {
+        flags |= libc::CLONE_NEWPID as u64;
+    }
+    let report_fd = childs.as_raw_fd();
+    let (pid, pidfd) = match clone(flags).map_err(LaunchError::Clone)? {
+        Fork::Child => child::run(&mut program, report_fd),
+        Fork::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    drop(childs);
+    drop(child_ends);
+    let ops = program.ops.into_iter().map(|op| (op.step, op.label)).collect();
+    Ok(Starting { pid, pidfd, report, pipes, master: None, ops, done: false })
+}
+
+enum Fork {
+    /// Only what is async-signal-safe may be done.
+    Child,
+    Parent(Pid, OwnedFd),
+}
+
+/// A fork with flags and a pidfd: the child gets a copy of the address space.
+fn clone(flags: u64) -> Result<Fork, Errno> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all-zero is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: no stack is given, so the child goes on with a copy of this one, as after fork; its one caller then only
+    // runs `child::run`, which is async-signal-safe and never returns.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match result {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => {
+            // SAFETY: the kernel has just made this descriptor for us.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Fork::Parent(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd))
+        }
+        _ => Err(Errno::last()),
+    }
+}
