@@ -106,9 +106,10 @@ impl Worker {
         self.next = self.tick_at_or_after(now + Duration::from_nanos(1));
     }
 
-    /// Ticks that find the container not eligible are lost: called when it becomes eligible at `now`.
+    /// Ticks that find the container not eligible are lost, the one of this very moment too: called when it
+    /// becomes eligible at `now`.
     pub(crate) fn forget_ticks(&mut self, now: Duration) {
-        self.next = self.tick_at_or_after(now);
+        self.next = self.tick_at_or_after(now + Duration::from_nanos(1));
     }
 
     fn tick_at_or_after(&self, at: Duration) -> Duration {
@@ -185,8 +186,8 @@ mod tests {
     #[test]
     fn ticks_keep_their_phase_and_respect_the_initial_delay() {
         for (started, delay, now, due) in [
-            (0, 0, 0, 0),
-            (1, 0, 1, 10),   // tick 0 was lost before the start
+            (0, 0, 0, 10),   // the tick of the start itself is lost
+            (1, 0, 1, 10),
             (1, 5, 1, 10),
             (1, 10, 1, 20),  // at 10 s only 9 s have passed
             (0, 10, 1, 10),

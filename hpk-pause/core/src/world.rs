@@ -1,0 +1,509 @@
+//! A tiny world for tests: it performs actions as a well-behaved driver would, with time made by hand, and checks
+//! what must always hold. Scripts in tables.rs and random sequences below both live in it.
+
+use crate::testing::{container, pod};
+use crate::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};
+use crate::{Identity, Supervisor};
+use hpk_api::plan::{ContainerPlan, ExitCodeOperator, RestartAction, RestartPolicy, RestartRule, SandboxPlan};
+use hpk_api::probe::{Handler, Probe, ProbeKind};
+use hpk_api::state::{ContainerState, ContainerUser, RunState, StopCause};
+use jiff::Timestamp;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// One process that the world runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Process {
+    pub(crate) signals: Vec<i32>,
+    pub(crate) killed: bool,
+    pub(crate) probes: Vec<ProbeKind>,
+    pub(crate) hooks: Vec<Hook>,
+}
+
+pub(crate) struct World {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) now: Duration,
+    /// Starts under way.
+    pub(crate) starting: BTreeMap<usize, u32>,
+    /// Processes that exist, by container and instance.
+    pub(crate) live: BTreeMap<(usize, u32), Process>,
+    /// Every action ever, with its time in ms.
+    pub(crate) log: Vec<(u64, Action)>,
+    pub(crate) finished: Option<bool>,
+    terminations: BTreeSet<(usize, u32)>,
+    actions: Vec<Action>,
+    last_sequence: u64,
+}
+
+impl World {
+    pub(crate) fn new(plan: SandboxPlan) -> Self {
+        let now = Duration::from_secs(1_000);
+        let supervisor = Supervisor::new(plan, Identity::default(), None, at(now));
+        Self {
+            supervisor,
+            now,
+            starting: BTreeMap::new(),
+            live: BTreeMap::new(),
+            log: Vec::new(),
+            finished: None,
+            terminations: BTreeSet::new(),
+            actions: Vec::new(),
+            last_sequence: 0,
+        }
+    }
+
+    /// A pod whose sandbox is ready.
+    pub(crate) fn ready(plan: SandboxPlan) -> Self {
+        let mut world = Self::new(plan);
+        world.event(Event::SandboxReady { pod_ips: Vec::new() });
+        world
+    }
+
+    pub(crate) fn millis(&self) -> u64 {
+        u64::try_from((self.now - Duration::from_secs(1_000)).as_millis()).unwrap()
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.supervisor.step(at(self.now), event, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(action);
+        }
+        self.actions = actions;
+        self.check();
+    }
+
+    fn perform(&mut self, action: Action) {
+        assert!(self.finished.is_none(), "nothing after the end: {action:?}");
+        self.log.push((self.millis(), action));
+        match action {
+            Action::Start { container, instance } => {
+                let i = container.0;
+                assert!(!self.live.keys().any(|&(c, _)| c == i), "container {i} already has a process");
+                assert!(self.starting.insert(i, instance).is_none(), "container {i} is being started twice");
+                assert!(self.supervisor.state().stopping.is_none(), "no start after a stop");
+            }
+            Action::Signal { container, instance, signal } => {
+                self.live.get_mut(&(container.0, instance)).expect("signal to a live process").signals.push(signal);
+            }
+            Action::Kill { container, instance } => {
+                self.live.get_mut(&(container.0, instance)).expect("kill of a live process").killed = true;
+            }
+            Action::Probe { container, instance, kind } => {
+                let process = self.live.get_mut(&(container.0, instance)).expect("probe of a live process");
+                assert!(!process.probes.contains(&kind), "one run of a probe at a time");
+                process.probes.push(kind);
+            }
+            Action::Hook { container, instance, hook } => {
+                self.live.get_mut(&(container.0, instance)).expect("hook of a live process").hooks.push(hook);
+            }
+            Action::Cancel { .. } => {}
+            Action::Report => {
+                let sequence = self.supervisor.state().sequence;
+                assert!(sequence > self.last_sequence, "sequence grows");
+                self.last_sequence = sequence;
+            }
+            Action::Finished { succeeded } => self.finished = Some(succeeded),
+        }
+    }
+
+    /// What holds after every step.
+    fn check(&self) {
+        let state = self.supervisor.state();
+        for list in [&state.init_containers, &state.containers, &state.ephemeral_containers] {
+            for c in list {
+                let running = matches!(c.state, RunState::Running { .. });
+                let i = self.supervisor.find(&c.name).unwrap();
+                assert_eq!(running, self.live.keys().any(|&(l, _)| l == i.0), "{} is shown as it is", c.name);
+                let init_done = matches!(&c.state, RunState::Terminated(t) if t.exit_code == 0);
+                assert!(!c.ready || running || init_done, "ready implies running: {c:?}");
+                assert!(!c.started || running, "started implies running");
+            }
+        }
+        if state.finished {
+            assert!(self.live.is_empty() && self.starting.is_empty(), "finished means that nothing runs");
+            assert_eq!(self.supervisor.next_deadline(), None);
+        } else if let Some(deadline) = self.supervisor.next_deadline() {
+            assert!(deadline > self.now, "what is due has been done");
+        }
+    }
+
+    /// Lets time pass, stopping at every deadline.
+    pub(crate) fn pass(&mut self, seconds: f64) {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        while let Some(deadline) = self.supervisor.next_deadline().filter(|&d| d <= end) {
+            self.now = deadline;
+            self.event(Event::Tick);
+        }
+        self.now = end;
+        self.event(Event::Tick);
+    }
+
+    pub(crate) fn index(&self, name: &str) -> usize {
+        self.supervisor.find(name).unwrap().0
+    }
+
+    pub(crate) fn is_starting(&self, name: &str) -> bool {
+        self.starting.contains_key(&self.index(name))
+    }
+
+    pub(crate) fn is_live(&self, name: &str) -> bool {
+        let i = self.index(name);
+        self.live.keys().any(|&(c, _)| c == i)
+    }
+
+    pub(crate) fn launch(&mut self, name: &str) {
+        let i = self.index(name);
+        self.launched(i);
+    }
+
+    fn launched(&mut self, i: usize) {
+        let instance = self.starting.remove(&i).expect("a start is under way");
+        self.live.insert((i, instance), Process::default());
+        self.event(Event::Launched { container: ContainerIndex(i), instance, user: ContainerUser::default() });
+    }
+
+    pub(crate) fn launch_fails(&mut self, name: &str, failure: LaunchFailure) {
+        let i = self.index(name);
+        let instance = self.starting.remove(&i).expect("a start is under way");
+        self.event(Event::LaunchFailed { container: ContainerIndex(i), instance, failure });
+    }
+
+    /// Launches whatever is being started, until nothing is.
+    pub(crate) fn launch_all(&mut self) {
+        while let Some((&i, _)) = self.starting.iter().next() {
+            self.launched(i);
+        }
+    }
+
+    pub(crate) fn process(&self, name: &str) -> (u32, &Process) {
+        let i = self.index(name);
+        let ((_, instance), process) = self.live.iter().find(|((c, _), _)| *c == i).expect("a live process");
+        (*instance, process)
+    }
+
+    pub(crate) fn exit(&mut self, name: &str, code: i32) {
+        self.exit_as(name, ExitCause::Code(code), false);
+    }
+
+    pub(crate) fn exit_as(&mut self, name: &str, cause: ExitCause, oom: bool) {
+        let (i, instance) = (self.index(name), self.process(name).0);
+        self.exited(i, instance, Exit { cause, oom, message: String::new() });
+    }
+
+    fn exited(&mut self, i: usize, instance: u32, exit: Exit) {
+        self.live.remove(&(i, instance));
+        assert!(self.terminations.insert((i, instance)), "one end for each run");
+        self.event(Event::Exited { container: ContainerIndex(i), instance, exit });
+    }
+
+    pub(crate) fn probe(&mut self, name: &str, kind: ProbeKind, outcome: ProbeOutcome) {
+        let (i, (instance, process)) = (self.index(name), self.process(name));
+        let at = process.probes.iter().position(|&k| k == kind).expect("the probe runs");
+        self.live.get_mut(&(i, instance)).unwrap().probes.remove(at);
+        self.event(Event::ProbeDone { container: ContainerIndex(i), instance, kind, outcome });
+    }
+
+    pub(crate) fn probing(&self, name: &str, kind: ProbeKind) -> bool {
+        self.is_live(name) && self.process(name).1.probes.contains(&kind)
+    }
+
+    pub(crate) fn hook(&mut self, name: &str, hook: Hook, result: Result<(), HookFailure>) {
+        let (i, (instance, process)) = (self.index(name), self.process(name));
+        let at = process.hooks.iter().position(|&h| h == hook).expect("the hook runs");
+        self.live.get_mut(&(i, instance)).unwrap().hooks.remove(at);
+        self.event(Event::HookDone { container: ContainerIndex(i), instance, hook, result });
+    }
+
+    pub(crate) fn stop(&mut self, cause: StopCause, grace: u32) {
+        self.event(Event::Stop { cause, grace_seconds: Some(grace) });
+    }
+
+    pub(crate) fn state(&self, name: &str) -> &ContainerState {
+        let s = self.supervisor.state();
+        let mut all = s.init_containers.iter().chain(&s.containers).chain(&s.ephemeral_containers);
+        all.find(|c| c.name == name).unwrap()
+    }
+
+    /// `Running`, `Waiting(reason)`, `Terminated(code reason)`.
+    pub(crate) fn shown(&self, name: &str) -> String {
+        match &self.state(name).state {
+            RunState::Running { .. } => "Running".to_owned(),
+            RunState::Waiting { reason, .. } => format!("Waiting({reason})"),
+            RunState::Terminated(t) => format!("Terminated({} {})", t.exit_code, t.reason),
+        }
+    }
+
+    /// Events so far as `Reason: message`.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.supervisor.state().events.iter().map(|e| format!("{}: {}", e.reason, e.message)).collect()
+    }
+
+    /// Times (ms) of the signals to a container.
+    pub(crate) fn signalled(&self, name: &str) -> Vec<(u64, i32)> {
+        let i = self.index(name);
+        let of = |(at, action): &(u64, Action)| match *action {
+            Action::Signal { container, signal, .. } if container.0 == i => Some((*at, signal)),
+            Action::Kill { container, .. } if container.0 == i => Some((*at, 9)),
+            _ => None,
+        };
+        self.log.iter().filter_map(of).collect()
+    }
+
+    /// Times (ms) of the starts of a container.
+    pub(crate) fn starts(&self, name: &str) -> Vec<u64> {
+        let i = self.index(name);
+        let of = |(at, action): &(u64, Action)| match *action {
+            Action::Start { container, .. } if container.0 == i => Some(*at),
+            _ => None,
+        };
+        self.log.iter().filter_map(of).collect()
+    }
+}
+
+fn at(mono: Duration) -> Now {
+    Now { mono, wall: Timestamp::UNIX_EPOCH.checked_add(jiff::SignedDuration::try_from(mono).unwrap()).unwrap() }
+}
+
+pub(crate) fn probe(period: u32, success: u32, failure: u32) -> Probe {
+    Probe {
+        handler: Handler::TcpSocket { host: None, port: 1 },
+        initial_delay_seconds: 0,
+        timeout_seconds: 1,
+        period_seconds: period,
+        success_threshold: success,
+        failure_threshold: failure,
+        termination_grace_period_seconds: None,
+    }
+}
+
+/// What may happen next in a random life.
+#[derive(Clone, Debug)]
+enum Chance {
+    Pass(u32),
+    Launch(u8),
+    LaunchFails(u8, u8),
+    Exit(u8, i32),
+    Obey(u8),
+    Probe(u8, u8),
+    Hook(u8, bool),
+    Stop(u32),
+    Stray(u8, u32),
+    Change(u8, bool),
+    Debug(u8),
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        4 => (0..40_000u32).prop_map(Chance::Pass),
+        6 => any::<u8>().prop_map(Chance::Launch),
+        1 => (any::<u8>(), 0..3u8).prop_map(|(a, b)| Chance::LaunchFails(a, b)),
+        4 => (any::<u8>(), prop_oneof![Just(0), Just(1), Just(42)]).prop_map(|(a, b)| Chance::Exit(a, b)),
+        2 => any::<u8>().prop_map(Chance::Obey),
+        6 => (any::<u8>(), 0..8u8).prop_map(|(a, b)| Chance::Probe(a, b)),
+        3 => (any::<u8>(), any::<bool>()).prop_map(|(a, b)| Chance::Hook(a, b)),
+        1 => (0..60u32).prop_map(Chance::Stop),
+        1 => (any::<u8>(), 0..4u32).prop_map(|(a, b)| Chance::Stray(a, b)),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(a, b)| Chance::Change(a, b)),
+        1 => any::<u8>().prop_map(Chance::Debug),
+    ]
+}
+
+fn some_container(name: String) -> impl Strategy<Value = ContainerPlan> {
+    let policy = prop_oneof![3 => Just(None), 1 => Just(Some(RestartPolicy::OnFailure)), 1 => Just(Some(RestartPolicy::Never))];
+    let probes = (any::<[bool; 3]>(), 1..12u32, 1..4u32);
+    (policy, probes, any::<[bool; 2]>(), 0..4u8).prop_map(move |(policy, (has, period, failures), hooks, rule)| {
+        let mut c = container(&name);
+        c.restart_policy = policy;
+        let action = if rule == 1 { RestartAction::Restart } else { RestartAction::RestartAllContainers };
+        if policy.is_some() && rule > 0 && rule < 3 {
+            c.restart_rules = vec![RestartRule { action, operator: ExitCodeOperator::In, values: vec![42] }];
+        }
+        c.probes.startup = has[0].then(|| probe(period, 1, failures));
+        c.probes.liveness = has[1].then(|| probe(period, 1, failures));
+        c.probes.readiness = has[2].then(|| probe(period, failures, failures));
+        c.lifecycle.post_start = hooks[0].then_some(Handler::Sleep { seconds: 1 });
+        c.lifecycle.pre_stop = hooks[1].then_some(Handler::Sleep { seconds: 1 });
+        c
+    })
+}
+
+fn some_pod() -> impl Strategy<Value = SandboxPlan> {
+    let policy = prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
+    let many = |prefix: &'static str, n: std::ops::Range<usize>| {
+        n.prop_flat_map(move |n| (0..n).map(|i| some_container(format!("{prefix}{i}"))).collect::<Vec<_>>())
+    };
+    let deadline = prop_oneof![5 => Just(None), 1 => (1..600u64).prop_map(Some)];
+    (policy, many("i", 0..4), many("m", 1..4), any::<u8>(), 0..40u32, deadline).prop_map(
+        |(policy, mut init, main, sidecars, grace, deadline)| {
+            for (i, c) in init.iter_mut().enumerate() {
+                if sidecars & (1 << i) != 0 {
+                    c.restart_policy = Some(RestartPolicy::Always);
+                } else {
+                    c.probes = hpk_api::probe::Probes::default();
+                    c.lifecycle = hpk_api::probe::Lifecycle::default();
+                }
+            }
+            let mut plan = pod(policy, init, main);
+            plan.termination_grace_period_seconds = grace;
+            plan.active_deadline_seconds = deadline;
+            plan
+        },
+    )
+}
+
+fn pick<T: Copy>(from: impl IntoIterator<Item = T>, n: u8) -> Option<T> {
+    let all: Vec<T> = from.into_iter().collect();
+    (!all.is_empty()).then(|| all[usize::from(n) % all.len()])
+}
+
+fn play(world: &mut World, chance: Chance) {
+    match chance {
+        Chance::Pass(ms) => world.pass(f64::from(ms) / 1000.0),
+        Chance::Launch(n) => {
+            if let Some(i) = pick(world.starting.keys().copied(), n) {
+                world.launched(i);
+            }
+        }
+        Chance::LaunchFails(n, kind) => {
+            if let Some(i) = pick(world.starting.keys().copied(), n) {
+                let name = world.supervisor.container(ContainerIndex(i)).unwrap().name.clone();
+                let why = "no".to_owned();
+                world.launch_fails(
+                    &name,
+                    match kind {
+                        0 => LaunchFailure::Config(why),
+                        1 => LaunchFailure::Create(why),
+                        _ => LaunchFailure::Start(why),
+                    },
+                );
+            }
+        }
+        Chance::Exit(n, code) => {
+            if let Some((i, instance)) = pick(world.live.keys().copied(), n) {
+                world.exited(i, instance, Exit { cause: ExitCause::Code(code), oom: false, message: String::new() });
+            }
+        }
+        Chance::Obey(n) => {
+            let told = world.live.iter().filter(|(_, p)| p.killed || !p.signals.is_empty()).map(|(k, _)| *k);
+            if let Some((i, instance)) = pick(told, n) {
+                world.exited(i, instance, Exit { cause: ExitCause::Signal(15), oom: false, message: String::new() });
+            }
+        }
+        Chance::Probe(n, outcome) => {
+            let runs = world.live.iter().flat_map(|((i, _), p)| p.probes.iter().map(|&k| (*i, k)));
+            if let Some((i, kind)) = pick(runs, n) {
+                let name = world.supervisor.container(ContainerIndex(i)).unwrap().name.clone();
+                let text = "x".to_owned();
+                world.probe(
+                    &name,
+                    kind,
+                    match outcome {
+                        0..3 => ProbeOutcome::Success,
+                        3 => ProbeOutcome::Warning(text),
+                        4..7 => ProbeOutcome::Failure(text),
+                        _ => ProbeOutcome::Error(text),
+                    },
+                );
+            }
+        }
+        Chance::Hook(n, good) => {
+            let runs = world.live.iter().flat_map(|((i, _), p)| p.hooks.iter().map(|&h| (*i, h)));
+            if let Some((i, hook)) = pick(runs, n) {
+                let name = world.supervisor.container(ContainerIndex(i)).unwrap().name.clone();
+                world.hook(&name, hook, if good { Ok(()) } else { Err(HookFailure::default()) });
+            }
+        }
+        Chance::Stop(grace) => world.stop(StopCause::Requested, grace),
+        Chance::Stray(n, instance) => {
+            let container = ContainerIndex(usize::from(n % 9));
+            // An answer that nobody waits for. Where somebody does wait for just this one, it is no stray.
+            if !world.starting.contains_key(&container.0) {
+                world.event(Event::Launched { container, instance, user: ContainerUser::default() });
+                let failure = LaunchFailure::Create(String::new());
+                world.event(Event::LaunchFailed { container, instance, failure });
+            }
+            if !world.live.contains_key(&(container.0, instance)) {
+                let exit = Exit { cause: ExitCause::Code(1), oom: false, message: String::new() };
+                world.event(Event::Exited { container, instance, exit });
+            }
+            let instance = instance + 1_000;
+            world.event(Event::HookDone { container, instance, hook: Hook::PreStop, result: Ok(()) });
+            let (kind, outcome) = (ProbeKind::Liveness, ProbeOutcome::Failure(String::new()));
+            world.event(Event::ProbeDone { container, instance, kind, outcome });
+            world.event(Event::Tick);
+        }
+        Chance::Change(n, image) => {
+            let index = ContainerIndex(usize::from(n) % world.supervisor.len());
+            let mut plan = world.supervisor.container(index).unwrap().clone();
+            if image {
+                plan.image.push('x');
+            } else {
+                plan.resources.limits.insert("cpu".to_owned(), u64::from(n));
+            }
+            let update = hpk_api::control::Update { containers: vec![plan], ..Default::default() };
+            world.event(Event::Update(Box::new(update)));
+        }
+        Chance::Debug(n) => {
+            let update = hpk_api::control::Update {
+                ephemeral_containers: vec![container(&format!("e{}", n % 3))],
+                ..Default::default()
+            };
+            world.event(Event::Update(Box::new(update)));
+        }
+    }
+}
+
+/// Everything that runs obeys, every start succeeds: a stopped pod then ends within its grace period.
+fn bring_to_an_end(world: &mut World) {
+    world.stop(StopCause::Requested, 0);
+    for _ in 0..64 {
+        if world.finished.is_some() {
+            return;
+        }
+        world.launch_all();
+        world.pass(2.0);
+        let killed: Vec<_> = world.live.iter().filter(|(_, p)| p.killed).map(|(k, _)| *k).collect();
+        for (i, instance) in killed {
+            world.exited(i, instance, Exit { cause: ExitCause::Signal(9), oom: false, message: String::new() });
+        }
+    }
+    panic!("the pod does not end: {:#?}", world.supervisor.state());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// The invariants are checked after every step by the world itself.
+    #[test]
+    fn any_life_is_sound_and_ends_when_asked(plan in some_pod(), life in proptest::collection::vec(chance(), 0..120)) {
+        let mut world = World::ready(plan);
+        for chance in life {
+            if world.finished.is_some() {
+                break;
+            }
+            play(&mut world, chance);
+        }
+        bring_to_an_end(&mut world);
+    }
+
+    /// Delays between an end and the next start never shrink while the time from one decision to the next end
+    /// (here up to 301 s of waiting for the launch, and the run) stays below the reset.
+    #[test]
+    fn back_off_is_monotone(runs in proptest::collection::vec(0..290u32, 1..12)) {
+        let mut world = World::ready(pod(RestartPolicy::Always, vec![], vec![container("c")]));
+        let mut last = 0;
+        for run in runs {
+            world.launch("c");
+            world.pass(f64::from(run));
+            let ended = world.millis();
+            world.exit("c", 1);
+            world.pass(301.0);
+            let started = *world.starts("c").last().unwrap();
+            let delay = started.checked_sub(ended).expect("it was started again");
+            prop_assert!(delay >= last && delay <= 300_000, "{delay} after {last}");
+            last = delay;
+        }
+    }
+}
