@@ -1,0 +1,134 @@
+//! `HPK_HOME/registries.json`: which registries may be spoken to without TLS, and whom to trust.
+//!
+//! ```json
+//! {"insecure": ["login:5000"], "ca_files": ["/home/me/site-ca.pem"]}
+//! ```
+//! A registry is asked over https. Plain http is tried second, and only when the registry is listed under
+//! `insecure`, is `localhost`, or when every address its name resolves to is loopback or private
+//! (RFC 1918, RFC 4193, link-local): an HPC site's own registry. Credentials follow the same rule, so a
+//! registry on the internet never sees them in the clear.
+
+use serde::Deserialize;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+/// Settings for registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registries {
+    /// `host[:port]` that may be asked over plain http.
+    #[serde(default)]
+    pub insecure: Vec<String>,
+    /// PEM files with certificates to trust beside the system's.
+    #[serde(default)]
+    pub ca_files: Vec<PathBuf>,
+}
+
+/// `registries.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistriesError {
+    /// It exists but cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("{path}: {source}; expected {{\"insecure\": [\"host:port\"], \"ca_files\": [\"/path.pem\"]}}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// How to speak to a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Https,
+    Http,
+}
+
+impl Registries {
+    /// Reads the file; the defaults when there is none.
+    ///
+    /// # Errors
+    /// When it exists and is unusable.
+    pub fn load(path: &Path) -> Result<Self, RegistriesError> {
+        match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| RegistriesError::Parse { path: path.to_owned(), source }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(RegistriesError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Schemes to try, in order.
+    pub(crate) async fn schemes(&self, registry: &str) -> Vec<Scheme> {
+        if self.insecure.iter().any(|h| h == registry) || is_near(registry).await {
+            vec![Scheme::Https, Scheme::Http]
+        } else {
+            vec![Scheme::Https]
+        }
+    }
+}
+
+/// Whether every address of a registry is one that never leaves the site.
+async fn is_near(registry: &str) -> bool {
+    let (host, port) = match registry.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().unwrap_or(443)),
+        None => (registry, 443),
+    };
+    if host == "localhost" {
+        return true;
+    }
+    let Ok(addresses) = tokio::net::lookup_host((host, port)).await else { return false };
+    let mut any = false;
+    for address in addresses {
+        any = true;
+        if !is_private(address.ip()) {
+            return false;
+        }
+    }
+    any
+}
+
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn plain_http_is_for_listed_and_near_registries_only() {
+        let listed = Registries { insecure: vec!["203.0.113.9:5000".to_owned()], ..Registries::default() };
+        let both = [Scheme::Https, Scheme::Http];
+        for near in ["localhost", "localhost:5000", "127.0.0.1:1", "10.77.0.1:5000", "192.168.1.1", "203.0.113.9:5000"] {
+            assert_eq!(listed.schemes(near).await, both, "{near}");
+        }
+        for far in ["203.0.113.9", "8.8.8.8:5000", "172.32.0.1", "does-not-exist.invalid"] {
+            assert_eq!(listed.schemes(far).await, [Scheme::Https], "{far}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_optional_but_must_be_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registries.json");
+        assert_eq!(Registries::load(&path).unwrap(), Registries::default());
+        std::fs::write(&path, r#"{"insecure":["a:1"]}"#).unwrap();
+        assert_eq!(Registries::load(&path).unwrap().insecure, ["a:1"]);
+        std::fs::write(&path, r#"{"insecur":["a:1"]}"#).unwrap();
+        assert!(Registries::load(&path).unwrap_err().to_string().contains("insecur"));
+    }
+}
