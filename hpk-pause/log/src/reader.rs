@@ -1,0 +1,550 @@
+//! Reading a log as a client sees it: across rotated and compressed files, from a point in time or the last lines.
+//!
+//! Synchronous and without a thread of its own. A reader of a live log is told by a [`crate::Follower`] when to go
+//! on; it holds the file it is in open, so a rotation loses nothing. (Upstream's kubelet reads the live file only,
+//! so that `--tail` and `--since` forget what was rotated.)
+//!
+//! Files that were compressed or pruned while a follower was behind are found again by their modification times.
+
+use crate::rotate;
+use flate2::read::MultiGzDecoder;
+use hpk_api::control::LogOptions;
+use hpk_api::cri_log::{self, Stream};
+use jiff::Timestamp;
+use memchr::memchr;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const BLOCK: usize = 64 << 10;
+/// A line that is no record of ours and longer than this is skipped in pieces.
+const MAX_LINE: usize = 1 << 20;
+
+/// Which records, and how to show them: [`LogOptions`] without the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Last n lines (whole lines, however many records they have).
+    pub tail_lines: Option<u64>,
+    /// Only records at or after this.
+    pub since: Option<Timestamp>,
+    /// Stop after so many bytes.
+    pub limit_bytes: Option<u64>,
+    /// Prefix each line with its time.
+    pub timestamps: bool,
+    /// Only this stream.
+    pub stream: Option<Stream>,
+}
+
+impl From<&LogOptions> for ReadOptions {
+    fn from(options: &LogOptions) -> Self {
+        Self {
+            tail_lines: options.tail_lines,
+            since: options.since,
+            limit_bytes: options.limit_bytes,
+            timestamps: options.timestamps,
+            stream: options.stream,
+        }
+    }
+}
+
+/// A log cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read log {path}: {source}")]
+pub struct ReadError {
+    /// File or folder.
+    pub path: PathBuf,
+    /// The system's word.
+    pub source: io::Error,
+}
+
+/// What a read came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadStatus {
+    /// There may be more at once.
+    More,
+    /// Everything written so far has been read.
+    CaughtUp,
+    /// limit_bytes is reached.
+    LimitReached,
+}
+
+/// Reads one instance's log.
+#[derive(Debug)]
+pub struct LogReader {
+    dir: PathBuf,
+    restart_count: u32,
+    options: ReadOptions,
+    /// `since` in the form of the log's own time stamps, for comparison as text.
+    since_text: Option<String>,
+    queue: VecDeque<Part>,
+    current: Option<Current>,
+    /// The newest file that is done with, by inode and modification time: what is newer comes next.
+    last: (u64, SystemTime),
+    at_line_start: bool,
+    remaining: u64,
+}
+
+/// A file to be read, from a point on.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    gz: bool,
+    /// Uncompressed bytes to skip.
+    skip: u64,
+    /// Already open (the live file, so that a rotation cannot take it away).
+    file: Option<File>,
+}
+
+#[derive(Debug)]
+struct Current {
+    content: Content,
+    /// Bytes read and not yet used.
+    buffer: Vec<u8>,
+    used: usize,
+    modified: SystemTime,
+    inode: u64,
+    /// Inside a line too long to be a record.
+    skipping: bool,
+}
+
+enum Content {
+    Plain { file: File, offset: u64 },
+    Gz(Box<MultiGzDecoder<File>>),
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain { offset, .. } => write!(f, "Plain({offset})"),
+            Self::Gz(_) => write!(f, "Gz"),
+        }
+    }
+}
+
+impl LogReader {
+    /// Finds where to begin. A log without any file is empty, not an error: its writer may be about to make it.
+    ///
+    /// # Errors
+    /// When the folder or a file cannot be read.
+    pub fn open(dir: &Path, restart_count: u32, options: ReadOptions) -> Result<Self, ReadError> {
+        let mut reader = Self {
+            dir: dir.to_owned(),
+            restart_count,
+            since_text: options.since.map(|t| format!("{t:.9}")),
+            remaining: options.limit_bytes.unwrap_or(u64::MAX),
+            options,
+            queue: VecDeque::new(),
+            current: None,
+            last: (0, SystemTime::UNIX_EPOCH),
+            at_line_start: true,
+        };
+        reader.plan().map_err(|source| ReadError { path: reader.live_path(), source })?;
+        Ok(reader)
+    }
+
+    /// Appends client bytes to `out`, about 64 KiB at most.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn read(&mut self, out: &mut Vec<u8>) -> Result<ReadStatus, ReadError> {
+        self.read_inner(out).map_err(|source| ReadError { path: self.live_path(), source })
+    }
+
+    fn live_path(&self) -> PathBuf {
+        self.dir.join(rotate::live_name(self.restart_count))
+    }
+
+    /// Fills the queue: the files that hold what is asked for, oldest first, the live one last.
+    fn plan(&mut self) -> io::Result<()> {
+        let (live, rotated) = self.snapshot()?;
+        if let Some(newest) = rotated.last() {
+            self.last = (newest.inode, newest.modified);
+        }
+        let mut parts: VecDeque<Part> = VecDeque::new();
+        let mut wanted = self.options.tail_lines;
+        let mut newest = true;
+        if let Some(file) = live {
+            let skip = match &mut wanted {
+                Some(lines) => tail_plain(&file, lines, self.options.stream, true)?,
+                None => 0,
+            };
+            newest = false;
+            parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file) });
+        }
+        let since = self.options.since.map(SystemTime::from);
+        for entry in rotated.into_iter().rev() {
+            // A line can begin in the file before only if this one is wanted from its start.
+            let enough =
+                wanted == Some(0) && (self.options.tail_lines == Some(0) || parts.front().is_some_and(|p| p.skip > 0));
+            // Its last record is older than what is asked for, and so is everything before.
+            if enough || since.is_some_and(|since| entry.modified < since) {
+                break;
+            }
+            let Some((file, gz)) = open_rotated(&entry.path, entry.gz)? else { continue };
+            let skip = match &mut wanted {
+                Some(lines) if gz => tail_gz(&file, lines, self.options.stream)?,
+                Some(lines) => tail_plain(&file, lines, self.options.stream, newest)?,
+                None => 0,
+            };
+            newest = false;
+            // Only the live file is kept open: a client of a long history holds few descriptors.
+            parts.push_front(Part { path: entry.path, gz: entry.gz, skip, file: None });
+        }
+        self.queue = parts;
+        Ok(())
+    }
+
+    /// The live file, open, and the rotated ones that belong before it, seen in one consistent moment.
+    fn snapshot(&self) -> io::Result<(Option<File>, Vec<rotate::Rotated>)> {
+        let live_path = self.live_path();
+        for _ in 0..16 {
+            let live = match File::open(&live_path) {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            let rotated = rotate::list_twice(&self.dir, self.restart_count)?;
+            let opened = live.as_ref().map(File::metadata).transpose()?.map(|m| m.ino());
+            if inode_of(&live_path) == opened {
+                return Ok((live, rotated));
+            }
+            // Rotated between our two looks.
+        }
+        Err(io::Error::other("the log is rotated faster than it can be listed"))
+    }
+
+    fn read_inner(&mut self, out: &mut Vec<u8>) -> io::Result<ReadStatus> {
+        if self.remaining == 0 {
+            return Ok(ReadStatus::LimitReached);
+        }
+        let live_path = self.live_path();
+        let mut looked_again = false;
+        loop {
+            let Some(current) = &mut self.current else {
+                if self.next_part()? {
+                    continue;
+                }
+                return Ok(ReadStatus::CaughtUp);
+            };
+            if current.fill()? {
+                let limit_reached = self.emit(out);
+                return Ok(if limit_reached { ReadStatus::LimitReached } else { ReadStatus::More });
+            }
+            // At its end. The live file may grow, all others are done with.
+            let live = self.queue.is_empty() && matches!(current.content, Content::Plain { .. });
+            if live && inode_of(&live_path) == Some(current.inode) {
+                current.forget_torn();
+                return Ok(ReadStatus::CaughtUp);
+            }
+            if live && !looked_again {
+                // It has been rotated; its last records may have come between our read and that look.
+                looked_again = true;
+                continue;
+            }
+            looked_again = false;
+            self.last = (current.inode, current.modified());
+            self.emit_torn(out);
+            self.current = None;
+        }
+    }
+
+    /// Queues what is newer than the last file.
+    fn plan_after_last(&mut self) -> io::Result<()> {
+        let (live, rotated) = self.snapshot()?;
+        let (inode, modified) = self.last;
+        let position = rotated.iter().position(|entry| !entry.gz && entry.inode == inode);
+        for (index, entry) in rotated.into_iter().enumerate() {
+            // Compressed since, or pruned: its successors were modified later.
+            let after = position.map_or(entry.modified > modified, |position| index > position);
+            if after {
+                self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip: 0, file: None });
+            }
+        }
+        if let Some(file) = live
+            && file.metadata()?.ino() != inode
+        {
+            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: 0, file: Some(file) });
+        }
+        Ok(())
+    }
+
+    /// Opens the next file; false when there is none.
+    fn next_part(&mut self) -> io::Result<bool> {
+        if self.queue.is_empty() {
+            self.plan_after_last()?;
+        }
+        while let Some(part) = self.queue.pop_front() {
+            let (file, gz) = match part.file {
+                Some(file) => (file, part.gz),
+                // Pruned meanwhile: what is lost is lost.
+                None => match open_rotated(&part.path, part.gz)? {
+                    Some(opened) => opened,
+                    None => continue,
+                },
+            };
+            self.current = Some(Current::new(file, gz, part.skip)?);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Shows the whole lines of the buffer; true when the limit is reached.
+    fn emit(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(mut current) = self.current.take() else { return false };
+        while let Some(length) = memchr(b'\n', &current.buffer[current.used..]) {
+            let start = current.used;
+            current.used += length + 1;
+            current.advance(length as u64 + 1);
+            if std::mem::take(&mut current.skipping) {
+                continue;
+            }
+            if self.show(&current.buffer[start..start + length], out) {
+                self.current = Some(current);
+                return true;
+            }
+        }
+        current.compact();
+        self.current = Some(current);
+        false
+    }
+
+    /// A rotated file that ends without a newline was torn (its node died): show what there is.
+    fn emit_torn(&mut self, out: &mut Vec<u8>) {
+        if let Some(current) = self.current.take()
+            && current.used < current.buffer.len()
+            && !current.skipping
+        {
+            self.show(&current.buffer[current.used..], out);
+        }
+    }
+
+    /// Shows one record; true when the limit is reached.
+    fn show(&mut self, line: &[u8], out: &mut Vec<u8>) -> bool {
+        let Some(record) = cri_log::parse(line) else { return false };
+        if self.options.stream.is_some_and(|stream| stream != record.stream) || self.is_before(record.time) {
+            return false;
+        }
+        let before = out.len();
+        if self.options.timestamps && self.at_line_start {
+            out.extend_from_slice(record.time);
+            out.push(b' ');
+        }
+        out.extend_from_slice(record.content);
+        if !record.partial {
+            out.push(b'\n');
+        }
+        self.at_line_start = !record.partial;
+        let shown = (out.len() - before) as u64;
+        if shown >= self.remaining {
+            out.truncate(before + usize::try_from(self.remaining).unwrap_or(usize::MAX));
+            self.remaining = 0;
+            return true;
+        }
+        self.remaining -= shown;
+        false
+    }
+
+    fn is_before(&self, time: &[u8]) -> bool {
+        let (Some(since), Some(text)) = (self.options.since, &self.since_text) else { return false };
+        if time.len() == text.len() && time.last() == Some(&b'Z') {
+            return time < text.as_bytes();
+        }
+        std::str::from_utf8(time).ok().and_then(|t| t.parse::<Timestamp>().ok()).is_some_and(|t| t < since)
+    }
+}
+
+impl Current {
+    fn new(file: File, gz: bool, skip: u64) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let content = if gz {
+            let mut decoder = MultiGzDecoder::new(file);
+            io::copy(&mut (&mut decoder).take(skip), &mut io::sink())?;
+            Content::Gz(Box::new(decoder))
+        } else {
+            Content::Plain { file, offset: skip }
+        };
+        Ok(Self {
+            content,
+            buffer: Vec::new(),
+            used: 0,
+            modified: meta.modified()?,
+            inode: meta.ino(),
+            skipping: false,
+        })
+    }
+
+    fn modified(&self) -> SystemTime {
+        match &self.content {
+            Content::Plain { file, .. } => file.metadata().and_then(|m| m.modified()).unwrap_or(self.modified),
+            Content::Gz(_) => self.modified,
+        }
+    }
+
+    /// Makes sure that the buffer holds a whole line. False at the end of the file; the buffer then holds an
+    /// unfinished line, if anything.
+    fn fill(&mut self) -> io::Result<bool> {
+        loop {
+            if memchr(b'\n', &self.buffer[self.used..]).is_some() {
+                return Ok(true);
+            }
+            if self.buffer.len() - self.used > MAX_LINE {
+                let length = (self.buffer.len() - self.used) as u64;
+                self.advance(length);
+                self.buffer.clear();
+                self.used = 0;
+                self.skipping = true;
+            }
+            let start = self.buffer.len();
+            self.buffer.resize(start + BLOCK, 0);
+            let count = match &mut self.content {
+                Content::Plain { file, offset } => {
+                    file.read_at(&mut self.buffer[start..], *offset + (start - self.used) as u64)
+                }
+                Content::Gz(decoder) => decoder.read(&mut self.buffer[start..]),
+            };
+            self.buffer.truncate(start + *count.as_ref().unwrap_or(&0));
+            if count? == 0 {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// So many bytes of the file are done with.
+    fn advance(&mut self, bytes: u64) {
+        if let Content::Plain { offset, .. } = &mut self.content {
+            *offset += bytes;
+        }
+    }
+
+    /// An unfinished line is read again when it is whole: its writer may take it back (a full disk).
+    fn forget_torn(&mut self) {
+        self.buffer = Vec::new();
+        self.used = 0;
+    }
+
+    fn compact(&mut self) {
+        self.buffer.drain(..self.used);
+        self.used = 0;
+    }
+}
+
+fn inode_of(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
+/// Opens a rotated file, which may have been compressed since it was listed; None when it was pruned.
+fn open_rotated(path: &Path, gz: bool) -> io::Result<Option<(File, bool)>> {
+    let compressed = path.with_added_extension("gz");
+    let candidates = if gz { vec![(path, true)] } else { vec![(path, false), (compressed.as_path(), true)] };
+    for (path, gz) in candidates {
+        match File::open(path) {
+            Ok(file) => return Ok(Some((file, gz))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Counts line ends of the stream asked for: a full record ends a line, and so does a last partial one.
+fn ends_line(record: &[u8], stream: Option<Stream>, last: bool) -> bool {
+    cri_log::parse(record).is_some_and(|r| (!r.partial || last) && stream.is_none_or(|s| s == r.stream))
+}
+
+/// Where the last `lines` lines of a plain file begin. Reduces `lines` by those that the file has. Only in the
+/// newest file can trailing partial records be a line of their own.
+fn tail_plain(file: &File, lines: &mut u64, stream: Option<Stream>, newest: bool) -> io::Result<u64> {
+    let size = file.metadata()?.len();
+    if *lines == 0 && newest {
+        return Ok(size);
+    }
+    let mut last = newest;
+    let mut position = size;
+    let mut tail: Vec<u8> = Vec::new();
+    loop {
+        // `tail` begins with a line whose start is not known yet.
+        let step = position.min(BLOCK as u64);
+        position -= step;
+        let mut block = vec![0; usize::try_from(step).unwrap_or(BLOCK)];
+        file.read_exact_at(&mut block, position)?;
+        block.extend_from_slice(&tail);
+        let first = if position == 0 { Some(0) } else { memchr(b'\n', &block).map(|n| n + 1) };
+        let Some(first) = first else {
+            tail = block;
+            continue;
+        };
+        let mut end = block.len();
+        while end > first {
+            let line_end = if block[end - 1] == b'\n' { end - 1 } else { end };
+            let start = memchr::memrchr(b'\n', &block[first..line_end]).map_or(first, |n| first + n + 1);
+            if ends_line(&block[start..line_end], stream, last) {
+                if *lines == 0 {
+                    return Ok(position + end as u64);
+                }
+                *lines -= 1;
+            }
+            last = false;
+            end = start;
+        }
+        if position == 0 {
+            return Ok(0);
+        }
+        block.truncate(first);
+        tail = block;
+    }
+}
+
+/// The same for a compressed file, which can only be read forward: once to count, once more to find the place.
+fn tail_gz(file: &File, lines: &mut u64, stream: Option<Stream>) -> io::Result<u64> {
+    let total = scan_gz(file, stream, |_| false)?.0;
+    if total <= *lines {
+        *lines -= total;
+        return Ok(0);
+    }
+    let unwanted = total - std::mem::take(lines);
+    Ok(scan_gz(file, stream, |seen| seen == unwanted)?.1)
+}
+
+/// Goes through a compressed file until `stop`, asked with the number of line ends seen. Returns that number and
+/// the bytes passed.
+fn scan_gz(file: &File, stream: Option<Stream>, stop: impl Fn(u64) -> bool) -> io::Result<(u64, u64)> {
+    let mut clone = file.try_clone()?;
+    io::Seek::rewind(&mut clone)?;
+    let mut input = io::BufReader::with_capacity(BLOCK, MultiGzDecoder::new(clone));
+    let (mut seen, mut passed, mut line) = (0, 0, Vec::new());
+    while !stop(seen) {
+        line.clear();
+        let length = io::BufRead::read_until(&mut input, b'\n', &mut line)?;
+        if length == 0 {
+            break;
+        }
+        passed += length as u64;
+        seen += u64::from(ends_line(line.strip_suffix(b"\n").unwrap_or(&line), stream, false));
+    }
+    io::Seek::rewind(&mut file.try_clone()?)?;
+    Ok((seen, passed))
+}
+
+/// The end of a log as a termination message: its last 80 lines, of these the last 2048 bytes
+/// (FallbackToLogsOnError).
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn tail_for_termination_message(dir: &Path, restart_count: u32) -> Result<Vec<u8>, ReadError> {
+    const LINES: u64 = 80;
+    const BYTES: usize = 2048;
+    let mut reader =
+        LogReader::open(dir, restart_count, ReadOptions { tail_lines: Some(LINES), ..ReadOptions::default() })?;
+    let mut text = Vec::new();
+    loop {
+        let status = reader.read(&mut text)?;
+        let excess = text.len().saturating_sub(BYTES);
+        text.drain(..excess);
+        if status != ReadStatus::More {
+            return Ok(text);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The reader against the rules said plainly, over any mix of records, streams and files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use flate2::{Compression, write::GzEncoder};
+use hpk_api::cri_log::Stream;
+use hpk_log::{LogReader, ReadOptions, ReadStatus, Stamper, tail_for_termination_message};
+use proptest::prelude::*;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+#[derive(Clone, Debug)]
+struct Record {
+    second: u64,
+    stderr: bool,
+    partial: bool,
+    content: String,
+}
+
+const START: u64 = 1_795_460_000;
+
+fn records() -> impl Strategy<Value = Vec<Record>> {
+    let record = (any::<bool>(), prop::bool::weighted(0.3), "[a-z ]{0,12}");
+    prop::collection::vec(record, 0..60).prop_map(|records| {
+        records
+            .into_iter()
+            .enumerate()
+            .map(|(n, (stderr, partial, content))| Record { second: START + n as u64 / 3, stderr, partial, content })
+            .collect()
+    })
+}
+
+/// Writes records as a rotated log: `cuts` says after which records a new file begins.
+fn write(dir: &Path, records: &[Record], cuts: &[usize], gz: bool) {
+    let mut stamper = Stamper::new();
+    let mut files: Vec<(String, u64)> = vec![(String::new(), START)];
+    for (n, record) in records.iter().enumerate() {
+        if cuts.contains(&n) {
+            files.push((String::new(), record.second));
+        }
+        let time = stamper.format(Duration::from_secs(record.second));
+        let stream = if record.stderr { "stderr" } else { "stdout" };
+        let tag = if record.partial { "P" } else { "F" };
+        let last = files.last_mut().unwrap();
+        last.0.push_str(&format!("{} {stream} {tag} {}\n", String::from_utf8_lossy(&time), record.content));
+        last.1 = record.second;
+    }
+    let count = files.len();
+    for (n, (text, second)) in files.into_iter().enumerate() {
+        let modified = UNIX_EPOCH + Duration::from_secs(second);
+        let (name, compressed) = match count - 1 - n {
+            0 => ("7.log".to_owned(), false),
+            1 => (format!("7.log.20261123-{n:06}"), false),
+            _ if gz => (format!("7.log.20261123-{n:06}.gz"), true),
+            _ => (format!("7.log.20261123-{n:06}"), false),
+        };
+        let mut file = fs::File::create(dir.join(name)).unwrap();
+        if compressed {
+            let mut encoder = GzEncoder::new(&mut file, Compression::fast());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap();
+        } else {
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        file.set_modified(modified).unwrap();
+    }
+}
+
+fn expected(records: &[Record], options: &ReadOptions) -> Vec<u8> {
+    let wanted = |r: &&Record| options.stream.is_none_or(|s| (s == Stream::Stderr) == r.stderr);
+    let mut first = records.len();
+    match options.tail_lines {
+        None => first = 0,
+        Some(0) => {}
+        Some(mut lines) => {
+            for (n, record) in records.iter().enumerate().rev() {
+                let ends = !record.partial || n == records.len() - 1;
+                if ends && wanted(&record) {
+                    if lines == 0 {
+                        break;
+                    }
+                    lines -= 1;
+                }
+                first = n;
+            }
+        }
+    }
+    let (mut out, mut stamper, mut at_start) = (Vec::new(), Stamper::new(), true);
+    for record in records[first..].iter().filter(wanted) {
+        let time = stamper.format(Duration::from_secs(record.second));
+        if options.since.is_some_and(|since| i128::from(record.second) < i128::from(since.as_second())) {
+            continue;
+        }
+        if options.timestamps && at_start {
+            out.extend_from_slice(&time);
+            out.push(b' ');
+        }
+        out.extend_from_slice(record.content.as_bytes());
+        if !record.partial {
+            out.push(b'\n');
+        }
+        at_start = !record.partial;
+    }
+    out.truncate(options.limit_bytes.map_or(usize::MAX, |n| usize::try_from(n).unwrap()));
+    out
+}
+
+fn read(dir: &Path, options: ReadOptions) -> Vec<u8> {
+    let mut reader = LogReader::open(dir, 7, options).unwrap();
+    let mut out = Vec::new();
+    while reader.read(&mut out).unwrap() == ReadStatus::More {}
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn reads_what_was_asked_for(
+        records in records(),
+        cuts in prop::collection::vec(0usize..60, 0..6),
+        gz in any::<bool>(),
+        tail in prop::option::of(0u64..70),
+        since in prop::option::of(0i64..25),
+        limit in prop::option::of(0u64..400),
+        timestamps in any::<bool>(),
+        stream in prop::option::of(prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)]),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &records, &cuts, gz);
+        let since = since.map(|s| jiff::Timestamp::from_second(i64::try_from(START).unwrap() + s).unwrap());
+        let options = ReadOptions { tail_lines: tail, since, limit_bytes: limit, timestamps, stream };
+        let got = read(dir.path(), options.clone());
+        let expected = expected(&records, &options);
+        prop_assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&expected));
+    }
+
+    #[test]
+    fn is_total_on_any_file(content in prop::collection::vec(any::<u8>(), 0..3000), tail in prop::option::of(0u64..5)) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("7.log"), content).unwrap();
+        read(dir.path(), ReadOptions { tail_lines: tail, ..ReadOptions::default() });
+    }
+}
+
+#[test]
+fn a_log_that_is_not_there_is_empty_and_may_appear() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("later");
+    let mut reader = LogReader::open(&folder, 7, ReadOptions::default()).unwrap();
+    let mut out = Vec::new();
+    assert_eq!(reader.read(&mut out).unwrap(), ReadStatus::CaughtUp);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("7.log"), "2026-11-23T20:00:00.000000000Z stdout F hello\n2026-11-23T20:00:00.0").unwrap();
+    while reader.read(&mut out).unwrap() == ReadStatus::More {}
+    assert_eq!(out, b"hello\n");
+    fs::write(
+        folder.join("7.log"),
+        "2026-11-23T20:00:00.000000000Z stdout F hello\n2026-11-23T20:00:00.01Z stdout F you\n",
+    )
+    .unwrap();
+    while reader.read(&mut out).unwrap() == ReadStatus::More {}
+    assert_eq!(out, b"hello\nyou\n");
+}
+
+#[test]
+fn termination_messages_are_the_last_80_lines_and_2048_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = |lines: usize, length: usize| {
+        let text: String = (0..lines)
+            .map(|n| format!("2026-11-23T20:00:00.000000000Z stdout F {n:03}{}\n", "x".repeat(length)))
+            .collect();
+        fs::write(dir.path().join("7.log"), text).unwrap();
+        String::from_utf8(tail_for_termination_message(dir.path(), 7).unwrap()).unwrap()
+    };
+    let short = log(100, 0);
+    assert_eq!(short.lines().collect::<Vec<_>>(), (20..100).map(|n| format!("{n:03}")).collect::<Vec<_>>());
+    let long = log(100, 97);
+    assert_eq!(long.len(), 2048);
+    assert!(long.ends_with(&format!("099{}\n", "x".repeat(97))));
+    assert_eq!(log(0, 0), "");
+}
