@@ -73,7 +73,12 @@ impl Source {
                 Err("a path must end in .sif or begin with oci:, oci-archive: or docker-archive:".to_owned())
             };
         }
-        Reference::try_from(image).map(Self::Registry).map_err(|e| e.to_string())
+        let reference = Reference::try_from(image).map_err(|e| e.to_string())?;
+        // The parser takes an upper-case first component for a user of docker.io; no registry has such names.
+        if reference.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err("repository name must be lowercase".to_owned());
+        }
+        Ok(Self::Registry(reference))
     }
 
     /// The reference in full, as the store's index knows it.
