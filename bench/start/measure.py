@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.parse
 
-IMAGE = "login:5000/busybox:1"
+IMAGE = "login:5000/toolbox:1"  # busybox's date knows no nanoseconds
 STAMP = "date +%s.%N"
 HOME = os.path.expanduser("~")
 HPK_HOME = os.path.join(HOME, ".hpk")
