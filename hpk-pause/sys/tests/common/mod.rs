@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use hpk_sys::launch::{Io, LaunchSpec, Launched, Security, Upper};
-use hpk_sys::reap::{ExitCause, Poll, Reaper};
+use hpk_sys::reap::{ExitCause, Poll, Reaped, Reaper};
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
@@ -91,13 +91,19 @@ pub fn output(io: Io) -> (String, String) {
     (out, err)
 }
 
-/// Waits for this process, reaping whatever else ended.
+/// Ends of children that were met while waiting for another.
+static ENDED: Mutex<Vec<Reaped>> = Mutex::new(Vec::new());
+
+/// Waits for this process, remembering whatever else ended.
 pub fn wait(pid: nix::unistd::Pid) -> ExitCause {
+    let mut ended = ENDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut reaper = Reaper::new();
     loop {
+        if let Some(at) = ended.iter().position(|reaped| reaped.pid == pid) {
+            return ended.swap_remove(at).cause;
+        }
         match reaper.poll() {
-            Poll::Reaped(reaped) if reaped.pid == pid => return reaped.cause,
-            Poll::Reaped(_) => {}
+            Poll::Reaped(reaped) => ended.push(reaped),
             // A test has nothing else to do than to wait.
             Poll::NoneEnded => std::thread::sleep(std::time::Duration::from_micros(200)),
             Poll::NoChildren => panic!("{pid} was not our child"),
