@@ -7,3 +7,4 @@
 pub mod quantity;
 pub mod render;
 pub mod slurm;
+pub mod pods;

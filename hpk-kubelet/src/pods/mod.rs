@@ -1,0 +1,12 @@
+//! Pods: from API object to plan, and from what supervisor and Slurm report to status.
+//!
+//! Pure: [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`reconcile`].
+//! [`folder`] is the pod's folder on disk.
+
+pub mod phase;
+pub mod plan;
+pub mod probes;
+pub mod security;
+pub mod status;
+pub mod unsupported;
+pub mod verdict;

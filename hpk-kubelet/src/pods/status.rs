@@ -1,0 +1,523 @@
+//! PodStatus out of what the supervisor reports, what Slurm says and what the kubelet itself does.
+//!
+//! The conditions' rules and texts are upstream's (kubelet/status/generate.go).
+
+use super::phase::{self, is_sidecar};
+use super::verdict::{Lost, Verdict, verdict};
+use crate::slurm::job::{Job, JobState};
+use hpk_api::plan::ImageRef;
+use hpk_api::state::{self as api, LaunchReport, PodState, RunState, Termination};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Condition of ours: whether Slurm has started the pod's job, with Slurm's reason while it has not.
+pub const JOB_STARTED: &str = "slurm.hpk.io/JobStarted";
+
+/// Why a container has not been started, as the kubelet itself knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// `ErrImagePull`, `ImagePullBackOff`, `CreateContainerConfigError`, …
+    pub reason: String,
+    /// Text for people.
+    pub message: String,
+}
+
+/// Everything that a status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The pod as the API has it.
+    pub pod: &'a Pod,
+    /// Status posted last; the API's when none.
+    pub previous: &'a PodStatus,
+    /// The supervisor's newest word.
+    pub report: Option<&'a PodState>,
+    /// Slurm's newest word.
+    pub job: Option<&'a Job>,
+    /// hpk-netns' word on a start that failed.
+    pub launch: Option<&'a LaunchReport>,
+    /// Containers that the kubelet holds back, by name.
+    pub held: &'a BTreeMap<String, Waiting>,
+    /// Images in use, by container name.
+    pub images: &'a BTreeMap<String, ImageRef>,
+    /// The kubelet refuses the pod for good: reason and message.
+    pub refused: Option<(&'a str, &'a str)>,
+    /// The Node's address.
+    pub host_ip: IpAddr,
+    /// When the kubelet first saw the pod.
+    pub seen_at: Timestamp,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Makes the status.
+#[must_use]
+pub fn status(input: Input<'_>) -> PodStatus {
+    let empty = PodSpec::default();
+    let spec = input.pod.spec.as_ref().unwrap_or(&empty);
+    let judged = match input.refused {
+        Some((reason, message)) => Some(Refusal { reason: reason.to_owned(), message: message.to_owned(), verdict: None }),
+        None => verdict(input.report, input.job, input.launch).map(|v| Refusal {
+            reason: v.reason.to_owned(),
+            message: v.message.clone(),
+            verdict: Some(v),
+        }),
+    };
+    let init = init_statuses(&input, spec, judged.as_ref());
+    let mut main = main_statuses(&input, spec, judged.as_ref());
+    let ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
+    let all: Vec<ContainerStatus> = init.iter().chain(&main).cloned().collect();
+    main.sort_by(|a, b| a.name.cmp(&b.name));
+
+    let finished = input.report.is_some_and(|r| r.finished);
+    let before = input.previous.phase.as_deref();
+    let computed = match &judged {
+        Some(_) => "Failed",
+        None => phase::phase(spec, &all, finished, any_regular_started(spec, &all)),
+    };
+    // Terminal phases never go back.
+    let (phase, kept) = match before {
+        Some(old @ ("Succeeded" | "Failed")) if old != computed => (old, true),
+        _ => (computed, before == Some(computed) && judged.is_none()),
+    };
+    let (reason, message) = match (&judged, kept) {
+        (Some(refusal), false) => (Some(refusal.reason.clone()), Some(refusal.message.clone()).filter(|m| !m.is_empty())),
+        // Texts that belong to the phase stay as long as it does.
+        (_, true) => (input.previous.reason.clone(), input.previous.message.clone()),
+        (None, false) => (None, None),
+    };
+    let pod_ips: Vec<String> = match input.report.map(|r| &r.pod_ips).filter(|ips| !ips.is_empty()) {
+        Some(ips) => ips.iter().map(ToString::to_string).collect(),
+        None => input.previous.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect(),
+    };
+    let conditions = conditions(&input, spec, &all, phase, judged.as_ref().and_then(|r| r.verdict.as_ref()));
+    PodStatus {
+        conditions: Some(conditions),
+        container_statuses: Some(main),
+        ephemeral_container_statuses: Some(ephemeral).filter(|e| !e.is_empty()),
+        host_ip: Some(input.host_ip.to_string()),
+        host_ips: Some(vec![HostIP { ip: input.host_ip.to_string() }]),
+        init_container_statuses: Some(init).filter(|i| !i.is_empty()),
+        message,
+        observed_generation: input.pod.metadata.generation,
+        phase: Some(phase.to_owned()),
+        pod_ip: pod_ips.first().cloned(),
+        pod_ips: Some(pod_ips.into_iter().map(|ip| PodIP { ip }).collect::<Vec<_>>()).filter(|ips| !ips.is_empty()),
+        qos_class: input.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
+        reason,
+        start_time: input.previous.start_time.clone().or_else(|| Some(Time(seconds(input.seen_at)))),
+        resource_claim_statuses: input.previous.resource_claim_statuses.clone(),
+        nominated_node_name: input.previous.nominated_node_name.clone(),
+        ..PodStatus::default()
+    }
+}
+
+struct Refusal {
+    reason: String,
+    message: String,
+    verdict: Option<Verdict>,
+}
+
+/// metav1.Time has whole seconds.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+fn init_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+    let reported = input.report.map(|r| r.init_containers.as_slice()).unwrap_or_default();
+    spec.init_containers
+        .iter()
+        .flatten()
+        .map(|c| {
+            let state = reported.iter().find(|s| s.name == c.name);
+            let mut status = container_status(input, c, state, default_reason(spec), judged);
+            if !is_sidecar(c) {
+                // Init containers are "ready" when they succeeded.
+                status.ready = status
+                    .state
+                    .as_ref()
+                    .and_then(|s| s.terminated.as_ref())
+                    .is_some_and(|t| t.exit_code == 0);
+            }
+            status
+        })
+        .collect()
+}
+
+fn main_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+    let reported = input.report.map(|r| r.containers.as_slice()).unwrap_or_default();
+    let find = |name: &str| reported.iter().find(|s| s.name == name);
+    spec.containers.iter().map(|c| container_status(input, c, find(&c.name), default_reason(spec), judged)).collect()
+}
+
+fn ephemeral_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+    let reported = input.report.map(|r| r.ephemeral_containers.as_slice()).unwrap_or_default();
+    let find = |name: &str| reported.iter().find(|s| s.name == name);
+    spec.ephemeral_containers
+        .iter()
+        .flatten()
+        .map(|e| container_status(input, &super::plan::as_container(e), find(&e.name), "ContainerCreating", judged))
+        .collect()
+}
+
+fn default_reason(spec: &PodSpec) -> &'static str {
+    if spec.init_containers.as_ref().is_some_and(|c| !c.is_empty()) { "PodInitializing" } else { "ContainerCreating" }
+}
+
+fn container_status(
+    input: &Input<'_>,
+    container: &Container,
+    reported: Option<&api::ContainerState>,
+    default_reason: &str,
+    judged: Option<&Refusal>,
+) -> ContainerStatus {
+    let fresh = api::ContainerState {
+        name: container.name.clone(),
+        state: RunState::Waiting { reason: default_reason.to_owned(), message: String::new() },
+        ..api::ContainerState::default()
+    };
+    let mut current = reported.unwrap_or(&fresh).clone();
+    if let (RunState::Waiting { reason, message }, Some(held)) = (&mut current.state, input.held.get(&container.name)) {
+        // The supervisor may repeat what the plan told it; the kubelet's own word on an image is newer.
+        reason.clone_from(&held.reason);
+        message.clone_from(&held.message);
+    }
+    if let Some(verdict) = judged.and_then(|j| j.verdict.as_ref()) {
+        settle(&mut current, verdict, input, reported.is_some());
+    }
+    let resources = container.resources.clone();
+    let running = matches!(current.state, RunState::Running { .. });
+    ContainerStatus {
+        allocated_resources: resources.as_ref().filter(|_| running).and_then(|r| r.requests.clone()),
+        container_id: Some(current.container_id.clone()).filter(|id| !id.is_empty()),
+        image: container.image.clone().unwrap_or_default(),
+        image_id: if current.container_id.is_empty() {
+            String::new()
+        } else {
+            input.images.get(&container.name).map(|i| i.id.clone()).unwrap_or_default()
+        },
+        last_state: Some(ContainerState {
+            terminated: current.last_termination.as_ref().map(terminated),
+            ..ContainerState::default()
+        }),
+        name: container.name.clone(),
+        ready: current.ready && running,
+        resources: resources.filter(|_| running),
+        restart_count: i32::try_from(current.restart_count).unwrap_or(i32::MAX),
+        started: Some(current.started && running),
+        state: Some(match &current.state {
+            RunState::Waiting { reason, message } => ContainerState {
+                waiting: Some(ContainerStateWaiting {
+                    reason: Some(reason.clone()).filter(|r| !r.is_empty()),
+                    message: Some(message.clone()).filter(|m| !m.is_empty()),
+                }),
+                ..ContainerState::default()
+            },
+            RunState::Running { started_at } => ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(Time(seconds(*started_at))) }),
+                ..ContainerState::default()
+            },
+            RunState::Terminated(t) => ContainerState { terminated: Some(terminated(t)), ..ContainerState::default() },
+        }),
+        user: current.user.as_ref().map(|u| ContainerUser {
+            linux: Some(LinuxContainerUser {
+                uid: i64::from(u.uid),
+                gid: i64::from(u.gid),
+                supplemental_groups: Some(u.groups.iter().map(|g| i64::from(*g)).collect()),
+            }),
+        }),
+        volume_mounts: mount_statuses(container),
+        ..ContainerStatus::default()
+    }
+}
+
+fn mount_statuses(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let list: Vec<_> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|m| VolumeMountStatus {
+            mount_path: m.mount_path.clone(),
+            name: m.name.clone(),
+            read_only: m.read_only.filter(|r| *r),
+            recursive_read_only: (m.read_only == Some(true)).then(|| match m.recursive_read_only.as_deref() {
+                Some("Enabled" | "IfPossible") => "Enabled".to_owned(),
+                _ => "Disabled".to_owned(),
+            }),
+            ..VolumeMountStatus::default()
+        })
+        .collect();
+    Some(list).filter(|l| !l.is_empty())
+}
+
+/// Containers whose end nobody saw.
+fn settle(current: &mut api::ContainerState, verdict: &Verdict, input: &Input<'_>, reported: bool) {
+    let job_over = input.job.is_some_and(|j| j.state.is_over());
+    let alive = matches!(current.state, RunState::Running { .. });
+    let unheard = !reported && matches!(current.state, RunState::Waiting { .. });
+    if !job_over || input.report.is_some_and(|r| r.finished) || !(alive || unheard) {
+        return;
+    }
+    let never_ran = input.job.is_some_and(|j| j.started_at.is_none());
+    let (reason, message) = match verdict.containers {
+        Lost::NeverStarted => return,
+        _ if unheard && never_ran => return,
+        Lost::OutOfMemory => ("OOMKilled", ""),
+        Lost::Unknown => ("ContainerStatusUnknown", "The container could not be located when the pod was terminated"),
+    };
+    let started_at = match current.state {
+        RunState::Running { started_at } => Some(started_at),
+        _ => None,
+    };
+    current.state = RunState::Terminated(Termination {
+        exit_code: 137,
+        signal: None,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        started_at,
+        finished_at: input.job.and_then(|j| j.ended_at).unwrap_or(input.now),
+        container_id: current.container_id.clone(),
+    });
+    current.ready = false;
+    current.started = false;
+}
+
+fn terminated(t: &Termination) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        container_id: Some(t.container_id.clone()).filter(|id| !id.is_empty()),
+        exit_code: t.exit_code,
+        finished_at: Some(Time(seconds(t.finished_at))),
+        message: Some(t.message.clone()).filter(|m| !m.is_empty()),
+        reason: Some(t.reason.clone()).filter(|r| !r.is_empty()),
+        signal: None,
+        started_at: Some(Time(seconds(t.started_at.unwrap_or(t.finished_at)))),
+    }
+}
+
+fn any_regular_started(spec: &PodSpec, all: &[ContainerStatus]) -> bool {
+    let regular = |s: &&ContainerStatus| spec.containers.iter().any(|c| c.name == s.name);
+    all.iter().filter(regular).any(|s| {
+        let state = s.state.as_ref();
+        state.is_some_and(|st| st.running.is_some() || st.terminated.is_some())
+            || s.last_state.as_ref().is_some_and(|st| st.terminated.is_some())
+    })
+}
+
+struct Wanted {
+    kind: &'static str,
+    status: bool,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+fn wanted(kind: &'static str, status: bool, reason: Option<&str>, message: Option<String>) -> Wanted {
+    Wanted { kind, status, reason: reason.map(str::to_owned), message }
+}
+
+fn conditions(input: &Input<'_>, spec: &PodSpec, all: &[ContainerStatus], phase: &str, verdict: Option<&Verdict>) -> Vec<PodCondition> {
+    let containers_ready = containers_ready(spec, all, phase);
+    let ready = pod_ready(input.pod, input.previous, spec, &containers_ready);
+    let sandbox = input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.state.is_over());
+    let sandbox_message = input.report.and_then(|r| r.sandbox_error.clone());
+    let mut list = vec![
+        wanted(
+            "PodReadyToStartContainers",
+            sandbox,
+            (!sandbox && sandbox_message.is_some()).then_some("PodSandboxNotReady"),
+            sandbox_message.filter(|_| !sandbox),
+        ),
+        initialized(input.previous, spec, all, phase),
+        ready,
+        containers_ready,
+        wanted("PodScheduled", true, None, None),
+    ];
+    if let Some(job) = input.job {
+        list.push(match job.state {
+            JobState::Pending => wanted(
+                JOB_STARTED,
+                false,
+                Some(if job.reason.is_empty() || job.reason == "None" { "Pending" } else { &job.reason }),
+                Some(format!("Slurm job {} is pending: {}", job.id, pending_text(&job.reason))),
+            ),
+            _ => wanted(JOB_STARTED, true, None, Some(format!("Slurm job {} on {}", job.id, job.nodes))),
+        });
+    }
+    if let Some(verdict) = verdict.filter(|v| v.disruption) {
+        list.push(wanted("DisruptionTarget", true, Some("TerminationByKubelet"), Some(verdict.message.clone())));
+    }
+    let mut result: Vec<PodCondition> = input
+        .pod
+        .status
+        .iter()
+        .filter_map(|s| s.conditions.as_ref())
+        .flatten()
+        .filter(|c| !list.iter().any(|w| w.kind == c.type_))
+        .cloned()
+        .collect();
+    result.extend(list.into_iter().map(|w| finish(w, input)));
+    result
+}
+
+/// The condition's time changes only with its status.
+fn finish(wanted: Wanted, input: &Input<'_>) -> PodCondition {
+    let status = if wanted.status { "True" } else { "False" };
+    let find = |s: &PodStatus| s.conditions.iter().flatten().find(|c| c.type_ == wanted.kind).cloned();
+    let old = find(input.previous).or_else(|| input.pod.status.as_ref().and_then(find));
+    let same = old.as_ref().filter(|c| c.status == status);
+    PodCondition {
+        last_probe_time: None,
+        last_transition_time: same
+            .and_then(|c| c.last_transition_time.clone())
+            .or_else(|| Some(Time(seconds(input.now)))),
+        message: wanted.message,
+        observed_generation: input.pod.metadata.generation,
+        reason: wanted.reason,
+        status: status.to_owned(),
+        type_: wanted.kind.to_owned(),
+    }
+}
+
+/// What Slurm's shorthand means, for the reasons that users meet most.
+#[must_use]
+pub fn pending_text(reason: &str) -> String {
+    let text = match reason {
+        "" | "None" => "waits for Slurm's scheduler",
+        "Resources" => "waits for free resources",
+        "Priority" => "jobs of higher priority wait before it",
+        "PartitionTimeLimit" => "its time limit exceeds the partition's: lower activeDeadlineSeconds or choose another partition",
+        "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
+        "PartitionConfig" | "BadConstraints" => "no node of the partition can satisfy the request: lower it or choose another partition",
+        "PartitionDown" | "PartitionInactive" => "the partition is not up",
+        "ReqNodeNotAvail" => "a node that it needs is not available",
+        "AssocGrpCpuLimit" | "AssocGrpMemLimit" | "AssocGrpJobsLimit" | "AssocMaxJobsLimit" | "QOSMaxCpuPerUserLimit"
+        | "QOSMaxJobsPerUserLimit" | "QOSGrpCpuLimit" | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
+        "JobHeldUser" | "JobHeldAdmin" => "it is held: scontrol release lets it go",
+        "Dependency" => "it waits for another job",
+        "BeginTime" => "its begin time has not come",
+        _ => return reason.to_owned(),
+    };
+    format!("{reason}: {text}").trim_start_matches(": ").to_owned()
+}
+
+fn go_list(names: &[&str]) -> String {
+    format!("[{}]", names.join(" "))
+}
+
+fn containers_ready(spec: &PodSpec, all: &[ContainerStatus], phase: &str) -> Wanted {
+    let kind = "ContainersReady";
+    match phase {
+        "Succeeded" => return wanted(kind, false, Some("PodCompleted"), None),
+        "Failed" => return wanted(kind, false, Some("PodFailed"), None),
+        _ => {}
+    }
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let unready: Vec<&str> = sidecars
+        .chain(&spec.containers)
+        .filter(|c| !all.iter().any(|s| s.name == c.name && s.ready))
+        .map(|c| c.name.as_str())
+        .collect();
+    if unready.is_empty() {
+        return wanted(kind, true, None, None);
+    }
+    wanted(kind, false, Some("ContainersNotReady"), Some(format!("containers with unready status: {}", go_list(&unready))))
+}
+
+fn pod_ready(pod: &Pod, previous: &PodStatus, spec: &PodSpec, containers: &Wanted) -> Wanted {
+    let kind = "Ready";
+    if !containers.status {
+        return wanted(kind, false, containers.reason.as_deref(), containers.message.clone());
+    }
+    let current = pod.status.as_ref().unwrap_or(previous);
+    let mut missing = Vec::new();
+    for gate in spec.readiness_gates.iter().flatten() {
+        let name = &gate.condition_type;
+        match current.conditions.iter().flatten().find(|c| &c.type_ == name) {
+            None => missing.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            Some(c) if c.status != "True" => {
+                missing.push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status));
+            }
+            Some(_) => {}
+        }
+    }
+    if missing.is_empty() {
+        return wanted(kind, true, None, None);
+    }
+    wanted(kind, false, Some("ReadinessGatesNotReady"), Some(missing.join(", ")))
+}
+
+fn initialized(previous: &PodStatus, spec: &PodSpec, all: &[ContainerStatus], phase: &str) -> Wanted {
+    let kind = "Initialized";
+    if phase == "Succeeded" {
+        return wanted(kind, true, Some("PodCompleted"), None);
+    }
+    let before = previous.conditions.iter().flatten().any(|c| c.type_ == kind && c.status == "True");
+    if any_regular_started(spec, all) || (before && !spec.init_containers.as_ref().is_none_or(Vec::is_empty)) {
+        return wanted(kind, true, None, None);
+    }
+    let incomplete: Vec<&str> = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|c| {
+            let done = |s: &ContainerStatus| if is_sidecar(c) { s.started == Some(true) } else { s.ready };
+            !all.iter().any(|s| s.name == c.name && done(s))
+        })
+        .map(|c| c.name.as_str())
+        .collect();
+    if incomplete.is_empty() {
+        return wanted(kind, true, None, None);
+    }
+    wanted(
+        kind,
+        false,
+        Some("ContainersNotInitialized"),
+        Some(format!("containers with incomplete status: {}", go_list(&incomplete))),
+    )
+}
+
+/// The strategic-merge patch that brings the API from `old` to `new`. None: nothing to say.
+///
+/// Lists that merge by key cannot lose fields by being silent, so texts that vanished are null.
+#[must_use]
+pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<serde_json::Value> {
+    use serde_json::{Map, Value, json};
+    let object = |s: &PodStatus| match serde_json::to_value(s) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (before, mut after) = (object(old), object(new));
+    let mut changes = Map::new();
+    for key in before.keys() {
+        if !after.contains_key(key) {
+            after.insert(key.clone(), Value::Null);
+        }
+    }
+    for (key, value) in after {
+        if before.get(&key) == Some(&value) || (value.is_null() && !before.contains_key(&key)) {
+            continue;
+        }
+        changes.insert(key, value);
+    }
+    if let Some(Value::Array(list)) = changes.get_mut("conditions") {
+        for condition in list.iter_mut().filter_map(Value::as_object_mut) {
+            for field in ["reason", "message"] {
+                condition.entry(field).or_insert(Value::Null);
+            }
+        }
+    }
+    if let Some(Value::Array(list)) = changes.get_mut("podIPs") {
+        list.push(json!({"$patch": "replace"}));
+    }
+    if changes.is_empty() {
+        return None;
+    }
+    Some(json!({"metadata": {"uid": pod.metadata.uid}, "status": changes}))
+}
+
+#[cfg(test)]
+mod tests;

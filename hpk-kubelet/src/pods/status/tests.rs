@@ -1,0 +1,196 @@
+use super::*;
+use serde_json::json;
+
+fn pod(spec: serde_json::Value) -> Pod {
+    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec,
+        "status": {"phase": "Pending", "qosClass": "BestEffort", "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            {"type": "example.com/gate", "status": "True"}]}}))
+    .expect("pod")
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("time")
+}
+
+struct Case {
+    pod: Pod,
+    report: Option<PodState>,
+    job: Option<Job>,
+    launch: Option<LaunchReport>,
+    held: BTreeMap<String, Waiting>,
+    previous: Option<PodStatus>,
+}
+
+impl Case {
+    fn new(spec: serde_json::Value) -> Self {
+        Self { pod: pod(spec), report: None, job: None, launch: None, held: BTreeMap::new(), previous: None }
+    }
+
+    fn status(&self) -> PodStatus {
+        let base = self.pod.status.clone().unwrap_or_default();
+        let images = [("a".to_owned(), ImageRef { folder: "f".into(), id: "busybox@sha256:0".into() })].into();
+        status(Input {
+            pod: &self.pod,
+            previous: self.previous.as_ref().unwrap_or(&base),
+            report: self.report.as_ref(),
+            job: self.job.as_ref(),
+            launch: self.launch.as_ref(),
+            held: &self.held,
+            images: &images,
+            refused: None,
+            host_ip: "10.77.0.1".parse().expect("ip"),
+            seen_at: at(1000),
+            now: at(2000),
+        })
+    }
+}
+
+fn running(name: &str, ready: bool) -> api::ContainerState {
+    api::ContainerState {
+        name: name.to_owned(),
+        state: RunState::Running { started_at: at(1500) },
+        started: true,
+        ready,
+        container_id: "hpk://1".into(),
+        ..api::ContainerState::default()
+    }
+}
+
+fn ended(name: &str, code: i32) -> api::ContainerState {
+    api::ContainerState {
+        state: RunState::Terminated(Termination {
+            exit_code: code,
+            signal: None,
+            reason: if code == 0 { "Completed" } else { "Error" }.into(),
+            message: String::new(),
+            started_at: Some(at(1500)),
+            finished_at: at(1600),
+            container_id: "hpk://1".into(),
+        }),
+        ..running(name, false)
+    }
+}
+
+fn report(containers: Vec<api::ContainerState>) -> PodState {
+    PodState { sandbox_ready: true, pod_ips: vec!["10.244.0.5".parse().expect("ip")], containers, ..PodState::default() }
+}
+
+fn condition<'a>(status: &'a PodStatus, kind: &str) -> (&'a str, Option<&'a str>, Option<&'a str>) {
+    let list = status.conditions.as_ref().expect("conditions");
+    let c = list.iter().find(|c| c.type_ == kind).unwrap_or_else(|| panic!("condition {kind}"));
+    (&c.status, c.reason.as_deref(), c.message.as_deref())
+}
+
+#[test]
+fn before_the_start() {
+    let case = Case::new(json!({"containers": [{"name": "b"}, {"name": "a"}]}));
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    let names: Vec<_> = status.container_statuses.iter().flatten().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"], "sorted by name");
+    let waiting = status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.clone();
+    assert_eq!(waiting.expect("waiting").reason.as_deref(), Some("ContainerCreating"));
+    assert_eq!(condition(&status, "Ready"), ("False", Some("ContainersNotReady"), Some("containers with unready status: [b a]")));
+    assert_eq!(condition(&status, "Initialized"), ("True", None, None));
+    assert_eq!(condition(&status, "example.com/gate").0, "True", "conditions of others are kept");
+    assert_eq!(condition(&status, "PodScheduled").0, "True");
+    let scheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled").expect("condition");
+    assert_eq!(scheduled.last_transition_time, Some(Time("2026-01-01T00:00:00Z".parse().expect("time"))), "unchanged, so its time is kept");
+}
+
+#[test]
+fn pending_in_slurm() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.job = Some(Job { state: JobState::Pending, reason: "Resources".into(), ..Job::lost("7", "u") });
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    assert_eq!(condition(&status, JOB_STARTED), ("False", Some("Resources"), Some("Slurm job 7 is pending: Resources: waits for free resources")));
+}
+
+#[test]
+fn running_and_ready() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "example.com/gate"}]}));
+    case.report = Some(report(vec![running("a", true)]));
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.0.5"));
+    assert_eq!(condition(&status, "Ready"), ("True", None, None));
+    assert_eq!(condition(&status, "PodReadyToStartContainers").0, "True");
+    let container = &status.container_statuses.as_ref().expect("statuses")[0];
+    assert_eq!((container.ready, container.started, container.image_id.as_str()), (true, Some(true), "busybox@sha256:0"));
+}
+
+#[test]
+fn missing_gate() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "x/y"}]}));
+    case.report = Some(report(vec![running("a", true)]));
+    assert_eq!(
+        condition(&case.status(), "Ready"),
+        ("False", Some("ReadinessGatesNotReady"), Some("corresponding condition of pod readiness gate \"x/y\" does not exist."))
+    );
+}
+
+#[test]
+fn completed() {
+    let mut case = Case::new(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
+    case.report = Some(PodState { finished: true, ..report(vec![ended("a", 0)]) });
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+    assert_eq!(condition(&status, "Ready"), ("False", Some("PodCompleted"), None));
+    assert_eq!(condition(&status, "Initialized"), ("True", Some("PodCompleted"), None));
+    assert_eq!(condition(&status, "PodReadyToStartContainers").0, "False");
+}
+
+#[test]
+fn lost_node() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.report = Some(report(vec![running("a", true)]));
+    case.job = Some(Job { state: JobState::NodeFail, nodes: "c1".into(), started_at: Some(at(1400)), ..Job::lost("7", "u") });
+    let status = case.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodeLost")));
+    let ended = status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").terminated.clone().expect("terminated");
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+    assert_eq!(condition(&status, "DisruptionTarget").0, "True");
+
+    // A later report does not bring it back.
+    case.previous = Some(status.clone());
+    case.job = None;
+    let again = case.status();
+    assert_eq!((again.phase.as_deref(), again.reason.as_deref()), (Some("Failed"), Some("NodeLost")));
+}
+
+#[test]
+fn cancelled_while_pending() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.job = Some(Job { state: JobState::Cancelled, killed_by: Some("root".into()), ..Job::lost("7", "u") });
+    let status = case.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()), (Some("Failed"), Some("SlurmJobCancelled"), Some("Slurm job 7 was cancelled by root")));
+    assert!(status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.is_some(), "it never ran");
+}
+
+#[test]
+fn held_image() {
+    let mut case = Case::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+    case.held.insert("i".into(), Waiting { reason: "ImagePullBackOff".into(), message: "Back-off pulling image \"x\"".into() });
+    let status = case.status();
+    let reason = |s: &ContainerStatus| s.state.as_ref().and_then(|s| s.waiting.as_ref()).and_then(|w| w.reason.clone());
+    assert_eq!(reason(&status.init_container_statuses.as_ref().expect("init")[0]).as_deref(), Some("ImagePullBackOff"));
+    assert_eq!(reason(&status.container_statuses.as_ref().expect("main")[0]).as_deref(), Some("PodInitializing"));
+    assert_eq!(condition(&status, "Initialized"), ("False", Some("ContainersNotInitialized"), Some("containers with incomplete status: [i]")));
+}
+
+#[test]
+fn patches_say_only_what_changed() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    let first = case.status();
+    assert_eq!(patch(&case.pod, &first, &first), None);
+    case.report = Some(report(vec![running("a", true)]));
+    case.previous = Some(first.clone());
+    let second = case.status();
+    let value = patch(&case.pod, &first, &second).expect("a patch");
+    assert_eq!(value["metadata"]["uid"], "u");
+    assert_eq!(value["status"]["phase"], "Running");
+    assert_eq!(value["status"].get("hostIP"), None, "unchanged");
+    let ready = value["status"]["conditions"].as_array().expect("list").iter().find(|c| c["type"] == "Ready").expect("Ready").clone();
+    assert!(ready["message"].is_null() && ready.get("message").is_some(), "a vanished text is taken back");
+}

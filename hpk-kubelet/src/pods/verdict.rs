@@ -1,0 +1,160 @@
+//! What the end of a Slurm job means for its pod, when the supervisor's own word does not say it all.
+//!
+//! The supervisor knows how containers ended; only Slurm knows time limits, preemption, dead nodes and
+//! cancellations. One pure function merges the two.
+
+use crate::slurm::job::{Job, JobState};
+use hpk_api::state::{LaunchReport, PodState, StopCause};
+
+/// Why a pod has failed, beyond its containers' exit codes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// status.reason
+    pub reason: &'static str,
+    /// status.message
+    pub message: String,
+    /// Condition DisruptionTarget: the pod was taken away by the cluster, not by a fault of its own.
+    pub disruption: bool,
+    /// Containers that were alive at the last report are given this reason, with exit code 137.
+    pub containers: Lost,
+}
+
+/// How containers that nobody saw end are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// `ContainerStatusUnknown`, 137.
+    Unknown,
+    /// `OOMKilled`, 137.
+    OutOfMemory,
+    /// They never started: left waiting.
+    NeverStarted,
+}
+
+/// activeDeadlineSeconds and Slurm's time limit read alike.
+pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+
+/// The verdict on a pod. None: its containers' states say everything.
+#[must_use]
+pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&LaunchReport>) -> Option<Verdict> {
+    match report.and_then(|r| r.stopping.as_ref()) {
+        Some(StopCause::DeadlineExceeded) => return Some(deadline(DEADLINE_MESSAGE.to_owned())),
+        Some(StopCause::Evicted(message)) => {
+            return Some(Verdict { reason: "Evicted", message: message.clone(), disruption: true, containers: Lost::Unknown });
+        }
+        _ => {}
+    }
+    let finished = report.is_some_and(|r| r.finished);
+    let by_slurm = report.is_some_and(|r| r.stopping == Some(StopCause::Signal));
+    let job = job.filter(|j| j.state.is_over())?;
+    if finished && !by_slurm {
+        return None;
+    }
+    let id = &job.id;
+    let fail = |reason, message, containers| Some(Verdict { reason, message, disruption: false, containers });
+    match job.state {
+        JobState::Pending | JobState::Running => None,
+        JobState::Timeout | JobState::Deadline => {
+            Some(deadline(format!("{DEADLINE_MESSAGE}: Slurm ended job {id} at its time limit")))
+        }
+        JobState::OutOfMemory => fail(
+            "OOMKilled",
+            format!("Slurm job {id} used more memory than its --mem allows; raise the pod's memory request"),
+            Lost::OutOfMemory,
+        ),
+        JobState::Preempted => Some(Verdict {
+            reason: "Preempted",
+            message: format!("Slurm preempted job {id}"),
+            disruption: true,
+            containers: Lost::Unknown,
+        }),
+        JobState::NodeFail | JobState::BootFail => Some(Verdict {
+            reason: "NodeLost",
+            message: format!("the compute node {} of Slurm job {id} failed", job.nodes),
+            disruption: true,
+            containers: Lost::Unknown,
+        }),
+        JobState::Cancelled => {
+            let by = job.killed_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+            let at = job.ended_at.map(|t| format!(" at {t}")).unwrap_or_default();
+            fail("SlurmJobCancelled", format!("Slurm job {id} was cancelled{by}{at}"), Lost::Unknown)
+        }
+        JobState::Lost => fail(
+            "SlurmJobLost",
+            format!("neither squeue nor sacct know job {id}: its end was not recorded"),
+            Lost::Unknown,
+        ),
+        JobState::Completed | JobState::Failed if finished => None,
+        JobState::Completed | JobState::Failed => {
+            let (message, containers) = match launch {
+                Some(l) => (format!("{} on node {}", l.message, l.node), Lost::NeverStarted),
+                None => {
+                    let code = job.exit_code.unwrap_or(0);
+                    (format!("Slurm job {id} ended with exit code {code} before the supervisor reported the pod's end; see job.out in the pod's folder"), Lost::Unknown)
+                }
+            };
+            fail("SlurmJobFailed", message, containers)
+        }
+    }
+}
+
+fn deadline(message: String) -> Verdict {
+    Verdict { reason: "DeadlineExceeded", message, disruption: false, containers: Lost::Unknown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(state: JobState) -> Job {
+        Job { state, nodes: "c1".into(), ..Job::lost("7", "u") }
+    }
+
+    fn report(finished: bool, stopping: Option<StopCause>) -> PodState {
+        PodState { finished, stopping, ..PodState::default() }
+    }
+
+    #[test]
+    fn table() {
+        use JobState as J;
+        let natural = report(true, None);
+        let signal = report(true, Some(StopCause::Signal));
+        let alive = report(false, None);
+        let deleted = report(true, Some(StopCause::Requested));
+        for (report, state, reason) in [
+            (None, J::Pending, None),
+            (None, J::Running, None),
+            (Some(&alive), J::Running, None),
+            (Some(&natural), J::Completed, None),
+            (Some(&natural), J::Failed, None),
+            (Some(&natural), J::Cancelled, None),
+            (Some(&deleted), J::Cancelled, None),
+            (Some(&signal), J::Timeout, Some("DeadlineExceeded")),
+            (Some(&signal), J::Cancelled, Some("SlurmJobCancelled")),
+            (Some(&signal), J::Preempted, Some("Preempted")),
+            (Some(&signal), J::Failed, None),
+            (Some(&alive), J::Completed, Some("SlurmJobFailed")),
+            (Some(&alive), J::NodeFail, Some("NodeLost")),
+            (Some(&alive), J::OutOfMemory, Some("OOMKilled")),
+            (Some(&alive), J::Lost, Some("SlurmJobLost")),
+            (None, J::Failed, Some("SlurmJobFailed")),
+            (None, J::Cancelled, Some("SlurmJobCancelled")),
+            (None, J::Lost, Some("SlurmJobLost")),
+        ] {
+            assert_eq!(verdict(report, Some(&job(state)), None).map(|v| v.reason), reason, "{report:?} {state:?}");
+        }
+        let over = report_with(StopCause::DeadlineExceeded);
+        assert_eq!(verdict(Some(&over), Some(&job(J::Running)), None).map(|v| v.reason), Some("DeadlineExceeded"));
+    }
+
+    fn report_with(cause: StopCause) -> PodState {
+        report(false, Some(cause))
+    }
+
+    #[test]
+    fn launch_trouble_is_told() {
+        let launch = LaunchReport { node: "c1".into(), message: "host path /x does not exist".into(), ..LaunchReport::default() };
+        let verdict = verdict(None, Some(&job(JobState::Failed)), Some(&launch)).expect("a verdict");
+        assert_eq!(verdict.message, "host path /x does not exist on node c1");
+        assert_eq!(verdict.containers, Lost::NeverStarted);
+    }
+}
