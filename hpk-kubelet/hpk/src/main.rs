@@ -1,2 +1,63 @@
-//! hpk
-fn main() {}
+//! `hpk`: the user's command. It brings a private Kubernetes up and down on the login node of a Slurm
+//! cluster and says how it stands; everything else is said with kubectl.
+
+mod bootstrap;
+mod cli;
+mod components;
+mod decide;
+mod doctor;
+mod down;
+mod home;
+mod kubeconfig;
+mod pki;
+mod progress;
+mod site;
+mod status;
+mod supervise;
+mod up;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+use home::Home;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("hpk: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    if let Command::ExecChild { parent, argv } = command {
+        return Err(supervise::process::exec_child(parent, &argv).into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Up(args) => up::run(args).await,
+            Command::Down(args) => down::run(&args).await,
+            Command::Status(args) => status::run(&args).await,
+            Command::Doctor(args) => doctor::run(&args).await,
+            Command::Kubeconfig => {
+                println!("{}", Home::from_env()?.kubeconfig().display());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "hpk", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Supervise { home } => up::supervise(Home::at(home)).await,
+            Command::Bootstrap { home } => {
+                bootstrap::run(&Home::at(home)).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            // Handled above, before there are threads.
+            Command::ExecChild { .. } => Ok(ExitCode::FAILURE),
+        }
+    })
+}

@@ -1,0 +1,204 @@
+//! The cluster's own objects, applied at every start: rights of the kubelet and of CoreDNS, and the service
+//! kube-dns with its endpoint, CoreDNS' real address on the login node.
+
+use crate::home::Home;
+use hpk_api::cluster::ClusterConfig;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Why the objects are not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootstrapError {
+    /// cluster.json.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The user's kubeconfig.
+    #[error("kubeconfig: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    /// An object of ours is not what it should be.
+    #[error("object: {0}")]
+    Object(#[from] serde_json::Error),
+    /// The API server.
+    #[error("applying {name}: {source}")]
+    Api {
+        /// Which object.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The client.
+    #[error("client of the API server: {0}")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// A client with the user's own rights.
+pub(crate) async fn client(home: &Home) -> Result<Client, BootstrapError> {
+    // More than one TLS library may be compiled in; say which one is meant. A second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let file = kube::config::Kubeconfig::read_from(home.kubeconfig())?;
+    let mut config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+    // A proxy of the user's environment is for the world, not for an address of this host.
+    config.proxy_url = None;
+    Client::try_from(config).map_err(|e| BootstrapError::Client(Box::new(e)))
+}
+
+/// `hpk bootstrap`.
+pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
+    let path = home.cluster_json();
+    let bytes = std::fs::read(&path).map_err(|source| BootstrapError::Read { path, source })?;
+    let cluster: ClusterConfig = serde_json::from_slice(&bytes)?;
+    let client = client(home).await?;
+
+    for role in roles() {
+        apply::<ClusterRole>(&Api::all(client.clone()), role).await?;
+    }
+    for binding in bindings() {
+        apply::<ClusterRoleBinding>(&Api::all(client.clone()), binding).await?;
+    }
+    // The API server makes it a moment after it is ready; the service needs it now.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}});
+    apply::<Namespace>(&Api::all(client.clone()), namespace).await?;
+    apply_in::<Service>(&client, dns_service(&cluster)).await?;
+    apply_in::<EndpointSlice>(&client, dns_endpoints(&cluster)).await?;
+    Ok(())
+}
+
+async fn apply_in<K>(client: &Client, object: Value) -> Result<(), BootstrapError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + std::fmt::Debug,
+{
+    apply::<K>(&Api::namespaced(client.clone(), "kube-system"), object).await
+}
+
+/// Server-side apply: fields that others own stay theirs.
+async fn apply<K>(api: &Api<K>, object: Value) -> Result<(), BootstrapError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+{
+    // Through the type: a misspelt field of ours is lost here and seen in the tests.
+    let object: K = serde_json::from_value(object)?;
+    let name = object.name_any();
+    let params = PatchParams::apply("hpk").force();
+    api.patch(&name, &params, &Patch::Apply(&object))
+        .await
+        .map(|_| ())
+        .map_err(|source| BootstrapError::Api { name, source: Box::new(source) })
+}
+
+/// What an upstream kubelet may do comes with the API server's Node authorizer and is limited to its own
+/// pods. Ours also feeds the pods' network, which needs services, endpoints, policies and their selectors.
+fn roles() -> Vec<Value> {
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": name, "labels": labels()}, "rules": rules,
+        })
+    };
+    let watch = json!(["get", "list", "watch"]);
+    vec![
+        role(
+            "hpk:kubelet",
+            json!([
+                {"apiGroups": [""], "resources": ["services", "endpoints", "pods", "namespaces", "nodes"], "verbs": watch},
+                {"apiGroups": [""], "resources": ["services/status"], "verbs": ["get", "patch", "update"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": watch},
+                {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses"], "verbs": watch},
+            ]),
+        ),
+        role(
+            "hpk:coredns",
+            json!([
+                {"apiGroups": [""], "resources": ["services", "endpoints", "pods", "namespaces"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            ]),
+        ),
+    ]
+}
+
+fn bindings() -> Vec<Value> {
+    let binding = |role: &str, kind: &str, subject: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": role, "labels": labels()},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": subject}],
+        })
+    };
+    vec![binding("hpk:kubelet", "Group", "system:nodes"), binding("hpk:coredns", "User", "system:coredns")]
+}
+
+fn dns_service(cluster: &ClusterConfig) -> Value {
+    let port = |name: &str, protocol: &str| json!({"name": name, "protocol": protocol, "port": 53, "targetPort": cluster.dns_addr.port()});
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", "app.kubernetes.io/managed-by": "hpk",
+        }},
+        // No selector: CoreDNS is no pod, its endpoint is written below.
+        "spec": {
+            "clusterIP": cluster.dns_service_ip,
+            "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
+        },
+    })
+}
+
+fn dns_endpoints(cluster: &ClusterConfig) -> Value {
+    let port =
+        |name: &str, protocol: &str| json!({"name": name, "protocol": protocol, "port": cluster.dns_addr.port()});
+    let ip = cluster.dns_addr.ip();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kube-dns-hpk", "namespace": "kube-system", "labels": {
+            "kubernetes.io/service-name": "kube-dns", "endpointslice.kubernetes.io/managed-by": "hpk",
+        }},
+        "addressType": if ip.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": true, "serving": true, "terminating": false}}],
+        "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
+    })
+}
+
+fn labels() -> Value {
+    json!({"app.kubernetes.io/managed-by": "hpk"})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of `wanted` must survive the way through the type.
+    fn keeps<K: DeserializeOwned + Serialize>(wanted: &Value) {
+        let typed: K = serde_json::from_value(wanted.clone()).unwrap();
+        assert_eq!(serde_json::to_value(typed).unwrap(), *wanted);
+    }
+
+    #[test]
+    fn objects_are_what_their_types_say() {
+        let cluster = crate::decide::tests::layout().cluster;
+        roles().iter().for_each(keeps::<ClusterRole>);
+        bindings().iter().for_each(keeps::<ClusterRoleBinding>);
+        keeps::<Service>(&dns_service(&cluster));
+        keeps::<EndpointSlice>(&dns_endpoints(&cluster));
+        assert_eq!(dns_service(&cluster)["spec"]["clusterIP"], "10.96.0.10");
+        assert_eq!(dns_endpoints(&cluster)["endpoints"][0]["addresses"][0], "10.77.0.1");
+    }
+}

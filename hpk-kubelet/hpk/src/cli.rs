@@ -1,0 +1,162 @@
+//! The command line: what can be asked of `hpk`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// A private Kubernetes on a Slurm cluster, for an ordinary user.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hpk",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "Examples:
+  hpk doctor                      can this site run it?
+  hpk up                          start, and wait until pods can run
+  export KUBECONFIG=$(hpk kubeconfig)
+  kubectl get nodes
+  hpk down                        stop the control plane; jobs go on
+
+State is kept in HPK_HOME (default ~/.hpk)."
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the control plane and hpk-kubelet, and wait until they serve
+    Up(Up),
+    /// Stop them in order; pods' jobs go on, and are found again by the next up
+    Down(Down),
+    /// Show what runs
+    Status(Output),
+    /// Check what HPK needs on this site, with a remedy for what is missing
+    Doctor(Doctor),
+    /// Print the path of the kubeconfig
+    #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]
+    Kubeconfig,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  hpk completions bash > ~/.local/share/bash-completion/completions/hpk")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// The detached supervisor
+    #[command(hide = true)]
+    Supervise {
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+    },
+    /// The cluster's own objects, once the API server is ready
+    #[command(hide = true)]
+    Bootstrap {
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+    },
+    /// Become another program that ends with its parent
+    #[command(hide = true)]
+    ExecChild {
+        /// The parent's process
+        #[arg(long)]
+        parent: u32,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+}
+
+/// `hpk up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk up
+  hpk up --kubernetes-bin ~/kubernetes-1.37.2     official binaries instead of the image
+  hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
+pub(crate) struct Up {
+    /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
+    /// coredns) directly instead of the image's
+    #[arg(long, value_name = "DIR", conflicts_with = "image")]
+    pub kubernetes_bin: Option<PathBuf>,
+    /// Apptainer image (SIF or sandbox folder) that has the programs in /bin [default: the installed one]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<PathBuf>,
+    /// Address of this host that compute nodes reach [default: the one on the way to them]
+    #[arg(long, value_name = "ADDRESS")]
+    pub node_ip: Option<IpAddr>,
+    /// Name of the cluster [default: Slurm's ClusterName]
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// A further flag for kube-apiserver, as --key=value; may be repeated
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub apiserver_flag: Vec<String>,
+    /// Start no hpk-kubelet
+    #[arg(long)]
+    pub no_kubelet: bool,
+    /// Give up waiting after so many seconds (what was started goes on)
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+}
+
+/// `hpk down`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk down            the control plane stops, jobs of pods go on
+  hpk down --pods     also cancel the jobs of all pods")]
+pub(crate) struct Down {
+    /// Also cancel the Slurm jobs of this cluster's pods
+    #[arg(long)]
+    pub pods: bool,
+}
+
+/// `hpk doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Also submit a short job that checks a compute node (waits for it)
+    #[arg(long)]
+    pub job: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `-o`.
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_for_the_api_server_may_begin_with_hyphens() {
+        let cli = Cli::try_parse_from(["hpk", "up", "--apiserver-flag", "--v=4", "--apiserver-flag=--x=y"]).unwrap();
+        let Command::Up(up) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(up.apiserver_flag, ["--v=4", "--x=y"]);
+    }
+}

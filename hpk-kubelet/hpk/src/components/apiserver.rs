@@ -1,0 +1,67 @@
+//! kube-apiserver: listens on the login node's address (compute nodes and pods reach it there), refuses
+//! whoever has no certificate or token.
+
+use super::probe::{Credentials, Probe};
+use super::{Component, Kind, Layout, flags, image};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Pods of a node that is not heard of are evicted only after this time. A job goes on while the login
+/// node is being rebooted, so the Kubernetes default of 300 s would throw good work away
+/// (docs/adr/node-monitoring.md). Seconds; 30 days.
+const TOLERATION_SECONDS: u64 = 30 * 24 * 3600;
+
+pub(super) fn component(l: &Layout) -> Component {
+    let ports = &l.control_plane.ports;
+    let ip = l.cluster.node_ip.to_string();
+    let mut args = flags([
+        ("bind-address", ip.clone()),
+        ("advertise-address", ip),
+        ("secure-port", ports.apiserver.to_string()),
+        ("etcd-servers", format!("https://127.0.0.1:{}", ports.etcd)),
+        ("etcd-cafile", l.pki("etcd-ca.crt")),
+        ("etcd-certfile", l.pki("apiserver-etcd-client.crt")),
+        ("etcd-keyfile", l.pki("apiserver-etcd-client.key")),
+        ("client-ca-file", l.pki("ca.crt")),
+        ("tls-cert-file", l.pki("apiserver.crt")),
+        ("tls-private-key-file", l.pki("apiserver.key")),
+        ("anonymous-auth", "false".into()),
+        ("authorization-mode", "Node,RBAC".into()),
+        ("enable-admission-plugins", "NodeRestriction".into()),
+        ("allow-privileged", "true".into()),
+        ("profiling", "false".into()),
+        ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
+        ("service-account-issuer", format!("https://kubernetes.default.svc.{}", l.cluster.cluster_domain)),
+        ("service-account-key-file", l.pki("sa.pub")),
+        ("service-account-signing-key-file", l.pki("sa.key")),
+        ("kubelet-certificate-authority", l.pki("ca.crt")),
+        ("kubelet-client-certificate", l.pki("apiserver-kubelet-client.crt")),
+        ("kubelet-client-key", l.pki("apiserver-kubelet-client.key")),
+        ("kubelet-preferred-address-types", "InternalIP".into()),
+        ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
+        ("requestheader-allowed-names", "front-proxy-client".into()),
+        ("requestheader-extra-headers-prefix", "X-Remote-Extra-".into()),
+        ("requestheader-group-headers", "X-Remote-Group".into()),
+        ("requestheader-username-headers", "X-Remote-User".into()),
+        ("proxy-client-cert-file", l.pki("front-proxy-client.crt")),
+        ("proxy-client-key-file", l.pki("front-proxy-client.key")),
+        ("enable-aggregator-routing", "true".into()),
+        ("default-not-ready-toleration-seconds", TOLERATION_SECONDS.to_string()),
+        ("default-unreachable-toleration-seconds", TOLERATION_SECONDS.to_string()),
+    ]);
+    args.extend(l.control_plane.apiserver_flags.iter().cloned());
+    let (program, args) = image::command(l, "kube-apiserver", args);
+    Component {
+        name: "kube-apiserver",
+        needs: &["etcd"],
+        kind: Kind::Service,
+        program,
+        args,
+        probe: Probe::Https {
+            addr: SocketAddr::new(l.cluster.node_ip, ports.apiserver),
+            path: "/readyz".into(),
+            credentials: Credentials::new(l, "ca", "admin"),
+        },
+        grace: Duration::from_secs(15),
+    }
+}

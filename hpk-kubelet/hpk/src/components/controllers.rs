@@ -1,0 +1,102 @@
+//! kube-controller-manager and kube-scheduler: on the loopback address, for callers with a certificate.
+
+use super::probe::{Credentials, Probe};
+use super::{Component, Kind, Layout, flags, go_seconds, image};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// The Node is called NotReady when its Lease is this old. Kubernetes' 50 s would take the endpoints of all
+/// services away whenever the login node is busy for a minute (docs/adr/node-monitoring.md).
+const NODE_MONITOR_GRACE: Duration = Duration::from_secs(300);
+
+pub(super) fn controller_manager(l: &Layout) -> Component {
+    let kubeconfig = l.pki("controller-manager.kubeconfig");
+    let port = l.control_plane.ports.controller_manager;
+    let args = flags([
+        ("kubeconfig", kubeconfig.clone()),
+        ("authentication-kubeconfig", kubeconfig.clone()),
+        ("authorization-kubeconfig", kubeconfig),
+        ("bind-address", "127.0.0.1".into()),
+        ("secure-port", port.to_string()),
+        ("tls-cert-file", l.pki("kube-controller-manager-server.crt")),
+        ("tls-private-key-file", l.pki("kube-controller-manager-server.key")),
+        ("client-ca-file", l.pki("ca.crt")),
+        ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
+        ("authorization-always-allow-paths", String::new()),
+        ("profiling", "false".into()),
+        // The only one there can be: HPK_HOME is locked.
+        ("leader-elect", "false".into()),
+        ("cluster-name", l.cluster.cluster_name.clone()),
+        ("controllers", "*".into()),
+        ("use-service-account-credentials", "true".into()),
+        ("service-account-private-key-file", l.pki("sa.key")),
+        ("root-ca-file", l.pki("ca.crt")),
+        ("cluster-signing-cert-file", l.pki("ca.crt")),
+        ("cluster-signing-key-file", l.pki("ca.key")),
+        // Pod addresses are the kubelet's to give.
+        ("allocate-node-cidrs", "false".into()),
+        ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
+        ("node-monitor-grace-period", go_seconds(NODE_MONITOR_GRACE)),
+    ]);
+    let (program, args) = image::command(l, "kube-controller-manager", args);
+    service(l, "kube-controller-manager", program, args, port)
+}
+
+pub(super) fn scheduler(l: &Layout) -> Component {
+    let kubeconfig = l.pki("scheduler.kubeconfig");
+    let port = l.control_plane.ports.scheduler;
+    let args = flags([
+        ("config", l.config("scheduler.yaml")),
+        ("authentication-kubeconfig", kubeconfig.clone()),
+        ("authorization-kubeconfig", kubeconfig),
+        ("bind-address", "127.0.0.1".into()),
+        ("secure-port", port.to_string()),
+        ("tls-cert-file", l.pki("kube-scheduler-server.crt")),
+        ("tls-private-key-file", l.pki("kube-scheduler-server.key")),
+        ("client-ca-file", l.pki("ca.crt")),
+        ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
+        ("authorization-always-allow-paths", String::new()),
+    ]);
+    let (program, args) = image::command(l, "kube-scheduler", args);
+    service(l, "kube-scheduler", program, args, port)
+}
+
+/// Slurm decides whether and where resources are free; a pod that fits nowhere now is a job that waits.
+/// Everything else that the scheduler looks at (affinity, taints, spreading, volumes, gates) stays on.
+pub(super) fn scheduler_config(l: &Layout) -> String {
+    let kubeconfig = serde_json::Value::from(l.pki("scheduler.kubeconfig"));
+    format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\n\
+         kind: KubeSchedulerConfiguration\n\
+         clientConnection:\n\
+         \x20 kubeconfig: {kubeconfig}\n\
+         \x20 qps: 200\n\
+         \x20 burst: 400\n\
+         enableProfiling: false\n\
+         leaderElection:\n\
+         \x20 leaderElect: false\n\
+         profiles:\n\
+         - schedulerName: default-scheduler\n\
+         \x20 plugins:\n\
+         \x20   multiPoint:\n\
+         \x20     disabled:\n\
+         \x20     - name: NodeResourcesFit\n\
+         \x20     - name: NodeResourcesBalancedAllocation\n"
+    )
+}
+
+fn service(l: &Layout, name: &'static str, program: std::path::PathBuf, args: Vec<String>, port: u16) -> Component {
+    Component {
+        name,
+        needs: &["kube-apiserver"],
+        kind: Kind::Service,
+        program,
+        args,
+        probe: Probe::Https {
+            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            path: "/healthz".into(),
+            credentials: Credentials::new(l, "ca", "admin"),
+        },
+        grace: Duration::from_secs(10),
+    }
+}

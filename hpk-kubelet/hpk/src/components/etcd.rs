@@ -1,0 +1,49 @@
+//! etcd: one member on the loopback address; clients and peers need certificates of its own authority, so
+//! that other users of the login node get nothing from its ports.
+
+use super::probe::{Credentials, Probe};
+use super::{Component, Kind, Layout, flags, image};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+pub(super) fn component(l: &Layout) -> Component {
+    let ports = &l.control_plane.ports;
+    let client = format!("https://127.0.0.1:{}", ports.etcd);
+    let peer = format!("https://127.0.0.1:{}", ports.etcd_peer);
+    let args = flags([
+        ("name", "hpk".into()),
+        ("data-dir", l.home.etcd().display().to_string()),
+        ("listen-client-urls", client.clone()),
+        ("advertise-client-urls", client),
+        ("listen-peer-urls", peer.clone()),
+        ("initial-advertise-peer-urls", peer.clone()),
+        ("initial-cluster", format!("hpk={peer}")),
+        ("cert-file", l.pki("etcd.crt")),
+        ("key-file", l.pki("etcd.key")),
+        ("client-cert-auth", "true".into()),
+        ("trusted-ca-file", l.pki("etcd-ca.crt")),
+        ("peer-cert-file", l.pki("etcd.crt")),
+        ("peer-key-file", l.pki("etcd.key")),
+        ("peer-client-cert-auth", "true".into()),
+        ("peer-trusted-ca-file", l.pki("etcd-ca.crt")),
+        ("log-level", "warn".into()),
+        // The API server compacts every five minutes; this is for when it is away.
+        ("auto-compaction-mode", "periodic".into()),
+        ("auto-compaction-retention", "1h".into()),
+    ]);
+    let (program, args) = image::command(l, "etcd", args);
+    Component {
+        name: "etcd",
+        needs: &[],
+        kind: Kind::Service,
+        program,
+        args,
+        probe: Probe::Https {
+            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.etcd)),
+            path: "/health".into(),
+            credentials: Credentials::new(l, "etcd-ca", "apiserver-etcd-client"),
+        },
+        // Time to finish its write-ahead log on a slow shared file system.
+        grace: Duration::from_secs(20),
+    }
+}

@@ -1,0 +1,195 @@
+//! The control plane's programs: what each is started with, what it waits for, how it is known to serve.
+//! Pure: [`all`] is a function of the cluster's decisions; [`crate::supervise`] runs what it returns.
+//!
+//! ```text
+//!  etcd ◀─ kube-apiserver ◀─┬─ kube-controller-manager
+//!                           ├─ kube-scheduler
+//!                           └─ bootstrap (once) ◀─┬─ coredns
+//!                                                 └─ hpk-kubelet
+//! ```
+//! An arrow points at what must be ready before. Stopping goes the other way.
+
+mod apiserver;
+mod controllers;
+mod dns;
+mod etcd;
+mod image;
+mod node;
+pub(crate) mod probe;
+
+use crate::decide::ControlPlane;
+use crate::home::Home;
+use hpk_api::cluster::ClusterConfig;
+pub(crate) use probe::Probe;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything the command lines are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// HPK_HOME.
+    pub home: Home,
+    /// `cluster.json`.
+    pub cluster: ClusterConfig,
+    /// `control-plane.json`.
+    pub control_plane: ControlPlane,
+}
+
+impl Layout {
+    fn pki(&self, file: &str) -> String {
+        self.home.pki().join(file).display().to_string()
+    }
+    fn config(&self, file: &str) -> String {
+        self.home.config().join(file).display().to_string()
+    }
+}
+
+/// Whether a program runs for ever or to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Restarted whenever it ends.
+    Service,
+    /// Ready when it has ended with 0; tried again otherwise.
+    Once,
+}
+
+/// One program, ready to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Component {
+    /// Its name, also of its log file.
+    pub name: &'static str,
+    /// Names of those that must be ready before it starts.
+    pub needs: &'static [&'static str],
+    /// For ever or to its end.
+    pub kind: Kind,
+    /// What is executed, absolute.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// How to know that it serves.
+    pub probe: Probe,
+    /// Time between TERM and KILL.
+    pub grace: Duration,
+}
+
+/// Generated configuration files: name in HPK_HOME/config, content.
+#[must_use]
+pub(crate) fn config_files(layout: &Layout) -> Vec<(&'static str, String)> {
+    vec![("scheduler.yaml", controllers::scheduler_config(layout)), ("Corefile", dns::corefile(layout))]
+}
+
+/// All components in the order of their start. `hpk` is this program's own executable.
+#[must_use]
+pub(crate) fn all(layout: &Layout, hpk: &Path) -> Vec<Component> {
+    let mut list = vec![
+        etcd::component(layout),
+        apiserver::component(layout),
+        controllers::controller_manager(layout),
+        controllers::scheduler(layout),
+        node::bootstrap(layout, hpk),
+        dns::component(layout),
+    ];
+    list.extend(node::kubelet(layout));
+    list
+}
+
+/// `--key=value` for each pair.
+fn flags<const N: usize>(pairs: [(&str, String); N]) -> Vec<String> {
+    pairs.into_iter().map(|(k, v)| format!("--{k}={v}")).collect()
+}
+
+/// A Go duration in whole seconds.
+fn go_seconds(d: Duration) -> String {
+    format!("{}s", d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::Programs;
+    use crate::decide::tests::layout;
+    use std::collections::HashSet;
+
+    fn arg<'a>(c: &'a Component, key: &str) -> Option<&'a str> {
+        let prefix = format!("--{key}=");
+        c.args.iter().find_map(|a| a.strip_prefix(prefix.as_str()))
+    }
+
+    fn find<'a>(list: &'a [Component], name: &str) -> &'a Component {
+        list.iter().find(|c| c.name == name).unwrap()
+    }
+
+    #[test]
+    fn every_need_comes_earlier_in_the_list() {
+        let list = all(&layout(), Path::new("/opt/hpk"));
+        let mut seen = HashSet::new();
+        for c in &list {
+            for need in c.needs {
+                assert!(seen.contains(need), "{} needs {need} before it", c.name);
+            }
+            assert!(seen.insert(c.name));
+        }
+        assert_eq!(list[0].name, "etcd");
+    }
+
+    #[test]
+    fn nothing_answers_a_stranger() {
+        let list = all(&layout(), Path::new("/opt/hpk"));
+        let etcd = find(&list, "etcd");
+        assert_eq!(arg(etcd, "client-cert-auth"), Some("true"));
+        assert_eq!(arg(etcd, "peer-client-cert-auth"), Some("true"));
+        assert!(arg(etcd, "listen-client-urls").unwrap().starts_with("https://127.0.0.1:"));
+        assert!(arg(etcd, "listen-metrics-urls").is_none(), "metrics would be served without certificates");
+        let api = find(&list, "kube-apiserver");
+        assert_eq!(arg(api, "anonymous-auth"), Some("false"));
+        assert_eq!(arg(api, "authorization-mode"), Some("Node,RBAC"));
+        for name in ["kube-controller-manager", "kube-scheduler"] {
+            assert_eq!(arg(find(&list, name), "bind-address"), Some("127.0.0.1"), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_flag_is_given_twice() {
+        for c in all(&layout(), Path::new("/opt/hpk")) {
+            let keys: Vec<_> =
+                c.args.iter().filter_map(|a| a.strip_prefix("--")).filter_map(|a| a.split_once('=')).collect();
+            let set: HashSet<_> = keys.iter().map(|(k, _)| k).collect();
+            assert_eq!(set.len(), keys.len(), "{}: {:?}", c.name, c.args);
+        }
+    }
+
+    #[test]
+    fn an_image_wraps_the_control_plane_but_not_the_kubelet() {
+        let mut l = layout();
+        l.control_plane.programs =
+            Programs::Image { apptainer: "/usr/bin/apptainer".into(), image: "/opt/cp.sif".into() };
+        let list = all(&l, Path::new("/opt/hpk"));
+        for c in &list {
+            let wrapped = c.program == Path::new("/usr/bin/apptainer");
+            assert_eq!(wrapped, !["bootstrap", "hpk-kubelet"].contains(&c.name), "{}", c.name);
+        }
+        let etcd = find(&list, "etcd");
+        let image = etcd.args.iter().position(|a| a == "/opt/cp.sif").unwrap();
+        assert_eq!(etcd.args[image + 1], "/bin/etcd");
+        l.control_plane.programs = Programs::Folder { path: "/opt/k8s".into() };
+        assert_eq!(find(&all(&l, Path::new("/opt/hpk")), "etcd").program, Path::new("/opt/k8s/etcd"));
+    }
+
+    #[test]
+    fn the_scheduler_leaves_resources_to_slurm() {
+        let text = controllers::scheduler_config(&layout());
+        for plugin in ["NodeResourcesFit", "NodeResourcesBalancedAllocation"] {
+            assert!(text.contains(&format!("- name: {plugin}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_outside_go_where_the_login_node_asks() {
+        let mut l = layout();
+        assert!(!dns::corefile(&l).contains("forward"), "no name server: nothing to forward to");
+        l.control_plane.nameservers = vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+        let text = dns::corefile(&l);
+        assert!(text.contains("forward . 10.0.0.53:53 [fd00::53]:53"), "{text}");
+        assert!(text.contains("bind 10.77.0.1"), "{text}");
+    }
+}

@@ -1,0 +1,32 @@
+//! What runs on the login node itself, outside the image: this program's own one-time set-up of the
+//! cluster's objects, and hpk-kubelet, which needs Slurm's and Apptainer's commands.
+
+use super::probe::Probe;
+use super::{Component, Kind, Layout};
+use std::path::Path;
+use std::time::Duration;
+
+pub(super) fn bootstrap(l: &Layout, hpk: &Path) -> Component {
+    Component {
+        name: "bootstrap",
+        needs: &["kube-apiserver"],
+        kind: Kind::Once,
+        program: hpk.to_owned(),
+        args: vec!["bootstrap".into(), "--home".into(), l.home.root().display().to_string()],
+        probe: Probe::None,
+        grace: Duration::from_secs(5),
+    }
+}
+
+pub(super) fn kubelet(l: &Layout) -> Option<Component> {
+    let program = l.control_plane.kubelet.clone()?;
+    Some(Component {
+        name: "hpk-kubelet",
+        needs: &["bootstrap"],
+        kind: Kind::Service,
+        program,
+        args: vec!["--cluster".into(), l.home.cluster_json().display().to_string()],
+        probe: Probe::Tcp { addr: l.cluster.kubelet_addr },
+        grace: Duration::from_secs(10),
+    })
+}

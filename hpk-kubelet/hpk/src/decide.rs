@@ -1,0 +1,247 @@
+//! What `hpk up` decides for this cluster: names, addresses, ports, where programs come from.
+//!
+//! Decisions are kept in cluster.json (for hpk-kubelet) and control-plane.json (for the supervisor) and made
+//! again from them, so that addresses stay when they still can: a port that another program has taken
+//! meanwhile is replaced, all others stay.
+
+use hpk_api::cluster::ClusterConfig;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+
+/// The service range and the two well-known addresses in it.
+const SERVICE_CIDR: &str = "10.96.0.0/16";
+const APISERVER_SERVICE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const DNS_SERVICE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+const POD_CIDR: &str = "10.244.0.0/16";
+/// Ports are looked for from here; below the kernel's range for outgoing connections (32768).
+const FIRST_PORT: u16 = 16443;
+const LAST_PORT: u16 = 32000;
+
+/// Ports on the login node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ports {
+    /// kube-apiserver, node address.
+    pub apiserver: u16,
+    /// hpk-kubelet's API, node address.
+    pub kubelet: u16,
+    /// hpk-kubelet's links from jobs, node address.
+    pub link: u16,
+    /// CoreDNS, UDP and TCP, node address.
+    pub dns: u16,
+    /// CoreDNS readiness, loopback.
+    pub dns_ready: u16,
+    /// etcd for the API server, loopback.
+    pub etcd: u16,
+    /// etcd for its peers (there are none), loopback.
+    pub etcd_peer: u16,
+    /// kube-controller-manager, loopback.
+    pub controller_manager: u16,
+    /// kube-scheduler, loopback.
+    pub scheduler: u16,
+}
+
+/// Where the control plane's programs come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub(crate) enum Programs {
+    /// An Apptainer image, a SIF or a sandbox folder, that has them in /bin.
+    Image {
+        /// The apptainer command.
+        apptainer: PathBuf,
+        /// The image.
+        image: PathBuf,
+    },
+    /// A folder that has them.
+    Folder {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+/// `HPK_HOME/control-plane.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ControlPlane {
+    /// Ports on the login node.
+    pub ports: Ports,
+    /// Where programs come from.
+    pub programs: Programs,
+    /// hpk-kubelet; None: no kubelet is started.
+    pub kubelet: Option<PathBuf>,
+    /// Name servers for names outside the cluster.
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
+    /// Further flags for kube-apiserver (`--key=value`).
+    #[serde(default)]
+    pub apiserver_flags: Vec<String>,
+}
+
+/// No port is free.
+#[derive(Debug, thiserror::Error)]
+#[error("no free port between {FIRST_PORT} and {LAST_PORT} on {ip}: stop programs that hold them")]
+pub(crate) struct NoPort {
+    ip: IpAddr,
+}
+
+/// Keeps the former ports that are still free on this node and finds others for the rest.
+///
+/// # Errors
+/// [`NoPort`].
+pub(crate) fn ports(former: Option<&Ports>, node_ip: IpAddr, uid: u32) -> Result<Ports, NoPort> {
+    ports_with(former, node_ip, uid, is_free)
+}
+
+fn ports_with(
+    former: Option<&Ports>,
+    node_ip: IpAddr,
+    uid: u32,
+    free: impl Fn(IpAddr, u16) -> bool,
+) -> Result<Ports, NoPort> {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut taken: Vec<u16> = Vec::new();
+    // Users of one login node begin their search at different places.
+    let span = u32::from(LAST_PORT - FIRST_PORT);
+    let start = u16::try_from(uid.wrapping_mul(97) % span).unwrap_or(0);
+    let mut pick = |ip: IpAddr, old: Option<u16>| -> Result<u16, NoPort> {
+        let candidates = (0..=LAST_PORT - FIRST_PORT).map(|i| FIRST_PORT + (start + i) % (LAST_PORT - FIRST_PORT));
+        let port =
+            old.into_iter().chain(candidates).find(|p| !taken.contains(p) && free(ip, *p)).ok_or(NoPort { ip })?;
+        taken.push(port);
+        Ok(port)
+    };
+    Ok(Ports {
+        apiserver: pick(node_ip, former.map(|f| f.apiserver))?,
+        kubelet: pick(node_ip, former.map(|f| f.kubelet))?,
+        link: pick(node_ip, former.map(|f| f.link))?,
+        dns: pick(node_ip, former.map(|f| f.dns))?,
+        dns_ready: pick(loopback, former.map(|f| f.dns_ready))?,
+        etcd: pick(loopback, former.map(|f| f.etcd))?,
+        etcd_peer: pick(loopback, former.map(|f| f.etcd_peer))?,
+        controller_manager: pick(loopback, former.map(|f| f.controller_manager))?,
+        scheduler: pick(loopback, former.map(|f| f.scheduler))?,
+    })
+}
+
+/// Whether both TCP and UDP can be bound now.
+fn is_free(ip: IpAddr, port: u16) -> bool {
+    let addr = SocketAddr::new(ip, port);
+    TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok()
+}
+
+/// cluster.json from the decisions.
+#[must_use]
+pub(crate) fn cluster(cluster_name: &str, node_ip: IpAddr, ports: &Ports, pki_dir: &std::path::Path) -> ClusterConfig {
+    ClusterConfig {
+        version: hpk_api::VERSION,
+        cluster_name: cluster_name.into(),
+        node_name: node_name(cluster_name),
+        node_ip,
+        apiserver_url: format!("https://{}", SocketAddr::new(node_ip, ports.apiserver)),
+        service_cidr: SERVICE_CIDR.into(),
+        apiserver_service_ip: APISERVER_SERVICE_IP,
+        dns_service_ip: DNS_SERVICE_IP,
+        dns_addr: SocketAddr::new(node_ip, ports.dns),
+        pod_cidr: POD_CIDR.into(),
+        cluster_domain: "cluster.local".into(),
+        link_addr: SocketAddr::new(node_ip, ports.link),
+        kubelet_addr: SocketAddr::new(node_ip, ports.kubelet),
+        network_mode: hpk_api::net::NetworkMode::default(),
+        pki_dir: pki_dir.display().to_string(),
+    }
+}
+
+/// `hpk-<cluster name>`, made a DNS label: Slurm's ClusterName may have other characters.
+fn node_name(cluster_name: &str) -> String {
+    let mut label: String = cluster_name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .take(50)
+        .collect();
+    while label.ends_with('-') {
+        label.pop();
+    }
+    format!("hpk-{label}").trim_end_matches('-').to_owned()
+}
+
+/// The `nameserver` lines of resolv.conf text. Loopback ones count: CoreDNS runs on the same node.
+#[must_use]
+pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|l| {
+            let mut words = l.split_whitespace();
+            (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+        })
+        .filter_map(|w| w.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::components::Layout;
+    use crate::home::Home;
+
+    pub(crate) fn layout() -> Layout {
+        let ip = "10.77.0.1".parse().unwrap();
+        let ports = ports_with(None, ip, 1000, |_, _| true).unwrap();
+        let home = Home::at("/home/alice/.hpk".into());
+        Layout {
+            cluster: cluster("site", ip, &ports, &home.pki()),
+            control_plane: ControlPlane {
+                ports,
+                programs: Programs::Folder { path: "/opt/kubernetes".into() },
+                kubelet: Some("/home/alice/.local/bin/hpk-kubelet".into()),
+                nameservers: vec![],
+                apiserver_flags: vec![],
+            },
+            home,
+        }
+    }
+
+    #[test]
+    fn ports_stay_while_they_are_free() {
+        let ip: IpAddr = "10.77.0.1".parse().unwrap();
+        let first = ports_with(None, ip, 1000, |_, _| true).unwrap();
+        let all = [
+            first.apiserver,
+            first.kubelet,
+            first.link,
+            first.dns,
+            first.dns_ready,
+            first.etcd,
+            first.etcd_peer,
+            first.controller_manager,
+            first.scheduler,
+        ];
+        let set: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(set.len(), all.len(), "one port each: {all:?}");
+        assert_eq!(ports_with(Some(&first), ip, 1000, |_, _| true).unwrap(), first);
+
+        let second = ports_with(Some(&first), ip, 1000, |_, p| p != first.etcd).unwrap();
+        assert_ne!(second.etcd, first.etcd);
+        assert_eq!(Ports { etcd: first.etcd, ..second }, first);
+
+        assert!(ports_with(None, ip, 1000, |_, _| false).is_err());
+    }
+
+    #[test]
+    fn a_held_port_is_not_free() {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let held = TcpListener::bind((ip, 0)).unwrap();
+        assert!(!is_free(ip, held.local_addr().unwrap().port()));
+    }
+
+    #[test]
+    fn node_names_are_labels() {
+        for (cluster, node) in [("site", "hpk-site"), ("LUMI_C", "hpk-lumi-c"), ("x.", "hpk-x"), ("", "hpk")] {
+            assert_eq!(node_name(cluster), node);
+        }
+    }
+
+    #[test]
+    fn name_servers_are_read() {
+        let text = "# x\nsearch a b\nnameserver 10.0.0.53\nnameserver fd00::1 \nnameserver\noptions ndots:2\n";
+        assert_eq!(nameservers(text), ["10.0.0.53".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    }
+}

@@ -1,0 +1,231 @@
+//! Where everything is: HPK_HOME (the cluster's state) and the installed files.
+//!
+//! Owns names of paths and the making of private folders; reads and writes no content but atomically
+//! replaced files on others' behalf ([`replace_file`]).
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with the folders.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HomeError {
+    /// Neither HPK_HOME nor HOME.
+    #[error("neither HPK_HOME nor HOME is set: set HPK_HOME to a folder of yours on the shared file system")]
+    NoHome,
+    /// A folder or file of ours cannot be made.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder is someone else's.
+    #[error("{}: owned by uid {owner}, not by you: set HPK_HOME to a folder of yours", path.display())]
+    NotOurs {
+        /// Which.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+    },
+}
+
+/// HPK_HOME and the names below it.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// From HPK_HOME, else `~/.hpk`.
+    ///
+    /// # Errors
+    /// [`HomeError::NoHome`].
+    pub(crate) fn from_env() -> Result<Self, HomeError> {
+        let root = match (std::env::var_os("HPK_HOME"), std::env::var_os("HOME")) {
+            (Some(h), _) if !h.is_empty() => PathBuf::from(h),
+            (_, Some(h)) if !h.is_empty() => Path::new(&h).join(".hpk"),
+            _ => return Err(HomeError::NoHome),
+        };
+        let root = std::path::absolute(&root).map_err(|source| HomeError::Io { path: root, source })?;
+        Ok(Self { root })
+    }
+
+    /// At a given place.
+    #[must_use]
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Makes the folders, readable by the owner alone.
+    ///
+    /// # Errors
+    /// When one cannot be made, or the root is another user's.
+    pub(crate) fn create(&self) -> Result<(), HomeError> {
+        for dir in [self.root.clone(), self.pki(), self.log(), self.run(), self.config(), self.root.join("pods")] {
+            private_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+    /// Keys and certificates.
+    #[must_use]
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.root.join("pki")
+    }
+    /// Logs of the components.
+    #[must_use]
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+    /// Locks and the supervisor's record.
+    #[must_use]
+    pub(crate) fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+    /// Generated configuration files of the components.
+    #[must_use]
+    pub(crate) fn config(&self) -> PathBuf {
+        self.root.join("config")
+    }
+    /// etcd's data.
+    #[must_use]
+    pub(crate) fn etcd(&self) -> PathBuf {
+        self.root.join("etcd")
+    }
+    /// The user's kubeconfig.
+    #[must_use]
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.root.join("kubeconfig")
+    }
+    /// What hpk-kubelet reads.
+    #[must_use]
+    pub(crate) fn cluster_json(&self) -> PathBuf {
+        self.root.join("cluster.json")
+    }
+    /// What the control plane's supervisor reads.
+    #[must_use]
+    pub(crate) fn control_plane_json(&self) -> PathBuf {
+        self.root.join("control-plane.json")
+    }
+    /// Who supervises, where.
+    #[must_use]
+    pub(crate) fn supervisor_json(&self) -> PathBuf {
+        self.run().join("supervisor.json")
+    }
+}
+
+/// Makes `dir` with mode 0700 if it is absent, and makes it so if it is ours and more open.
+///
+/// # Errors
+/// When it cannot be made or is another user's.
+pub(crate) fn private_dir(dir: &Path) -> Result<(), HomeError> {
+    let io = |source| HomeError::Io { path: dir.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
+    // The folder may have been there before us: in /tmp anybody can have made it.
+    let meta = fs::symlink_metadata(dir).map_err(io)?;
+    if meta.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(HomeError::NotOurs { path: dir.to_owned(), owner: meta.uid() });
+    }
+    if !meta.is_dir() {
+        return Err(io(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    if meta.mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io)?;
+    }
+    Ok(())
+}
+
+/// Writes a file of mode 0600 and puts it in place by rename: a reader sees the old or the new one, whole.
+///
+/// # Errors
+/// Any from the file system, with the path.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), HomeError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|source| {
+        // Best effort: the error that matters is the first one.
+        let _ = fs::remove_file(&temporary);
+        HomeError::Io { path: path.to_owned(), source }
+    })
+}
+
+/// The installed files: `bin/`, `libexec/hpk/`, `share/hpk/` below one prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Install {
+    prefix: PathBuf,
+}
+
+impl Install {
+    /// HPK_PREFIX, else the folder above the one that holds this executable.
+    ///
+    /// # Errors
+    /// When the executable's own path cannot be read.
+    pub(crate) fn from_env() -> Result<Self, HomeError> {
+        if let Some(prefix) = std::env::var_os("HPK_PREFIX").filter(|p| !p.is_empty()) {
+            return Ok(Self { prefix: PathBuf::from(prefix) });
+        }
+        let exe = std::env::current_exe()
+            .map_err(|source| HomeError::Io { path: PathBuf::from("/proc/self/exe"), source })?;
+        let prefix = exe.parent().and_then(Path::parent).map_or_else(|| PathBuf::from("/"), Path::to_owned);
+        Ok(Self { prefix })
+    }
+
+    /// `hpk-kubelet`.
+    #[must_use]
+    pub(crate) fn kubelet(&self) -> PathBuf {
+        self.prefix.join("bin/hpk-kubelet")
+    }
+    /// The control plane's image.
+    #[must_use]
+    pub(crate) fn image(&self) -> PathBuf {
+        self.prefix.join("share/hpk/control-plane.sif")
+    }
+    /// The pods' parent image, a sandbox folder.
+    #[must_use]
+    pub(crate) fn pause_image(&self) -> PathBuf {
+        self.prefix.join("share/hpk/pause")
+    }
+    /// A helper program of the compute nodes.
+    #[must_use]
+    pub(crate) fn libexec(&self, name: &str) -> PathBuf {
+        self.prefix.join("libexec/hpk").join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_and_files_are_the_owners_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        let home = Home::at(tmp.path().join("h"));
+        home.create().unwrap();
+        let mode = |p: &Path| fs::metadata(p).unwrap().mode() & 0o777;
+        assert_eq!(mode(home.root()), 0o700);
+        fs::set_permissions(home.pki(), fs::Permissions::from_mode(0o755)).unwrap();
+        home.create().unwrap();
+        assert_eq!(mode(&home.pki()), 0o700);
+        let file = home.pki().join("a.key");
+        fs::write(&file, "old").unwrap();
+        replace_file(&file, b"new").unwrap();
+        assert_eq!((fs::read(&file).unwrap().as_slice(), mode(&file)), (&b"new"[..], 0o600));
+        assert_eq!(fs::read_dir(home.pki()).unwrap().count(), 1, "no temporary file stays behind");
+    }
+}

@@ -1,0 +1,331 @@
+//! `hpk up`: decides, makes keys and files, starts the detached supervisor, waits until everything serves.
+//! Also `hpk supervise`, the other half.
+
+use crate::cli;
+use crate::components::{self, Layout};
+use crate::decide::{self, ControlPlane, Programs};
+use crate::home::{Home, Install, replace_file};
+use crate::kubeconfig::Kubeconfig;
+use crate::pki;
+use crate::progress::Progress;
+use crate::site;
+use crate::supervise::control::{self, Client, ControlError, Phase, Request, Snapshot};
+use crate::supervise::driver::Supervisor;
+use anyhow::{Context, Result, bail};
+use hpk_api::cluster::ClusterConfig;
+use k8s_openapi::api::core::v1::Node;
+use serde::de::DeserializeOwned;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, SystemTime};
+
+/// What the supervisor writes to its first standard output once its socket is there.
+const LISTENING: &[u8] = b"listening\n";
+
+/// `hpk up`.
+pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
+    let home = Home::from_env()?;
+    home.create()?;
+    let progress = Progress::new();
+    let host = site::hostname()?;
+    let timeout = Duration::from_secs(args.timeout);
+
+    let lock_path = home.run().join("up.lock");
+    let lock = File::options().create(true).write(true).truncate(false).open(&lock_path)?;
+    lock.try_lock()
+        .with_context(|| format!("another hpk up or down is at work ({} is locked)", lock_path.display()))?;
+
+    match Client::ask(&home, &host, Request::Watch).await {
+        Ok(client) => {
+            progress.done("the control plane is running already");
+            return finish(&home, client, &progress, timeout).await;
+        }
+        Err(ControlError::NotRunning) => {}
+        Err(e) => return Err(e.into()),
+    }
+
+    let layout = prepare(&home, &args, &host, &progress)?;
+    progress.done(&format!(
+        "cluster {}, node {}, API server {}",
+        layout.cluster.cluster_name, layout.cluster.node_name, layout.cluster.apiserver_url
+    ));
+    start_supervisor(&home)?;
+    let client = Client::ask(&home, &host, Request::Watch).await?;
+    finish(&home, client, &progress, timeout).await
+}
+
+/// Decides and writes everything that the supervisor reads.
+fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Result<Layout> {
+    let install = Install::from_env()?;
+    let former: Option<ControlPlane> = read_json(&home.control_plane_json());
+    let programs = programs(args, &install)?;
+    let kubelet = if args.no_kubelet {
+        None
+    } else {
+        let path = install.kubelet();
+        if !path.exists() {
+            bail!(
+                "hpk-kubelet is not installed at {}: install it, or start without it by --no-kubelet",
+                path.display()
+            );
+        }
+        Some(path)
+    };
+    let cluster_name = match &args.cluster_name {
+        Some(name) => name.clone(),
+        None => site::cluster_name()?,
+    };
+    let node_ip = site::node_ip(args.node_ip)?;
+    let uid = nix::unistd::geteuid().as_raw();
+    let ports = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
+    // What the user has set in cluster.json (the network's mode) stays.
+    let mut cluster = decide::cluster(&cluster_name, node_ip, &ports, &home.pki());
+    if let Some(former) = read_json::<ClusterConfig>(&home.cluster_json()) {
+        if former.node_name != cluster.node_name {
+            bail!(
+                "{} is the home of cluster {}, this is {}: set HPK_HOME to another folder for this cluster",
+                home.root().display(),
+                former.cluster_name,
+                cluster.cluster_name
+            );
+        }
+        cluster.network_mode = former.network_mode;
+    }
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let control_plane = ControlPlane {
+        ports,
+        programs,
+        kubelet,
+        nameservers: decide::nameservers(&resolv),
+        apiserver_flags: args.apiserver_flag.clone(),
+    };
+    let layout = Layout { home: home.clone(), cluster, control_plane };
+
+    let leaves = pki::spec::leaves(&pki::spec::Subject {
+        node_name: &layout.cluster.node_name,
+        node_ip,
+        hostname: host,
+        apiserver_service_ip: layout.cluster.apiserver_service_ip,
+        domain: &layout.cluster.cluster_domain,
+    });
+    let ensured = pki::store::ensure(&home.pki(), &leaves, SystemTime::now())?;
+    if !ensured.made.is_empty() {
+        progress.done(&format!("{} keys and certificates made", ensured.made.len()));
+    }
+    write_kubeconfigs(&layout)?;
+    for (name, content) in components::config_files(&layout) {
+        replace_file(&home.config().join(name), content.as_bytes())?;
+    }
+    write_json(&home.control_plane_json(), &layout.control_plane)?;
+    write_json(&home.cluster_json(), &layout.cluster)?;
+    Ok(layout)
+}
+
+fn programs(args: &cli::Up, install: &Install) -> Result<Programs> {
+    if let Some(dir) = &args.kubernetes_bin {
+        let path = dir.canonicalize().with_context(|| format!("--kubernetes-bin {}", dir.display()))?;
+        for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd", "coredns"] {
+            if !path.join(name).exists() {
+                bail!(
+                    "--kubernetes-bin {}: no {name} in it (images/control-plane/build.sh --kubernetes-bin DIR adds what is missing)",
+                    path.display()
+                );
+            }
+        }
+        return Ok(Programs::Folder { path });
+    }
+    let given = args.image.clone().unwrap_or_else(|| install.image());
+    let image = given.canonicalize().with_context(|| {
+        format!("control plane image {}: install it, or give --image or --kubernetes-bin", given.display())
+    })?;
+    let apptainer = which::which("apptainer")
+        .context("no apptainer command: load the site's module for it, or give --kubernetes-bin")?;
+    Ok(Programs::Image { apptainer, image })
+}
+
+/// The kubeconfigs of the components, beside their keys, and the user's.
+fn write_kubeconfigs(layout: &Layout) -> Result<()> {
+    let pki = layout.home.pki();
+    let read = |name: &str| {
+        let path = pki.join(name);
+        std::fs::read(&path).with_context(|| path.display().to_string())
+    };
+    let ca = read("ca.crt")?;
+    let user = layout.home.kubeconfig();
+    let files = [
+        ("admin", user),
+        ("controller-manager", pki.join("controller-manager.kubeconfig")),
+        ("scheduler", pki.join("scheduler.kubeconfig")),
+        ("coredns", pki.join("coredns.kubeconfig")),
+        ("kubelet", pki.join("kubelet.kubeconfig")),
+    ];
+    for (name, path) in files {
+        let text = Kubeconfig {
+            server: &layout.cluster.apiserver_url,
+            cluster: &layout.cluster.node_name,
+            user: name,
+            ca: &ca,
+            cert: &read(&format!("{name}.crt"))?,
+            key: &read(&format!("{name}.key"))?,
+        }
+        .render();
+        replace_file(&path, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Starts `hpk supervise` and returns when its socket is there.
+fn start_supervisor(home: &Home) -> Result<()> {
+    let log_path = home.log().join("supervisor.log");
+    let log = File::options().create(true).append(true).open(&log_path)?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("supervise")
+        .arg("--home")
+        .arg(home.root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .current_dir("/")
+        .spawn()
+        .context("starting the supervisor")?;
+    let mut said = Vec::new();
+    if let Some(out) = &mut child.stdout {
+        // It closes its end when it listens, or when it dies.
+        out.read_to_end(&mut said)?;
+    }
+    if said != LISTENING {
+        bail!("the supervisor did not start: see the end of {}", log_path.display());
+    }
+    Ok(())
+}
+
+/// `hpk supervise`: detaches from the terminal and runs until told to stop.
+pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
+    // Not a session leader only when started by hand from a shell; that is fine too.
+    let _ = nix::unistd::setsid();
+    let lock_path = home.run().join("supervisor.lock");
+    let lock = File::options().create(true).write(true).truncate(false).open(&lock_path)?;
+    lock.try_lock().with_context(|| format!("another supervisor holds {}", lock_path.display()))?;
+
+    let layout = Layout {
+        cluster: need_json(&home.cluster_json())?,
+        control_plane: need_json(&home.control_plane_json())?,
+        home: home.clone(),
+    };
+    let hpk = std::env::current_exe()?;
+    let host = site::hostname()?;
+    let listener = control::listen(&home, &host)?;
+    tell_parent()?;
+    let result = Supervisor::new(components::all(&layout, &hpk), home.clone(), hpk, host).run(listener).await;
+    // Best effort: a record that stays is recognised as stale by its socket.
+    let _ = std::fs::remove_file(home.supervisor_json());
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says [`LISTENING`] on standard output and closes it.
+fn tell_parent() -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout();
+    // Nobody may listen: then this was started by hand.
+    let _ = out.write_all(LISTENING).and_then(|()| out.flush());
+    let null = File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Waits until everything serves and the Node is Ready, and says what to do next.
+async fn finish(home: &Home, mut client: Client, progress: &Progress, timeout: Duration) -> Result<ExitCode> {
+    let mut last = None;
+    match tokio::time::timeout(timeout, wait(home, &mut client, progress, &mut last)).await {
+        Ok(done) => done?,
+        Err(_) => bail!(
+            "not ready after {} s{}\nit goes on in the background: see hpk status",
+            timeout.as_secs(),
+            why(last.as_ref())
+        ),
+    }
+    let config = home.kubeconfig();
+    progress.done("ready");
+    println!("Kubernetes is up. Next:\n  export KUBECONFIG={}\n  kubectl get nodes\n  hpk status", config.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn wait(home: &Home, client: &mut Client, progress: &Progress, last: &mut Option<Snapshot>) -> Result<()> {
+    let mut said = HashSet::new();
+    let has_kubelet = loop {
+        let snapshot = client.must().await?;
+        for c in &snapshot.components {
+            if matches!(c.phase, Phase::Ready | Phase::Done) && said.insert(c.name.clone()) {
+                progress.done(&format!("{} {}", c.name, c.phase));
+            }
+            // Once per count of restarts, not at every change.
+            if c.phase == Phase::Backoff && said.insert(format!("{} {}", c.name, c.restarts)) {
+                progress.done(&format!("{} ended and will be started again: {}", c.name, c.message));
+            }
+        }
+        let missing: Vec<_> = snapshot
+            .components
+            .iter()
+            .filter(|c| !matches!(c.phase, Phase::Ready | Phase::Done))
+            .map(|c| c.name.clone())
+            .collect();
+        progress.waiting(format!("waiting for {}", missing.join(", ")));
+        let (ready, stopping) = (snapshot.ready, snapshot.stopping);
+        let has_kubelet = snapshot.components.iter().any(|c| c.name == "hpk-kubelet");
+        *last = Some(snapshot);
+        if stopping {
+            bail!("the control plane is being stopped");
+        }
+        if ready {
+            break has_kubelet;
+        }
+    };
+    if has_kubelet {
+        node_ready(home, progress).await?;
+    }
+    Ok(())
+}
+
+async fn node_ready(home: &Home, progress: &Progress) -> Result<()> {
+    let cluster: ClusterConfig = need_json(&home.cluster_json())?;
+    progress.waiting(format!("waiting for node {} to be Ready", cluster.node_name));
+    let nodes: kube::Api<Node> = kube::Api::all(crate::bootstrap::client(home).await?);
+    let ready = |node: Option<&Node>| {
+        node.and_then(|n| n.status.as_ref()?.conditions.as_ref())
+            .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    };
+    kube::runtime::wait::await_condition(nodes, &cluster.node_name, ready).await?;
+    progress.done(&format!("node {} Ready", cluster.node_name));
+    Ok(())
+}
+
+/// What the components that do not serve say.
+fn why(snapshot: Option<&Snapshot>) -> String {
+    let mut text = String::new();
+    for c in snapshot.iter().flat_map(|s| &s.components) {
+        if !matches!(c.phase, Phase::Ready | Phase::Done | Phase::Waiting) {
+            text.push_str(&format!("\n  {}: {} {}", c.name, c.phase, c.message));
+        }
+    }
+    text
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn need_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let context = || format!("{}: run hpk up", path.display());
+    serde_json::from_slice(&std::fs::read(path).with_context(context)?).with_context(context)
+}
+
+fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(value)?;
+    json.push(b'\n');
+    replace_file(path, &json)?;
+    Ok(())
+}
