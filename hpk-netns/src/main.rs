@@ -5,6 +5,8 @@
 //! hpk-netns --version
 //! ```
 
+mod datapath;
+mod network;
 mod run;
 
 use std::path::PathBuf;

@@ -110,11 +110,13 @@ async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals
     };
     let argv = parent::command(plan, &parts);
     let env = parent::environment(std::env::vars_os(), &[("HPK_NODE", hostname())]);
+    let network = crate::network::start(plan, &layout.pod, &layout.run, job_id);
     let child = child::start(&argv, &env).map_err(|source| LaunchError::Start {
         program: argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
         source,
     })?;
     let ended = child::supervise(child, signals).await?;
+    drop(network);
     let code = report::exit_code(ended.status);
     if !report::supervisor_finished(&layout.pod, job_id) {
         let had_status = layout.pod.join(hpk_api::files::STATUS).exists();
@@ -145,6 +147,6 @@ fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
 }
 
 /// This node's host name.
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
