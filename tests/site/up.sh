@@ -33,7 +33,7 @@ if [ "$(cat "$SITE_DIR/rootfs-key" 2>/dev/null)" != "$key" ]; then
   if [ -e "$SITE_DIR/etc" ]; then
     phase "new root filesystem: the site starts anew, homes are kept"
     "$here/down.sh" --locked
-    rm -rf "$SITE_DIR/etc" "$SITE_DIR/nodes" "$SITE_DIR/shared"
+    rm -rf "${SITE_DIR:?}"/{etc,nodes,shared}
     mkdir -p "$SITE_DIR"/{shared,nodes}
   fi
   echo "$key" >"$SITE_DIR/rootfs-key"

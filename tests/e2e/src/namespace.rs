@@ -1,6 +1,6 @@
 //! A namespace for one case, gone when the case ends.
 
-use crate::command::{Run, kubectl, kubectl_with_input};
+use crate::command::{Run, kubectl, kubectl_with_input, sx};
 use crate::watch::until;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -32,6 +32,18 @@ impl Namespace {
     pub fn kubectl(&self, args: &[&str]) -> Run {
         let all: Vec<&str> = ["-n", &self.name].into_iter().chain(args.iter().copied()).collect();
         kubectl(&all)
+    }
+
+    /// kubectl in this namespace with `input` on its standard input.
+    pub fn kubectl_with_input(&self, args: &[&str], input: &str) -> Run {
+        let all: Vec<&str> = ["-n", &self.name].into_iter().chain(args.iter().copied()).collect();
+        kubectl_with_input(&all, input)
+    }
+
+    /// A shell command as alice on the login node, with `$NS` as this namespace: for pipelines, terminals
+    /// and background clients.
+    pub fn shell(&self, script: &str) -> Run {
+        sx("login", Some("alice"), &["env", &format!("NS={}", self.name), "bash", "-o", "pipefail", "-c", script])
     }
 
     /// Applies a manifest (YAML or JSON), which the API server must accept.
