@@ -118,6 +118,10 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             let fd = open_sub_tree(volume, prefixes, last_components)?;
             store(slots, slot.0, fd)
         }
+        OpKind::NewFs { slot, fstype, attributes } => {
+            let fd = new_fs(fstype, *attributes)?;
+            store(slots, slot.0, fd)
+        }
         OpKind::SetAttr { slot: index, read_only, recursive, propagation } => {
             match set_attr(slot(slots, index.0)?, *read_only, *recursive, *propagation) {
                 // Before 5.12: done by a remount once attached.
@@ -293,6 +297,22 @@ fn open_tree(dir: c_int, path: &CStr, recursive: bool, extra: c_int) -> Result<c
     let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive | extra;
     // SAFETY: a C string.
     check_long(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })
+}
+
+/// fsopen(2), fsconfig(2), fsmount(2) (Linux 5.2).
+fn new_fs(fstype: &CStr, attributes: u64) -> Result<c_int, c_int> {
+    const FSOPEN_CLOEXEC: c_int = 1;
+    const FSMOUNT_CLOEXEC: c_int = 1;
+    const FSCONFIG_CMD_CREATE: c_int = 6;
+    // SAFETY: a C string.
+    let context = check_long(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let nothing = std::ptr::null::<c_void>();
+    // SAFETY: this command takes neither key nor value.
+    let created = check_long(unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, nothing, nothing, 0) });
+    // SAFETY: plain system call.
+    let mounted = created.and_then(|_| check_long(unsafe { libc::syscall(libc::SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes) }));
+    close(context);
+    mounted
 }
 
 /// openat2 that never leaves `dir`, by `..`, absolute links or procfs' links.

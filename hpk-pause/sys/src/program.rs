@@ -107,6 +107,8 @@ pub(crate) enum OpKind {
     OpenTree { slot: Slot, path: CString, recursive: bool },
     /// As [`OpKind::OpenTree`], of a path below `volume` that never leaves it. `prefixes` are the cumulative relative paths.
     OpenSubTree { slot: Slot, volume: CString, prefixes: Vec<CString>, last_components: Vec<CString> },
+    /// A detached mount of a file system without a source.
+    NewFs { slot: Slot, fstype: CString, attributes: u64 },
     /// Attributes of a detached tree.
     SetAttr { slot: Slot, read_only: bool, recursive: bool, propagation: u64 },
     /// Attaches a detached tree, creating its mount point.

@@ -30,6 +30,9 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Group of terminals, where it exists.
 const TTY_GROUP: u32 = 5;
 
+/// MOUNT_ATTR_NOSUID, _NODEV and _NOEXEC of linux/mount.h.
+const PROC_ATTRIBUTES: u64 = 0x2 | 0x4 | 0x8;
+
 /// What is known of the node and the pod's namespaces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Node {
@@ -165,6 +168,7 @@ struct Sources {
     devices: Vec<Slot>,
     shm: Option<Slot>,
     sys: Slot,
+    proc: Slot,
     gpu_libs: Option<Slot>,
 }
 
@@ -207,7 +211,10 @@ fn open_sources(p: &mut Program, spec: &LaunchSpec, node: &Node, mounts: &mut [&
     if !spec.security.writable_sys && node.mount_setattr {
         p.push(Step::Sys, "/sys", OpKind::SetAttr { slot: sys, read_only: true, recursive: true, propagation: 0 });
     }
-    Ok(Sources { mounts: slots, devices, shm, sys, gpu_libs })
+    // A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
+    let proc = p.slot();
+    p.push(Step::Proc, "/proc", OpKind::NewFs { slot: proc, fstype: c("proc", "proc")?, attributes: PROC_ATTRIBUTES });
+    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu_libs })
 }
 
 fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node) -> Result<(), LaunchError> {
@@ -388,7 +395,7 @@ fn proc_and_sys(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sourc
     let fallback_read_only = !node.mount_setattr && !spec.security.writable_sys;
     p.push(Step::Sys, "/sys", OpKind::Attach { slot: sources.sys, target: c("sys", "/sys")?, fallback_read_only });
     mkdir(p, Step::Proc, "/proc")?;
-    fs(p, Step::Proc, "proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None, false)?;
+    p.push(Step::Proc, "/proc", OpKind::Attach { slot: sources.proc, target: c("proc", "/proc")?, fallback_read_only: false });
     if !spec.security.unmasked {
         for path in READ_ONLY {
             p.push(Step::Mask, path, OpKind::ReadOnlyPath { path: c("proc", path)? });
