@@ -41,6 +41,22 @@ pub(crate) struct Ports {
     pub scheduler: u16,
 }
 
+impl Ports {
+    fn all(&self) -> Vec<u16> {
+        vec![
+            self.apiserver,
+            self.kubelet,
+            self.link,
+            self.dns,
+            self.dns_ready,
+            self.etcd,
+            self.etcd_peer,
+            self.controller_manager,
+            self.scheduler,
+        ]
+    }
+}
+
 /// Where the control plane's programs come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "from")]
@@ -99,13 +115,18 @@ fn ports_with(
 ) -> Result<Ports, NoPort> {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut taken: Vec<u16> = Vec::new();
+    // A new port must not be one that another program of ours has kept.
+    let kept: Vec<u16> = former.map(Ports::all).unwrap_or_default();
     // Users of one login node begin their search at different places.
     let span = u32::from(LAST_PORT - FIRST_PORT);
     let start = u16::try_from(uid.wrapping_mul(97) % span).unwrap_or(0);
     let mut pick = |ip: IpAddr, old: Option<u16>| -> Result<u16, NoPort> {
         let candidates = (0..=LAST_PORT - FIRST_PORT).map(|i| FIRST_PORT + (start + i) % (LAST_PORT - FIRST_PORT));
-        let port =
-            old.into_iter().chain(candidates).find(|p| !taken.contains(p) && free(ip, *p)).ok_or(NoPort { ip })?;
+        let port = old
+            .into_iter()
+            .chain(candidates.filter(|p| !kept.contains(p)))
+            .find(|p| !taken.contains(p) && free(ip, *p))
+            .ok_or(NoPort { ip })?;
         taken.push(port);
         Ok(port)
     };
@@ -203,17 +224,7 @@ pub(crate) mod tests {
     fn ports_stay_while_they_are_free() {
         let ip: IpAddr = "10.77.0.1".parse().unwrap();
         let first = ports_with(None, ip, 1000, |_, _| true).unwrap();
-        let all = [
-            first.apiserver,
-            first.kubelet,
-            first.link,
-            first.dns,
-            first.dns_ready,
-            first.etcd,
-            first.etcd_peer,
-            first.controller_manager,
-            first.scheduler,
-        ];
+        let all = first.all();
         let set: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(set.len(), all.len(), "one port each: {all:?}");
         assert_eq!(ports_with(Some(&first), ip, 1000, |_, _| true).unwrap(), first);

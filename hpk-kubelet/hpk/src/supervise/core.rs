@@ -220,23 +220,22 @@ impl Core {
 
     fn stop_some(&mut self, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
-        for id in 0..self.slots.len() {
+        // Backwards, so that one pass sees each after all that need it.
+        for id in (0..self.slots.len()).rev() {
+            let needed = self.slots.iter().any(|s| s.spec.needs.contains(&id) && s.state != State::Stopped);
             let slot = &mut self.slots[id];
-            if let State::Stopping(at) = slot.state {
-                if at <= now && !slot.killed {
+            match slot.state {
+                State::Stopping(at) if at <= now && !slot.killed => {
                     slot.killed = true;
                     actions.push(Action::Kill(id));
                 }
-            } else if !slot.state.runs() {
-                slot.state = State::Stopped;
-            }
-        }
-        for id in 0..self.slots.len() {
-            let needed = self.slots.iter().any(|s| s.spec.needs.contains(&id) && s.state != State::Stopped);
-            let slot = &mut self.slots[id];
-            if !needed && matches!(slot.state, State::Starting | State::Ready(_)) {
-                slot.state = State::Stopping(now + slot.spec.grace);
-                actions.push(Action::Term(id));
+                State::Starting | State::Ready(_) if !needed => {
+                    slot.state = State::Stopping(now + slot.spec.grace);
+                    actions.push(Action::Term(id));
+                }
+                // A one-time task that is done still stands between those that need it and what it needs.
+                State::Waiting | State::Backoff(_) | State::Done if !needed => slot.state = State::Stopped,
+                _ => {}
             }
         }
         if !self.finished && self.slots.iter().all(|s| s.state == State::Stopped) {
