@@ -9,6 +9,8 @@
 //! ```
 //! Every line is at most [`MAX_LINE`] bytes. A streaming request is answered with `ok` once it is under way;
 //! its end is a frame on channel 3 (error) that carries one JSON [`StreamEnd`].
+//! A half-close is a CLOSE frame. A client that closes its side of the connection is gone: its session ends at once,
+//! and with exec the process group that it had started.
 
 use crate::plan::ContainerPlan;
 use crate::state::PodState;

@@ -2,5 +2,146 @@
 //!
 //! Owns the socket, its connections and the bytes between a client and a process. Decides nothing about the
 //! pod: whatever touches the pod's state goes to the driver as a [`request::DriverRequest`].
+//!
+//! ```text
+//! accept ─▶ peer is our user? ─▶ hello ─▶ request ─┬─▶ status, stats, stop, update   one answer (or a line per change)
+//!                                                  ├─▶ exec, attach                  frames, driven here
+//!                                                  ├─▶ port-forward, dial            frames ◀─▶ TCP in the pod's network
+//!                                                  └─▶ logs                          frames, a thread of its own: files
+//! ```
+//! One task per connection, so that back-pressure is the connection's; every buffer has a fixed size. A client
+//! that is gone (its side of the socket closed) ends its session at once, with the process that it had started.
 
+mod attach;
+pub mod client;
+pub mod ctl;
+mod exec;
+mod forward;
+mod handshake;
+mod logs;
 pub mod request;
+mod wire;
+
+use handshake::Handshake;
+use hpk_api::control::{Answer, ControlError, ErrorCode, PodStats, Reply, Request};
+use hpk_api::state::PodState;
+use jiff::Timestamp;
+use request::DriverRequest;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+/// Connections served at once; more wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 512;
+
+/// What the server needs of the supervisor.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// To the driver.
+    pub driver: mpsc::Sender<DriverRequest>,
+    /// The pod's state, as the driver last published it.
+    pub state: watch::Receiver<Arc<PodState>>,
+    /// The pump of the containers' output.
+    pub log: hpk_log::LogHandle,
+}
+
+/// Makes the socket: mode 0600, replacing one that a former process left behind.
+///
+/// # Errors
+/// As bind(2): most likely the folder is missing or the path is longer than 107 bytes.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // The folder is 0700, so nobody else can come in between; peers are checked all the same.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Accepts connections for ever. Connections that are open when this is dropped go on until they end by
+/// themselves or the runtime ends.
+pub async fn serve(listener: UnixListener, context: Context) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let ours = nix::unistd::geteuid().as_raw();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if hpk_sys::peer::of(&stream).is_ok_and(|peer| peer.uid == ours) {
+                    let context = context.clone();
+                    tokio::spawn(async move {
+                        connection(stream, context).await;
+                        drop(slot);
+                    });
+                }
+            }
+            // Out of descriptors or memory: children may give some back; nothing tells when.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, context: Context) {
+    let mut handshake = Handshake::new(stream);
+    let request = match handshake.request().await {
+        Ok(Some(request)) => request,
+        // It went away before it asked for anything.
+        Ok(None) => return,
+        Err(error) => return handshake.refuse(error).await,
+    };
+    match request {
+        Request::Status { watch } => status(handshake, context.state, watch).await,
+        Request::Logs(options) => logs::run(handshake, context, options).await,
+        Request::Exec(options) => exec::run(handshake, context, options).await,
+        Request::Attach(options) => attach::run(handshake, context, options).await,
+        Request::PortForward { port } => forward::port(handshake, port, &context).await,
+        Request::Dial { address } => forward::dial(handshake, address).await,
+        Request::Stats => {
+            let answer = ask(&context, |answer| DriverRequest::Stats { answer }).await;
+            let stats = answer.map(|sample| PodStats { at: Some(Timestamp::now()), pod: sample.pod, containers: sample.containers });
+            handshake.finish(stats.map(Answer::Stats)).await;
+        }
+        Request::Stop { grace_period_seconds } => {
+            let answer = ask(&context, |answer| DriverRequest::Stop { grace_period_seconds, answer }).await;
+            handshake.finish(answer.map(|()| Answer::Done)).await;
+        }
+        Request::Update(update) => {
+            let update = Box::new(update);
+            let answer = ask(&context, |answer| DriverRequest::Update { update, answer }).await;
+            handshake.finish(answer.map(|()| Answer::Done)).await;
+        }
+    }
+}
+
+/// The state once, or after every change too. A watcher that reads slowly misses states in between, never the last.
+async fn status(mut handshake: Handshake, mut state: watch::Receiver<Arc<PodState>>, watch: bool) {
+    let now = PodState::clone(&state.borrow_and_update());
+    if !handshake.answer(&Reply::Ok(Answer::Status(Box::new(now)))).await || !watch {
+        return;
+    }
+    let Ok(gone) = wire::Gone::watch(&handshake.stream) else { return };
+    loop {
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            () = gone.wait() => return,
+        }
+        let now = Arc::clone(&state.borrow_and_update());
+        if !handshake.line(&*now).await {
+            return;
+        }
+    }
+}
+
+/// Asks the driver and waits for its answer.
+async fn ask<T>(context: &Context, request: impl FnOnce(request::Answer<T>) -> DriverRequest) -> Result<T, ControlError> {
+    let (answer, answered) = oneshot::channel();
+    let ending = || ControlError { code: ErrorCode::Conflict, message: "the pod's supervisor is ending".to_owned() };
+    context.driver.send(request(answer)).await.map_err(|_| ending())?;
+    answered.await.unwrap_or_else(|_| Err(ending()))
+}

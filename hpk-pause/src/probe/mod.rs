@@ -4,6 +4,8 @@
 //! (`k8s.io/kubernetes/pkg/probe`). Decides nothing: thresholds and consequences are hpk-core's. Exec handlers
 //! need a container's namespaces and are the driver's; [`exec::Collector`] gathers their output.
 
+pub mod text;
+
 use hpk_api::probe::Handler;
 use std::net::IpAddr;
 use std::time::Duration;
