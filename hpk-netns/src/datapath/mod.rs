@@ -4,5 +4,9 @@
 mod checksum;
 mod coalesce;
 mod packet;
+mod pipeline;
+mod policy;
+mod refuse;
 mod segment;
+mod services;
 mod vnet;

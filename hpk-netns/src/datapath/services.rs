@@ -1,0 +1,180 @@
+//! Services as the kubelet told them: which address and port is a service's, and which endpoint a new connection
+//! gets. Pure; randomness and time are given.
+
+use super::policy::number;
+use hpk_api::link::ServiceFacts;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+/// Address, protocol and port of a service.
+pub(crate) type Front = (SocketAddr, u8);
+
+#[derive(Clone, Debug)]
+struct Backends {
+    endpoints: Vec<SocketAddr>,
+    /// Seconds.
+    affinity: Option<u32>,
+    /// The endpoint that this pod, as a client, sticks to, and when it last began (seconds).
+    stuck: Option<(SocketAddr, u64)>,
+}
+
+/// What a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// No service's address.
+    NotAService,
+    /// A service's address, but nobody answers there.
+    Refused,
+    /// Go there.
+    Endpoint(SocketAddr),
+}
+
+/// All services.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    fronts: HashMap<Front, Backends>,
+    addresses: HashMap<IpAddr, usize>,
+    by_key: HashMap<String, ServiceFacts>,
+}
+
+impl Services {
+    /// Replaces what is known of a service.
+    pub(crate) fn apply(&mut self, facts: ServiceFacts) {
+        let mut stuck = HashMap::new();
+        if let Some(old) = self.by_key.get(&facts.key) {
+            for front in fronts(old) {
+                if let Some(s) = self.fronts.get(&front).and_then(|b| b.stuck) {
+                    stuck.insert(front, s);
+                }
+            }
+        }
+        self.remove(&facts.key);
+        for ip in &facts.cluster_ips {
+            *self.addresses.entry(*ip).or_default() += 1;
+            for port in &facts.ports {
+                let front = (SocketAddr::new(*ip, port.port), number(port.protocol));
+                let endpoints: Vec<_> = port.endpoints.iter().copied().filter(|e| e.is_ipv4() == ip.is_ipv4()).collect();
+                let stuck = stuck.get(&front).copied().filter(|(e, _)| endpoints.contains(e));
+                self.fronts.insert(front, Backends { endpoints, affinity: facts.affinity_seconds, stuck });
+            }
+        }
+        self.by_key.insert(facts.key.clone(), facts);
+    }
+
+    /// Forgets a service.
+    pub(crate) fn remove(&mut self, key: &str) {
+        let Some(old) = self.by_key.remove(key) else { return };
+        for front in fronts(&old) {
+            self.fronts.remove(&front);
+        }
+        for ip in &old.cluster_ips {
+            if let Some(count) = self.addresses.get_mut(ip) {
+                *count -= 1;
+                if *count == 0 {
+                    self.addresses.remove(ip);
+                }
+            }
+        }
+    }
+
+    /// Forgets those whose key is not in `known`: what vanished while nobody listened.
+    pub(crate) fn retain(&mut self, known: &HashSet<String>) {
+        let gone: Vec<String> = self.by_key.keys().filter(|k| !known.contains(*k)).cloned().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+    }
+
+    /// Whether an endpoint still stands behind a front.
+    pub(crate) fn has(&self, front: Front, endpoint: SocketAddr) -> bool {
+        self.fronts.get(&front).is_some_and(|b| b.endpoints.contains(&endpoint))
+    }
+
+    /// Whether an address is some service's.
+    pub(crate) fn has_address(&self, at: SocketAddr) -> bool {
+        self.addresses.contains_key(&at.ip())
+    }
+
+    /// The endpoint for a new connection. `now` in seconds; `random` picks.
+    pub(crate) fn choose(&mut self, front: Front, now: u64, random: u64) -> Choice {
+        let Some(backends) = self.fronts.get_mut(&front) else {
+            return if self.addresses.contains_key(&front.0.ip()) { Choice::Refused } else { Choice::NotAService };
+        };
+        if let (Some(seconds), Some((endpoint, last))) = (backends.affinity, backends.stuck)
+            && now.saturating_sub(last) <= u64::from(seconds)
+        {
+            backends.stuck = Some((endpoint, now));
+            return Choice::Endpoint(endpoint);
+        }
+        let count = u64::try_from(backends.endpoints.len()).unwrap_or(1).max(1);
+        let index = usize::try_from(random % count).unwrap_or(0);
+        let Some(endpoint) = backends.endpoints.get(index).copied() else { return Choice::Refused };
+        if backends.affinity.is_some() {
+            backends.stuck = Some((endpoint, now));
+        }
+        Choice::Endpoint(endpoint)
+    }
+}
+
+fn fronts(facts: &ServiceFacts) -> impl Iterator<Item = Front> {
+    facts.cluster_ips.iter().flat_map(|ip| facts.ports.iter().map(|p| (SocketAddr::new(*ip, p.port), number(p.protocol))))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::packet::proto;
+    use super::*;
+    use hpk_api::link::{Protocol, ServicePort};
+
+    pub(crate) fn facts(key: &str, vip: &str, port: u16, endpoints: &[&str], affinity: Option<u32>) -> ServiceFacts {
+        ServiceFacts {
+            key: key.into(),
+            cluster_ips: vec![vip.parse().unwrap()],
+            affinity_seconds: affinity,
+            ports: vec![ServicePort { protocol: Protocol::Tcp, port, endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect() }],
+        }
+    }
+
+    fn front(text: &str) -> Front {
+        (text.parse().unwrap(), proto::TCP)
+    }
+
+    #[test]
+    fn a_service_spreads_refuses_and_goes() {
+        let mut s = Services::default();
+        s.apply(facts("a/b", "10.96.0.5", 80, &["10.244.0.1:8080", "10.244.0.2:8080"], None));
+        let chosen: HashSet<_> = (0..4).map(|r| format!("{:?}", s.choose(front("10.96.0.5:80"), 0, r))).collect();
+        assert_eq!(chosen.len(), 2);
+        assert_eq!(s.choose(front("10.96.0.5:81"), 0, 0), Choice::Refused, "a port that it has not");
+        assert_eq!(s.choose(front("10.96.0.6:80"), 0, 0), Choice::NotAService);
+        s.apply(facts("a/b", "10.96.0.5", 80, &[], None));
+        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::Refused);
+        s.remove("a/b");
+        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::NotAService);
+    }
+
+    #[test]
+    fn affinity_holds_for_its_time_and_while_the_endpoint_does() {
+        let mut s = Services::default();
+        let all = ["10.244.0.1:1", "10.244.0.2:1"];
+        s.apply(facts("a/b", "10.96.0.5", 80, &all, Some(100)));
+        let first = s.choose(front("10.96.0.5:80"), 0, 0);
+        assert_eq!(s.choose(front("10.96.0.5:80"), 100, 1), first);
+        // Told again: still stuck. Renewed at 100, so over at 201.
+        s.apply(facts("a/b", "10.96.0.5", 80, &all, Some(100)));
+        assert_eq!(s.choose(front("10.96.0.5:80"), 200, 1), first);
+        assert_ne!(s.choose(front("10.96.0.5:80"), 301, 1), first);
+        s.apply(facts("a/b", "10.96.0.5", 80, &all[..1], Some(100)));
+        assert_eq!(s.choose(front("10.96.0.5:80"), 302, 1), first);
+    }
+
+    #[test]
+    fn what_vanished_unheard_is_forgotten() {
+        let mut s = Services::default();
+        s.apply(facts("a/b", "10.96.0.5", 80, &["10.244.0.1:1"], None));
+        s.apply(facts("a/c", "10.96.0.6", 80, &["10.244.0.1:1"], None));
+        s.retain(&HashSet::from(["a/c".to_owned()]));
+        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::NotAService);
+        assert!(s.has(front("10.96.0.6:80"), "10.244.0.1:1".parse().unwrap()));
+    }
+}
