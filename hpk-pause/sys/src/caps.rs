@@ -98,7 +98,10 @@ pub fn permitted() -> u64 {
 /// The highest capability that this kernel knows.
 #[must_use]
 pub fn last() -> u8 {
-    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(40)
+    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(40)
 }
 
 #[cfg(test)]

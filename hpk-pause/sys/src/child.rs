@@ -308,9 +308,11 @@ fn new_fs(fstype: &CStr, attributes: u64) -> Result<c_int, c_int> {
     let context = check_long(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), FSOPEN_CLOEXEC) })?;
     let nothing = std::ptr::null::<c_void>();
     // SAFETY: this command takes neither key nor value.
-    let created = check_long(unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, nothing, nothing, 0) });
+    let created =
+        check_long(unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, nothing, nothing, 0) });
     // SAFETY: plain system call.
-    let mounted = created.and_then(|_| check_long(unsafe { libc::syscall(libc::SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes) }));
+    let mounted = created
+        .and_then(|_| check_long(unsafe { libc::syscall(libc::SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes) }));
     close(context);
     mounted
 }
@@ -452,7 +454,9 @@ fn ensure(path: &[u8], is_dir: bool, depth: u32) -> Outcome {
     }
     let buffer = PathBuffer::new(path)?;
     // SAFETY: a NUL-terminated buffer.
-    match check(unsafe { libc::open(buffer.ptr(), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC, 0o644) }) {
+    match check(unsafe {
+        libc::open(buffer.ptr(), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC, 0o644)
+    }) {
         Ok(fd) => {
             close(fd);
             Ok(())
@@ -539,7 +543,14 @@ fn remount_read_only(path: &CStr) -> Outcome {
     check(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) })?;
     // Flags that a user namespace may not clear must be given again.
     let mut flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
-    for (st, ms) in [(0x2, libc::MS_NOSUID), (0x4, libc::MS_NODEV), (0x8, libc::MS_NOEXEC), (0x400, libc::MS_NOATIME), (0x800, libc::MS_NODIRATIME), (0x1000, libc::MS_RELATIME)] {
+    for (st, ms) in [
+        (0x2, libc::MS_NOSUID),
+        (0x4, libc::MS_NODEV),
+        (0x8, libc::MS_NOEXEC),
+        (0x400, libc::MS_NOATIME),
+        (0x800, libc::MS_NODIRATIME),
+        (0x1000, libc::MS_RELATIME),
+    ] {
         if stat.f_flag & st != 0 {
             flags |= ms;
         }
@@ -550,9 +561,13 @@ fn remount_read_only(path: &CStr) -> Outcome {
 fn mask(path: &CStr) -> Outcome {
     match mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None) {
         Err(libc::ENOENT) => Ok(()),
-        Err(libc::ENOTDIR) => {
-            mount(Some(c"tmpfs"), path, Some(c"tmpfs"), libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV, Some(c"size=0k,nr_inodes=1"))
-        }
+        Err(libc::ENOTDIR) => mount(
+            Some(c"tmpfs"),
+            path,
+            Some(c"tmpfs"),
+            libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV,
+            Some(c"size=0k,nr_inodes=1"),
+        ),
         other => other,
     }
 }
@@ -602,7 +617,10 @@ fn set_caps(permitted: u64) -> Outcome {
     let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let low = permitted as u32;
     let high = (permitted >> 32) as u32;
-    let data = [CapData { effective: low, permitted: low, inheritable: 0 }, CapData { effective: high, permitted: high, inheritable: 0 }];
+    let data = [
+        CapData { effective: low, permitted: low, inheritable: 0 },
+        CapData { effective: high, permitted: high, inheritable: 0 },
+    ];
     // SAFETY: header and two data words, as version 3 wants.
     check_long(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
     Ok(())

@@ -143,7 +143,11 @@ fn link_header(index: u32, flags: u32, change: u32) -> Vec<u8> {
 }
 
 fn check_name(name: &str) -> Result<(), NetError> {
-    let fine = !name.is_empty() && name.len() < libc::IFNAMSIZ && !name.contains(['/', ' ', '\0', ':']) && name != "." && name != "..";
+    let fine = !name.is_empty()
+        && name.len() < libc::IFNAMSIZ
+        && !name.contains(['/', ' ', '\0', ':'])
+        && name != "."
+        && name != "..";
     if fine { Ok(()) } else { Err(NetError::BadName(name.to_owned())) }
 }
 
@@ -160,7 +164,8 @@ impl Netlink {
 
     fn request(&mut self, operation: impl FnOnce() -> String, message: Message) -> Result<(), NetError> {
         self.sequence += 1;
-        self.transact(&message.finish(self.sequence)).map_err(|errno| NetError::Kernel { operation: operation(), errno })
+        self.transact(&message.finish(self.sequence))
+            .map_err(|errno| NetError::Kernel { operation: operation(), errno })
     }
 
     fn transact(&self, request: &[u8]) -> Result<(), Errno> {
@@ -231,7 +236,8 @@ impl Netlink {
     pub fn add_route(&mut self, device: &str, route: Route) -> Result<(), NetError> {
         let index = index(device)?;
         let scope = if route.gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
-        let mut fixed = vec![family(route.destination), route.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST];
+        let mut fixed =
+            vec![family(route.destination), route.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST];
         fixed.extend(0u32.to_ne_bytes());
         let mut message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &fixed);
         if route.prefix > 0 {
@@ -282,6 +288,27 @@ pub fn loopback_up() -> Result<(), NetError> {
     Netlink::open()?.set_up("lo", 0)
 }
 
+/// Gives the pod its addresses without a network that carries them: on a dummy device `eth0`, or on the loopback device
+/// where the kernel has no dummies. Returns the device.
+///
+/// # Errors
+/// See [`NetError`].
+pub fn hold_addresses(addresses: &[IpAddr]) -> Result<&'static str, NetError> {
+    let mut netlink = Netlink::open()?;
+    let device = match netlink.add_dummy("eth0") {
+        Ok(()) => {
+            netlink.set_up("eth0", 0)?;
+            "eth0"
+        }
+        Err(NetError::Kernel { errno: Errno::EOPNOTSUPP, .. }) => "lo",
+        Err(error) => return Err(error),
+    };
+    for &address in addresses {
+        netlink.add_address(device, address, if address.is_ipv4() { 32 } else { 128 })?;
+    }
+    Ok(device)
+}
+
 /// Writes a sysctl of the pod's namespaces; `name` with dots or slashes, as sysctl(8) takes it. /proc/sys must be writable.
 ///
 /// # Errors
@@ -292,7 +319,8 @@ pub fn sysctl(name: &str, value: &str) -> Result<(), NetError> {
     if path.split('/').any(|part| part.is_empty() || part == "..") {
         return Err(failed(Errno::EINVAL));
     }
-    std::fs::write(format!("/proc/sys/{path}"), value).map_err(|e| failed(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))
+    std::fs::write(format!("/proc/sys/{path}"), value)
+        .map_err(|e| failed(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))
 }
 
 /// What container engines set in a pod's network namespace: ports below 1024 and ping for every user.

@@ -92,10 +92,7 @@ impl OomWatch {
     #[must_use]
     pub fn find() -> Option<Self> {
         let cgroups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-        candidates(&cgroups)
-            .into_iter()
-            .map(|file| Self { file })
-            .find(|watch| watch.kills().is_some())
+        candidates(&cgroups).into_iter().map(|file| Self { file }).find(|watch| watch.kills().is_some())
     }
 
     /// Processes killed so far; None when the file cannot be read any more.
@@ -148,6 +145,9 @@ mod tests {
         assert_eq!(parse_kills("low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
         assert_eq!(parse_kills("oom_kill_disable 0\n"), None);
         let files = candidates("5:memory:/slurm/uid_1000/job_7\n0::/\n");
-        assert_eq!(files.first(), Some(&PathBuf::from("/sys/fs/cgroup/memory/slurm/uid_1000/job_7/memory.oom_control")));
+        assert_eq!(
+            files.first(),
+            Some(&PathBuf::from("/sys/fs/cgroup/memory/slurm/uid_1000/job_7/memory.oom_control"))
+        );
     }
 }

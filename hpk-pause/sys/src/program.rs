@@ -96,56 +96,134 @@ pub(crate) enum OpKind {
     Setsid,
     Umask(u32),
     /// Writes `data` to an existing file.
-    WriteFile { path: CString, data: Vec<u8> },
+    WriteFile {
+        path: CString,
+        data: Vec<u8>,
+    },
     /// Creates an empty file with this mode when there is none.
-    Touch { path: CString, mode: u32 },
+    Touch {
+        path: CString,
+        mode: u32,
+    },
     /// mkdir -p.
-    MkdirAll { path: CString, mode: u32 },
-    Symlink { target: CString, path: CString },
-    Mount { source: Option<CString>, target: CString, fstype: Option<CString>, flags: u64, data: Option<CString> },
+    MkdirAll {
+        path: CString,
+        mode: u32,
+    },
+    Symlink {
+        target: CString,
+        path: CString,
+    },
+    Mount {
+        source: Option<CString>,
+        target: CString,
+        fstype: Option<CString>,
+        flags: u64,
+        data: Option<CString>,
+    },
     /// A detached copy of a mount tree; follows links.
-    OpenTree { slot: Slot, path: CString, recursive: bool },
+    OpenTree {
+        slot: Slot,
+        path: CString,
+        recursive: bool,
+    },
     /// As [`OpKind::OpenTree`], of a path below `volume` that never leaves it. `prefixes` are the cumulative relative paths.
-    OpenSubTree { slot: Slot, volume: CString, prefixes: Vec<CString>, last_components: Vec<CString> },
+    OpenSubTree {
+        slot: Slot,
+        volume: CString,
+        prefixes: Vec<CString>,
+        last_components: Vec<CString>,
+    },
     /// A detached mount of a file system without a source.
-    NewFs { slot: Slot, fstype: CString, attributes: u64 },
+    NewFs {
+        slot: Slot,
+        fstype: CString,
+        attributes: u64,
+    },
     /// Attributes of a detached tree.
-    SetAttr { slot: Slot, read_only: bool, recursive: bool, propagation: u64 },
+    SetAttr {
+        slot: Slot,
+        read_only: bool,
+        recursive: bool,
+        propagation: u64,
+    },
     /// Attaches a detached tree, creating its mount point.
-    Attach { slot: Slot, target: CString, fallback_read_only: bool },
+    Attach {
+        slot: Slot,
+        target: CString,
+        fallback_read_only: bool,
+    },
     /// Makes an attached mount read-only in place.
-    RemountReadOnly { path: CString },
+    RemountReadOnly {
+        path: CString,
+    },
     /// Hides a file or folder; missing ones are fine.
-    Mask { path: CString },
+    Mask {
+        path: CString,
+    },
     /// Binds a path on itself, read-only; missing ones are fine.
-    ReadOnlyPath { path: CString },
+    ReadOnlyPath {
+        path: CString,
+    },
     /// pivot_root(".", ".") at this path and drop of the old root.
-    Pivot { path: CString },
-    Chdir { path: CString },
+    Pivot {
+        path: CString,
+    },
+    Chdir {
+        path: CString,
+    },
     /// setns by a descriptor that the parent opened.
-    Setns { fd: c_int, flags: c_int },
+    Setns {
+        fd: c_int,
+        flags: c_int,
+    },
     /// Opens a file into one of the standard descriptors.
-    OpenStdio { path: CString, target: c_int },
+    OpenStdio {
+        path: CString,
+        target: c_int,
+    },
     /// dup2 of an inherited descriptor, chowned to the container's user when it is a pipe.
-    Dup { from: c_int, to: c_int, owner: Option<(u32, u32)> },
+    Dup {
+        from: c_int,
+        to: c_int,
+        owner: Option<(u32, u32)>,
+    },
     /// Opens a terminal in the container's devpts, sends its master to the parent, makes it controlling and standard.
-    Terminal { owner: (u32, u32), console: bool, rows: u16, cols: u16 },
+    Terminal {
+        owner: (u32, u32),
+        console: bool,
+        rows: u16,
+        cols: u16,
+    },
     /// Every descriptor from 3 on closes at exec.
     CloseRest,
-    Rlimit { resource: c_int, soft: u64, hard: u64 },
+    Rlimit {
+        resource: c_int,
+        soft: u64,
+        hard: u64,
+    },
     /// Drops these from the bounding set.
     DropBounding(Vec<c_int>),
     SetGroups(Vec<u32>),
     SetGid(u32),
     SetUid(u32),
     /// Effective and permitted sets; inheritable and ambient become empty.
-    SetCaps { permitted: u64 },
+    SetCaps {
+        permitted: u64,
+    },
     NoNewPrivs,
     Seccomp(Vec<SockFilter>),
     /// The first path that can be executed.
-    Exec { candidates: Vec<CString>, argv: CStrings, envp: CStrings },
+    Exec {
+        candidates: Vec<CString>,
+        argv: CStrings,
+        envp: CStrings,
+    },
     /// Waits for a byte; an end without one ends the child. `other` is the parent's end, closed first.
-    WaitGo { fd: c_int, other: c_int },
+    WaitGo {
+        fd: c_int,
+        other: c_int,
+    },
     /// End without exec.
     Exit,
 }

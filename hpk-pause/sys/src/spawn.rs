@@ -40,7 +40,9 @@ pub enum LaunchError {
         id: u32,
     },
     /// Supplementary groups in a namespace that denies setgroups(2).
-    #[error("securityContext.supplementalGroups: this account has no range of subordinate group ids (/etc/subgid), so groups cannot be added")]
+    #[error(
+        "securityContext.supplementalGroups: this account has no range of subordinate group ids (/etc/subgid), so groups cannot be added"
+    )]
     GroupsDenied,
     /// A stage of the set-up failed. The container does not exist.
     #[error("cannot {} {path}: {}", .step.words(), .errno.desc())]
@@ -95,11 +97,14 @@ impl LaunchError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Invalid { .. } | Self::IdNotMapped { .. } | Self::GroupsDenied | Self::Setup { step: Step::SubPath, .. } => {
-                FailureKind::Config
-            }
+            Self::Invalid { .. }
+            | Self::IdNotMapped { .. }
+            | Self::GroupsDenied
+            | Self::Setup { step: Step::SubPath, .. } => FailureKind::Config,
             Self::Exec { .. } | Self::Setup { step: Step::WorkingDir, .. } => FailureKind::Start,
-            Self::Setup { .. } | Self::Clone(_) | Self::Resources { .. } | Self::NotRunning | Self::Killed => FailureKind::Create,
+            Self::Setup { .. } | Self::Clone(_) | Self::Resources { .. } | Self::NotRunning | Self::Killed => {
+                FailureKind::Create
+            }
         }
     }
 }
@@ -232,7 +237,12 @@ impl Starting {
             let mut control = nix::cmsg_space!([RawFd; 1]);
             let (bytes, fd) = {
                 let mut iov = [IoSliceMut::new(&mut buffer)];
-                match recvmsg::<()>(self.report.as_raw_fd(), &mut iov, Some(&mut control), flags | MsgFlags::MSG_CMSG_CLOEXEC) {
+                match recvmsg::<()>(
+                    self.report.as_raw_fd(),
+                    &mut iov,
+                    Some(&mut control),
+                    flags | MsgFlags::MSG_CMSG_CLOEXEC,
+                ) {
                     Ok(message) => (message.bytes, received_fd(&message)),
                     Err(Errno::EINTR) => continue,
                     Err(Errno::EAGAIN) => return None,
@@ -322,8 +332,8 @@ pub(crate) fn start(
     pipes: Option<Pipes>,
     child_ends: Vec<OwnedFd>,
 ) -> Result<Starting, LaunchError> {
-    let (report, childs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(|errno| LaunchError::Resources { what: "create a socket", errno })?;
+    let (report, childs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| LaunchError::Resources { what: "create a socket", errno })?;
     let mut flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
     if namespaces.mount {
         flags |= libc::CLONE_NEWNS as u64;

@@ -35,10 +35,7 @@ impl SubIds {
     #[must_use]
     pub fn of(uid: u32, name: Option<&str>) -> Option<Self> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        Some(Self {
-            uids: largest(&read("/etc/subuid"), uid, name)?,
-            gids: largest(&read("/etc/subgid"), uid, name)?,
-        })
+        Some(Self { uids: largest(&read("/etc/subuid"), uid, name)?, gids: largest(&read("/etc/subgid"), uid, name)? })
     }
 
     /// Of the calling user; the name is looked up in /etc/passwd and taken from `$USER` otherwise.
@@ -164,12 +161,15 @@ pub fn run(program: &Path, args: &[OsString]) -> Result<i32, UsernsError> {
 /// Whether the set-uid helpers are installed.
 #[must_use]
 pub fn has_mappers() -> bool {
-    let in_path = |name: &str| std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
+    let in_path = |name: &str| {
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+    };
     in_path("newuidmap") && in_path("newgidmap")
 }
 
 fn cstring(text: &std::ffi::OsStr) -> Result<CString, LaunchError> {
-    CString::new(text.as_bytes()).map_err(|_| LaunchError::Invalid { field: "args", reason: "an argument contains a NUL character".to_owned() })
+    CString::new(text.as_bytes())
+        .map_err(|_| LaunchError::Invalid { field: "args", reason: "an argument contains a NUL character".to_owned() })
 }
 
 /// As [`spawn`], with these subordinate ids, or with only one id.
@@ -191,7 +191,11 @@ pub fn spawn_with(program: &Path, args: &[OsString], ids: Option<SubIds>) -> Res
     let (go_read, go_write) = pipe()?;
     let mut steps = Program::default();
     steps.push(Step::Process, "signals", OpKind::ResetSignals);
-    steps.push(Step::Namespaces, "wait for id maps", OpKind::WaitGo { fd: go_read.as_raw_fd(), other: go_write.as_raw_fd() });
+    steps.push(
+        Step::Namespaces,
+        "wait for id maps",
+        OpKind::WaitGo { fd: go_read.as_raw_fd(), other: go_write.as_raw_fd() },
+    );
     if ids.is_some() {
         steps.push(Step::Identity, "groups", OpKind::SetGroups(Vec::new()));
     }
@@ -243,7 +247,8 @@ fn map_range(pid: Pid, ids: SubIds) -> Result<(), UsernsError> {
 }
 
 fn mapper(program: &'static str, pid: Pid, own: u32, (first, count): (u32, u32)) -> Result<(), UsernsError> {
-    let args = [pid.to_string(), "0".into(), own.to_string(), "1".into(), "1".into(), first.to_string(), count.to_string()];
+    let args =
+        [pid.to_string(), "0".into(), own.to_string(), "1".into(), "1".into(), first.to_string(), count.to_string()];
     let failed = |message| UsernsError::Map { program, message };
     let output = Command::new(program).args(args).output().map_err(|e| failed(e.to_string()))?;
     if output.status.success() {

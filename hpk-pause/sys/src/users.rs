@@ -50,7 +50,9 @@ pub fn resolve(rootfs: &Path, user: &str) -> Result<User, UserError> {
 fn read(rootfs: &Path, path: &str) -> String {
     let mut text = String::new();
     let Ok(root) = File::open(rootfs) else { return text };
-    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     if let Ok(fd) = openat2(root.as_fd(), path, how) {
         let mut bytes = Vec::new();
         // A file that is cut short or unreadable is as one without the entry.
@@ -92,14 +94,19 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<User, UserError> 
     };
     let name = if name.is_empty() { "0" } else { name };
     let number = name.parse::<u32>().ok();
-    let entry = entries(passwd).find(|entry| entry.name == name).or_else(|| entries(passwd).find(|entry| Some(entry.uid) == number));
+    let entry = entries(passwd)
+        .find(|entry| entry.name == name)
+        .or_else(|| entries(passwd).find(|entry| Some(entry.uid) == number));
     let mut found = match (&entry, number) {
         (Some(entry), _) => {
             let member = |members: &str| members.split(',').any(|member| member == entry.name);
             User {
                 uid: entry.uid,
                 gid: entry.gid,
-                groups: groups(group).filter(|&(_, gid, members)| gid != entry.gid && member(members)).map(|(_, gid, _)| gid).collect(),
+                groups: groups(group)
+                    .filter(|&(_, gid, members)| gid != entry.gid && member(members))
+                    .map(|(_, gid, _)| gid)
+                    .collect(),
                 home: Some(entry.home.to_owned()).filter(|home| !home.is_empty()),
             }
         }

@@ -1,12 +1,14 @@
 //! The native launcher and join with real processes.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
 use common::{World, finish, output, wait};
 use hpk_sys::caps::CapSet;
 use hpk_sys::join::{JoinSpec, Joiner};
-use hpk_sys::launch::{FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, Propagation, Rlimit, Security, Step, Upper};
+use hpk_sys::launch::{
+    FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, Propagation, Rlimit, Security, Step, Upper,
+};
 use hpk_sys::reap::ExitCause;
 use hpk_sys::signals::{self, MountNs};
 use std::fs;
@@ -44,7 +46,10 @@ fn a_container_has_its_own_root_and_process_namespace() {
 fn only_the_containers_own_mounts_and_descriptors_are_seen() {
     let world = World::new();
     let (out, _, _) = run(&world.sh("cat /proc/self/mounts; ls /proc/self/fd"));
-    assert!(!out.contains("/var/tmp") || out.lines().all(|line| line.starts_with("overlay") || !line.contains("/var/tmp")), "{out}");
+    assert!(
+        !out.contains("/var/tmp") || out.lines().all(|line| line.starts_with("overlay") || !line.contains("/var/tmp")),
+        "{out}"
+    );
     assert!(out.lines().filter(|line| line.starts_with("overlay / ")).count() == 1, "{out}");
     // 0, 1, 2 and the one that ls reads the folder with.
     assert_eq!(out.lines().filter(|line| line.parse::<u32>().is_ok()).count(), 4, "{out}");
@@ -152,7 +157,9 @@ fn sub_paths_stay_in_their_volume() {
     assert_eq!(run(&with("link/file", "cat /mnt")).0, "inside");
     assert_eq!(run(&with("new/deep", "stat -c %a /mnt")).0, "751\n");
     assert!(volume.join("new/deep").is_dir());
-    for bad in ["absolute", "absolute/passwd", "relative", "magic", "magic/etc", "link/../../etc", "/etc", "relative/new"] {
+    for bad in
+        ["absolute", "absolute/passwd", "relative", "magic", "magic/etc", "link/../../etc", "/etc", "relative/new"]
+    {
         let error = fails(&with(bad, "true"));
         assert_eq!(error.kind(), FailureKind::Config, "{bad}: {error}");
     }
@@ -248,7 +255,10 @@ fn rights_are_what_the_spec_says() {
     let world = World::new();
     let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|Uid|Umask)' /proc/self/status";
     let field = |out: &str, name: &str| {
-        out.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned()).unwrap_or_else(|| panic!("{name} in {out}"))
+        out.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim().to_owned())
+            .unwrap_or_else(|| panic!("{name} in {out}"))
     };
     let (out, err, _) = run(&world.sh(script));
     assert_eq!(field(&out, "CapEff:"), "00000000a80425fb", "{err}");
@@ -305,7 +315,8 @@ fn a_read_only_root_lets_volumes_be_written() {
 #[test]
 fn kernel_paths_are_masked_unless_unmasked() {
     let world = World::new();
-    let script = "cat /proc/keys | head -c 3 | grep -c .; echo 1 > /proc/sys/kernel/domainname && echo written; touch /sys/x";
+    let script =
+        "cat /proc/keys | head -c 3 | grep -c .; echo 1 > /proc/sys/kernel/domainname && echo written; touch /sys/x";
     let (out, err, _) = run(&world.sh(script));
     assert_eq!(out, "0\n");
     assert!(err.contains("/proc/sys/kernel/domainname: Read-only file system"), "{err}");
@@ -363,7 +374,8 @@ fn a_session_joins_a_container() {
     let container = sleeper(&world, false);
     let joiner = Joiner::new().expect("a joiner");
     let spec = join_spec(&["sh", "-c", "ls /here; cat /proc/1/comm; echo $$ > /tmp/pid; exit 5"]);
-    let (out, err, cause) = finish(joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait()).expect("a session"));
+    let (out, err, cause) =
+        finish(joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait()).expect("a session"));
     assert_eq!((out.as_str(), cause), ("/here\nsh\n", ExitCause::Exited(5)), "{err}");
     // The next child is again of the supervisor's own namespace.
     let (out, _, _) = run(&world.sh("ls /here"));
@@ -383,7 +395,8 @@ fn a_session_with_a_terminal_has_its_size() {
     let container = sleeper(&world, false);
     let joiner = Joiner::new().expect("a joiner");
     let spec = JoinSpec { tty: true, size: (33, 111), ..join_spec(&["sh", "-c", "tty; stty size; id -u"]) };
-    let (out, _, cause) = finish(joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait()).expect("a session"));
+    let (out, _, cause) =
+        finish(joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait()).expect("a session"));
     assert_eq!((out.as_str(), cause), ("/dev/pts/0\r\n33 111\r\n0\r\n", ExitCause::Exited(0)));
     signals::send(container.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
     wait(container.pid);
@@ -449,7 +462,12 @@ fn rerun_in_user_namespace(map: &str, setgroups: &str, filter: &[&str]) {
     let program = world.path("tests");
     fs::copy(std::env::current_exe().expect("our path"), &program).expect("a copy that uid 1000 can reach");
     fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
-    let mut holder = Command::new("unshare").args(["-U", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
+    let mut holder = Command::new("unshare")
+        .args(["-U", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare");
     let mut stdin = holder.stdin.take().expect("a pipe");
     // An echo tells that the namespace exists.
     stdin.write_all(b"x").expect("a byte");
@@ -463,11 +481,21 @@ fn rerun_in_user_namespace(map: &str, setgroups: &str, filter: &[&str]) {
     if setgroups == "deny" {
         nsenter.arg("--preserve-credentials");
     }
-    let output = nsenter.args(["unshare", "-m", "-i", "-p", "-f", "--mount-proc"]).arg(&program).args(filter).env("HPK_SYS_INSIDE", "1").output().expect("nsenter");
+    let output = nsenter
+        .args(["unshare", "-m", "-i", "-p", "-f", "--mount-proc"])
+        .arg(&program)
+        .args(filter)
+        .env("HPK_SYS_INSIDE", "1")
+        .output()
+        .expect("nsenter");
     drop(stdin);
     holder.wait().expect("cat ends");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && !text.contains(" 0 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && !text.contains(" 0 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn inside() -> bool {
@@ -479,4 +507,40 @@ fn all_of_this_works_in_a_user_namespace_with_a_range() {
     if !inside() {
         rerun_in_user_namespace("0 1000 1\n1 100000 65536\n", "allow", &[]);
     }
+}
+
+#[test]
+fn with_one_id_it_works_and_other_users_are_refused_clearly() {
+    if !inside() {
+        let filter = [
+            "--exact",
+            "with_one_id_it_works_and_other_users_are_refused_clearly",
+            "a_session_joins_a_container",
+            "a_terminal_is_the_containers_own",
+            "mounts_make_their_mount_points_and_keep_their_order",
+            "writes_go_to_the_upper_layer_and_a_fresh_run_does_not_see_them",
+            "sub_paths_stay_in_their_volume",
+        ];
+        return rerun_in_user_namespace("0 1000 1\n", "deny", &filter);
+    }
+    if hpk_sys::ids::Ids::of_self().expect("ids").uids.count() > 1 {
+        return;
+    }
+    let world = World::new();
+    let refused = |security: Security| {
+        let mut spec = world.spec(&["true"]);
+        spec.security = security;
+        let error = fails(&spec);
+        assert_eq!(error.kind(), FailureKind::Config);
+        error.to_string()
+    };
+    assert!(
+        refused(Security { uid: 1000, ..Security::default() })
+            .starts_with("securityContext.runAsUser: id 1000 does not exist in this pod")
+    );
+    assert!(refused(Security { gid: 7, ..Security::default() }).starts_with("securityContext.runAsGroup: id 7"));
+    assert!(
+        refused(Security { groups: vec![5], ..Security::default() }).starts_with("securityContext.supplementalGroups:")
+    );
+    assert_eq!(run(&world.spec(&["id", "-u"])).0, "0\n");
 }

@@ -21,8 +21,17 @@ pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:
 
 /// Paths that container engines hide (containerd, moby: `DefaultSpec`).
 const MASKED: [&str; 11] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
 ];
 /// Paths that container engines make read-only.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -61,7 +70,10 @@ pub(crate) fn c(field: &'static str, text: impl AsRef<OsStr>) -> Result<CString,
     let text = text.as_ref();
     CString::new(text.as_bytes()).map_err(|_| LaunchError::Invalid {
         field,
-        reason: format!("{:?} contains a NUL character, which no program can be given; remove it", text.to_string_lossy()),
+        reason: format!(
+            "{:?} contains a NUL character, which no program can be given; remove it",
+            text.to_string_lossy()
+        ),
     })
 }
 
@@ -84,7 +96,11 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     dev(p, spec, node, &attached)?;
     for (mount, slot) in mounts.iter().zip(&attached.mounts) {
         let fallback = mount.read_only && !node.mount_setattr;
-        let kind = OpKind::Attach { slot: *slot, target: c("volumeMounts.mountPath", &mount.target)?, fallback_read_only: fallback };
+        let kind = OpKind::Attach {
+            slot: *slot,
+            target: c("volumeMounts.mountPath", &mount.target)?,
+            fallback_read_only: fallback,
+        };
         p.push(Step::Mount, &mount.target, kind);
     }
     if let (Some(libs), Some(slot)) = (&node.gpu_libs, attached.gpu_libs) {
@@ -103,7 +119,11 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
             field: "rlimits",
             reason: format!("there is no resource {}", limit.resource),
         })?;
-        p.push(Step::Limits, format!("rlimit {resource}"), OpKind::Rlimit { resource, soft: limit.soft, hard: limit.hard });
+        p.push(
+            Step::Limits,
+            format!("rlimit {resource}"),
+            OpKind::Rlimit { resource, soft: limit.soft, hard: limit.hard },
+        );
     }
     standard_io(p, &spec.security, spec.tty, true, (0, 0), io);
     p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
@@ -172,13 +192,19 @@ struct Sources {
     gpu_libs: Option<Slot>,
 }
 
-fn open_sources(p: &mut Program, spec: &LaunchSpec, node: &Node, mounts: &mut [&Mount]) -> Result<Sources, LaunchError> {
+fn open_sources(
+    p: &mut Program,
+    spec: &LaunchSpec,
+    node: &Node,
+    mounts: &mut [&Mount],
+) -> Result<Sources, LaunchError> {
     let slots: Vec<Slot> = mounts.iter().map(|_| p.slot()).collect();
     // These keep their ties to the supervisor's mounts, so they are copied before the ties are cut.
     for (mount, slot) in mounts.iter().zip(&slots).filter(|(mount, _)| mount.propagation != Propagation::Private) {
         open_mount(p, mount, *slot, node)?;
     }
-    let none = OpKind::Mount { source: None, target: c("/", "/")?, fstype: None, flags: MS_REC | MS_PRIVATE, data: None };
+    let none =
+        OpKind::Mount { source: None, target: c("/", "/")?, fstype: None, flags: MS_REC | MS_PRIVATE, data: None };
     p.push(Step::Propagation, "/", none);
     for (mount, slot) in mounts.iter().zip(&slots).filter(|(mount, _)| mount.propagation == Propagation::Private) {
         open_mount(p, mount, *slot, node)?;
@@ -193,7 +219,11 @@ fn open_sources(p: &mut Program, spec: &LaunchSpec, node: &Node, mounts: &mut [&
     let shm = match &spec.shm {
         Some(path) => {
             let slot = p.slot();
-            p.push(Step::Source, path.to_string_lossy(), OpKind::OpenTree { slot, path: c("shm", path)?, recursive: false });
+            p.push(
+                Step::Source,
+                path.to_string_lossy(),
+                OpKind::OpenTree { slot, path: c("shm", path)?, recursive: false },
+            );
             Some(slot)
         }
         None => None,
@@ -229,7 +259,11 @@ fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node) -> Result
         p.push(Step::Source, mount.source.to_string_lossy(), OpKind::Touch { path: source.clone(), mode });
     }
     match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
-        None => p.push(Step::Source, mount.source.to_string_lossy(), OpKind::OpenTree { slot, path: source, recursive: true }),
+        None => p.push(
+            Step::Source,
+            mount.source.to_string_lossy(),
+            OpKind::OpenTree { slot, path: source, recursive: true },
+        ),
         Some(path) => {
             let (prefixes, last_components) = sub_path(path)?;
             p.push(Step::SubPath, path, OpKind::OpenSubTree { slot, volume: source, prefixes, last_components });
@@ -258,7 +292,8 @@ fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node) -> Result
 
 /// Cumulative prefixes of a subPath and their last components; `..` and absolute paths are refused.
 fn sub_path(path: &str) -> Result<(Vec<CString>, Vec<CString>), LaunchError> {
-    let invalid = |reason: &str| LaunchError::Invalid { field: "volumeMounts.subPath", reason: format!("{path:?} {reason}") };
+    let invalid =
+        |reason: &str| LaunchError::Invalid { field: "volumeMounts.subPath", reason: format!("{path:?} {reason}") };
     if path.starts_with('/') {
         return Err(invalid("must be relative to the volume"));
     }
@@ -298,7 +333,13 @@ pub(crate) fn overlay(p: &mut Program, rootfs: &Path, upper: &Upper) -> Result<C
     p.push(Step::Upper, dir.to_string_lossy(), OpKind::MkdirAll { path: c("upper", dir)?, mode: 0o700 });
     if let Upper::Limited { bytes, .. } = upper {
         let data = c_opt("upper", &format!("size={bytes},mode=0700"))?;
-        let kind = OpKind::Mount { source: c_opt("upper", "tmpfs")?, target: c("upper", dir)?, fstype: c_opt("upper", "tmpfs")?, flags: MS_NOSUID | MS_NODEV, data };
+        let kind = OpKind::Mount {
+            source: c_opt("upper", "tmpfs")?,
+            target: c("upper", dir)?,
+            fstype: c_opt("upper", "tmpfs")?,
+            flags: MS_NOSUID | MS_NODEV,
+            data,
+        };
         p.push(Step::Upper, dir.to_string_lossy(), kind);
     }
     let (upper_dir, work_dir, root) = (dir.join("upper"), dir.join("work"), dir.join("root"));
@@ -330,7 +371,15 @@ fn root_file_system(p: &mut Program, spec: &LaunchSpec) -> Result<(), LaunchErro
     Ok(())
 }
 
-fn fs(p: &mut Program, step: Step, fstype: &str, target: &str, flags: u64, data: Option<&str>, optional: bool) -> Result<(), LaunchError> {
+fn fs(
+    p: &mut Program,
+    step: Step,
+    fstype: &str,
+    target: &str,
+    flags: u64,
+    data: Option<&str>,
+    optional: bool,
+) -> Result<(), LaunchError> {
     let kind = OpKind::Mount {
         source: c_opt("mount", fstype)?,
         target: c("mount", target)?,
@@ -361,8 +410,20 @@ fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sources) -> Re
     fs(p, Step::Dev, "devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, Some(&options), false)?;
     mkdir(p, Step::Dev, "/dev/shm")?;
     match sources.shm {
-        Some(slot) => p.push(Step::Dev, "/dev/shm", OpKind::Attach { slot, target: c("shm", "/dev/shm")?, fallback_read_only: false }),
-        None => fs(p, Step::Dev, "tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV | MS_NOEXEC, Some("mode=1777,size=65536k"), false)?,
+        Some(slot) => p.push(
+            Step::Dev,
+            "/dev/shm",
+            OpKind::Attach { slot, target: c("shm", "/dev/shm")?, fallback_read_only: false },
+        ),
+        None => fs(
+            p,
+            Step::Dev,
+            "tmpfs",
+            "/dev/shm",
+            MS_NOSUID | MS_NODEV | MS_NOEXEC,
+            Some("mode=1777,size=65536k"),
+            false,
+        )?,
     }
     mkdir(p, Step::Dev, "/dev/mqueue")?;
     // Kernels can be built without it.
@@ -395,7 +456,11 @@ fn proc_and_sys(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sourc
     let fallback_read_only = !node.mount_setattr && !spec.security.writable_sys;
     p.push(Step::Sys, "/sys", OpKind::Attach { slot: sources.sys, target: c("sys", "/sys")?, fallback_read_only });
     mkdir(p, Step::Proc, "/proc")?;
-    p.push(Step::Proc, "/proc", OpKind::Attach { slot: sources.proc, target: c("proc", "/proc")?, fallback_read_only: false });
+    p.push(
+        Step::Proc,
+        "/proc",
+        OpKind::Attach { slot: sources.proc, target: c("proc", "/proc")?, fallback_read_only: false },
+    );
     if !spec.security.unmasked {
         for path in READ_ONLY {
             p.push(Step::Mask, path, OpKind::ReadOnlyPath { path: c("proc", path)? });
@@ -407,7 +472,14 @@ fn proc_and_sys(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sourc
     Ok(())
 }
 
-pub(crate) fn standard_io(p: &mut Program, security: &super::Security, tty: bool, console: bool, size: (u16, u16), io: Option<ChildIo>) {
+pub(crate) fn standard_io(
+    p: &mut Program,
+    security: &super::Security,
+    tty: bool,
+    console: bool,
+    size: (u16, u16),
+    io: Option<ChildIo>,
+) {
     let owner = (security.uid, security.gid);
     if tty {
         p.push(Step::Terminal, "/dev/pts", OpKind::Terminal { owner, console, rows: size.0, cols: size.1 });
@@ -496,7 +568,12 @@ pub(crate) fn exec(p: &mut Program, argv: &[String], env: Vec<(String, String)>)
 }
 
 /// The program of a process that joins the container of `target`, a pidfd.
-pub(crate) fn compile_join(spec: &crate::join::JoinSpec, node: &Node, target: RawFd, io: Option<ChildIo>) -> Result<Program, LaunchError> {
+pub(crate) fn compile_join(
+    spec: &crate::join::JoinSpec,
+    node: &Node,
+    target: RawFd,
+    io: Option<ChildIo>,
+) -> Result<Program, LaunchError> {
     identity(&spec.security, &node.ids)?;
     let mut program = Program::default();
     let p = &mut program;

@@ -5,8 +5,8 @@
 //! Launchers keep nothing of a container: when its processes are gone, so are its mounts, and only its writable layer
 //! ([`Upper`]) remains, which the caller removes.
 
-pub mod native;
 mod compile;
+pub mod native;
 
 pub(crate) use compile::{Node, compile_join};
 

@@ -54,7 +54,12 @@ impl Native {
         let (stdout, childs_out) = pipe()?;
         let (stderr, childs_err) = pipe()?;
         let pipes = Pipes { stdin: None, stdout, stderr };
-        let starting = spawn::start(program, Namespaces { mount: true, ..Namespaces::default() }, Some(pipes), vec![childs_out, childs_err])?;
+        let starting = spawn::start(
+            program,
+            Namespaces { mount: true, ..Namespaces::default() },
+            Some(pipes),
+            vec![childs_out, childs_err],
+        )?;
         starting.wait().map(drop)
     }
 }

@@ -30,7 +30,10 @@ impl World {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
         let busybox = busybox.expect("busybox-static is installed (apt-get install busybox-static)");
         fs::copy(busybox, rootfs.join("bin/busybox")).expect("busybox");
-        for applet in ["sh", "true", "false", "cat", "sleep", "id", "ls", "mount", "ps", "env", "pwd", "echo", "tty", "stat", "touch", "head", "dd", "kill", "readlink", "grep", "stty", "setsid", "umount", "test", "hostname"] {
+        for applet in [
+            "sh", "true", "false", "cat", "sleep", "id", "ls", "mount", "ps", "env", "pwd", "echo", "tty", "stat",
+            "touch", "head", "dd", "kill", "readlink", "grep", "stty", "setsid", "umount", "test", "hostname",
+        ] {
             symlink("busybox", rootfs.join("bin").join(applet)).expect("an applet");
         }
         fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n").expect("passwd");
