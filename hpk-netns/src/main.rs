@@ -5,6 +5,7 @@
 //! hpk-netns --version
 //! ```
 
+#[allow(dead_code)]
 mod datapath;
 mod network;
 mod run;

@@ -1,12 +1,123 @@
-//! The datapath: packets between the pod's TUN, its peers and its services.
-#![cfg_attr(not(test), allow(dead_code))]
+//! The overlay's datapath: packets between the pod's TUN, its peers and its services.
+//!
+//! ```text
+//!   pod's TUN ─▶ engine ─▶ pipeline (services, connections, policy) ─▶ cut ─▶ WireGuard ─▶ UDP, many at once
+//!   pod's TUN ◀─ engine ◀─ join ◀─ pipeline ◀──────────────────────────── WireGuard ◀─ UDP, many at once
+//! ```
+//! One thread of its own ([`engine`]) owns all state; everything that decides is pure and tested by properties.
+//!
+//! Between datapaths transport checksums are not kept: encryption vouches for the bytes between two TUNs, so the
+//! receiver hands packets to its kernel as checked, which costs nothing on either side.
 
+mod batch;
 mod checksum;
 mod coalesce;
+mod engine;
+mod keys;
 mod packet;
+mod peers;
 mod pipeline;
 mod policy;
+mod port;
 mod refuse;
 mod segment;
 mod services;
 mod vnet;
+
+use engine::{Engine, Setup};
+use hpk_api::link::{NetQuestion, NetUpdate};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use peers::Peers;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+pub(crate) use policy::Cidr;
+
+/// What a datapath is made for.
+#[derive(Debug)]
+pub(crate) struct Config<'a> {
+    /// The pod's addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Ranges of all pods' addresses.
+    pub(crate) pod_range: Vec<Cidr>,
+    /// This node's address towards others.
+    pub(crate) node_ip: IpAddr,
+    /// Our user's folder on this node, for packets between its pods.
+    pub(crate) folder: &'a Path,
+    /// No encryption.
+    pub(crate) plaintext: bool,
+}
+
+/// A running datapath; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Datapath {
+    commands: mpsc::Sender<engine::Command>,
+    wake: Arc<EventFd>,
+    /// Where peers send to.
+    pub(crate) endpoint: SocketAddr,
+    /// WireGuard key, base64.
+    pub(crate) public_key: Option<String>,
+}
+
+impl Datapath {
+    /// Starts the thread. Questions to the kubelet go to `questions`.
+    pub(crate) fn start(config: Config<'_>, questions: tokio::sync::mpsc::Sender<NetQuestion>) -> io::Result<Self> {
+        let udp = port::UdpPort::bind(config.node_ip)?;
+        let endpoint = udp.address()?;
+        let keys = if config.plaintext { None } else { Some(keys::Keys::generate()?) };
+        let public_key = keys.as_ref().map(keys::Keys::public_text);
+        // Without the shortcut, pods of one node speak as those of two do.
+        let local = config.addresses.first().and_then(|ip| port::LocalPort::bind(config.folder, *ip).ok());
+        let (commands, obeyed) = mpsc::channel();
+        let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let setup = Setup {
+            addresses: config.addresses,
+            pod_range: config.pod_range,
+            udp,
+            local,
+            folder: config.folder.to_path_buf(),
+            peers: Peers::new(keys),
+            commands: obeyed,
+            wake: wake.clone(),
+            questions,
+            seed: seed(),
+        };
+        std::thread::Builder::new().name("datapath".to_owned()).stack_size(256 << 10).spawn(move || Engine::new(setup).run())?;
+        Ok(Self { commands, wake, endpoint, public_key })
+    }
+
+    /// Packets flow from and to this TUN from now on.
+    pub(crate) fn attach(&self, fd: OwnedFd, vnet_hdr: bool) {
+        self.send(engine::Command::Tun { fd, vnet_hdr });
+    }
+
+    /// The link came up: all facts will be told again.
+    pub(crate) fn fresh(&self) {
+        self.send(engine::Command::Fresh);
+    }
+
+    /// A network fact.
+    pub(crate) fn learn(&self, fact: NetUpdate) {
+        self.send(engine::Command::Fact(fact));
+    }
+
+    fn send(&self, command: engine::Command) {
+        let _ = self.commands.send(command);
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        self.send(engine::Command::Stop);
+    }
+}
+
+/// The standard library's hash seeds are random.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}

@@ -80,6 +80,11 @@ pub enum NetQuestion {
         /// Address asked for.
         ip: IpAddr,
     },
+    /// Which pod has this WireGuard key? It called and is not known here yet.
+    PeerByKey {
+        /// Public key, base64.
+        public_key: String,
+    },
 }
 
 /// The kubelet tells.

@@ -36,6 +36,9 @@ pub struct NetworkPlan {
     /// CNI network name for [`NetworkMode::Cni`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni_network: Option<String>,
+    /// Overlay packets between nodes are not encrypted: only for a network that nobody else can send into.
+    #[serde(default)]
+    pub plaintext: bool,
     /// Address of the Node object (status.hostIP).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
