@@ -8,3 +8,8 @@ pub mod quantity;
 pub mod render;
 pub mod slurm;
 pub mod pods;
+pub mod home;
+pub mod api;
+pub mod supervisor;
+pub mod controller;
+pub mod watch;

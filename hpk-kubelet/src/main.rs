@@ -1,2 +1,134 @@
-//! hpk-kubelet
-fn main() {}
+//! hpk-kubelet: the daemon that turns pods into Slurm jobs.
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use hpk_api::cluster::ClusterConfig;
+use hpk_images::{ImageStore, Registries, StoreConfig};
+use hpk_kubelet::api::events::Recorder;
+use hpk_kubelet::api::node::{self, NodeFacts};
+use hpk_kubelet::controller::context::Context;
+use hpk_kubelet::controller::{Controller, Event};
+use hpk_kubelet::home::{Home, Install};
+use hpk_kubelet::slurm::client::Client as Slurm;
+use hpk_kubelet::slurm::request::Defaults;
+use hpk_kubelet::watch;
+use hpk_link::server::LinkServer;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a node's pods as Slurm jobs. Started by `hpk up`.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// The cluster's description, written by `hpk up`.
+    #[arg(long, value_name = "FILE")]
+    cluster: PathBuf,
+    /// Memory of pods that ask for none, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = Defaults::default().memory_mib)]
+    default_memory: u64,
+    /// Log filter: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: tracing::Level,
+}
+
+fn main() -> ExitCode {
+    // The image helper enters a user namespace: it must run before there is any thread.
+    if std::env::args_os().nth(1).is_some_and(|a| a == "image-helper") {
+        return hpk_images::helper::main();
+    }
+    let args = Args::parse();
+    tracing_subscriber::fmt().with_max_level(args.log).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(args)) {
+        Ok(()) => {
+            tracing::info!("ends; jobs go on");
+            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let text = std::fs::read_to_string(&args.cluster).with_context(|| format!("cannot read {}: run hpk up", args.cluster.display()))?;
+    let cluster: ClusterConfig = serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
+    let home = Home::of_cluster_file(&args.cluster);
+    let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
+    let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = api_client(&cluster).await?;
+    let slurm = Slurm::find()?;
+    let images = ImageStore::new(StoreConfig {
+        root: home.images(),
+        helper: hpk_images::helper::command_of(program.as_os_str()),
+        registries: Registries::load(&home.registries())?,
+        apptainer: None,
+    })?;
+    let listener = TcpListener::bind(cluster.link_addr)
+        .await
+        .with_context(|| format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr))?;
+    let (links, link_events) = LinkServer::start(listener, cluster.link_addr, &home.pki())?;
+    let facts = NodeFacts::measure(&slurm).await;
+    tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
+    let (facts_sender, node) = tokio::sync::watch::channel(facts);
+    let ctx = Context {
+        recorder: Recorder::start(client.clone(), cluster.node_name.clone()),
+        services: watch::services(client.clone()),
+        client: client.clone(),
+        install,
+        slurm: slurm.clone(),
+        images: images.clone(),
+        links,
+        node,
+        defaults: Arc::new(Defaults { memory_mib: args.default_memory, ..Defaults::default() }),
+        settings: Arc::default(),
+        home,
+        cluster: cluster.clone(),
+    };
+    let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
+    let (seen, _pods) = tokio::sync::watch::channel(Arc::new(HashMap::new()));
+    let controller = Controller::new(ctx, tx.clone(), seen);
+    tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
+    tokio::spawn(watch::links(link_events, tx.clone()));
+    tokio::spawn(watch::pods(client, cluster.node_name, tx));
+    controller.run(events, stop).await;
+    Ok(())
+}
+
+async fn api_client(cluster: &ClusterConfig) -> Result<Client> {
+    let path = PathBuf::from(&cluster.pki_dir).join("kubelet.kubeconfig");
+    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}: run hpk up", path.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+fn stop_on_signals(stop: CancellationToken) -> Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

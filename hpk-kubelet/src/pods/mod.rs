@@ -1,11 +1,14 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
-//! Pure: [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`reconcile`].
-//! [`folder`] is the pod's folder on disk.
+//! Pure: [`address`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
+//! [`reconcile`]. [`folder`] is the pod's folder on disk.
 
+pub mod address;
+pub mod folder;
 pub mod phase;
 pub mod plan;
 pub mod probes;
+pub mod reconcile;
 pub mod security;
 pub mod status;
 pub mod unsupported;

@@ -45,8 +45,8 @@ pub struct Input<'a> {
     pub held: &'a BTreeMap<String, Waiting>,
     /// Images in use, by container name.
     pub images: &'a BTreeMap<String, ImageRef>,
-    /// The kubelet refuses the pod for good: reason and message.
-    pub refused: Option<(&'a str, &'a str)>,
+    /// sbatch's refusal of the pod's job.
+    pub submit_error: Option<&'a str>,
     /// The Node's address.
     pub host_ip: IpAddr,
     /// When the kubelet first saw the pod.
@@ -60,14 +60,7 @@ pub struct Input<'a> {
 pub fn status(input: Input<'_>) -> PodStatus {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
-    let judged = match input.refused {
-        Some((reason, message)) => Some(Refusal { reason: reason.to_owned(), message: message.to_owned(), verdict: None }),
-        None => verdict(input.report, input.job, input.launch).map(|v| Refusal {
-            reason: v.reason.to_owned(),
-            message: v.message.clone(),
-            verdict: Some(v),
-        }),
-    };
+    let judged = verdict(input.report, input.job, input.launch);
     let init = init_statuses(&input, spec, judged.as_ref());
     let mut main = main_statuses(&input, spec, judged.as_ref());
     let ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
@@ -86,7 +79,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
         _ => (computed, before == Some(computed) && judged.is_none()),
     };
     let (reason, message) = match (&judged, kept) {
-        (Some(refusal), false) => (Some(refusal.reason.clone()), Some(refusal.message.clone()).filter(|m| !m.is_empty())),
+        (Some(v), false) => (Some(v.reason.to_owned()), Some(v.message.clone()).filter(|m| !m.is_empty())),
         // Texts that belong to the phase stay as long as it does.
         (_, true) => (input.previous.reason.clone(), input.previous.message.clone()),
         (None, false) => (None, None),
@@ -95,7 +88,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
         Some(ips) => ips.iter().map(ToString::to_string).collect(),
         None => input.previous.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect(),
     };
-    let conditions = conditions(&input, spec, &all, phase, judged.as_ref().and_then(|r| r.verdict.as_ref()));
+    let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
     PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(main),
@@ -117,18 +110,12 @@ pub fn status(input: Input<'_>) -> PodStatus {
     }
 }
 
-struct Refusal {
-    reason: String,
-    message: String,
-    verdict: Option<Verdict>,
-}
-
 /// metav1.Time has whole seconds.
 fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn init_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+fn init_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Verdict>) -> Vec<ContainerStatus> {
     let reported = input.report.map(|r| r.init_containers.as_slice()).unwrap_or_default();
     spec.init_containers
         .iter()
@@ -149,13 +136,13 @@ fn init_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) ->
         .collect()
 }
 
-fn main_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+fn main_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Verdict>) -> Vec<ContainerStatus> {
     let reported = input.report.map(|r| r.containers.as_slice()).unwrap_or_default();
     let find = |name: &str| reported.iter().find(|s| s.name == name);
     spec.containers.iter().map(|c| container_status(input, c, find(&c.name), default_reason(spec), judged)).collect()
 }
 
-fn ephemeral_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Refusal>) -> Vec<ContainerStatus> {
+fn ephemeral_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Verdict>) -> Vec<ContainerStatus> {
     let reported = input.report.map(|r| r.ephemeral_containers.as_slice()).unwrap_or_default();
     let find = |name: &str| reported.iter().find(|s| s.name == name);
     spec.ephemeral_containers
@@ -174,7 +161,7 @@ fn container_status(
     container: &Container,
     reported: Option<&api::ContainerState>,
     default_reason: &str,
-    judged: Option<&Refusal>,
+    judged: Option<&Verdict>,
 ) -> ContainerStatus {
     let fresh = api::ContainerState {
         name: container.name.clone(),
@@ -187,7 +174,7 @@ fn container_status(
         reason.clone_from(&held.reason);
         message.clone_from(&held.message);
     }
-    if let Some(verdict) = judged.and_then(|j| j.verdict.as_ref()) {
+    if let Some(verdict) = judged {
         settle(&mut current, verdict, input, reported.is_some());
     }
     let resources = container.resources.clone();
@@ -336,6 +323,9 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, all: &[ContainerStatus], phase:
         containers_ready,
         wanted("PodScheduled", true, None, None),
     ];
+    if let Some(error) = input.submit_error.filter(|_| input.job.is_none()) {
+        list.push(wanted(JOB_STARTED, false, Some("SubmitFailed"), Some(error.to_owned())));
+    }
     if let Some(job) = input.job {
         list.push(match job.state {
             JobState::Pending => wanted(

@@ -1,0 +1,5 @@
+//! The API server as the kubelet uses it: events, the objects that pods refer to, the Node.
+
+pub mod events;
+pub mod fetch;
+pub mod node;

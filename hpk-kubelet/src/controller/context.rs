@@ -1,0 +1,104 @@
+//! What all of the controller's tasks share: clients and settings, nothing that changes.
+
+use crate::api::events::Recorder;
+use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
+use crate::home::{Home, Install};
+use crate::pods::folder::Folder;
+use crate::render::downward::Facts;
+use crate::render::resolv::Resolv;
+use crate::slurm::client::Client as Slurm;
+use crate::slurm::request::Defaults;
+use hpk_api::cluster::ClusterConfig;
+use hpk_api::net::{NetworkMode, NetworkPlan};
+use hpk_api::plan::Settings;
+use hpk_images::ImageStore;
+use hpk_link::server::LinkServer;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::Client;
+use kube::runtime::reflector::Store;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Shared by every task of the controller.
+#[derive(Clone)]
+pub struct Context {
+    /// API server.
+    pub client: Client,
+    /// Cluster.
+    pub cluster: ClusterConfig,
+    /// HPK_HOME.
+    pub home: Home,
+    /// Programs.
+    pub install: Install,
+    /// Slurm.
+    pub slurm: Slurm,
+    /// Images.
+    pub images: ImageStore,
+    /// Links to pods.
+    pub links: LinkServer,
+    /// Events.
+    pub recorder: Recorder,
+    /// All services, for environment variables.
+    pub services: Store<Service>,
+    /// The node's size.
+    pub node: watch::Receiver<NodeFacts>,
+    /// Slurm requests.
+    pub defaults: Arc<Defaults>,
+    /// Supervisors' settings.
+    pub settings: Arc<Settings>,
+}
+
+impl Context {
+    /// A pod's folder.
+    #[must_use]
+    pub fn folder(&self, uid: &str) -> Folder {
+        Folder::at(self.home.pod(uid))
+    }
+
+    /// The pod's network.
+    #[must_use]
+    pub fn network(&self, pod: &Pod, pod_ips: &[IpAddr]) -> NetworkPlan {
+        let mode = self.network_mode(pod);
+        NetworkPlan {
+            mode,
+            pod_ips: if mode == NetworkMode::Overlay { pod_ips.to_vec() } else { Vec::new() },
+            pod_cidr: self.cluster.pod_cidr.clone(),
+            service_cidr: self.cluster.service_cidr.clone(),
+            mtu: 0,
+            cni_network: None,
+            host_ip: Some(self.cluster.node_ip),
+        }
+    }
+
+    /// The node's network for hostNetwork pods, else the cluster's mode.
+    #[must_use]
+    pub fn network_mode(&self, pod: &Pod) -> NetworkMode {
+        if pod.spec.as_ref().and_then(|s| s.host_network) == Some(true) { NetworkMode::Host } else { self.cluster.network_mode }
+    }
+
+    /// Facts for the downward API.
+    #[must_use]
+    pub fn facts(&self, network: &NetworkPlan) -> Facts {
+        let node = self.node.borrow();
+        Facts {
+            pod_ips: if network.pod_ips.is_empty() {
+                vec![hpk_api::plan::POD_IP_PLACEHOLDER.to_owned()]
+            } else {
+                network.pod_ips.iter().map(ToString::to_string).collect()
+            },
+            host_ips: vec![self.cluster.node_ip.to_string()],
+            allocatable_milli_cpu: node.capacity.cpus * 1000,
+            allocatable_memory: node.capacity.memory_mib << 20,
+            allocatable_storage: EPHEMERAL_KIB << 10,
+        }
+    }
+
+    /// The login node's resolver configuration. Loopback resolvers are of no use in a pod and are left out.
+    #[must_use]
+    pub fn node_resolv() -> Resolv {
+        let mut resolv = Resolv::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        resolv.nameservers.retain(|s| s.parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback()));
+        resolv
+    }
+}

@@ -1,0 +1,282 @@
+//! One attempt to make a pod ready for submission: references, images, plan, files.
+//!
+//! An attempt ends; when to try again is the controller's to keep.
+
+use super::context::Context;
+use super::pull::{self, Backoff};
+use crate::api::events::Note;
+use crate::api::fetch::{self, Tokens};
+use crate::pods::folder::Record;
+use crate::pods::plan::{self, Image, Input};
+use crate::pods::status::Waiting;
+use crate::pods::unsupported::unsupported;
+use crate::render::atomic;
+use crate::render::volumes::Payload;
+use crate::slurm::{flags, request, script};
+use hpk_api::net::NetworkMode;
+use hpk_api::plan::{ContainerPlan, SandboxPlan};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is remembered between attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Image back-off.
+    pub backoff: Backoff,
+    /// Tokens.
+    pub tokens: Tokens,
+    /// Attempts that failed in a row.
+    pub failures: u32,
+    /// Unsupported fields were told.
+    pub told: bool,
+}
+
+/// Ready for sbatch.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Arguments of sbatch.
+    pub arguments: Vec<String>,
+    /// The plan that was written.
+    pub plan: Box<SandboxPlan>,
+    /// Images by container.
+    pub images: BTreeMap<String, Image>,
+}
+
+/// Not ready.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// Waiting reasons by container; empty: the default one.
+    pub waiting: BTreeMap<String, Waiting>,
+    /// Try again after this long; None: only when the pod changes.
+    pub retry: Option<Duration>,
+}
+
+/// Back-off of attempts that failed for other reasons than images: 1, 2, 4 … 20 s.
+fn retry(memory: &mut Memory) -> Option<Duration> {
+    memory.failures = memory.failures.saturating_add(1);
+    Some(Duration::from_secs(1 << (memory.failures - 1).min(4)).min(Duration::from_secs(20)))
+}
+
+/// One attempt.
+pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mut Memory) -> Result<Ready, Held> {
+    let tell = |note: Note| ctx.recorder.pod(pod, note);
+    let network = ctx.network(pod, &record.pod_ips);
+    let list = unsupported(pod, network.mode == NetworkMode::Host);
+    if !memory.told {
+        for item in &list {
+            tell(Note::warning("Unsupported", item.message()));
+        }
+        memory.told = true;
+    }
+    if let Some(fatal) = list.iter().find(|u| u.fatal) {
+        return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
+    }
+    let extra = match flags::from_annotations(pod.metadata.annotations.as_ref()) {
+        Ok(extra) => extra,
+        Err(error) => {
+            tell(Note::warning("FailedSubmit", error.to_string()));
+            return Err(hold_all(pod, "CreateContainerConfigError", &error.to_string(), None));
+        }
+    };
+    let needs = request::needs(pod, &ctx.defaults);
+    for name in &needs.unknown {
+        if memory.failures == 0 {
+            tell(Note::warning("Unsupported", format!("resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)", flags::ANNOTATION)));
+        }
+    }
+    let made = match make(ctx, pod, record, &network, memory, &BTreeMap::new()).await {
+        Ok(made) => made,
+        Err(held) => return Err(held),
+    };
+    if !plan::can_begin(&made.plan) {
+        let blocked = made.plan.init_containers.iter().chain(&made.plan.containers);
+        let waiting: BTreeMap<_, _> = blocked
+            .filter_map(|c| c.blocked.as_ref().map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() })))
+            .collect();
+        for (name, wait) in waiting.iter().filter(|(_, w)| w.reason == "CreateContainerConfigError") {
+            tell(Note::warning("Failed", format!("Error: {}", wait.message)).of(name));
+        }
+        let retry = made.retry.or_else(|| retry(memory));
+        return Err(Held { waiting, retry });
+    }
+    let folder = ctx.folder(&record.pod.uid);
+    let arguments = request::arguments(pod, &record.pod, folder.path(), &ctx.defaults, &extra);
+    let text = script::script(&record.pod, &ctx.install.netns, folder.path(), &arguments);
+    let link = match ctx.links.issue(&record.pod.uid) {
+        Ok(link) => link,
+        Err(error) => {
+            tell(Note::warning("FailedCreatePodSandBox", format!("no link credentials: {error}")));
+            return Err(Held { retry: retry(memory), ..Held::default() });
+        }
+    };
+    let written = folder
+        .create()
+        .and_then(|()| write_volumes(ctx, record, &made.payloads))
+        .and_then(|()| folder.write_job(&made.plan, &text, Some(&link)));
+    if let Err(error) = written {
+        tell(Note::warning("FailedMount", format!("cannot write the pod's folder {}: {error}", folder.path().display())));
+        return Err(Held { retry: retry(memory), ..Held::default() });
+    }
+    memory.failures = 0;
+    Ok(Ready { arguments, plan: Box::new(made.plan), images: made.images })
+}
+
+/// All containers of the pod wait for the same.
+fn hold_all(pod: &Pod, reason: &str, message: &str, retry: Option<Duration>) -> Held {
+    let names = pod.spec.iter().flat_map(|s| s.containers.iter().map(|c| c.name.clone()));
+    let wait = Waiting { reason: reason.to_owned(), message: message.to_owned() };
+    Held { waiting: names.map(|n| (n, wait.clone())).collect(), retry }
+}
+
+struct Made {
+    plan: SandboxPlan,
+    ephemeral: Vec<ContainerPlan>,
+    payloads: BTreeMap<String, Payload>,
+    images: BTreeMap<String, Image>,
+    retry: Option<Duration>,
+}
+
+async fn make(
+    ctx: &Context,
+    pod: &Arc<Pod>,
+    record: &Record,
+    network: &hpk_api::net::NetworkPlan,
+    memory: &mut Memory,
+    known: &BTreeMap<String, Image>,
+) -> Result<Made, Held> {
+    let tell = |note: Note| ctx.recorder.pod(pod, note);
+    let services = ctx.services.state();
+    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.tokens).await {
+        Ok(sources) => sources,
+        Err(error) => {
+            // Just bound pods are unknown to the Node authorizer for a moment: told only when it lasts.
+            if memory.failures > 2 {
+                tell(Note::warning("FailedMount", format!("{error}")));
+            }
+            tracing::debug!(pod = %record.pod.name, error = &error as &dyn std::error::Error, "references not read");
+            return Err(Held { retry: retry(memory), ..Held::default() });
+        }
+    };
+    let images = pull::pull(ctx, pod, &sources.secrets, known, &mut memory.backoff).await;
+    if let Some(blocked) = &images.volume_blocked {
+        return Err(hold_all(pod, &blocked.reason, &blocked.message, images.retry));
+    }
+    let facts = ctx.facts(network);
+    let node_resolv = Context::node_resolv();
+    let input = Input {
+        pod,
+        who: &record.pod,
+        sources: &sources,
+        images: &images.containers,
+        volume_images: &images.volumes,
+        facts: &facts,
+        network,
+        cluster: &ctx.cluster,
+        node_resolv: &node_resolv,
+        node_hosts: &std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        settings: &ctx.settings,
+    };
+    let planned = match plan::plan(input) {
+        Ok(planned) => planned,
+        Err(error) => {
+            tell(Note::warning(error.reason(), error.to_string()));
+            return Err(Held { retry: retry(memory), ..Held::default() });
+        }
+    };
+    for (reason, message) in &planned.warnings {
+        tell(Note::warning(*reason, message.clone()));
+    }
+    let added = pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+    let ephemeral = added.map(|e| plan::ephemeral(input, e).0).collect();
+    let had = images.containers.into_iter().filter_map(|(name, image)| Some((name, image.ok()?))).collect();
+    Ok(Made { plan: planned.plan, ephemeral, payloads: planned.payloads, images: had, retry: images.retry })
+}
+
+fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Payload>) -> std::io::Result<()> {
+    let folder = ctx.folder(&record.pod.uid);
+    let stamp = Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%6f").to_string();
+    for (name, payload) in payloads {
+        atomic::write(&folder.volume(name), payload, &stamp)?;
+    }
+    Ok(())
+}
+
+/// What changed in a running pod.
+#[derive(Clone, Debug, Default)]
+pub struct Refreshed {
+    /// For the supervisor.
+    pub update: hpk_api::control::Update,
+    /// The new plan, when it differs.
+    pub plan: Option<Box<SandboxPlan>>,
+    /// Images by container.
+    pub images: BTreeMap<String, Image>,
+    /// Waiting reasons by container.
+    pub waiting: BTreeMap<String, Waiting>,
+    /// Look again after this long.
+    pub retry: Option<Duration>,
+}
+
+/// Brings a running pod's volumes up to date and finds what the supervisor must be told: ephemeral containers,
+/// changed images, containers that can be made now.
+///
+/// `known`: images by container whose spec image has not changed: they are not pulled again.
+pub async fn refresh(ctx: &Context, pod: &Arc<Pod>, record: &Record, old: &SandboxPlan, sent: &[String], known: &BTreeMap<String, Image>, memory: &mut Memory) -> Result<Refreshed, Held> {
+    let network = ctx.network(pod, &record.pod_ips);
+    let unchanged: BTreeMap<String, Image> = known
+        .iter()
+        .filter(|(name, _)| sent.contains(name) || spec_image(pod, name) == plan_image(old, name))
+        .map(|(n, i)| (n.clone(), i.clone()))
+        .collect();
+    let made = make(ctx, pod, record, &network, memory, &unchanged).await?;
+    if let Err(error) = write_volumes(ctx, record, &made.payloads) {
+        ctx.recorder.pod(pod, Note::warning("FailedMount", format!("cannot update the pod's volumes: {error}")));
+    }
+    memory.failures = 0;
+    let before: BTreeMap<&str, &ContainerPlan> = old.init_containers.iter().chain(&old.containers).map(|c| (c.name.as_str(), c)).collect();
+    let mut update = hpk_api::control::Update::default();
+    let mut plan = old.clone();
+    for fresh in made.plan.init_containers.iter().chain(&made.plan.containers) {
+        let Some(was) = before.get(fresh.name.as_str()) else { continue };
+        // Environment of a running container is fixed: only these changes reach it.
+        let wanted = fresh.blocked.is_none() && (was.blocked.is_some() || was.image != fresh.image || was.resources != fresh.resources);
+        if wanted {
+            update.containers.push(fresh.clone());
+            let slot = plan.init_containers.iter_mut().chain(&mut plan.containers).find(|c| c.name == fresh.name);
+            if let Some(slot) = slot {
+                *slot = fresh.clone();
+            }
+        }
+    }
+    update.ephemeral_containers = made.ephemeral.iter().filter(|e| e.blocked.is_none() && !sent.contains(&e.name)).cloned().collect();
+    if made.plan.active_deadline_seconds != old.active_deadline_seconds {
+        update.active_deadline_seconds = made.plan.active_deadline_seconds;
+        plan.active_deadline_seconds = made.plan.active_deadline_seconds;
+    }
+    let waiting = made
+        .plan
+        .init_containers
+        .iter()
+        .chain(&made.plan.containers)
+        .chain(&made.ephemeral)
+        .filter_map(|c| c.blocked.as_ref().map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() })))
+        .collect();
+    let changed = plan != *old;
+    Ok(Refreshed { update, plan: changed.then(|| Box::new(plan)), images: made.images, waiting, retry: made.retry })
+}
+
+fn spec_image(pod: &Pod, name: &str) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let find = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
+    match find {
+        Some(container) => container.image.clone(),
+        None => spec.ephemeral_containers.iter().flatten().find(|e| e.name == name)?.image.clone(),
+    }
+}
+
+fn plan_image(plan: &SandboxPlan, name: &str) -> Option<String> {
+    let known = plan.init_containers.iter().chain(&plan.containers).find(|c| c.name == name);
+    known.map(|c| c.image.clone())
+}

@@ -1,0 +1,248 @@
+//! A pod's folder `HPK_HOME/pods/<uid>`: what the kubelet writes there and what it reads back.
+//!
+//! `kubelet.json` is the kubelet's own memory of the pod. It is written before and after every step that must
+//! not be done twice, so that a kubelet that was killed at any moment knows where it was.
+
+use crate::slurm::job::Job;
+use hpk_api::files;
+use hpk_api::link::LinkCredentials;
+use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
+use hpk_api::state::{LaunchReport, PodState};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The kubelet's own file in a pod's folder.
+pub const RECORD: &str = "kubelet.json";
+
+/// How far the pod is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// Addresses may have been given; no job.
+    #[default]
+    New,
+    /// sbatch may or may not have been run: look in Slurm before doing it again.
+    Submitting,
+    /// The job's id is known.
+    Submitted,
+}
+
+/// `kubelet.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`hpk_api::VERSION`] of the writer.
+    pub version: u32,
+    /// Which pod.
+    pub pod: PodRef,
+    /// How far it is.
+    #[serde(default)]
+    pub progress: Progress,
+    /// Slurm's id.
+    #[serde(default)]
+    pub job_id: Option<String>,
+    /// Addresses given to it.
+    #[serde(default)]
+    pub pod_ips: Vec<IpAddr>,
+    /// When the kubelet first saw it.
+    pub seen_at: Timestamp,
+    /// Highest sequence of the supervisor's events that was posted.
+    #[serde(default)]
+    pub last_event: u64,
+    /// Images in use, by container.
+    #[serde(default)]
+    pub images: BTreeMap<String, ImageRef>,
+    /// The job's end, once known: Slurm forgets it.
+    #[serde(default)]
+    pub ended: Option<Job>,
+}
+
+impl Record {
+    /// A pod that was just seen.
+    #[must_use]
+    pub fn new(pod: PodRef, now: Timestamp) -> Self {
+        Self {
+            version: hpk_api::VERSION,
+            pod,
+            progress: Progress::New,
+            job_id: None,
+            pod_ips: Vec::new(),
+            seen_at: now,
+            last_event: 0,
+            images: BTreeMap::new(),
+            ended: None,
+        }
+    }
+}
+
+/// One pod's folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder at `path`, which need not exist.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the folder (0700).
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn create(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+    }
+
+    /// Path of a volume that the kubelet fills.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.path.join(files::VOLUMES).join(name)
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write_record(&self, record: &Record) -> io::Result<()> {
+        self.write_json(RECORD, record, 0o600)
+    }
+
+    /// Reads the record; None when there is none that can be read.
+    #[must_use]
+    pub fn record(&self) -> Option<Record> {
+        self.read_json(RECORD)
+    }
+
+    /// Writes plan and script.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write_job(&self, plan: &SandboxPlan, script: &str, link: Option<&LinkCredentials>) -> io::Result<()> {
+        self.write_json(files::PLAN, plan, 0o600)?;
+        if let Some(link) = link {
+            self.write_json(files::LINK, link, 0o600)?;
+        }
+        replace(&self.path.join(files::JOB_SCRIPT), script.as_bytes(), 0o700)
+    }
+
+    /// Writes the plan alone.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write_plan(&self, plan: &SandboxPlan) -> io::Result<()> {
+        self.write_json(files::PLAN, plan, 0o600)
+    }
+
+    /// Path of the script.
+    #[must_use]
+    pub fn script(&self) -> PathBuf {
+        self.path.join(files::JOB_SCRIPT)
+    }
+
+    /// The plan that was written.
+    #[must_use]
+    pub fn plan(&self) -> Option<SandboxPlan> {
+        self.read_json(files::PLAN)
+    }
+
+    /// The supervisor's last word on disk.
+    #[must_use]
+    pub fn status(&self) -> Option<PodState> {
+        self.read_json(files::STATUS)
+    }
+
+    /// hpk-netns' word on a start that failed.
+    #[must_use]
+    pub fn launch(&self) -> Option<LaunchReport> {
+        self.read_json(files::LAUNCH)
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize, mode: u32) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+        replace(&self.path.join(name), &text, mode)
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.path.join(name)).ok()?).ok()
+    }
+
+    /// Removes the folder with everything in it, files of subordinate ids included.
+    ///
+    /// # Errors
+    /// Files that could not be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                // Containers that ran as other users left files of subordinate ids: only their namespace may remove them.
+                match hpk_sys::userns::remove_tree(&self.path) {
+                    Ok(0) => Ok(()),
+                    Ok(code) => Err(io::Error::other(format!("removal in a user namespace ended with exit code {code}"))),
+                    Err(cause) => Err(io::Error::other(cause)),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Uids of all pod folders.
+#[must_use]
+pub fn all(pods: &Path) -> Vec<String> {
+    let entries = fs::read_dir(pods).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| !n.starts_with('.')).collect()
+}
+
+/// Replaces a file by rename, so that no reader sees half of it.
+///
+/// # Errors
+/// The file system's.
+pub fn replace(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let fresh = PathBuf::from(name);
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+    file.write_all(data)?;
+    file.sync_data()?;
+    drop(file);
+    fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_survives() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let folder = Folder::at(dir.path().join("u"));
+        folder.create().expect("create");
+        assert_eq!(folder.record(), None);
+        let who = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+        let mut record = Record::new(who, Timestamp::UNIX_EPOCH);
+        record.progress = Progress::Submitted;
+        record.job_id = Some("7".into());
+        folder.write_record(&record).expect("write");
+        assert_eq!(folder.record(), Some(record));
+        assert_eq!(all(dir.path()), ["u"]);
+        folder.remove().expect("remove");
+        folder.remove().expect("removing what is gone is no error");
+        assert!(all(dir.path()).is_empty());
+    }
+}
