@@ -1,2 +1,36 @@
-//! hpk-pause
-fn main() {}
+//! `hpk-pause`: PID 1 of a pod's parent container.
+
+use hpk_pause::options::{self, Command};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match options::parse(std::env::args().skip(1)) {
+        Ok(Command::Run(run)) => match hpk_pause::supervise::run(&run) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("hpk-pause: {error}");
+                ExitCode::from(3)
+            }
+        },
+        Ok(Command::Ctl(args)) => match hpk_pause::control::ctl::run(args) {
+            Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+            Err(error) => {
+                eprintln!("hpk-pause: {error}");
+                ExitCode::from(2)
+            }
+        },
+        Ok(Command::Version) => {
+            println!("hpk-pause {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Help) => {
+            println!("{}", options::USAGE);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("hpk-pause: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The one task that owns the pod's state: events go in, actions come out and are performed, the state is published.
+//!
+//! ```text
+//!   SIGCHLD ─▶ reap ──┐                                   ┌─▶ perform: processes, logs, probes, hooks
+//!   SIGTERM ──────────┤                                   │
+//!   timer ────────────┼─▶ driver ─▶ hpk_core::step ───────┼─▶ state ─▶ watchers of the control socket
+//!   tasks, log thread ┤       ▲                           │         └▶ status.json (its own thread)
+//!   control socket ───┘       └── outcomes of performing ◀┘
+//! ```
+//! It never blocks: no file of the shared file system, no wait for a child. Without a probe, a back-off or a grace
+//! period under way there is no timer and it does not wake.
+
+use crate::control::request::DriverRequest;
+use crate::network::Network;
+use crate::paths::Paths;
+use crate::perform::{Happening, Outcome, Performer};
+use crate::status::StatusWriter;
+use hpk_api::control::{ControlError, ErrorCode};
+use hpk_api::plan::SandboxPlan;
+use hpk_api::state::{PodState, StopCause};
+use hpk_core::{Action, ContainerIndex, Event, Hook, Identity, Now, Supervisor};
+use hpk_sys::reap::{Poll, Reaper};
+use jiff::Timestamp;
+use nix::unistd::Pid;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// How many events are taken in one go before the loop looks at its other sources and publishes the state.
+const BATCH: usize = 64;
+
+/// Ends of the channels that the driver reads.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the control socket.
+    pub requests: mpsc::Receiver<DriverRequest>,
+    /// From tasks and threads.
+    pub happenings: mpsc::UnboundedReceiver<Happening>,
+    /// Joined processes whose time is up.
+    pub kills: mpsc::UnboundedReceiver<Pid>,
+}
+
+/// Where the state goes.
+#[derive(Debug)]
+pub struct Outputs {
+    /// To watchers.
+    pub state: watch::Sender<Arc<PodState>>,
+    /// To the pod's folder.
+    pub status: StatusWriter,
+}
+
+/// What the driver is told of its surroundings.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Job and node.
+    pub identity: Identity,
+    /// What a former job of this pod said last.
+    pub previous: Option<PodState>,
+    /// Seconds that Slurm leaves after its TERM, if known.
+    pub term_grace: Option<u32>,
+}
+
+/// The driver.
+pub struct Driver {
+    supervisor: Supervisor,
+    performer: Performer,
+    paths: Paths,
+    begun: Instant,
+    term_grace: Option<u32>,
+    events: VecDeque<Event>,
+    actions: Vec<Action>,
+    changed: bool,
+    finished: Option<bool>,
+    reaper: Reaper,
+    orphans: u64,
+}
+
+impl Driver {
+    /// A pod that has not begun.
+    #[must_use]
+    pub fn new(plan: SandboxPlan, surroundings: Surroundings, paths: Paths, performer: Performer) -> Self {
+        let begun = Instant::now();
+        let now = Now { mono: Duration::ZERO, wall: Timestamp::now() };
+        let supervisor = Supervisor::new(plan, surroundings.identity, surroundings.previous.as_ref(), now);
+        Self {
+            supervisor,
+            performer,
+            paths,
+            begun,
+            term_grace: surroundings.term_grace,
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            changed: true,
+            finished: None,
+            reaper: Reaper::new(),
+            orphans: 0,
+        }
+    }
+
+    /// Runs the pod to its end. True when it succeeded.
+    ///
+    /// # Errors
+    /// When the signals cannot be listened for.
+    pub async fn run(
+        mut self,
+        mut inputs: Inputs,
+        outputs: Outputs,
+        happenings: mpsc::UnboundedSender<Happening>,
+    ) -> std::io::Result<bool> {
+        let mut children = signal(SignalKind::child())?;
+        let mut stops = Stops::listen()?;
+        self.make_sandbox(happenings);
+        // Children may have ended before anybody listened.
+        self.reap();
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                self.step(event);
+            }
+            if std::mem::take(&mut self.changed) {
+                let state = self.state();
+                outputs.status.put(Arc::clone(&state));
+                outputs.state.send_replace(state);
+            }
+            if let Some(succeeded) = self.finished {
+                if !outputs.status.close() {
+                    eprintln!("hpk-pause: the last state could not be written to {}", self.paths.status().display());
+                }
+                return Ok(succeeded);
+            }
+            let deadline = self.supervisor.next_deadline().map(|d| tokio::time::Instant::from_std(self.begun + d));
+            tokio::select! {
+                _ = children.recv() => self.reap(),
+                Some(happening) = inputs.happenings.recv() => {
+                    self.happened(happening);
+                    for _ in 1..BATCH {
+                        let Ok(more) = inputs.happenings.try_recv() else { break };
+                        self.happened(more);
+                    }
+                }
+                Some(request) = inputs.requests.recv() => self.request(request),
+                Some(pid) = inputs.kills.recv() => self.performer.kill_joined(pid),
+                () = stops.recv() => self.events.push_back(self.terminated()),
+                () = sleep_until(deadline) => self.events.push_back(Event::Tick),
+            }
+        }
+    }
+
+    /// The state as it stands.
+    #[must_use]
+    pub fn state(&self) -> Arc<PodState> {
+        Arc::new(self.supervisor.state().clone())
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.begun.elapsed(), wall: Timestamp::now() }
+    }
+
+    /// Network, volumes and files, off the event loop.
+    fn make_sandbox(&self, happenings: mpsc::UnboundedSender<Happening>) {
+        let plan = self.supervisor.plan().clone();
+        let paths = self.paths.clone();
+        tokio::task::spawn_blocking(move || {
+            let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
+                crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
+                Ok(network)
+            });
+            let _ = happenings.send(Happening::Sandbox(made));
+        });
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut actions = std::mem::take(&mut self.actions);
+        let now = self.now();
+        self.supervisor.step(now, event, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(action);
+        }
+        self.actions = actions;
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start { container, instance } => {
+                if let Some(plan) = self.supervisor.container(container) {
+                    let outcome = self.performer.start(self.supervisor.plan(), plan, container, instance);
+                    self.came(outcome);
+                }
+            }
+            Action::Signal { container, instance, signal } => self.performer.signal(container, instance, signal),
+            Action::Kill { container, instance } => self.performer.kill(container, instance),
+            Action::Probe { container, instance, kind } => {
+                let probes = self.supervisor.container(container).map(|c| &c.probes);
+                let probe = probes.and_then(|p| match kind {
+                    hpk_api::probe::ProbeKind::Startup => p.startup.as_ref(),
+                    hpk_api::probe::ProbeKind::Liveness => p.liveness.as_ref(),
+                    hpk_api::probe::ProbeKind::Readiness => p.readiness.as_ref(),
+                });
+                if let Some(probe) = probe {
+                    self.performer.probe(container, instance, kind, probe);
+                }
+            }
+            Action::Hook { container, instance, hook } => {
+                let lifecycle = self.supervisor.container(container).map(|c| &c.lifecycle);
+                let handler = lifecycle.and_then(|l| match hook {
+                    Hook::PostStart => l.post_start.as_ref(),
+                    Hook::PreStop => l.pre_stop.as_ref(),
+                });
+                if let Some(handler) = handler {
+                    self.performer.hook(container, instance, hook, handler);
+                }
+            }
+            Action::Cancel { container, instance } => self.performer.cancel(container, instance),
+            Action::Report => self.changed = true,
+            Action::Finished { succeeded } => self.finished = Some(succeeded),
+        }
+    }
+
+    /// An outcome becomes an event, and so do ends that were waiting for it.
+    fn came(&mut self, outcome: Option<Outcome>) {
+        if let Some(outcome) = outcome {
+            self.events.push_back(match outcome {
+                Outcome::Launched(container, instance, user) => Event::Launched { container, instance, user },
+                Outcome::Failed(container, instance, failure) => Event::LaunchFailed { container, instance, failure },
+                Outcome::Exited(container, instance, exit) => Event::Exited { container, instance, exit },
+            });
+        }
+        while let Some(Outcome::Exited(container, instance, exit)) = self.performer.ended_without_log() {
+            self.events.push_back(Event::Exited { container, instance, exit });
+        }
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match self.reaper.poll() {
+                Poll::Reaped(reaped) if self.performer.owns(reaped.pid) => {
+                    self.performer.reaped(reaped);
+                    self.came(None);
+                }
+                Poll::Reaped(_) => self.orphans += 1,
+                Poll::NoneEnded | Poll::NoChildren => return,
+            }
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        match happening {
+            Happening::Started { pid, result } => {
+                let outcome = self.performer.started(pid, result);
+                self.came(outcome);
+            }
+            Happening::Probed(container, instance, kind, outcome) => {
+                self.events.push_back(Event::ProbeDone { container, instance, kind, outcome });
+            }
+            Happening::Hooked(container, instance, hook, result) => {
+                self.events.push_back(Event::HookDone { container, instance, hook, result });
+            }
+            Happening::Log(event) => {
+                let outcome = self.performer.log_event(event);
+                self.came(outcome);
+                let lost = self.performer.log_bytes_lost();
+                if lost != self.supervisor.state().log_bytes_lost {
+                    self.events.push_back(Event::LogBytesLost(lost));
+                }
+            }
+            Happening::Sandbox(Ok(Network { pod_ips, warning })) => {
+                self.performer.set_pod_ips(&pod_ips);
+                if let Some(message) = warning {
+                    let reason = "NetworkNotReady".to_owned();
+                    self.events.push_back(Event::Note { warning: true, reason, message, container: None });
+                }
+                self.events.push_back(Event::SandboxReady { pod_ips });
+            }
+            Happening::Sandbox(Err(message)) => self.events.push_back(Event::SandboxFailed { message }),
+        }
+    }
+
+    /// Slurm's TERM: the orderly end, within the time that Slurm leaves.
+    fn terminated(&self) -> Event {
+        let own = self.supervisor.plan().termination_grace_period_seconds;
+        let grace = self.term_grace.map_or(own, |left| left.min(own));
+        Event::Stop { cause: StopCause::Signal, grace_seconds: Some(grace) }
+    }
+
+    fn request(&mut self, request: DriverRequest) {
+        match request {
+            DriverRequest::Exec { options, answer } => match self.index(&options.container) {
+                Ok(container) => self.performer.exec(container, &options, answer),
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            DriverRequest::EndExec { id, tty } => self.performer.end_exec(id, tty),
+            DriverRequest::Attach { container, stdin, answer } => {
+                let session = self.index(&container).and_then(|container| self.performer.attach(container, stdin));
+                let _ = answer.send(session);
+            }
+            DriverRequest::StdinEnded { container } => {
+                if let Ok(container) = self.index(&container) {
+                    self.performer.stdin_ended(container);
+                }
+            }
+            DriverRequest::Log { container, previous, answer } => {
+                let source = self.index(&container).and_then(|_| {
+                    let last = self.last_instance(&container);
+                    self.performer.log_source(&container, previous, last)
+                });
+                let _ = answer.send(source);
+            }
+            DriverRequest::Stats { answer } => {
+                let supervisor = &self.supervisor;
+                let sample = self.performer.stats(|index| supervisor.container(index).map(|c| c.name.clone()));
+                let _ = answer.send(Ok(sample));
+            }
+            DriverRequest::Stop { grace_period_seconds, answer } => {
+                let cause = StopCause::Requested;
+                self.events.push_back(Event::Stop { cause, grace_seconds: Some(grace_period_seconds) });
+                let _ = answer.send(Ok(()));
+            }
+            DriverRequest::Update { update, answer } => {
+                self.events.push_back(Event::Update(update));
+                let _ = answer.send(Ok(()));
+            }
+        }
+    }
+
+    fn index(&self, name: &str) -> Result<ContainerIndex, ControlError> {
+        self.supervisor.find(name).ok_or_else(|| ControlError {
+            code: ErrorCode::NotFound,
+            message: format!("container {name:?} not found in pod {:?}", self.supervisor.plan().pod.name),
+        })
+    }
+
+    /// Number of the instance whose log is the current one, when a former job wrote it.
+    fn last_instance(&self, name: &str) -> Option<u32> {
+        let state = self.supervisor.state();
+        let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
+        all.find(|c| c.name == name).filter(|c| !c.container_id.is_empty()).map(|c| c.restart_count)
+    }
+}
+
+/// Signals that ask for an orderly end. PID 1 ignores what it does not listen for.
+struct Stops {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

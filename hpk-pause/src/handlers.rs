@@ -1,0 +1,101 @@
+//! Runs probes and hooks: one task each, which reports its outcome and decides nothing.
+//!
+//! Exec handlers run in the container ([`Joined`]); the others go over the network ([`crate::probe`]).
+
+use crate::probe::{self, ProbeContext};
+use crate::process::{Ended, Joined};
+use hpk_api::probe::Handler;
+use hpk_core::{HookFailure, ProbeOutcome};
+use hpk_sys::launch::LaunchError;
+use std::time::Duration;
+
+/// Times that a probe is tried while it cannot be made at all (upstream's maxProbeRetries).
+pub const ATTEMPTS: usize = 3;
+
+/// Time limit of an HTTP hook.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Result of an exec probe's run.
+#[must_use]
+pub fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, LaunchError>) -> ProbeOutcome {
+    match ended {
+        Ok(Ended::Exit { code: 0, .. }) => ProbeOutcome::Success,
+        Ok(Ended::Exit { output, .. }) => ProbeOutcome::Failure(String::from_utf8_lossy(&output).into_owned()),
+        Ok(Ended::TimedOut) => ProbeOutcome::Failure(format!(
+            "command timed out: {:?} timed out after {}",
+            command.join(" "),
+            hpk_api::go_duration::format(timeout)
+        )),
+        Err(error) => ProbeOutcome::Error(error.to_string()),
+    }
+}
+
+/// A network probe with upstream's retries.
+pub async fn network_probe(handler: &Handler, timeout: Duration, context: &ProbeContext) -> ProbeOutcome {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        match probe::run(handler, timeout, context).await {
+            probe::Outcome::Success => return ProbeOutcome::Success,
+            probe::Outcome::Warning(text) => return ProbeOutcome::Warning(text),
+            probe::Outcome::Failure(text) => return ProbeOutcome::Failure(text),
+            probe::Outcome::Unknown(text) => last = text,
+        }
+    }
+    ProbeOutcome::Error(last)
+}
+
+/// Result of an exec hook's run; hooks have no time limit of their own.
+///
+/// # Errors
+/// What upstream says of it.
+pub fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Result<(), HookFailure> {
+    match ended {
+        Ok(Ended::Exit { code: 0, .. }) => Ok(()),
+        Ok(Ended::Exit { code, output, stderr }) => Err(HookFailure {
+            error: format!("command '{}' exited with {code}: {}", command.join(" "), String::from_utf8_lossy(&stderr)),
+            output: String::from_utf8_lossy(&output).into_owned(),
+        }),
+        Ok(Ended::TimedOut) => Ok(()),
+        Err(error) => Err(HookFailure { error: error.to_string(), output: String::new() }),
+    }
+}
+
+/// A hook over the network: only a request that could not be made is a failure, whatever the answer's status.
+///
+/// # Errors
+/// The client's words.
+pub async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<(), HookFailure> {
+    match probe::run(handler, HOOK_TIMEOUT, context).await {
+        probe::Outcome::Success | probe::Outcome::Warning(_) => Ok(()),
+        probe::Outcome::Failure(text) if text.starts_with("HTTP probe failed with statuscode") => Ok(()),
+        probe::Outcome::Failure(error) | probe::Outcome::Unknown(error) => Err(HookFailure { error, output: String::new() }),
+    }
+}
+
+/// Waits for an exec handler.
+pub async fn run_exec(joined: Result<Joined, LaunchError>, timeout: Option<Duration>) -> Result<Ended, LaunchError> {
+    joined?.run(timeout).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exec_texts_are_upstreams() {
+        let command = ["sleep".to_owned(), "5".to_owned()];
+        let second = Duration::from_secs(1);
+        let exit = |code| Ok(Ended::Exit { code, output: b"out\nerr\n".to_vec(), stderr: b"err\n".to_vec() });
+        for (ended, outcome) in [
+            (exit(0), ProbeOutcome::Success),
+            (exit(1), ProbeOutcome::Failure("out\nerr\n".to_owned())),
+            (Ok(Ended::TimedOut), ProbeOutcome::Failure("command timed out: \"sleep 5\" timed out after 1s".to_owned())),
+            (Err(LaunchError::NotRunning), ProbeOutcome::Error("container is not running".to_owned())),
+        ] {
+            assert_eq!(exec_probe(&command, second, ended), outcome);
+        }
+        let failure = exec_hook(&command, exit(7)).unwrap_err();
+        assert_eq!(failure.error, "command 'sleep 5' exited with 7: err\n");
+        assert_eq!(failure.output, "out\nerr\n");
+    }
+}

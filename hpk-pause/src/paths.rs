@@ -1,0 +1,96 @@
+//! Where everything of this pod is. Pure.
+
+use hpk_api::{files, paths};
+use std::path::{Path, PathBuf};
+
+/// The folders that the supervisor works with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// The plan.
+    pub plan: PathBuf,
+    /// The pod's folder on the shared file system.
+    pub pod: PathBuf,
+    /// The image store.
+    pub images: PathBuf,
+    /// Node-local scratch of this job.
+    pub scratch: PathBuf,
+    /// hostPath binds.
+    pub host: PathBuf,
+    /// Sockets.
+    pub run: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            plan: Path::new(paths::POD).join(files::PLAN),
+            pod: paths::POD.into(),
+            images: paths::IMAGES.into(),
+            scratch: paths::SCRATCH.into(),
+            host: paths::HOST.into(),
+            run: paths::RUN.into(),
+        }
+    }
+}
+
+impl Paths {
+    /// status.json
+    #[must_use]
+    pub fn status(&self) -> PathBuf {
+        self.pod.join(files::STATUS)
+    }
+
+    /// The control socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run.join(paths::SUPERVISOR_SOCK)
+    }
+
+    /// hpk-netns' socket.
+    #[must_use]
+    pub fn netns(&self) -> PathBuf {
+        self.run.join(paths::NETNS_SOCK)
+    }
+
+    /// Root file system of an image.
+    #[must_use]
+    pub fn rootfs(&self, folder: &str) -> PathBuf {
+        self.images.join(folder).join("rootfs")
+    }
+
+    /// Logs of a container.
+    #[must_use]
+    pub fn logs(&self, container: &str) -> PathBuf {
+        self.pod.join(files::LOGS).join(container)
+    }
+
+    /// Node-local files of one instance of a container.
+    #[must_use]
+    pub fn instance(&self, container: &str, instance: u32) -> PathBuf {
+        self.scratch.join("containers").join(container).join(instance.to_string())
+    }
+
+    /// An emptyDir volume.
+    #[must_use]
+    pub fn empty_dir(&self, volume: &str) -> PathBuf {
+        self.scratch.join("volumes").join(volume)
+    }
+
+    /// A volume that the kubelet fills.
+    #[must_use]
+    pub fn kubelet_volume(&self, folder: &str) -> PathBuf {
+        self.pod.join(files::VOLUMES).join(folder)
+    }
+
+    /// A file for /etc of the containers: `hosts`, `resolv.conf`, `hostname`.
+    #[must_use]
+    pub fn etc(&self, name: &str) -> PathBuf {
+        self.scratch.join("etc").join(name)
+    }
+
+    /// The pod's /dev/shm.
+    #[must_use]
+    pub fn shm(&self) -> PathBuf {
+        self.scratch.join("shm")
+    }
+}

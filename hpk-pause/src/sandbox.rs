@@ -1,0 +1,107 @@
+//! What stands before the first container: folders, volumes, files of /etc, kernel settings.
+//!
+//! Everything here is on node-local storage. The network is [`crate::network`]'s.
+
+use crate::paths::Paths;
+use crate::spec::fill;
+use hpk_api::plan::{SandboxPlan, VolumePlan};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+/// Why the sandbox cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A folder or file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// A tmpfs.
+    #[error("emptyDir {name}: cannot mount a tmpfs: {errno}")]
+    Tmpfs {
+        /// Volume.
+        name: String,
+        /// Cause.
+        errno: hpk_sys::Errno,
+    },
+    /// A sysctl.
+    #[error("securityContext.sysctls {name}: {source}; only sysctls of the pod's own namespaces can be set")]
+    Sysctl {
+        /// Its name.
+        name: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SandboxError + '_ {
+    move |source| SandboxError::Io { path: path.to_owned(), source }
+}
+
+/// Makes all of it; the addresses are known.
+///
+/// # Errors
+/// The first thing that cannot be made, by name.
+pub fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+    volumes(plan, paths)?;
+    etc(plan, paths, pod_ips)?;
+    sysctls(plan)
+}
+
+fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
+    for folder in [paths.scratch.join("volumes"), paths.scratch.join("containers"), paths.scratch.join("etc"), paths.shm()] {
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+    }
+    // Shared by the pod's containers, as the pause container's is upstream.
+    hpk_sys::mounts::tmpfs(&paths.shm(), None, 0o1777)
+        .map_err(|errno| SandboxError::Tmpfs { name: "/dev/shm".to_owned(), errno })?;
+    for (name, volume) in &plan.volumes {
+        let VolumePlan::EmptyDir { memory, size_limit } = volume else { continue };
+        let dir = paths.empty_dir(name);
+        match DirBuilder::new().mode(0o777).create(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(&dir)(e)),
+            _ => {}
+        }
+        if *memory {
+            hpk_sys::mounts::tmpfs(&dir, *size_limit, 0o777)
+                .map_err(|errno| SandboxError::Tmpfs { name: name.clone(), errno })?;
+        }
+        // Upstream makes them 0777 whatever the umask; with fsGroup new files inherit the group.
+        let mut mode = 0o777;
+        if let Some(group) = plan.fs_group {
+            chown(&dir, None, Some(group)).map_err(at(&dir))?;
+            mode |= 0o2000;
+        }
+        fs::set_permissions(&dir, Permissions::from_mode(mode)).map_err(at(&dir))?;
+    }
+    Ok(())
+}
+
+fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+    let write = |name: &str, content: &str| {
+        let path = paths.etc(name);
+        fs::write(&path, content).map_err(at(&path))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(at(&path))
+    };
+    if let Some(hosts) = &plan.etc_hosts {
+        write("hosts", &fill(hosts, pod_ips))?;
+    }
+    // Without one of its own the pod uses the node's, which the parent container has.
+    let nodes = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    write("resolv.conf", &plan.resolv_conf.as_ref().map_or_else(nodes, |text| fill(text, pod_ips)))?;
+    write("hostname", &format!("{}\n", plan.hostname))
+}
+
+fn sysctls(plan: &SandboxPlan) -> Result<(), SandboxError> {
+    for (name, value) in &plan.sysctls {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|source| SandboxError::Sysctl { name: name.clone(), source })?;
+    }
+    Ok(())
+}

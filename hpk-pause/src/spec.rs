@@ -1,0 +1,252 @@
+//! From a container's plan to a launch specification: volumes to paths, names to ids, placeholders to addresses.
+//!
+//! Pure but for the image's passwd and group files, which [`Users`] reads once per image and user.
+
+use crate::paths::Paths;
+use hpk_api::plan::{ContainerPlan, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan};
+use hpk_api::state::ContainerUser;
+use hpk_core::LaunchFailure;
+use hpk_sys::caps::CapSet;
+use hpk_sys::launch::{LaunchSpec, Mount, Propagation, Security, Upper};
+use hpk_sys::seccomp::Filter;
+use hpk_sys::users::User;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A launch, ready to be made.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// For the launcher.
+    pub spec: LaunchSpec,
+    /// For the status.
+    pub user: ContainerUser,
+    /// The file behind terminationMessagePath.
+    pub message_file: PathBuf,
+}
+
+/// What specifications of one pod have in common.
+#[derive(Debug)]
+pub struct Specs {
+    paths: Paths,
+    pod_ips: Vec<IpAddr>,
+    users: HashMap<(String, String), Result<User, String>>,
+    seccomp: Option<Arc<Filter>>,
+}
+
+/// Name in the pod, plan field, file.
+const ETC: [(&str, &str); 3] =
+    [("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf"), ("/etc/hostname", "hostname")];
+
+impl Specs {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, pod_ips: Vec::new(), users: HashMap::new(), seccomp: None }
+    }
+
+    /// The pod's addresses are known.
+    pub fn set_pod_ips(&mut self, ips: Vec<IpAddr>) {
+        self.pod_ips = ips;
+    }
+
+    /// Resolves one container.
+    ///
+    /// # Errors
+    /// The kubelet's words for what cannot be.
+    pub fn prepare(
+        &mut self,
+        pod: &SandboxPlan,
+        container: &ContainerPlan,
+        instance: u32,
+    ) -> Result<Prepared, LaunchFailure> {
+        if container.argv.is_empty() {
+            return Err(LaunchFailure::Create("no command specified".to_owned()));
+        }
+        let user = self.user(pod, container)?;
+        let security = self.security(pod, container, &user)?;
+        let folder = self.paths.instance(&container.name, instance);
+        let message_file = folder.join("termination-log");
+        let writable = folder.join("rw");
+        let spec = LaunchSpec {
+            name: container.name.clone(),
+            rootfs: self.paths.rootfs(&container.image_ref.folder),
+            upper: match pod.settings.upper_max_bytes {
+                0 => Upper::Dir(writable),
+                bytes => Upper::Limited { dir: writable, bytes },
+            },
+            argv: container.argv.iter().map(|a| self.fill(a)).collect(),
+            env: container.env.iter().map(|(k, v)| (k.clone(), self.fill(v))).collect(),
+            working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),
+            mounts: self.mounts(pod, container, &message_file)?,
+            shm: Some(self.paths.shm()),
+            security,
+            share_pid: pod.share_process_namespace,
+            stdin: container.stdin,
+            tty: container.tty,
+            rlimits: Vec::new(),
+            oom_score_adj: Some(oom_score_adj(container)),
+        };
+        let user = ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups: spec.security.groups.clone() };
+        Ok(Prepared { spec, user, message_file })
+    }
+
+    /// Puts the pod's addresses where the plan could not know them.
+    #[must_use]
+    pub fn fill(&self, text: &str) -> String {
+        fill(text, &self.pod_ips)
+    }
+
+    fn user(&mut self, pod: &SandboxPlan, container: &ContainerPlan) -> Result<User, LaunchFailure> {
+        let security = &container.security;
+        let asked = security.user_name.clone().unwrap_or_else(|| security.uid.to_string());
+        let key = (container.image_ref.folder.clone(), asked);
+        let rootfs = self.paths.rootfs(&key.0);
+        let resolved = self
+            .users
+            .entry(key)
+            .or_insert_with_key(|(_, user)| hpk_sys::users::resolve(&rootfs, user).map_err(|e| e.to_string()));
+        let mut user = resolved.clone().map_err(LaunchFailure::Create)?;
+        if security.user_name.is_none() {
+            user.uid = security.uid;
+            user.gid = security.gid;
+        }
+        if security.non_root && user.uid == 0 {
+            let of = format!("{}_{}({})", pod.pod.name, pod.pod.namespace, pod.pod.uid);
+            return Err(LaunchFailure::Config(format!(
+                "container has runAsNonRoot and image will run as root (pod: {of:?}, container: {})",
+                container.name
+            )));
+        }
+        Ok(user)
+    }
+
+    fn security(&mut self, pod: &SandboxPlan, container: &ContainerPlan, user: &User) -> Result<Security, LaunchFailure> {
+        let plan = &container.security;
+        let caps = if plan.privileged {
+            CapSet::all()
+        } else {
+            CapSet::resolve(&plan.cap_add, &plan.cap_drop).map_err(|e| LaunchFailure::Config(e.to_string()))?
+        };
+        let mut groups = user.groups.clone();
+        groups.extend(&pod.supplemental_groups);
+        groups.extend(pod.fs_group);
+        groups.sort_unstable();
+        groups.dedup();
+        groups.retain(|&g| g != user.gid);
+        let seccomp = match plan.seccomp {
+            Seccomp::RuntimeDefault if !plan.privileged => Some(self.filter()?),
+            Seccomp::RuntimeDefault | Seccomp::Unconfined => None,
+        };
+        Ok(Security {
+            uid: user.uid,
+            gid: user.gid,
+            groups,
+            home: user.home.clone(),
+            caps,
+            no_new_privs: !plan.allow_privilege_escalation,
+            seccomp,
+            read_only_rootfs: plan.read_only_rootfs,
+            unmasked: plan.privileged || plan.unmasked_proc,
+            writable_sys: plan.privileged,
+        })
+    }
+
+    fn filter(&mut self) -> Result<Arc<Filter>, LaunchFailure> {
+        if let Some(filter) = &self.seccomp {
+            return Ok(Arc::clone(filter));
+        }
+        let filter = hpk_sys::seccomp::runtime_default().map_err(|e| {
+            LaunchFailure::Config(format!("securityContext.seccompProfile: RuntimeDefault cannot be had on this node: {e}"))
+        })?;
+        Ok(Arc::clone(self.seccomp.insert(Arc::new(filter))))
+    }
+
+    fn mounts(
+        &self,
+        pod: &SandboxPlan,
+        container: &ContainerPlan,
+        message_file: &std::path::Path,
+    ) -> Result<Vec<Mount>, LaunchFailure> {
+        let mut mounts = Vec::with_capacity(container.mounts.len() + 4);
+        for mount in &container.mounts {
+            let volume = pod.volumes.get(&mount.volume).ok_or_else(|| {
+                LaunchFailure::Config(format!("volumeMounts {}: there is no volume {:?}", mount.path, mount.volume))
+            })?;
+            let (source, read_only) = self.source(&mount.volume, volume);
+            mounts.push(Mount {
+                sub_path: mount.sub_path.as_deref().filter(|p| !p.is_empty()).map(|p| self.fill(p)),
+                read_only: mount.read_only || read_only,
+                recursive_read_only: mount.recursive_read_only,
+                propagation: match mount.propagation.as_deref() {
+                    Some("HostToContainer") => Propagation::Slave,
+                    Some("Bidirectional") => Propagation::Shared,
+                    _ => Propagation::Private,
+                },
+                ..Mount::new(source, self.fill(&mount.path))
+            });
+        }
+        let free = |path: &str| !container.mounts.iter().any(|m| m.path == path);
+        for (path, file) in ETC {
+            let known = match file {
+                "hosts" => pod.etc_hosts.is_some(),
+                _ => true,
+            };
+            if known && free(path) {
+                mounts.push(Mount { read_only: container.security.read_only_rootfs, ..Mount::new(self.paths.etc(file), path) });
+            }
+        }
+        let target = &container.termination_message_path;
+        if !target.is_empty() && free(target) {
+            mounts.push(Mount { create_file: Some(0o666), ..Mount::new(message_file, target.clone()) });
+        }
+        Ok(mounts)
+    }
+
+    /// Where a volume is, and whether it is read-only by its kind.
+    fn source(&self, name: &str, volume: &VolumePlan) -> (PathBuf, bool) {
+        match volume {
+            VolumePlan::EmptyDir { .. } => (self.paths.empty_dir(name), false),
+            VolumePlan::Kubelet { folder, read_only } => (self.paths.kubelet_volume(folder), *read_only),
+            VolumePlan::Host { index } => (self.paths.host.join(index.to_string()), false),
+            VolumePlan::Image { image_ref } => (self.paths.rootfs(&image_ref.folder), true),
+        }
+    }
+}
+
+/// Replaces the placeholders of the plan.
+#[must_use]
+pub fn fill(text: &str, pod_ips: &[IpAddr]) -> String {
+    if !text.contains('\0') {
+        return text.to_owned();
+    }
+    let first = pod_ips.first().map(ToString::to_string).unwrap_or_default();
+    let all = pod_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    text.replace(POD_IPS_PLACEHOLDER, &all).replace(POD_IP_PLACEHOLDER, &first)
+}
+
+/// By QoS as upstream, as far as an ordinary user can: values below the job's own cannot be had, and the supervisor is
+/// to outlive its containers, so that somebody can tell of their end.
+fn oom_score_adj(container: &ContainerPlan) -> i32 {
+    let r = &container.resources;
+    match (r.requests.get("memory"), r.limits.get("memory")) {
+        (None, None) if r.requests.is_empty() && r.limits.is_empty() => 1000,
+        (Some(request), Some(limit)) if request == limit => 100,
+        _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_become_addresses() {
+        let ips: Vec<IpAddr> = vec!["10.244.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+        assert_eq!(fill("plain", &ips), "plain");
+        assert_eq!(fill(&format!("http://{POD_IP_PLACEHOLDER}:80"), &ips), "http://10.244.0.7:80");
+        assert_eq!(fill(POD_IPS_PLACEHOLDER, &ips), "10.244.0.7,fd00::7");
+        assert_eq!(fill(POD_IP_PLACEHOLDER, &[]), "");
+    }
+}

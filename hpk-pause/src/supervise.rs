@@ -1,0 +1,241 @@
+//! From a plan file to the pod's end: puts the parts together.
+
+use crate::control;
+use crate::driver::{Driver, Inputs, Outputs, Surroundings};
+use crate::options::Run;
+use crate::paths::Paths;
+use crate::perform::{Happening, Performer};
+use crate::status::{self, StatusWriter};
+use hpk_api::plan::SandboxPlan;
+use hpk_api::state::{ContainerState, PodState, RunState, Termination};
+use hpk_core::Identity;
+use hpk_log::{LogService, LogSettings};
+use jiff::Timestamp;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// Why there is no supervision.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// The plan cannot be read.
+    #[error("{}: {source}", path.display())]
+    ReadPlan {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The plan is none.
+    #[error("{}: not a plan: {source}; was it written by another version of hpk-kubelet?", path.display())]
+    ParsePlan {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// The plan is from the future.
+    #[error("the plan has version {found}, this hpk-pause knows up to {known}: install the same version of HPK everywhere", known = hpk_api::VERSION)]
+    Version {
+        /// The plan's.
+        found: u32,
+    },
+    /// Not PID 1.
+    #[error("hpk-pause is process {0} and not PID 1: orphans of the pod would not come to it; start it by apptainer exec --no-init, or give --allow-not-init")]
+    NotInit(u32),
+    /// The system refuses what it cannot do without.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The launcher cannot work here.
+    #[error("cannot start containers on this node: {0}")]
+    Launcher(#[from] hpk_sys::launch::LaunchError),
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> SuperviseError {
+    move |source| SuperviseError::System { what, source }
+}
+
+/// Supervises a pod to its end. True when it succeeded. An error is also left in status.json, where it can be.
+///
+/// # Errors
+/// Why the pod could not be supervised at all.
+pub fn run(options: &Run) -> Result<bool, SuperviseError> {
+    let result = supervise(options);
+    if let Err(error) = &result {
+        leave_word(&options.paths, error.to_string());
+    }
+    result
+}
+
+fn supervise(options: &Run) -> Result<bool, SuperviseError> {
+    let paths = &options.paths;
+    let pid = std::process::id();
+    if pid != 1 {
+        if !options.allow_not_init {
+            return Err(SuperviseError::NotInit(pid));
+        }
+        hpk_sys::reap::become_subreaper().map_err(|e| system("become the reaper of orphans")(e.into()))?;
+        eprintln!("hpk-pause: not PID 1 but {pid}: taking orphans as a subreaper");
+    }
+    hpk_sys::signals::ignore_sigpipe().map_err(|e| system("ignore SIGPIPE")(e.into()))?;
+    let plan = read_plan(paths)?;
+    let previous = read_previous(paths, &plan);
+    let surroundings = surroundings(previous);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_keep_alive(std::time::Duration::from_secs(1))
+        .build()
+        .map_err(system("start the event loop"))?;
+    let result = runtime.block_on(live(plan, surroundings, paths));
+    runtime.shutdown_background();
+    result
+}
+
+async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> Result<bool, SuperviseError> {
+    let (happenings, their_happenings) = mpsc::unbounded_channel();
+    let (kills, their_kills) = mpsc::unbounded_channel();
+    let (driver_requests, requests) = mpsc::channel(64);
+    let from_log = happenings.clone();
+    let settings = LogSettings {
+        max_bytes: plan.settings.log_max_bytes,
+        max_files: plan.settings.log_max_files,
+        ..LogSettings::default()
+    };
+    let log = LogService::start(settings, move |event| {
+        let _ = from_log.send(Happening::Log(event));
+    })
+    .map_err(system("start the log thread"))?;
+    let performer = Performer::new(paths.clone(), &plan, log.clone(), happenings.clone(), kills)?;
+    let driver = Driver::new(plan, surroundings, paths.clone(), performer);
+    let (state, watched) = watch::channel(driver.state());
+    let status = StatusWriter::start(paths.status()).map_err(system("start the status thread"))?;
+    remember_for_panic(paths, watched.clone());
+    match control::bind(&paths.socket()) {
+        Ok(listener) => {
+            let context = control::Context { driver: driver_requests, state: watched, log };
+            tokio::spawn(control::serve(listener, context));
+        }
+        // The pod lives without it; kubectl exec and logs then do not work.
+        Err(error) => eprintln!("hpk-pause: control socket {}: {error}", paths.socket().display()),
+    }
+    let inputs = Inputs { requests, happenings: their_happenings, kills: their_kills };
+    let ended = driver.run(inputs, Outputs { state, status }, happenings).await;
+    let _ = std::fs::remove_file(paths.socket());
+    ended.map_err(system("listen for signals"))
+}
+
+fn read_plan(paths: &Paths) -> Result<SandboxPlan, SuperviseError> {
+    let path = &paths.plan;
+    let bytes = std::fs::read(path).map_err(|source| SuperviseError::ReadPlan { path: path.clone(), source })?;
+    /// Only this is asked first: a newer plan may not parse.
+    #[derive(serde::Deserialize)]
+    struct OfVersion {
+        version: u32,
+    }
+    let parse = |source| SuperviseError::ParsePlan { path: path.clone(), source };
+    let of: OfVersion = serde_json::from_slice(&bytes).map_err(parse)?;
+    if of.version > hpk_api::VERSION {
+        return Err(SuperviseError::Version { found: of.version });
+    }
+    serde_json::from_slice(&bytes).map_err(|source| SuperviseError::ParsePlan { path: path.clone(), source })
+}
+
+/// What a former job of this very pod left: it was requeued, for it did not finish.
+fn read_previous(paths: &Paths, plan: &SandboxPlan) -> Option<PodState> {
+    let bytes = std::fs::read(paths.status()).ok()?;
+    let state: PodState = serde_json::from_slice(&bytes).ok()?;
+    (state.pod.uid == plan.pod.uid && !state.finished).then_some(state)
+}
+
+fn surroundings(previous: Option<PodState>) -> Surroundings {
+    let var = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let host_name = || nix::unistd::gethostname().ok().map(|n| n.to_string_lossy().into_owned());
+    let node = var("HPK_NODE").or_else(|| var("SLURMD_NODENAME")).or_else(host_name).unwrap_or_default();
+    Surroundings {
+        identity: Identity { job_id: var("SLURM_JOB_ID"), node },
+        previous,
+        term_grace: var("HPK_TERM_GRACE").and_then(|v| v.parse().ok()),
+    }
+}
+
+/// Leaves a status that says why there is no supervisor.
+fn leave_word(paths: &Paths, error: String) {
+    let plan = read_plan(paths).ok();
+    let previous = std::fs::read(paths.status()).ok().and_then(|b| serde_json::from_slice::<PodState>(&b).ok());
+    let mut state = previous.unwrap_or_default();
+    state.version = hpk_api::VERSION;
+    if let Some(plan) = plan {
+        state.pod = plan.pod;
+    }
+    end_badly(&mut state, error);
+    if let Err(error) = status::write(&paths.status(), &state, true) {
+        eprintln!("hpk-pause: {}: {error}", paths.status().display());
+    }
+}
+
+/// The supervisor is no more: what ran has ended with the job, and nobody saw how.
+fn end_badly(state: &mut PodState, error: String) {
+    let lists = [&mut state.init_containers, &mut state.containers, &mut state.ephemeral_containers];
+    for container in lists.into_iter().flatten() {
+        lost(container);
+    }
+    state.sequence += 1;
+    state.sandbox_error = Some(error);
+    state.finished = true;
+}
+
+fn lost(container: &mut ContainerState) {
+    let RunState::Running { started_at } = container.state else { return };
+    container.state = RunState::Terminated(Termination {
+        exit_code: 137,
+        signal: None,
+        reason: "ContainerStatusUnknown".to_owned(),
+        message: "The container could not be located when the pod was terminated".to_owned(),
+        started_at: Some(started_at),
+        finished_at: Timestamp::now(),
+        container_id: container.container_id.clone(),
+    });
+    container.started = false;
+    container.ready = false;
+}
+
+/// A panic ends the job at once, with a status that says so: half a supervisor would be worse than none.
+fn remember_for_panic(paths: &Paths, state: watch::Receiver<Arc<PodState>>) {
+    let path = paths.status();
+    // The receiver is not Sync by itself.
+    let state = Mutex::new(state);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        before(info);
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = PodState::clone(&state.borrow());
+        end_badly(&mut last, format!("hpk-pause has failed: {info}"));
+        let _ = status::write(&path, &last, true);
+        std::process::abort();
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_plan_leaves_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { plan: dir.path().join("plan.json"), pod: dir.path().to_owned(), ..Paths::default() };
+        let options = Run { paths: paths.clone(), allow_not_init: true };
+        for (plan, word) in [(r#"{"version": 99}"#, "version 99"), ("{", "not a plan"), (r#"{"version": 1}"#, "missing field")] {
+            std::fs::write(&paths.plan, plan).unwrap();
+            let error = run(&options).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+            let state: PodState = serde_json::from_slice(&std::fs::read(paths.status()).unwrap()).unwrap();
+            assert!(state.finished && state.sandbox_error.unwrap().contains(word));
+        }
+    }
+}
