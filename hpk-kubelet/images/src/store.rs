@@ -11,7 +11,7 @@ use crate::manifest::{Document, Manifest, go_arch, select};
 use crate::reference::Source;
 use crate::registries::Registries;
 use crate::{lock, registry, sif};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -415,7 +415,12 @@ impl Inner {
         let config_path = fetch(&manifest.config).await?;
         let config = tokio::fs::read(&config_path).await.map_err(SourceError::io("read", config_path))?;
         verify(&manifest.config.digest, &config)?;
-        let paths: Vec<PathBuf> = futures::stream::iter(manifest.layers.iter().map(fetch))
+        // Boxed one by one: a stream over a borrowing closure would not be Send for callers that spawn this.
+        let mut fetches = Vec::new();
+        for layer in &manifest.layers {
+            fetches.push(fetch(layer).boxed());
+        }
+        let paths: Vec<PathBuf> = futures::stream::iter(fetches)
             .buffered(PARALLEL_DOWNLOADS)
             .try_collect()
             .await?;

@@ -67,6 +67,7 @@ impl Context {
             service_cidr: self.cluster.service_cidr.clone(),
             mtu: 0,
             cni_network: None,
+            plaintext: false,
             host_ip: Some(self.cluster.node_ip),
         }
     }
