@@ -1,1 +1,27 @@
-//! hpk-server
+//! The kubelet's HTTPS API: what `kubectl logs`, `exec`, `attach`, `port-forward`, `cp`, `top` and the API
+//! server's proxy reach.
+//!
+//! Owns authentication, authorization, routes, texts and streaming protocols as upstream's kubelet has them;
+//! knows pods only through [`Backend`] and what runs in them only through the supervisor's control socket.
+//! It never changes a pod and keeps no state but caches.
+//!
+//! ```text
+//!  client ─TLS, http/1.1─▶ [listener] ─▶ auth ─▶ route ─┬─▶ logs, stats, pods … ─▶ response
+//!                                                       └─▶ stream (101) ─▶ supervisor's session
+//! ```
+
+mod auth;
+mod backend;
+mod control;
+mod listener;
+mod logs;
+mod respond;
+mod route;
+mod service;
+mod stats;
+mod stream;
+mod tls;
+
+pub use backend::{Backend, NodeStats, Stream, SupervisorStream};
+pub use listener::{ServerConfig, start};
+pub use tls::{TlsError, TlsFiles};

@@ -1,0 +1,73 @@
+//! What the server needs from the kubelet that it speaks for.
+
+use hpk_api::control::{PodStats, Usage};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A two-way byte stream.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection to a supervisor's control socket.
+pub type SupervisorStream = Box<dyn Stream>;
+
+/// The kubelet behind the API.
+pub trait Backend: Send + Sync + 'static {
+    /// All pods of this node, with the kubelet's own latest status.
+    fn pods(&self) -> impl Future<Output = Vec<Arc<Pod>>> + Send;
+
+    /// One of them, by its current namespace and name.
+    fn find_pod(&self, namespace: &str, name: &str) -> impl Future<Output = Option<Arc<Pod>>> + Send;
+
+    /// A new connection to the control socket of a running pod.
+    ///
+    /// # Errors
+    /// Text for people: the pod does not run yet or any more, or its link is down.
+    fn open_supervisor(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, String>> + Send;
+
+    /// `HPK_HOME/pods/<uid>`, where the logs of pods without a supervisor are read.
+    fn pod_folder(&self, uid: &str) -> PathBuf;
+
+    /// The node as a whole.
+    fn node_stats(&self) -> impl Future<Output = NodeStats> + Send;
+
+    /// Further metrics of the kubelet in Prometheus' text format, for `/metrics`.
+    fn metrics(&self) -> impl Future<Output = String> + Send;
+
+    /// Whether the main loop makes progress, for `/healthz/syncloop`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn healthy(&self) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// The configuration, for `/configz`.
+    fn configuration(&self) -> serde_json::Value;
+}
+
+/// Facts of the virtual node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeStats {
+    /// Start of the kubelet.
+    pub started_at: Option<Timestamp>,
+    /// Memory of all compute nodes, bytes.
+    pub memory_capacity_bytes: u64,
+}
+
+/// Resource use of one pod, with its object.
+#[derive(Clone, Debug)]
+pub(crate) struct PodSample {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) stats: PodStats,
+}
+
+/// Adds one use to another.
+pub(crate) fn add(total: &mut Usage, usage: Usage) {
+    total.cpu_nanos += usage.cpu_nanos;
+    total.memory_bytes += usage.memory_bytes;
+    total.rss_bytes += usage.rss_bytes;
+    total.processes += usage.processes;
+}

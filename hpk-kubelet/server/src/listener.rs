@@ -1,0 +1,113 @@
+//! Accepting connections: TLS, then HTTP/1.1 with upgrades.
+
+use crate::auth::Auth;
+use crate::backend::Backend;
+use crate::respond::{Body, text};
+use crate::service::Service;
+use crate::tls::{Tls, TlsError, TlsFiles};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// Time for the TLS handshake, and for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the serving certificate is looked at on disk.
+const REFRESH: Duration = Duration::from_secs(600);
+/// Connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// What the server needs beside its backend.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// The Node's name, for authorization.
+    pub node_name: String,
+    /// Certificate, key, client CA.
+    pub tls: TlsFiles,
+    /// For TokenReview and SubjectAccessReview.
+    pub client: kube::Client,
+}
+
+/// Serves on the listener until the runtime ends.
+///
+/// # Errors
+/// When the certificate, its key or the client CA cannot be used.
+pub fn start<B: Backend>(listener: TcpListener, config: ServerConfig, backend: Arc<B>) -> Result<(), TlsError> {
+    let tls = Arc::new(Tls::load(&config.tls)?);
+    let auth = Auth::new(config.client, config.node_name.clone());
+    let service = Arc::new(Service::new(config.node_name, auth, backend));
+    let refreshed = tls.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            refreshed.refresh();
+        }
+    });
+    tokio::spawn(accept(listener, tls, service));
+    Ok(())
+}
+
+async fn accept<B: Backend>(listener: TcpListener, tls: Arc<Tls>, service: Arc<Service<B>>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let (tls, service) = (tls.clone(), service.clone());
+                tokio::spawn(async move {
+                    // Not held by upgraded streams, which outlive this.
+                    let _slot = slot;
+                    if let Err(e) = connection(socket, &tls, service).await {
+                        tracing::debug!("kubelet API connection: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                tracing::warn!("kubelet API: accept: {e}");
+                // Out of file descriptors, most likely: give the others time to end.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection<B: Backend>(
+    socket: TcpStream,
+    tls: &Tls,
+    service: Arc<Service<B>>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    socket.set_nodelay(true)?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls.config.clone());
+    let stream = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await??;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let subject = Arc::new(tls.identify(chain));
+    let handle = service_fn(move |request: Request<Incoming>| {
+        let (service, subject) = (service.clone(), subject.clone());
+        async move { Ok::<_, Infallible>(guarded(&service, subject.as_ref().as_ref(), request).await) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), handle)
+        .with_upgrades()
+        .await?;
+    Ok(())
+}
+
+async fn guarded<B: Backend>(
+    service: &Arc<Service<B>>,
+    subject: Option<&(String, Vec<String>)>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    match service.admit(subject, &request).await {
+        Ok(()) => service.serve(request).await,
+        Err(crate::auth::Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        Err(crate::auth::Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),
+        Err(crate::auth::Refusal::Unknown(why)) => text(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
+}

@@ -1,0 +1,297 @@
+//! Resource use: `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`, from samples that the
+//! supervisors take. The rendering is pure; collecting asks every running pod at the same time.
+
+use crate::backend::{Backend, NodeStats, PodSample, add};
+use crate::control;
+use futures::StreamExt;
+use hpk_api::control::{Answer, PodStats, Request, Usage};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A supervisor that does not answer within this is left out of the sample.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Supervisors asked at the same time.
+const PARALLEL: usize = 64;
+
+/// Asks all running pods.
+pub(crate) async fn collect<B: Backend>(backend: &Arc<B>) -> Vec<PodSample> {
+    let pods = backend.pods().await;
+    let running = pods.into_iter().filter(|p| is_running(p));
+    futures::stream::iter(running.map(|pod| async move {
+        let stats = tokio::time::timeout(PATIENCE, ask(backend, &pod)).await.ok()??;
+        Some(PodSample { pod, stats })
+    }))
+    .buffer_unordered(PARALLEL)
+    .filter_map(std::future::ready)
+    .collect()
+    .await
+}
+
+/// Phase Running.
+pub(crate) fn is_running(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
+}
+
+async fn ask<B: Backend>(backend: &Arc<B>, pod: &Pod) -> Option<PodStats> {
+    let stream = backend.open_supervisor(pod.metadata.uid.as_deref()?).await.ok()?;
+    match control::request(stream, &Request::Stats).await {
+        Ok((Answer::Stats(stats), ..)) => Some(stats),
+        Ok(_) => None,
+        Err(e) => {
+            tracing::debug!(pod = pod.metadata.name, "no stats: {e}");
+            None
+        }
+    }
+}
+
+/// Remembers the last sample of each container, for the momentary CPU use.
+#[derive(Default)]
+pub(crate) struct Rates {
+    last: Mutex<HashMap<String, (Timestamp, u64)>>,
+}
+
+impl Rates {
+    /// CPU use since the sample before, in billionths of a CPU; None for the first sample.
+    fn rate(&self, key: String, at: Timestamp, cpu_nanos: u64) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() > 100_000 {
+            last.clear();
+        }
+        let (then, before) = last.insert(key, (at, cpu_nanos))?;
+        let elapsed = u64::try_from(at.duration_since(then).as_millis()).ok().filter(|ms| *ms > 0)?;
+        Some(cpu_nanos.saturating_sub(before) * 1000 / elapsed)
+    }
+}
+
+fn name(pod: &Pod) -> (&str, &str, &str) {
+    let m = &pod.metadata;
+    (
+        m.namespace.as_deref().unwrap_or_default(),
+        m.name.as_deref().unwrap_or_default(),
+        m.uid.as_deref().unwrap_or_default(),
+    )
+}
+
+fn cpu(at: &str, usage: &Usage, rate: Option<u64>) -> Value {
+    let mut cpu = json!({"time": at, "usageCoreNanoSeconds": usage.cpu_nanos});
+    if let Some(rate) = rate {
+        cpu["usageNanoCores"] = rate.into();
+    }
+    cpu
+}
+
+fn memory(at: &str, usage: &Usage) -> Value {
+    json!({"time": at, "usageBytes": usage.memory_bytes, "workingSetBytes": usage.memory_bytes,
+        "rssBytes": usage.rss_bytes})
+}
+
+/// `stats/v1alpha1 Summary`.
+pub(crate) fn summary(node_name: &str, node: &NodeStats, samples: &[PodSample], rates: &Rates, now: Timestamp) -> Value {
+    let mut total = Usage::default();
+    let pods: Vec<Value> = samples
+        .iter()
+        .map(|PodSample { pod, stats }| {
+            let (namespace, pod_name, uid) = name(pod);
+            let taken = stats.at.unwrap_or(now);
+            let at = taken.to_string();
+            add(&mut total, stats.pod);
+            let containers: Vec<Value> = stats
+                .containers
+                .iter()
+                .map(|c| {
+                    let rate = rates.rate(format!("{uid}/{}", c.name), taken, c.usage.cpu_nanos);
+                    json!({
+                        "name": c.name,
+                        "startTime": c.started_at.unwrap_or(taken).to_string(),
+                        "cpu": cpu(&at, &c.usage, rate),
+                        "memory": memory(&at, &c.usage),
+                        "rootfs": {"time": at, "usedBytes": c.rootfs_bytes},
+                        "logs": {"time": at, "usedBytes": c.log_bytes},
+                    })
+                })
+                .collect();
+            let ephemeral: u64 = stats.containers.iter().map(|c| c.rootfs_bytes + c.log_bytes).sum();
+            json!({
+                "podRef": {"name": pod_name, "namespace": namespace, "uid": uid},
+                "startTime": pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or_else(|| at.clone(), |t| t.0.to_string()),
+                "containers": containers,
+                "cpu": cpu(&at, &stats.pod, rates.rate(uid.to_owned(), taken, stats.pod.cpu_nanos)),
+                "memory": memory(&at, &stats.pod),
+                "ephemeral-storage": {"time": at, "usedBytes": ephemeral},
+                "process_stats": {"process_count": stats.pod.processes},
+            })
+        })
+        .collect();
+    let at = now.to_string();
+    let mut memory = memory(&at, &total);
+    memory["availableBytes"] = node.memory_capacity_bytes.saturating_sub(total.memory_bytes).into();
+    json!({
+        "node": {
+            "nodeName": node_name,
+            "startTime": node.started_at.unwrap_or(now).to_string(),
+            "cpu": cpu(&at, &total, rates.rate("node".to_owned(), now, total.cpu_nanos)),
+            "memory": memory,
+        },
+        "pods": pods,
+    })
+}
+
+/// Prometheus label value, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+struct Family<'a> {
+    name: &'a str,
+    kind: &'a str,
+    help: &'a str,
+    lines: Vec<(String, f64, Option<i64>)>,
+}
+
+fn render(families: &[Family<'_>]) -> String {
+    let mut out = String::new();
+    for family in families {
+        let _ = writeln!(out, "# HELP {} {}\n# TYPE {} {}", family.name, family.help, family.name, family.kind);
+        for (labels, value, at) in &family.lines {
+            let _ = write!(out, "{}{labels} {value}", family.name);
+            let _ = match at {
+                Some(at) => writeln!(out, " {at}"),
+                None => writeln!(out),
+            };
+        }
+    }
+    out
+}
+
+/// Exact below 2^53, which no counter here exceeds in a pod's life.
+#[allow(clippy::cast_precision_loss)]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+/// `/metrics/resource`: what metrics-server reads.
+pub(crate) fn resource(node: &NodeStats, samples: &[PodSample], now: Timestamp) -> String {
+    let mut families = [
+        ("container_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the container in core-seconds"),
+        ("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes"),
+        ("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds"),
+        ("node_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds"),
+        ("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes"),
+        ("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds"),
+        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes"),
+        ("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise"),
+        ("scrape_error", "gauge", "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise"),
+    ]
+    .map(|(name, kind, help)| Family { name, kind, help, lines: Vec::new() });
+    let mut total = Usage::default();
+    for PodSample { pod, stats } in samples {
+        let (namespace, pod_name, _) = name(pod);
+        let pod_labels = format!("namespace=\"{}\",pod=\"{}\"", label(namespace), label(pod_name));
+        let at = Some(stats.at.unwrap_or(now).as_millisecond());
+        add(&mut total, stats.pod);
+        for c in &stats.containers {
+            let labels = format!("{{container=\"{}\",{pod_labels}}}", label(&c.name));
+            families[0].lines.push((labels.clone(), float(c.usage.cpu_nanos) / 1e9, at));
+            families[1].lines.push((labels.clone(), float(c.usage.memory_bytes), at));
+            if let Some(start) = c.started_at {
+                let millis = u64::try_from(start.as_millisecond()).unwrap_or(0);
+                families[2].lines.push((labels, float(millis) / 1e3, None));
+            }
+        }
+        let labels = format!("{{{pod_labels}}}");
+        families[5].lines.push((labels.clone(), float(stats.pod.cpu_nanos) / 1e9, at));
+        families[6].lines.push((labels, float(stats.pod.memory_bytes), at));
+    }
+    let at = Some(now.as_millisecond());
+    families[3].lines.push((String::new(), float(total.cpu_nanos) / 1e9, at));
+    families[4].lines.push((String::new(), float(total.memory_bytes), at));
+    families[7].lines.push((String::new(), 0.0, None));
+    families[8].lines.push((String::new(), 0.0, None));
+    let _ = node;
+    render(&families)
+}
+
+/// `/metrics/cadvisor`: the few series that dashboards ask for.
+pub(crate) fn cadvisor(node: &NodeStats, samples: &[PodSample], now: Timestamp) -> String {
+    let mut families = [
+        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds."),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes."),
+        ("container_memory_rss", "gauge", "Size of RSS in bytes."),
+        ("container_processes", "gauge", "Number of processes running inside the container."),
+        ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."),
+    ]
+    .map(|(name, kind, help)| Family { name, kind, help, lines: Vec::new() });
+    for PodSample { pod, stats } in samples {
+        let (namespace, pod_name, uid) = name(pod);
+        let at = Some(stats.at.unwrap_or(now).as_millisecond());
+        for c in &stats.containers {
+            let labels = format!(
+                "{{container=\"{}\",id=\"/{uid}/{}\",namespace=\"{}\",pod=\"{}\"}}",
+                label(&c.name),
+                label(&c.name),
+                label(namespace),
+                label(pod_name)
+            );
+            families[0].lines.push((labels.clone(), float(c.usage.cpu_nanos) / 1e9, at));
+            families[1].lines.push((labels.clone(), float(c.usage.memory_bytes), at));
+            families[2].lines.push((labels.clone(), float(c.usage.rss_bytes), at));
+            families[3].lines.push((labels, float(c.usage.processes), at));
+        }
+    }
+    families[4].lines.push((String::new(), float(node.memory_capacity_bytes), None));
+    render(&families)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_api::control::ContainerStats;
+
+    fn sample() -> PodSample {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p\"", "namespace": "n", "uid": "u"}, "status": {"phase": "Running"}}),
+        )
+        .unwrap();
+        let usage = Usage { cpu_nanos: 1_500_000_000, memory_bytes: 1 << 20, rss_bytes: 1 << 19, processes: 2 };
+        let at = Some("2026-01-01T00:00:00Z".parse().unwrap());
+        let container = ContainerStats { name: "c".to_owned(), started_at: at, usage, rootfs_bytes: 10, log_bytes: 5 };
+        PodSample { pod: Arc::new(pod), stats: PodStats { at, pod: usage, containers: vec![container] } }
+    }
+
+    #[test]
+    fn resource_metrics_carry_the_samples_time_and_escape_labels() {
+        let now = "2026-01-01T00:00:05Z".parse().unwrap();
+        let text = resource(&NodeStats::default(), &[sample()], now);
+        for line in [
+            r#"container_cpu_usage_seconds_total{container="c",namespace="n",pod="p\""} 1.5 1767225600000"#,
+            r#"pod_memory_working_set_bytes{namespace="n",pod="p\""} 1048576 1767225600000"#,
+            r#"container_start_time_seconds{container="c",namespace="n",pod="p\""} 1767225600"#,
+            "node_cpu_usage_seconds_total 1.5 1767225605000",
+            "# TYPE node_memory_working_set_bytes gauge",
+            "resource_scrape_error 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_summary_has_rates_from_the_second_sample_on() {
+        let rates = Rates::default();
+        let node = NodeStats { started_at: None, memory_capacity_bytes: 4 << 20 };
+        let now = "2026-01-01T00:00:05Z".parse().unwrap();
+        let first = summary("hpk", &node, &[sample()], &rates, now);
+        assert!(first["pods"][0]["containers"][0]["cpu"].get("usageNanoCores").is_none());
+        let mut later = sample();
+        later.stats.at = Some("2026-01-01T00:00:10Z".parse().unwrap());
+        later.stats.containers[0].usage.cpu_nanos += 5_000_000_000;
+        let second = summary("hpk", &node, &[later], &rates, now);
+        assert_eq!(second["pods"][0]["containers"][0]["cpu"]["usageNanoCores"], 500_000_000);
+        assert_eq!(second["node"]["memory"]["availableBytes"], 3 << 20);
+        assert_eq!(second["pods"][0]["podRef"]["namespace"], "n");
+    }
+}
