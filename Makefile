@@ -83,9 +83,8 @@ install: build control-plane ## HPK into ~alice/.local of the site
 .PHONY: site-up
 site-up: tools ## the site, and HPK in it as alice: node Ready
 	@$(phase) "bringing up the site in $(SITE_DIR)"
-	@$(MAKE) rootfs >/dev/null
-	@$(MAKE) build
-	@$(MAKE) control-plane
+	@# Downloads and compilers side by side; each product has its own lock.
+	@$(MAKE) -j2 rootfs build control-plane images >/dev/null
 	@$(MAKE) site
 	@tests/site/install.sh
 	@tests/site/hpk-up.sh

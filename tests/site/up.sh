@@ -59,7 +59,11 @@ configure() {
     mkdir -p "$new/slurm" "$new/docker/registry"
     mv "$new" "$etc"
   fi
-  install -m 644 "$here"/conf/{slurm.conf,cgroup.conf} "$etc/slurm/"
+  for f in slurm.conf gres.conf cgroup.conf; do
+    cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
+    install -m 644 "$here/conf/$f" "$etc/slurm/$f"
+    reconfigure=yes
+  done
   install -m 600 "$here/conf/slurmdbd.conf" "$etc/slurm/"
   chown "$(awk -F: '$1 == "slurm" {print $3 ":" $4}' "$etc/passwd")" "$etc/slurm/slurmdbd.conf"
   install -m 644 "$here/conf/registry.yml" "$etc/docker/registry/site.yml"
@@ -137,10 +141,16 @@ slurm_ready() {
   return 1
 }
 
-was_up=yes
+was_up=yes reconfigure=
 for n in $NODES; do node_pid "$n" >/dev/null || was_up=; done
 [ -n "$was_up" ] || phase "site in $SITE_DIR: configuration, network, nodes"
 configure
+# Not everything of a changed configuration is taken up by `scontrol reconfigure`.
+if [ -n "$was_up" ] && [ -n "$reconfigure" ]; then
+  phase "Slurm's configuration changed: the site is restarted"
+  "$here/down.sh" --locked
+  was_up=
+fi
 network
 for n in $NODES; do node_pid "$n" >/dev/null || start "$n"; done
 for n in $NODES; do
