@@ -114,6 +114,7 @@ struct Draining {
     container: ContainerIndex,
     instance: u32,
     cause: ExitCause,
+    at: jiff::Timestamp,
     oom: bool,
     want_tail: bool,
     message_file: PathBuf,
@@ -309,6 +310,7 @@ impl Performer {
             container,
             instance: running.instance,
             cause,
+            at: jiff::Timestamp::now(),
             oom,
             want_tail,
             message_file: running.message_file,
@@ -368,7 +370,8 @@ impl Performer {
             message = tail.unwrap_or_default();
         }
         self.discard(ended.writable);
-        let exit = Exit { cause: ended.cause, oom: ended.oom, message: String::from_utf8_lossy(&message).into_owned() };
+        let message = String::from_utf8_lossy(&message).into_owned();
+        let exit = Exit { cause: ended.cause, oom: ended.oom, message, at: Some(ended.at) };
         Outcome::Exited(ended.container, ended.instance, exit)
     }
 

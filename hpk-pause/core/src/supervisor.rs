@@ -417,7 +417,7 @@ impl Supervisor {
             reason: reason.to_owned(),
             message: exit.message,
             started_at,
-            finished_at: now.wall,
+            finished_at: exit.at.unwrap_or(now.wall),
             container_id: self.container_state(i).container_id.clone(),
         };
         out.push(Action::Cancel { container: ContainerIndex(i), instance });

@@ -59,6 +59,8 @@ pub struct Exit {
     pub oom: bool,
     /// Termination message, already read and cut.
     pub message: String,
+    /// When the process was reaped, if that was before now (its output had to be drained first).
+    pub at: Option<Timestamp>,
 }
 
 /// Why an instance could not be started.

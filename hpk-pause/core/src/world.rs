@@ -189,7 +189,7 @@ impl World {
 
     pub(crate) fn exit_as(&mut self, name: &str, cause: ExitCause, oom: bool) {
         let (i, instance) = (self.index(name), self.process(name).0);
-        self.exited(i, instance, Exit { cause, oom, message: String::new() });
+        self.exited(i, instance, Exit { cause, oom, message: String::new(), at: None });
     }
 
     fn exited(&mut self, i: usize, instance: u32, exit: Exit) {
@@ -382,13 +382,13 @@ fn play(world: &mut World, chance: Chance) {
         }
         Chance::Exit(n, code) => {
             if let Some((i, instance)) = pick(world.live.keys().copied(), n) {
-                world.exited(i, instance, Exit { cause: ExitCause::Code(code), oom: false, message: String::new() });
+                world.exited(i, instance, Exit { cause: ExitCause::Code(code), oom: false, message: String::new(), at: None });
             }
         }
         Chance::Obey(n) => {
             let told = world.live.iter().filter(|(_, p)| p.killed || !p.signals.is_empty()).map(|(k, _)| *k);
             if let Some((i, instance)) = pick(told, n) {
-                world.exited(i, instance, Exit { cause: ExitCause::Signal(15), oom: false, message: String::new() });
+                world.exited(i, instance, Exit { cause: ExitCause::Signal(15), oom: false, message: String::new(), at: None });
             }
         }
         Chance::Probe(n, outcome) => {
@@ -425,7 +425,7 @@ fn play(world: &mut World, chance: Chance) {
                 world.event(Event::LaunchFailed { container, instance, failure });
             }
             if !world.live.contains_key(&(container.0, instance)) {
-                let exit = Exit { cause: ExitCause::Code(1), oom: false, message: String::new() };
+                let exit = Exit { cause: ExitCause::Code(1), oom: false, message: String::new(), at: None };
                 world.event(Event::Exited { container, instance, exit });
             }
             let instance = instance + 1_000;
@@ -466,7 +466,7 @@ fn bring_to_an_end(world: &mut World) {
         world.pass(2.0);
         let killed: Vec<_> = world.live.iter().filter(|(_, p)| p.killed).map(|(k, _)| *k).collect();
         for (i, instance) in killed {
-            world.exited(i, instance, Exit { cause: ExitCause::Signal(9), oom: false, message: String::new() });
+            world.exited(i, instance, Exit { cause: ExitCause::Signal(9), oom: false, message: String::new(), at: None });
         }
     }
     panic!("the pod does not end: {:#?}", world.supervisor.state());
