@@ -5,11 +5,7 @@
 //! hpk-netns --version
 //! ```
 
-#[allow(dead_code)]
-mod datapath;
-mod network;
-mod run;
-
+use hpk_netns::run;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

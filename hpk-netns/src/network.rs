@@ -1,51 +1,254 @@
-//! The control side of a pod's network on its node: keeps the link to the kubelet.
+//! The control side of a pod's network on its node: one task that owns the link's events, the supervisor's requests on
+//! `netns.sock` and, for an overlay, the datapath.
+//!
+//! ```text
+//! hpk-pause ── TunOffer + descriptor ─▶ netns.sock ─▶ datapath.attach ─▶ TunAnswer
+//! hpk-kubelet ── facts ─▶ link ─▶ datapath.learn        datapath ── questions ─▶ link
+//! ```
 
-use hpk_api::link::Hello;
+use crate::datapath::{Cidr, Config, Datapath};
+use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate};
+use hpk_api::net::{NetworkMode, TunAnswer, TunOffer};
 use hpk_api::plan::SandboxPlan;
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use tokio::sync::mpsc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
+
+/// How long a pod's start waits for the services to be known. Without the link it starts without them.
+const SERVICES: Duration = Duration::from_secs(2);
+/// How long the supervisor may take from connecting to its offer.
+const OFFER: Duration = Duration::from_secs(10);
+/// Bytes of WireGuard and UDP around a packet, without the outer IP header.
+const OVERHEAD: u32 = 32 + 8;
+
+/// Why a pod has no network.
+#[derive(Debug, thiserror::Error)]
+enum NetworkError {
+    #[error("netns.sock: {0}")]
+    Socket(io::Error),
+    #[error("datapath: {0}")]
+    Datapath(io::Error),
+}
 
 /// Runs for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Network {
-    _link: AbortOnDropHandle<()>,
+    /// Interface MTU for the pod, bytes, when it is an overlay.
+    pub(crate) mtu: Option<u32>,
+    _task: AbortOnDropHandle<()>,
 }
 
-/// Starts the link beside the parent container. Nothing that fails here is in the pod's way.
-pub(crate) fn start(plan: &SandboxPlan, pod: &Path, run: &Path, job_id: Option<&str>) -> Network {
+/// Folders that the network uses.
+pub(crate) struct Places<'a> {
+    /// The pod's folder with `link.json`.
+    pub(crate) pod: &'a Path,
+    /// Folder of the sockets.
+    pub(crate) run: &'a Path,
+    /// Folder of all our pods on this node.
+    pub(crate) user: &'a Path,
+}
+
+/// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
+/// it asks for its network; a pod without one of its own is not in need of it.
+pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>) -> Network {
+    let (ask, questions) = mpsc::channel(256);
+    let node_ip = node_ip(places.pod, plan.network.host_ip);
+    let datapath = (plan.network.mode == NetworkMode::Overlay).then(|| {
+        let config = Config {
+            addresses: plan.network.pod_ips.clone(),
+            pod_range: plan.network.pod_cidr.split(',').filter_map(|c| Cidr::parse(c.trim())).collect(),
+            node_ip,
+            folder: places.user,
+            plaintext: plan.network.plaintext,
+        };
+        Datapath::start(config, ask).map_err(NetworkError::Datapath)
+    });
+    let listener = UnixListener::bind(places.run.join(hpk_api::paths::NETNS_SOCK)).map_err(NetworkError::Socket);
+    let running = datapath.as_ref().and_then(|d| d.as_ref().ok());
     let hello = Hello {
         version: hpk_api::VERSION,
         pod_uid: plan.pod.uid.clone(),
         job_id: job_id.unwrap_or_default().to_owned(),
         node: crate::run::hostname(),
-        datapath: None,
-        public_key: None,
+        datapath: running.map(|d| d.endpoint),
+        public_key: running.and_then(|d| d.public_key.clone()),
     };
-    let config = ClientConfig { credentials: pod.join(hpk_api::files::LINK), hello, supervisor: run.join(hpk_api::paths::SUPERVISOR_SOCK) };
-    let link = tokio::spawn(async move {
-        let (events_in, mut events) = mpsc::channel(64);
-        let (_questions, asked) = mpsc::channel(64);
-        let mut said = false;
-        let mut kept = std::pin::pin!(keep(config, events_in, asked));
-        loop {
-            tokio::select! {
-                refused = &mut kept => {
-                    eprintln!("hpk-netns: the kubelet refused the link: {refused}");
-                    return;
+    let mtu = running.map(|_| pod_mtu(node_ip));
+    let config = ClientConfig {
+        credentials: places.pod.join(hpk_api::files::LINK),
+        hello,
+        supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
+    };
+    let task = tokio::spawn(serve(config, datapath, listener, questions, node_ip));
+    Network { mtu, _task: AbortOnDropHandle::new(task) }
+}
+
+async fn serve(
+    config: ClientConfig,
+    datapath: Option<Result<Datapath, NetworkError>>,
+    listener: Result<UnixListener, NetworkError>,
+    questions: mpsc::Receiver<NetQuestion>,
+    node_ip: IpAddr,
+) {
+    let (events_in, mut events) = mpsc::channel(256);
+    let node = config.hello.node.clone();
+    let mut link = std::pin::pin!(keep(config, events_in, questions));
+    let mut refused = false;
+    let mut said = false;
+    let (synced_in, synced) = watch::channel(false);
+    // Offers are received beside; what they bring comes here.
+    let (offers_in, mut offers) = mpsc::channel::<(TunOffer, Option<OwnedFd>, UnixStream)>(4);
+    match listener {
+        Ok(listener) => drop(tokio::spawn(accept(listener, offers_in))),
+        Err(error) => eprintln!("hpk-netns: {error}"),
+    }
+    loop {
+        tokio::select! {
+            why = &mut link, if !refused => {
+                eprintln!("hpk-netns: the kubelet refused the link: {why}");
+                refused = true;
+            }
+            Some(event) = events.recv() => match event {
+                ClientEvent::Up => {
+                    said = false;
+                    if let Some(Ok(d)) = &datapath {
+                        d.fresh();
+                    }
                 }
-                Some(event) = events.recv() => match event {
-                    // Once for each outage: the job's output is not a log of dials.
-                    ClientEvent::Down { reason } if !said => {
+                // Once for each outage: the job's output is not a log of dials.
+                ClientEvent::Down { reason } => {
+                    if !said {
                         eprintln!("hpk-netns: link to the kubelet: {reason}; dialling on");
                         said = true;
                     }
-                    ClientEvent::Up => said = false,
-                    _ => {}
-                },
+                }
+                ClientEvent::Net(update) => {
+                    let last = update == NetUpdate::ServicesSynced;
+                    if let Some(Ok(d)) = &datapath {
+                        d.learn(update);
+                    }
+                    if last {
+                        synced_in.send_replace(true);
+                    }
+                }
+            },
+            Some((offer, fd, stream)) = offers.recv() => {
+                let answer = match (&datapath, fd) {
+                    (Some(Ok(datapath)), Some(fd)) => {
+                        datapath.attach(fd, offer.vnet_hdr);
+                        TunAnswer::Ready { node: node.clone(), node_ip: Some(node_ip) }
+                    }
+                    (Some(Err(error)), _) => TunAnswer::Failed { message: error.to_string() },
+                    (Some(Ok(_)), None) => TunAnswer::Failed { message: "the TUN's descriptor did not come with the offer".to_owned() },
+                    (None, _) => TunAnswer::Ready { node: node.clone(), node_ip: Some(node_ip) },
+                };
+                let wait = datapath.is_some();
+                tokio::spawn(answer_offer(stream, answer, synced.clone(), wait));
             }
         }
+    }
+}
+
+/// Takes offers from our own user only.
+async fn accept(listener: UnixListener, offers: mpsc::Sender<(TunOffer, Option<OwnedFd>, UnixStream)>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let ours = stream.peer_cred().is_ok_and(|c| c.uid() == nix::unistd::getuid().as_raw());
+        if !ours {
+            continue;
+        }
+        match tokio::time::timeout(OFFER, receive_offer(&stream)).await {
+            Ok(Ok((offer, fd))) => {
+                if offers.send((offer, fd, stream)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Err(error)) => eprintln!("hpk-netns: the supervisor's offer: {error}"),
+            Err(_) => eprintln!("hpk-netns: the supervisor connected and offered nothing"),
+        }
+    }
+}
+
+/// One JSON line with, for an overlay, one descriptor.
+///
+/// # Errors
+/// The stream's, or a line that is no offer.
+pub async fn receive_offer(stream: &UnixStream) -> io::Result<(TunOffer, Option<OwnedFd>)> {
+    let mut line = Vec::new();
+    let mut descriptor = None;
+    let mut buffer = [0; 4096];
+    loop {
+        let (n, fds) = stream.async_io(Interest::READABLE, || hpk_sys::fdpass::receive(stream, &mut buffer).map_err(io::Error::from)).await?;
+        descriptor = fds.into_iter().next().or(descriptor);
+        line.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        if n == 0 || line.len() > 64 << 10 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        if line.ends_with(b"\n") {
+            return Ok((serde_json::from_slice(&line)?, descriptor));
+        }
+    }
+}
+
+async fn answer_offer(mut stream: UnixStream, answer: TunAnswer, mut synced: watch::Receiver<bool>, wait: bool) {
+    if wait && matches!(answer, TunAnswer::Ready { .. }) {
+        let _ = tokio::time::timeout(SERVICES, synced.wait_for(|s| *s)).await;
+    }
+    let mut line = serde_json::to_vec(&answer).unwrap_or_default();
+    line.push(b'\n');
+    let _ = stream.write_all(&line).await;
+}
+
+/// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.
+fn node_ip(pod: &Path, login: Option<IpAddr>) -> IpAddr {
+    let credentials = std::fs::read(pod.join(hpk_api::files::LINK)).ok().and_then(|b| serde_json::from_slice::<LinkCredentials>(&b).ok());
+    let target = credentials.map(|c| c.address).or(login.map(|ip| SocketAddr::new(ip, 9)));
+    let found = target.and_then(|target| {
+        let any: IpAddr = if target.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip())
     });
-    Network { _link: AbortOnDropHandle::new(link) }
+    found.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+}
+
+/// MTU for the pod's interface: the node's, less what is put around each packet.
+fn pod_mtu(node_ip: IpAddr) -> u32 {
+    let device = nix::ifaddrs::getifaddrs().ok().and_then(|mut all| {
+        all.find(|a| {
+            let ip = a.address.as_ref().and_then(|s| {
+                s.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or_else(|| s.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+            });
+            ip == Some(node_ip)
+        })
+    });
+    let mtu = device.and_then(|d| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", d.interface_name)).ok());
+    let mtu = mtu.and_then(|text| text.trim().parse().ok()).unwrap_or(1500);
+    inner_mtu(mtu, node_ip.is_ipv6())
+}
+
+/// At least what IPv6 needs, at most what one datagram of the largest size leaves.
+fn inner_mtu(outer: u32, v6: bool) -> u32 {
+    let header = if v6 { 40 } else { 20 };
+    outer.saturating_sub(OVERHEAD + header).clamp(1280, 65_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inner_mtu;
+
+    #[test]
+    fn mtus() {
+        assert_eq!(inner_mtu(1500, false), 1440);
+        assert_eq!(inner_mtu(1500, true), 1420);
+        assert_eq!(inner_mtu(9000, false), 8940);
+        assert_eq!(inner_mtu(600, false), 1280);
+        assert_eq!(inner_mtu(65_536, false), 65_000);
+    }
 }

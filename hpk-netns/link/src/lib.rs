@@ -21,7 +21,7 @@ mod mux;
 pub mod pki;
 #[cfg(feature = "server")]
 pub mod server;
-mod tls;
+pub mod tls;
 mod transport;
 
 pub use mux::LinkStream;

@@ -1,5 +1,7 @@
 //! The link over loopback: two real ends, a real supervisor socket that echoes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use hpk_api::link::{Hello, NetQuestion, NetUpdate};
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use hpk_link::server::{Events, LinkEvent, LinkServer, NetEvent, OpenError};

@@ -141,15 +141,15 @@ impl Engine {
             if ready.commands && !self.obey(&mut plain) {
                 return;
             }
-            if ready.tun && !self.from_pod(&mut frame, &mut plain) {
+            if ready.tun && !self.take_from_pod(&mut frame, &mut plain) {
                 // The pod's namespace is gone, and the pod with it.
                 return;
             }
             if ready.udp {
-                self.from_network(&mut frame, &mut plain);
+                self.take_from_network(&mut frame, &mut plain);
             }
             if ready.local {
-                self.from_neighbours(&mut frame);
+                self.take_from_neighbours(&mut frame);
             }
             if self.now.duration_since(self.ticked) >= TICK {
                 self.tick(&mut plain);
@@ -250,7 +250,7 @@ impl Engine {
 
     // ---- from the pod
 
-    fn from_pod(&mut self, frame: &mut [u8], scratch: &mut [u8]) -> bool {
+    fn take_from_pod(&mut self, frame: &mut [u8], scratch: &mut [u8]) -> bool {
         for _ in 0..TURN {
             let from = if self.vnet { 0 } else { vnet::LEN };
             let (Some(tun), Some(buffer)) = (&self.tun, frame.get_mut(from..)) else { return true };
@@ -347,8 +347,8 @@ impl Engine {
                     }
                     self.batch.commit(to, piece.len());
                 }
-                Some(tunnel) => match tunnel.encapsulate(&piece, self.batch.space(need)) {
-                    TunnResult::WriteToNetwork(message) => {
+                Some(tunnel) => {
+                    if let TunnResult::WriteToNetwork(message) = tunnel.encapsulate(&piece, self.batch.space(need)) {
                         // A handshake instead of the data (which waits inside) goes by itself.
                         let (len, handshake) = (message.len(), message.first() != Some(&4));
                         self.batch.commit(to, len);
@@ -356,8 +356,7 @@ impl Engine {
                             send_batch(&mut self.batch, &mut self.udp);
                         }
                     }
-                    _ => {}
-                },
+                }
             }
         }
         self.piece = piece;
@@ -369,7 +368,7 @@ impl Engine {
 
     // ---- from other nodes
 
-    fn from_network(&mut self, buffer: &mut [u8], plain: &mut [u8]) {
+    fn take_from_network(&mut self, buffer: &mut [u8], plain: &mut [u8]) {
         for _ in 0..TURN {
             let Some(Received { len, size, from }) = self.udp.receive(buffer) else { break };
             for datagram in buffer.get(..len).unwrap_or_default().chunks(size) {
@@ -509,7 +508,7 @@ impl Engine {
 
     // ---- from pods on this node
 
-    fn from_neighbours(&mut self, frame: &mut [u8]) {
+    fn take_from_neighbours(&mut self, frame: &mut [u8]) {
         for _ in 0..TURN {
             let Some(len) = self.local.as_ref().and_then(|l| l.receive(frame)) else { break };
             let Some(frame) = frame.get_mut(..len) else { break };

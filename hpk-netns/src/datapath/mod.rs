@@ -34,37 +34,37 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
-pub(crate) use policy::Cidr;
+pub use policy::Cidr;
 
 /// What a datapath is made for.
 #[derive(Debug)]
-pub(crate) struct Config<'a> {
+pub struct Config<'a> {
     /// The pod's addresses.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Ranges of all pods' addresses.
-    pub(crate) pod_range: Vec<Cidr>,
+    pub pod_range: Vec<Cidr>,
     /// This node's address towards others.
-    pub(crate) node_ip: IpAddr,
+    pub node_ip: IpAddr,
     /// Our user's folder on this node, for packets between its pods.
-    pub(crate) folder: &'a Path,
+    pub folder: &'a Path,
     /// No encryption.
-    pub(crate) plaintext: bool,
+    pub plaintext: bool,
 }
 
 /// A running datapath; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Datapath {
+pub struct Datapath {
     commands: mpsc::Sender<engine::Command>,
     wake: Arc<EventFd>,
     /// Where peers send to.
-    pub(crate) endpoint: SocketAddr,
+    pub endpoint: SocketAddr,
     /// WireGuard key, base64.
-    pub(crate) public_key: Option<String>,
+    pub public_key: Option<String>,
 }
 
 impl Datapath {
     /// Starts the thread. Questions to the kubelet go to `questions`.
-    pub(crate) fn start(config: Config<'_>, questions: tokio::sync::mpsc::Sender<NetQuestion>) -> io::Result<Self> {
+    pub fn start(config: Config<'_>, questions: tokio::sync::mpsc::Sender<NetQuestion>) -> io::Result<Self> {
         let udp = port::UdpPort::bind(config.node_ip)?;
         let endpoint = udp.address()?;
         let keys = if config.plaintext { None } else { Some(keys::Keys::generate()?) };
@@ -90,17 +90,17 @@ impl Datapath {
     }
 
     /// Packets flow from and to this TUN from now on.
-    pub(crate) fn attach(&self, fd: OwnedFd, vnet_hdr: bool) {
+    pub fn attach(&self, fd: OwnedFd, vnet_hdr: bool) {
         self.send(engine::Command::Tun { fd, vnet_hdr });
     }
 
     /// The link came up: all facts will be told again.
-    pub(crate) fn fresh(&self) {
+    pub fn fresh(&self) {
         self.send(engine::Command::Fresh);
     }
 
     /// A network fact.
-    pub(crate) fn learn(&self, fact: NetUpdate) {
+    pub fn learn(&self, fact: NetUpdate) {
         self.send(engine::Command::Fact(fact));
     }
 

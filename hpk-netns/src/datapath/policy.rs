@@ -10,14 +10,15 @@ use std::net::IpAddr;
 
 /// An address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cidr {
+pub struct Cidr {
     base: IpAddr,
     prefix: u8,
 }
 
 impl Cidr {
     /// `address/prefix`, or an address alone.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let (base, prefix) = match text.split_once('/') {
             Some((base, prefix)) => (base.parse::<IpAddr>().ok()?, Some(prefix.parse::<u8>().ok()?)),
             None => (text.parse::<IpAddr>().ok()?, None),
@@ -28,7 +29,8 @@ impl Cidr {
     }
 
     /// Whether it holds an address.
-    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.base, ip) {
             (IpAddr::V4(base), IpAddr::V4(ip)) => {
                 let shift = 32 - u32::from(self.prefix);

@@ -26,11 +26,6 @@ impl<'a> Segments<'a> {
         Self { packet: packet.get(..view.total).unwrap_or_default(), view: *view, size, next: view.payload, index: 0 }
     }
 
-    /// Length of all pieces but the last, headers included.
-    pub(crate) fn piece_len(&self) -> usize {
-        self.view.payload + self.size.min(self.view.total.saturating_sub(self.view.payload))
-    }
-
     /// Writes the next piece over `out`; false when there is none.
     pub(crate) fn write_next(&mut self, out: &mut Vec<u8>) -> bool {
         let total = self.packet.len();

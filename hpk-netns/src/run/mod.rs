@@ -59,7 +59,7 @@ impl LaunchError {
 }
 
 /// Runs the pod whose folder is `pod` and returns the exit code of the job.
-pub(crate) async fn run(pod: &Path) -> i32 {
+pub async fn run(pod: &Path) -> i32 {
     let job_id = std::env::var("SLURM_JOB_ID").ok();
     match launch(pod, job_id.as_deref()).await {
         Ok(code) => code,
@@ -109,8 +109,11 @@ async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals
         tun: plan.network.mode == NetworkMode::Overlay && Path::new("/dev/net/tun").exists(),
     };
     let argv = parent::command(plan, &parts);
-    let env = parent::environment(std::env::vars_os(), &[("HPK_NODE", hostname())]);
-    let network = crate::network::start(plan, &layout.pod, &layout.run, job_id);
+    let places = crate::network::Places { pod: &layout.pod, run: &layout.run, user: &layout.user };
+    let network = crate::network::start(plan, &places, job_id);
+    let mut own = vec![("HPK_NODE", hostname())];
+    own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
+    let env = parent::environment(std::env::vars_os(), &own);
     let child = child::start(&argv, &env).map_err(|source| LaunchError::Start {
         program: argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
         source,

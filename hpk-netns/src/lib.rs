@@ -1,0 +1,5 @@
+//! hpk-netns as a library: the parts that its `main` puts together, open to tests and measurements.
+
+pub mod datapath;
+pub mod network;
+pub mod run;
