@@ -12,9 +12,6 @@ use std::time::Duration;
 /// Times that a probe is tried while it cannot be made at all (upstream's maxProbeRetries).
 pub const ATTEMPTS: usize = 3;
 
-/// Time limit of an HTTP hook.
-const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Result of an exec probe's run.
 #[must_use]
 pub fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, LaunchError>) -> ProbeOutcome {
@@ -61,15 +58,13 @@ pub fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Resul
 }
 
 /// A hook over the network: only a request that could not be made is a failure, whatever the answer's status.
+/// Hooks have no time limit of their own; the grace period bounds preStop.
 ///
 /// # Errors
 /// The client's words.
 pub async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<(), HookFailure> {
-    match probe::run(handler, HOOK_TIMEOUT, context).await {
-        probe::Outcome::Success | probe::Outcome::Warning(_) => Ok(()),
-        probe::Outcome::Failure(text) if text.starts_with("HTTP probe failed with statuscode") => Ok(()),
-        probe::Outcome::Failure(error) | probe::Outcome::Unknown(error) => Err(HookFailure { error, output: String::new() }),
-    }
+    let done = probe::run_http_hook(handler, context).await;
+    done.map(drop).map_err(|error| HookFailure { error, output: String::new() })
 }
 
 /// Waits for an exec handler.
