@@ -10,6 +10,7 @@ pub mod slurm;
 pub mod pods;
 pub mod home;
 pub mod api;
+pub mod backend;
 pub mod supervisor;
 pub mod controller;
 pub mod watch;

@@ -5,6 +5,7 @@ use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, Registries, StoreConfig};
 use hpk_kubelet::api::events::Recorder;
+use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
@@ -13,6 +14,7 @@ use hpk_kubelet::slurm::client::Client as Slurm;
 use hpk_kubelet::slurm::request::Defaults;
 use hpk_kubelet::watch;
 use hpk_link::server::LinkServer;
+use hpk_server::{ServerConfig, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::HashMap;
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
         return hpk_images::helper::main();
     }
     let args = Args::parse();
-    tracing_subscriber::fmt().with_max_level(args.log).with_ansi(false).with_writer(std::io::stderr).init();
+    log_to_stderr(args.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -63,6 +65,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Our own crates at `level`; libraries only when they warn.
+fn log_to_stderr(level: tracing::Level) {
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let ours = ["hpk_kubelet", "hpk_images", "hpk_server", "hpk_link", "hpk_netfacts"];
+    let filter = Targets::new().with_default(tracing::Level::WARN.min(level)).with_targets(ours.map(|name| (name, level)));
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 
 async fn run(args: Args) -> Result<()> {
@@ -104,7 +118,21 @@ async fn run(args: Args) -> Result<()> {
         cluster: cluster.clone(),
     };
     let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
-    let (seen, _pods) = tokio::sync::watch::channel(Arc::new(HashMap::new()));
+    let (seen, pods) = tokio::sync::watch::channel(Arc::new(HashMap::new()));
+    let pki = PathBuf::from(&cluster.pki_dir);
+    let api = TcpListener::bind(cluster.kubelet_addr)
+        .await
+        .with_context(|| format!("cannot serve the kubelet API on {}", cluster.kubelet_addr))?;
+    let server = ServerConfig {
+        node_name: cluster.node_name.clone(),
+        tls: TlsFiles {
+            certificate: pki.join("kubelet-server.crt"),
+            key: pki.join("kubelet-server.key"),
+            client_ca: pki.join("ca.crt"),
+        },
+        client: client.clone(),
+    };
+    hpk_server::start(api, server, Arc::new(Kubelet::new(ctx.clone(), pods)))?;
     let controller = Controller::new(ctx, tx.clone(), seen);
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
     tokio::spawn(watch::links(link_events, tx.clone()));

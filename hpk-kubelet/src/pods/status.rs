@@ -251,18 +251,19 @@ fn settle(current: &mut api::ContainerState, verdict: &Verdict, input: &Input<'_
         return;
     }
     let never_ran = input.job.is_some_and(|j| j.started_at.is_none());
-    let (reason, message) = match verdict.containers {
-        Lost::NeverStarted => return,
+    let (exit_code, reason, message) = match verdict.containers {
+        // What container runtimes report when a process could not be started.
+        Lost::NeverStarted => (128, "StartError", verdict.message.as_str()),
         _ if unheard && never_ran => return,
-        Lost::OutOfMemory => ("OOMKilled", ""),
-        Lost::Unknown => ("ContainerStatusUnknown", "The container could not be located when the pod was terminated"),
+        Lost::OutOfMemory => (137, "OOMKilled", ""),
+        Lost::Unknown => (137, "ContainerStatusUnknown", "The container could not be located when the pod was terminated"),
     };
     let started_at = match current.state {
         RunState::Running { started_at } => Some(started_at),
         _ => None,
     };
     current.state = RunState::Terminated(Termination {
-        exit_code: 137,
+        exit_code,
         signal: None,
         reason: reason.to_owned(),
         message: message.to_owned(),

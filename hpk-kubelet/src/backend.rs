@@ -1,0 +1,114 @@
+//! The kubelet behind its HTTPS API: pods as the controller sees them, supervisors through the link.
+
+use crate::controller::Pods;
+use crate::controller::context::Context;
+use hpk_server::{Backend, NodeStats, SupervisorStream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What the kubelet API serves from.
+pub struct Kubelet {
+    ctx: Context,
+    pods: watch::Receiver<Arc<Pods>>,
+    started_at: Timestamp,
+}
+
+impl Kubelet {
+    /// A backend that reads the controller's published pods.
+    #[must_use]
+    pub fn new(ctx: Context, pods: watch::Receiver<Arc<Pods>>) -> Self {
+        Self { ctx, pods, started_at: Timestamp::now() }
+    }
+
+    fn all(&self) -> Arc<Pods> {
+        self.pods.borrow().clone()
+    }
+}
+
+impl Backend for Kubelet {
+    async fn pods(&self) -> Vec<Arc<Pod>> {
+        self.all().values().map(|p| p.pod.clone()).collect()
+    }
+
+    async fn find_pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let all = self.all();
+        let mut found = all.values().filter(|p| {
+            p.pod.metadata.namespace.as_deref() == Some(namespace) && p.pod.metadata.name.as_deref() == Some(name)
+        });
+        // While a deleted pod's job still ends, a new pod may bear its name: the living one is meant.
+        let first = found.next()?;
+        let living = std::iter::once(first).chain(found).find(|p| p.pod.metadata.deletion_timestamp.is_none());
+        Some(living.unwrap_or(first).pod.clone())
+    }
+
+    async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, String> {
+        match self.ctx.links.open_supervisor(uid).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn pod_folder(&self, uid: &str) -> PathBuf {
+        self.ctx.home.pod(uid)
+    }
+
+    async fn node_stats(&self) -> NodeStats {
+        NodeStats {
+            started_at: Some(self.started_at),
+            memory_capacity_bytes: self.ctx.node.borrow().capacity.memory_mib << 20,
+        }
+    }
+
+    async fn metrics(&self) -> String {
+        let all = self.all();
+        let linked = all.values().filter(|p| p.linked).count();
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, value: usize| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        };
+        gauge("hpk_kubelet_pods", "Pods bound to the node.", all.len());
+        gauge("hpk_kubelet_links", "Pods whose supervisor is linked.", linked);
+        let mut phases = std::collections::BTreeMap::<String, usize>::new();
+        for info in all.values() {
+            let phase = info.pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Unknown".to_owned());
+            *phases.entry(phase).or_default() += 1;
+        }
+        let name = "hpk_kubelet_pods_by_phase";
+        let _ = writeln!(text, "# HELP {name} Pods by phase.\n# TYPE {name} gauge");
+        for (phase, count) in phases {
+            let _ = writeln!(text, "{name}{{phase=\"{phase}\"}} {count}");
+        }
+        text
+    }
+
+    async fn healthy(&self) -> Result<(), String> {
+        // The controller's end of the channel lives exactly as long as its loop.
+        if self.pods.has_changed().is_err() {
+            return Err("the controller's loop has ended".to_owned());
+        }
+        Ok(())
+    }
+
+    fn configuration(&self) -> serde_json::Value {
+        serde_json::json!({
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "port": self.ctx.cluster.kubelet_addr.port(),
+            "address": self.ctx.cluster.kubelet_addr.ip(),
+            "clusterDomain": self.ctx.cluster.cluster_domain,
+            "clusterDNS": [self.ctx.cluster.dns_service_ip],
+            "maxPods": 2000,
+            "containerLogMaxSize": "10Mi",
+            "containerLogMaxFiles": self.ctx.settings.log_max_files,
+            "nodeLeaseDurationSeconds": 40,
+            "nodeStatusUpdateFrequency": "10s",
+            "nodeStatusReportFrequency": "5m0s",
+            "syncFrequency": "1m0s",
+            "enableServer": true,
+        })
+    }
+}
