@@ -2,6 +2,7 @@
 //! static busybox, and the control socket to look in. Nothing is faked but Slurm and Apptainer, which are not there.
 
 #![allow(dead_code, reason = "each test binary uses its share")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "how a test fails outside of a test function")]
 
 use hpk_api::control::{Answer, Request};
 use hpk_api::state::{ContainerState, PodState, RunState};
