@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::site;
 use crate::supervise::control::{self, Client, ControlError, Phase, Request, Snapshot};
 use crate::supervise::driver::Supervisor;
+use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::api::core::v1::Node;
@@ -46,6 +47,12 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
         Err(ControlError::NotRunning) => {}
         Err(e) => return Err(e.into()),
     }
+    // The supervisor's own lock says it surely: its socket may be gone and it not.
+    drop(lock_supervisor(&home)?);
+    let strays = strays::end(home.root());
+    if strays > 0 {
+        progress.done(&format!("{strays} programs of a supervisor that was killed ended"));
+    }
 
     let layout = prepare(&home, &args, &host, &progress)?;
     progress.done(&format!(
@@ -57,8 +64,14 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     finish(&home, client, &progress, timeout).await
 }
 
+/// Apptainer takes paths in lists separated by these.
+const NOT_IN_A_PATH: [char; 2] = [',', ':'];
+
 /// Decides and writes everything that the supervisor reads.
 fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Result<Layout> {
+    if home.root().display().to_string().contains(NOT_IN_A_PATH) {
+        bail!("HPK_HOME {}: its path must not contain a comma or a colon", home.root().display());
+    }
     let install = Install::from_env()?;
     let former: Option<ControlPlane> = read_json(&home.control_plane_json());
     let programs = programs(args, &install)?;
@@ -206,9 +219,7 @@ fn start_supervisor(home: &Home) -> Result<()> {
 pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
     // Not a session leader only when started by hand from a shell; that is fine too.
     let _ = nix::unistd::setsid();
-    let lock_path = home.run().join("supervisor.lock");
-    let lock = File::options().create(true).write(true).truncate(false).open(&lock_path)?;
-    lock.try_lock().with_context(|| format!("another supervisor holds {}", lock_path.display()))?;
+    let _lock = lock_supervisor(&home)?;
 
     let layout = Layout {
         cluster: need_json(&home.cluster_json())?,
@@ -224,6 +235,19 @@ pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
     let _ = std::fs::remove_file(home.supervisor_json());
     result?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Held by the supervisor for its life.
+fn lock_supervisor(home: &Home) -> Result<File> {
+    let path = home.run().join("supervisor.lock");
+    let lock = File::options().create(true).write(true).truncate(false).open(&path)?;
+    lock.try_lock().with_context(|| {
+        format!(
+            "another supervisor holds {}: if hpk down does not reach it, end the process hpk supervise",
+            path.display()
+        )
+    })?;
+    Ok(lock)
 }
 
 /// Says [`LISTENING`] on standard output and closes it.

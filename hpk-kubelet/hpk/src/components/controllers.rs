@@ -22,7 +22,6 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("tls-private-key-file", l.pki("kube-controller-manager-server.key")),
         ("client-ca-file", l.pki("ca.crt")),
         ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
-        ("authorization-always-allow-paths", String::new()),
         ("profiling", "false".into()),
         // The only one there can be: HPK_HOME is locked.
         ("leader-elect", "false".into()),
@@ -55,7 +54,6 @@ pub(super) fn scheduler(l: &Layout) -> Component {
         ("tls-private-key-file", l.pki("kube-scheduler-server.key")),
         ("client-ca-file", l.pki("ca.crt")),
         ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
-        ("authorization-always-allow-paths", String::new()),
     ]);
     let (program, args) = image::command(l, "kube-scheduler", args);
     service(l, "kube-scheduler", program, args, port)

@@ -2,6 +2,7 @@
 
 use super::Layout;
 use crate::decide::Programs;
+use crate::supervise::strays;
 use std::path::PathBuf;
 
 /// Program and arguments that start control plane program `name` with `args`.
@@ -16,6 +17,7 @@ pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>) -> (PathBu
                 .iter()
                 .map(ToString::to_string)
                 .collect();
+            wrapped.extend(["--env".into(), strays::mark(layout.home.root())]);
             wrapped.extend(["--bind".into(), format!("{home}:{home}")]);
             wrapped.extend([image.display().to_string(), format!("/bin/{name}")]);
             wrapped.extend(args);

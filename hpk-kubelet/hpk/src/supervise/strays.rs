@@ -1,0 +1,85 @@
+//! Ends programs that a killed supervisor left behind.
+//!
+//! The parent-death signal that [`super::process`] asks for does not survive Apptainer (the kernel clears it
+//! when credentials change), so programs in the image outlive a supervisor that got SIGKILL. They carry a
+//! mark in their environment by which the next `hpk up` knows them. hpk-kubelet gets no mark: its
+//! environment would reach the jobs that it submits, and those must go on.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Time for an orderly end of all of them, etcd's included.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// The mark of programs that belong to this HPK_HOME, as `NAME=value`.
+#[must_use]
+pub(crate) fn mark(home: &Path) -> String {
+    format!("HPK_SUPERVISED={}", home.display())
+}
+
+/// Ends every process of this user with the mark of `home`, and returns how many there were.
+/// Only for a caller who knows that no supervisor runs.
+#[must_use]
+pub(crate) fn end(home: &Path) -> usize {
+    let strays = find(&mark(home));
+    for stray in &strays {
+        let _ = pidfd_send_signal(stray, Signal::TERM);
+    }
+    let deadline = Instant::now() + GRACE;
+    for stray in &strays {
+        if !gone(stray, deadline.saturating_duration_since(Instant::now())) {
+            let _ = pidfd_send_signal(stray, Signal::KILL);
+            let _ = gone(stray, Duration::from_secs(1));
+        }
+    }
+    strays.len()
+}
+
+/// A descriptor of each, opened before its environment is read: it cannot come to mean another process.
+fn find(mark: &str) -> Vec<OwnedFd> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            // Other users' environments cannot be read.
+            let environ = std::fs::read(entry.path().join("environ")).ok()?;
+            environ.split(|b| *b == 0).any(|e| e == mark.as_bytes()).then_some(fd)
+        })
+        .collect()
+}
+
+/// Waits for the end of a process.
+fn gone(process: &OwnedFd, patience: Duration) -> bool {
+    let timeout = Timespec::try_from(patience).ok();
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn the_marked_are_ended_and_no_others() {
+        let home = tempfile::tempdir().unwrap();
+        let sleeper = |home: &Path| {
+            let (name, value) = mark(home).split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+            Command::new("sleep").arg("1000").env(name, value).spawn().unwrap()
+        };
+        let mut ours = sleeper(home.path());
+        let mut other = sleeper(&home.path().join("x"));
+        // Between fork and exec a process still has its parent's environment; spawn returns after exec.
+        assert_eq!(end(home.path()), 1);
+        assert!(!ours.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
