@@ -1,6 +1,27 @@
 //! Where things are: the user's HPK_HOME and the installation.
 
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// HPK_HOME cannot be had for this kubelet alone.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Another one has it.
+    #[error("another hpk-kubelet works on {0}: stop it first (hpk down)")]
+    Taken(PathBuf),
+    /// The file system's.
+    #[error("cannot lock {path}")]
+    Io {
+        /// Lock file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
 
 /// Folders below HPK_HOME.
 #[derive(Clone, Debug)]
@@ -38,6 +59,22 @@ impl Home {
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.root.join("pki")
+    }
+
+    /// Takes the home for this process: two kubelets would submit every pod twice.
+    ///
+    /// # Errors
+    /// Another kubelet has it.
+    pub fn lock(&self) -> Result<Flock<File>, LockError> {
+        let folder = self.root.join("run");
+        let path = folder.join("kubelet.lock");
+        let fail = |source| LockError::Io { path: path.clone(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fail)?;
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            nix::errno::Errno::EWOULDBLOCK => LockError::Taken(self.root.clone()),
+            error => LockError::Io { path: path.clone(), source: error.into() },
+        })
     }
 
     /// `registries.json`: the user's registry settings.

@@ -85,6 +85,7 @@ async fn run(args: Args) -> Result<()> {
     let text = std::fs::read_to_string(&args.cluster).with_context(|| format!("cannot read {}: run hpk up", args.cluster.display()))?;
     let cluster: ClusterConfig = serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
     let home = Home::of_cluster_file(&args.cluster);
+    let _lock = home.lock()?;
     let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
     let _ = rustls::crypto::ring::default_provider().install_default();
