@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Container output into CRI logs: our pump beside conmon, whole processes, taking turns.
+
+measure.py PUMP LINES: the two example programs of hpk-log, built for release.
+Input goes through pipes, logs to /dev/shm. Ours rotates at 10 MiB and keeps all files, so that every line can be
+counted; conmon does not rotate, because its size limit drops lines.
+"""
+import ctypes
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+PUMP, LINES = sys.argv[1:3]
+RUNS = int(os.environ.get("RUNS", "3"))
+CASES = [(100, 512), (16384, 1024), (2, 32)]
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def count(folder, pattern):
+    """Lines of all log files that are whole records."""
+    lines = 0
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as log:
+            while block := log.read(64 << 20):
+                lines += len(pattern.findall(block + log.readline()))
+    return lines
+
+
+RECORD = re.compile(rb"^\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d) stdout F .*$", re.M)
+
+
+def ours(folder, length, mib):
+    logs = os.path.join(folder, "logs")
+    out = subprocess.run([PUMP, logs, str(10 << 20), "1000000", LINES, str(length), str(mib), folder + "/cpu"],
+                         check=True, capture_output=True, text=True).stdout
+    seconds, cpu, read = out.split()
+    return float(seconds), float(cpu), int(read), count(logs, RECORD)
+
+
+def conmon(folder, length, mib):
+    """conmon with a runtime that only starts the writer; it reaps and reports as always."""
+    os.mkdir(folder + "/logs")
+    runtime = folder + "/runtime"
+    with open(runtime, "w") as script:
+        script.write(f"""#!/bin/sh
+for a; do case "$prev" in --pid-file) pidfile=$a;; esac; prev=$a; done
+case "$*" in *create*) {LINES} {length} {mib} {folder}/cpu </dev/null & echo -n $! >"$pidfile";; esac
+""")
+    os.chmod(runtime, 0o755)
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvp("conmon", ["conmon", "--cid", "x", "--cuuid", "x", "-r", runtime, "-b", folder, "-p", folder + "/pid",
+                             "-l", "k8s-file:" + folder + "/logs/0.log", "--exit-dir", folder, "--full-attach"])
+    cpu = 0.0
+    while True:
+        # The command itself forks; what it leaves behind comes to us, the subreaper.
+        try:
+            _, _, usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            break
+        cpu += usage.ru_utime + usage.ru_stime
+    seconds = time.monotonic() - began
+    with open(folder + "/cpu") as writer:
+        cpu -= float(writer.read())
+    block = (256 << 10) // length * length
+    return seconds, cpu, (mib << 20) // block * block, count(folder + "/logs", RECORD)
+
+
+def main():
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    print("## Logs\n")
+    print("Input MiB/s and CPU seconds per GiB of the program that writes the log, without the container's own; medians of "
+          f"{RUNS} runs that take turns. Ours rotates every 10 MiB.\n")
+    print("| lines of | hpk-log | conmon | ratio | CPU hpk-log | CPU conmon | ratio | lines kept by hpk-log |")
+    print("|---|---|---|---|---|---|---|---|")
+    for length, mib in CASES:
+        results = {ours: [], conmon: []}
+        kept = 1.0
+        for _ in range(RUNS):
+            for run, into in results.items():
+                folder = tempfile.mkdtemp(dir="/dev/shm", prefix="hpk-bench-logs.")
+                try:
+                    seconds, cpu, read, lines = run(folder, length, mib)
+                finally:
+                    shutil.rmtree(folder)
+                into.append((read / seconds / (1 << 20), cpu / (read / (1 << 30))))
+                if run is ours:
+                    kept = min(kept, lines * length / read)
+        (rate, cpu), (peer_rate, peer_cpu) = ([statistics.median(r[i] for r in into) for i in (0, 1)] for into in results.values())
+        print(f"| {length} B | {rate:.0f} | {peer_rate:.0f} | {rate / peer_rate:.1f}× | {cpu:.2f} | {peer_cpu:.2f} | "
+              f"{cpu / peer_cpu:.2f} | {kept:.0%} |", flush=True)
+
+
+main()
