@@ -14,6 +14,7 @@ use crate::control::request::DriverRequest;
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::perform::{Happening, Outcome, Performer};
+use crate::spec;
 use crate::status::StatusWriter;
 use hpk_api::control::{ControlError, ErrorCode};
 use hpk_api::plan::SandboxPlan;
@@ -164,7 +165,7 @@ impl Driver {
         tokio::task::spawn_blocking(move || {
             let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
                 crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
-                Ok(network)
+                Ok((network, spec::users(&plan, &paths)))
             });
             let _ = happenings.send(Happening::Sandbox(made));
         });
@@ -264,8 +265,12 @@ impl Driver {
                     self.events.push_back(Event::LogBytesLost(lost));
                 }
             }
-            Happening::Sandbox(Ok(Network { pod_ips, warning })) => {
-                self.performer.set_pod_ips(&pod_ips);
+            Happening::HookFellBack(message) => {
+                let reason = "LifecycleHTTPFallback".to_owned();
+                self.events.push_back(Event::Note { warning: true, reason, message, container: None });
+            }
+            Happening::Sandbox(Ok((Network { pod_ips, warning }, users))) => {
+                self.performer.sandbox_made(&pod_ips, users);
                 if let Some(message) = warning {
                     let reason = "NetworkNotReady".to_owned();
                     self.events.push_back(Event::Note { warning: true, reason, message, container: None });

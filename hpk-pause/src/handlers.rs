@@ -2,7 +2,7 @@
 //!
 //! Exec handlers run in the container ([`Joined`]); the others go over the network ([`crate::probe`]).
 
-use crate::probe::{self, ProbeContext};
+use crate::probe::{self, HookDone, ProbeContext};
 use crate::process::{Ended, Joined};
 use hpk_api::probe::Handler;
 use hpk_core::{HookFailure, ProbeOutcome};
@@ -62,9 +62,9 @@ pub fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Resul
 ///
 /// # Errors
 /// The client's words.
-pub async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<(), HookFailure> {
+pub async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<HookDone, HookFailure> {
     let done = probe::run_http_hook(handler, context).await;
-    done.map(drop).map_err(|error| HookFailure { error, output: String::new() })
+    done.map_err(|error| HookFailure { error, output: String::new() })
 }
 
 /// Waits for an exec handler.

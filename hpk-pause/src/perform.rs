@@ -6,9 +6,10 @@
 use crate::control::request::{AttachSession, ExecSession, LogSource, StatsSample, Stdio};
 use crate::handlers;
 use crate::paths::Paths;
-use crate::probe::ProbeContext;
+use crate::probe::{HookDone, ProbeContext};
 use crate::process::{self, Joined};
-use crate::spec::{Prepared, Specs};
+use crate::network::Network;
+use crate::spec::{Prepared, Specs, Users};
 use hpk_api::control::{ContainerStats, ControlError, ErrorCode, ExecOptions, Usage};
 use hpk_api::plan::{ContainerPlan, SandboxPlan, TerminationMessagePolicy};
 use hpk_api::probe::{Handler, Probe, ProbeKind};
@@ -51,10 +52,12 @@ pub enum Happening {
     Probed(ContainerIndex, u32, ProbeKind, ProbeOutcome),
     /// A hook's run ended.
     Hooked(ContainerIndex, u32, Hook, Result<(), HookFailure>),
+    /// An https hook was answered by plain http: text of the event LifecycleHTTPFallback.
+    HookFellBack(String),
     /// From the log's thread.
     Log(LogEvent),
-    /// Network and volumes: addresses and a warning, or why not.
-    Sandbox(Result<crate::network::Network, String>),
+    /// Network, volumes and the images' users, or why not.
+    Sandbox(Result<(Network, Users), String>),
 }
 
 /// What the core is to be told after an effect.
@@ -177,9 +180,9 @@ impl Performer {
         })
     }
 
-    /// The pod's addresses are known.
-    pub fn set_pod_ips(&mut self, ips: &[std::net::IpAddr]) {
-        self.specs.set_pod_ips(ips.to_vec());
+    /// The pod's addresses and users are known.
+    pub fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users) {
+        self.specs.sandbox_made(ips.to_vec(), users);
         if let Some(&first) = ips.first() {
             self.probes.pod_ip = first;
         }
@@ -488,7 +491,14 @@ impl Performer {
             }),
             handler => {
                 let context = self.probes.clone();
-                tokio::spawn(async move { report(handlers::network_hook(&handler, &context).await) })
+                let notes = self.happenings.clone();
+                tokio::spawn(async move {
+                    let done = handlers::network_hook(&handler, &context).await;
+                    if let Ok(HookDone { http_fallback: Some(text) }) = &done {
+                        let _ = notes.send(Happening::HookFellBack(text.clone()));
+                    }
+                    report(done.map(drop));
+                })
             }
         };
         self.keep_task(container, task.abort_handle());

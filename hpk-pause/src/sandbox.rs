@@ -8,7 +8,7 @@ use hpk_api::plan::{SandboxPlan, VolumePlan};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 /// Why the sandbox cannot be made.
@@ -62,6 +62,9 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
     hpk_sys::mounts::tmpfs(&paths.shm(), None, 0o1777)
         .map_err(|errno| SandboxError::Tmpfs { name: "/dev/shm".to_owned(), errno })?;
     for (name, volume) in &plan.volumes {
+        if let (VolumePlan::Kubelet { folder, read_only }, Some(group)) = (volume, plan.fs_group) {
+            own(&paths.kubelet_volume(folder), group, *read_only);
+        }
         let VolumePlan::EmptyDir { memory, size_limit } = volume else { continue };
         let dir = paths.empty_dir(name);
         match DirBuilder::new().mode(0o777).create(&dir) {
@@ -81,6 +84,24 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
         fs::set_permissions(&dir, Permissions::from_mode(mode)).map_err(at(&dir))?;
     }
     Ok(())
+}
+
+/// fsGroup for a volume that the kubelet has filled, as upstream's SetVolumeOwnership: the group owns it and may read
+/// (and write) it, new files inherit the group. Where the file system refuses (NFS), it stays as it was.
+fn own(path: &Path, group: u32, read_only: bool) {
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    let _ = lchown(path, None, Some(group));
+    if meta.is_symlink() {
+        return;
+    }
+    let mut mode = meta.permissions().mode() & 0o7777 | if read_only { 0o440 } else { 0o660 };
+    if meta.is_dir() {
+        mode |= 0o2110;
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            own(&entry.path(), group, read_only);
+        }
+    }
+    let _ = fs::set_permissions(path, Permissions::from_mode(mode));
 }
 
 fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {

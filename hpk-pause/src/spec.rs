@@ -1,6 +1,7 @@
 //! From a container's plan to a launch specification: volumes to paths, names to ids, placeholders to addresses.
 //!
-//! Pure but for the image's passwd and group files, which [`Users`] reads once per image and user.
+//! Pure but for the images' passwd and group files: [`users`] reads them before the first start, off the event loop;
+//! only a container that comes later has its own read at its start.
 
 use crate::paths::Paths;
 use hpk_api::plan::{ContainerPlan, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan};
@@ -26,12 +27,32 @@ pub struct Prepared {
     pub message_file: PathBuf,
 }
 
+/// Users by image folder and name or number.
+pub type Users = HashMap<(String, String), Result<User, String>>;
+
+/// Who each container of the pod runs as. Blocking: the images are on the shared file system.
+#[must_use]
+pub fn users(pod: &SandboxPlan, paths: &Paths) -> Users {
+    let all = pod.init_containers.iter().chain(&pod.containers);
+    all.map(user_key).map(|key| (key.clone(), resolve(paths, &key))).collect()
+}
+
+fn user_key(container: &ContainerPlan) -> (String, String) {
+    let security = &container.security;
+    let asked = security.user_name.clone().unwrap_or_else(|| security.uid.to_string());
+    (container.image_ref.folder.clone(), asked)
+}
+
+fn resolve(paths: &Paths, (image, user): &(String, String)) -> Result<User, String> {
+    hpk_sys::users::resolve(&paths.rootfs(image), user).map_err(|e| e.to_string())
+}
+
 /// What specifications of one pod have in common.
 #[derive(Debug)]
 pub struct Specs {
     paths: Paths,
     pod_ips: Vec<IpAddr>,
-    users: HashMap<(String, String), Result<User, String>>,
+    users: Users,
     seccomp: Option<Arc<Filter>>,
 }
 
@@ -46,9 +67,10 @@ impl Specs {
         Self { paths, pod_ips: Vec::new(), users: HashMap::new(), seccomp: None }
     }
 
-    /// The pod's addresses are known.
-    pub fn set_pod_ips(&mut self, ips: Vec<IpAddr>) {
+    /// The pod's addresses and users are known.
+    pub fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users) {
         self.pod_ips = ips;
+        self.users = users;
     }
 
     /// Resolves one container.
@@ -100,13 +122,8 @@ impl Specs {
 
     fn user(&mut self, pod: &SandboxPlan, container: &ContainerPlan) -> Result<User, LaunchFailure> {
         let security = &container.security;
-        let asked = security.user_name.clone().unwrap_or_else(|| security.uid.to_string());
-        let key = (container.image_ref.folder.clone(), asked);
-        let rootfs = self.paths.rootfs(&key.0);
-        let resolved = self
-            .users
-            .entry(key)
-            .or_insert_with_key(|(_, user)| hpk_sys::users::resolve(&rootfs, user).map_err(|e| e.to_string()));
+        let paths = &self.paths;
+        let resolved = self.users.entry(user_key(container)).or_insert_with_key(|key| resolve(paths, key));
         let mut user = resolved.clone().map_err(LaunchFailure::Create)?;
         if security.user_name.is_none() {
             user.uid = security.uid;
