@@ -15,6 +15,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 bin=$("$here/programs.sh" "$@")
 out=$(dirname "$bin")
+# A comment's change in this file packs once more; that takes half a minute.
 recipe=$(key_of "$here/build.sh")
 locked "$out"
 if [ "$(cat "$out/control-plane.sif.recipe" 2>/dev/null)" != "$recipe" ]; then
@@ -30,7 +31,7 @@ if [ "$(cat "$out/control-plane.sif.recipe" 2>/dev/null)" != "$recipe" ]; then
   echo 'root:x:0:' >"$tree/etc/group"
   touch "$tree"/etc/{hosts,resolv.conf,localtime}
   # lz4: several programs page in at once through one squashfuse each, and a
-  # start is bound by decompression (docs/adr/control-plane-image.md).
+  # start is bound by decompression (docs/adr/0005-control-plane-image.md).
   args=(build --mksquashfs-args '-comp lz4 -Xhc -b 131072' control-plane.sif.new tree)
   if command -v apptainer >/dev/null; then
     (cd "$out" && apptainer "${args[@]}") >"$out/pack.log" 2>&1

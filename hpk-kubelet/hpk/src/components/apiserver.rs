@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Pods of a node that is not heard of are evicted only after this time. A job goes on while the login
 /// node is being rebooted, so the Kubernetes default of 300 s would throw good work away
-/// (docs/adr/node-monitoring.md). Seconds; 30 days.
+/// (docs/adr/0006-node-monitoring.md). Seconds; 30 days.
 const TOLERATION_SECONDS: u64 = 30 * 24 * 3600;
 
 pub(super) fn component(l: &Layout) -> Component {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// The Node is called NotReady when its Lease is this old. Kubernetes' 50 s would take the endpoints of all
-/// services away whenever the login node is busy for a minute (docs/adr/node-monitoring.md).
+/// services away whenever the login node is busy for a minute (docs/adr/0006-node-monitoring.md).
 const NODE_MONITOR_GRACE: Duration = Duration::from_secs(300);
 
 pub(super) fn controller_manager(l: &Layout) -> Component {
@@ -32,6 +32,8 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("root-ca-file", l.pki("ca.crt")),
         ("cluster-signing-cert-file", l.pki("ca.crt")),
         ("cluster-signing-key-file", l.pki("ca.key")),
+        // Its default place is in the image and read-only.
+        ("flex-volume-plugin-dir", "/tmp/flexvolume".into()),
         // Pod addresses are the kubelet's to give.
         ("allocate-node-cidrs", "false".into()),
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
