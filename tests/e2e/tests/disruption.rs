@@ -1,15 +1,26 @@
-//! The kubelet is killed while pods run and finish. A test program of its own: cargo runs it alone, so
-//! nothing else depends on the kubelet meanwhile.
+//! The kubelet is killed while pods run and finish. A test program of its own, whose cases take turns: cargo
+//! runs it alone, so nothing else depends on the kubelet meanwhile.
 
 use hpk_e2e::{Namespace, PATIENCE, eventually, job_of, sacct, sx};
 use serde_json::json;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Held by the case that may hurt the kubelet.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Signals the kubelet; one that was killed a moment ago is waited for.
 fn signal_kubelet(signal: &str) {
-    sx("login", Some("alice"), &["pkill", signal, "-x", "hpk-kubelet"]).ok();
+    let pkill = ["pkill", signal, "-x", "hpk-kubelet"];
+    eventually("the kubelet runs", PATIENCE, || (sx("login", Some("alice"), &pkill).code == Some(0)).then_some(()));
 }
 
 #[test]
 fn kubelet_killed_while_pods_run_and_finish() {
+    let _turn = turn();
     let ns = Namespace::new("kill");
     ns.run_script("lives", "Always", "sleep 600");
     ns.run_script("good", "Never", "sleep 3; exit 0");
@@ -40,6 +51,7 @@ fn kubelet_killed_while_pods_run_and_finish() {
 
 #[test]
 fn pods_created_and_deleted_while_the_kubelet_is_away() {
+    let _turn = turn();
     let ns = Namespace::new("away");
     ns.run_script("old", "Always", "sleep 600");
     ns.wait_phase("old", "Running");
