@@ -49,7 +49,9 @@ show squeue -o '%.8i %.36j %.8T %.4C %.8m %.10M %N'
 show sacct -X -s CD -S now-10minutes -o jobid%8,jobname%40,state%12,elapsed,nodelist%8
 
 say "Logs: of a running container, of a Job's pods, of a container that crashed before."
-until k logs pair -c client 2>/dev/null | grep -q says; do sleep 0.2; done
+answered() { k logs pair -c client 2>/dev/null | grep -q says; }
+within 60 answered || { k logs pair -c client || true; die "two-containers: the client got no answer over localhost"; }
+phase "  ok: two-containers: the client reached the server over localhost"
 show kubectl -n demo logs pair -c client
 show kubectl -n demo logs -l example=job --prefix
 show kubectl -n demo logs crash --previous
