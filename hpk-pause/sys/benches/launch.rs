@@ -1,0 +1,227 @@
+//! Times of launch, join and reaping with real processes; bench/launch/run.sh runs it in a user namespace, beside the
+//! programs that it is held against.
+//!
+//! `launch ROOTFS SCRATCH` prints one `name microseconds` a line (medians). `launch reaper` and `launch orphans N` are
+//! the parts of the reaping measurement that are processes of their own.
+#![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use hpk_sys::join::{JoinSpec, Joiner};
+use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, Security, Upper};
+use hpk_sys::reap::{self, Poll, Reaper};
+use hpk_sys::signals;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RUNS: u32 = 200;
+const ORPHANS: u32 = 20_000;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["reaper"] => reaper(),
+        ["orphans", count] => orphans(count.parse().expect("a number")),
+        [rootfs, scratch] => measure(Path::new(rootfs), Path::new(scratch)),
+        // `cargo test --benches` and `cargo bench` without an image: nothing to measure, nothing broken.
+        _ => println!("usage: launch ROOTFS SCRATCH"),
+    }
+}
+
+fn spec(rootfs: &Path, upper: PathBuf, argv: &[&str]) -> LaunchSpec {
+    LaunchSpec {
+        name: "bench".to_owned(),
+        rootfs: rootfs.to_owned(),
+        upper: Upper::Dir(upper),
+        argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
+        env: vec![("PATH".to_owned(), "/bin".to_owned())],
+        working_dir: None,
+        mounts: Vec::new(),
+        shm: None,
+        security: Security::default(),
+        share_pid: false,
+        stdin: false,
+        tty: false,
+        rlimits: Vec::new(),
+        oom_score_adj: None,
+    }
+}
+
+fn wait(pid: Pid) {
+    let mut reaper = Reaper::new();
+    let set = {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGCHLD);
+        set
+    };
+    loop {
+        match reaper.poll() {
+            Poll::Reaped(reaped) if reaped.pid == pid => return,
+            Poll::Reaped(_) => {}
+            Poll::NoneEnded => {
+                set.wait().expect("SIGCHLD is blocked");
+            }
+            Poll::NoChildren => panic!("{pid} was not our child"),
+        }
+    }
+}
+
+fn median(name: &str, runs: u32, mut once: impl FnMut(u32) -> Duration) {
+    let mut times: Vec<Duration> = (0..runs).map(&mut once).collect();
+    times.sort();
+    let middle = times[times.len() / 2];
+    println!("{name} {:.0}", middle.as_secs_f64() * 1e6);
+    println!("{name}-best {:.0}", times[0].as_secs_f64() * 1e6);
+}
+
+fn measure(rootfs: &Path, scratch: &Path) {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block().expect("a mask");
+    let busybox = rootfs.join("bin/busybox");
+    median("spawn", RUNS, |_| {
+        let start = Instant::now();
+        Command::new(&busybox).arg("true").status().expect("true");
+        start.elapsed()
+    });
+    let mut native = Native::new().expect("a node");
+    let mut node = Native::new().expect("a node");
+    let mut launch = |upper: PathBuf, mounts: &[Mount], share_pid: bool| {
+        let mut spec = spec(rootfs, upper.clone(), &["true"]);
+        spec.mounts = mounts.to_vec();
+        spec.share_pid = share_pid;
+        let start = Instant::now();
+        let launched = node.launch(&spec).expect("a container");
+        wait(launched.pid);
+        let took = start.elapsed();
+        let _ = std::fs::remove_dir_all(upper);
+        took
+    };
+    median("launch", RUNS, |run| launch(scratch.join(format!("a{run}")), &[], false));
+    median("launch-shared-pid", RUNS, |run| launch(scratch.join(format!("s{run}")), &[], true));
+    let mut until_exec = |run: u32| {
+        let upper = scratch.join(format!("e{run}"));
+        let start = Instant::now();
+        let launched = native.launch(&spec(rootfs, upper.clone(), &["true"])).expect("a container");
+        let took = start.elapsed();
+        wait(launched.pid);
+        let _ = std::fs::remove_dir_all(upper);
+        took
+    };
+    median("launch-until-exec", RUNS, &mut until_exec);
+    let volume = scratch.join("volume");
+    std::fs::create_dir_all(&volume).expect("a volume");
+    let mounts: Vec<Mount> = (0..50)
+        .map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) })
+        .collect();
+    median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, false));
+
+    let Launched { pid, pidfd, io } = native
+        .launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"]))
+        .expect("a container");
+    let joiner = Joiner::new().expect("a joiner");
+    let join = JoinSpec {
+        argv: vec!["true".to_owned()],
+        env: vec![("PATH".to_owned(), "/bin".to_owned())],
+        working_dir: None,
+        security: Security::default(),
+        own_pid: true,
+        stdin: false,
+        tty: false,
+        size: (0, 0),
+        oom_score_adj: None,
+    };
+    median("join", RUNS, |_| {
+        let start = Instant::now();
+        let session = joiner.start(pidfd.as_fd(), &join).and_then(|s| s.wait()).expect("a session");
+        wait(session.pid);
+        start.elapsed()
+    });
+    signals::send(pidfd.as_fd(), libc::SIGKILL).expect("a signal");
+    wait(pid);
+    drop(io);
+
+    let own = std::env::current_exe().expect("our path");
+    for (name, program, args) in [
+        ("drain", own.clone(), vec!["reaper"]),
+        ("drain-tini", PathBuf::from("tini"), vec!["-s", "--"]),
+    ] {
+        let mut command = Command::new(program);
+        command.args(args);
+        if name != "drain" {
+            command.arg(&own).args(["orphans", &ORPHANS.to_string()]);
+        }
+        median(name, 5, |_| drain(&mut command));
+    }
+}
+
+/// Time from SIGCONT of a stopped reaper with all its zombies to the end of the last of them.
+fn drain(command: &mut Command) -> Duration {
+    let mut reaper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a reaper");
+    let mut lines = BufReader::new(reaper.stdout.take().expect("a pipe")).lines();
+    let last: i32 = lines.next().expect("a line").expect("text").parse().expect("the last orphan");
+    let pid = Pid::from_raw(i32::try_from(reaper.id()).expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("a signal");
+    writeln!(reaper.stdin.as_mut().expect("a pipe"), "go").expect("a word");
+    let done = lines.next().expect("a line").expect("text");
+    assert_eq!(done, "orphaned");
+    let start = Instant::now();
+    kill(pid, Signal::SIGCONT).expect("a signal");
+    while kill(Pid::from_raw(last), None).is_ok() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let took = start.elapsed();
+    drop(reaper.stdin.take());
+    reaper.wait().expect("its end");
+    took
+}
+
+/// Makes zombies and, when told, ends their parent, so that they go to the nearest reaper. Ends when its input does.
+fn orphans(count: u32) {
+    // SAFETY: this process has one thread.
+    let maker = unsafe { libc::fork() };
+    let mut input = BufReader::new(std::io::stdin()).lines();
+    if maker == 0 {
+        let mut last = 0;
+        for _ in 0..count {
+            // SAFETY: one thread; the child ends at once.
+            last = unsafe { libc::fork() };
+            if last == 0 {
+                // SAFETY: does not return.
+                unsafe { libc::_exit(0) };
+            }
+            assert!(last > 0, "no more processes");
+        }
+        println!("{last}");
+        input.next();
+        std::process::exit(0);
+    }
+    let mut status = 0;
+    // SAFETY: the status lives across the call.
+    assert_eq!(unsafe { libc::waitpid(maker, &raw mut status, 0) }, maker);
+    println!("orphaned");
+    input.next();
+}
+
+/// What the supervisor does with orphans, and nothing else.
+fn reaper() {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block().expect("a mask");
+    reap::become_subreaper().expect("a subreaper");
+    let own = std::env::current_exe().expect("our path");
+    let holder = Command::new(own).args(["orphans", &ORPHANS.to_string()]).spawn().expect("a holder");
+    let holder = Pid::from_raw(i32::try_from(holder.id()).expect("a pid"));
+    let mut reaper = Reaper::new();
+    loop {
+        set.wait().expect("a signal");
+        while let Poll::Reaped(reaped) = reaper.poll() {
+            if reaped.pid == holder {
+                return;
+            }
+        }
+    }
+}
