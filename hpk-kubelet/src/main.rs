@@ -5,8 +5,8 @@ use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, Registries, StoreConfig};
 use hpk_kubelet::api::events::Recorder;
-use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::api::node::{self, NodeFacts};
+use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::home::{Home, Install};
@@ -74,7 +74,8 @@ fn log_to_stderr(level: tracing::Level) {
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let ours = ["hpk_kubelet", "hpk_images", "hpk_server", "hpk_link", "hpk_netfacts"];
-    let filter = Targets::new().with_default(tracing::Level::WARN.min(level)).with_targets(ours.map(|name| (name, level)));
+    let filter =
+        Targets::new().with_default(tracing::Level::WARN.min(level)).with_targets(ours.map(|name| (name, level)));
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
@@ -82,8 +83,10 @@ fn log_to_stderr(level: tracing::Level) {
 async fn run(args: Args) -> Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
-    let text = std::fs::read_to_string(&args.cluster).with_context(|| format!("cannot read {}: run hpk up", args.cluster.display()))?;
-    let cluster: ClusterConfig = serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
+    let text = std::fs::read_to_string(&args.cluster)
+        .with_context(|| format!("cannot read {}: run hpk up", args.cluster.display()))?;
+    let cluster: ClusterConfig =
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
     let home = Home::of_cluster_file(&args.cluster);
     let _lock = home.lock()?;
     let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
@@ -97,9 +100,9 @@ async fn run(args: Args) -> Result<()> {
         registries: Registries::load(&home.registries())?,
         apptainer: None,
     })?;
-    let listener = TcpListener::bind(cluster.link_addr)
-        .await
-        .with_context(|| format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr))?;
+    let listener = TcpListener::bind(cluster.link_addr).await.with_context(|| {
+        format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr)
+    })?;
     let (links, link_events) = LinkServer::start(listener, cluster.link_addr, &home.pki())?;
     let facts = NodeFacts::measure(&slurm).await;
     tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
@@ -111,7 +114,7 @@ async fn run(args: Args) -> Result<()> {
         install,
         slurm: slurm.clone(),
         images: images.clone(),
-        links,
+        links: links.clone(),
         node,
         defaults: Arc::new(Defaults { memory_mib: args.default_memory, ..Defaults::default() }),
         settings: Arc::default(),
@@ -136,7 +139,13 @@ async fn run(args: Args) -> Result<()> {
     hpk_server::start(api, server, Arc::new(Kubelet::new(ctx.clone(), pods)))?;
     let controller = Controller::new(ctx, tx.clone(), seen);
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
-    tokio::spawn(watch::links(link_events, tx.clone()));
+    tokio::spawn(watch::links(link_events.links, tx.clone()));
+    tokio::spawn(hpk_netfacts::run(hpk_netfacts::Config {
+        client: client.clone(),
+        links,
+        events: link_events.net,
+        pod_cidr: cluster.pod_cidr.clone(),
+    }));
     tokio::spawn(watch::pods(client, cluster.node_name, tx));
     controller.run(events, stop).await;
     Ok(())
@@ -144,7 +153,8 @@ async fn run(args: Args) -> Result<()> {
 
 async fn api_client(cluster: &ClusterConfig) -> Result<Client> {
     let path = PathBuf::from(&cluster.pki_dir).join("kubelet.kubeconfig");
-    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}: run hpk up", path.display()))?;
+    let kubeconfig =
+        Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}: run hpk up", path.display()))?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }

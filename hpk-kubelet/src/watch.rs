@@ -2,7 +2,7 @@
 
 use crate::controller::{Event, Sender};
 use futures::{StreamExt, TryStreamExt};
-use hpk_link::server::Events;
+use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
@@ -45,7 +45,10 @@ pub async fn pods(client: Client, node: String, tx: Sender) {
 #[must_use]
 pub fn services(client: Client) -> Store<Service> {
     let (reader, writer) = reflector::store();
-    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    let stream = watcher(Api::<Service>::all(client), watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects();
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
         loop {
@@ -59,15 +62,11 @@ pub fn services(client: Client) -> Store<Service> {
     reader
 }
 
-/// Links' events to the controller; what networks ask is read so that no link is held up.
-pub async fn links(mut events: Events, tx: Sender) {
-    loop {
-        tokio::select! {
-            event = events.links.recv() => match event {
-                Some(event) => if tx.send(Event::Link(event)).await.is_err() { return },
-                None => return,
-            },
-            event = events.net.recv() => if event.is_none() { return },
+/// Links' events to the controller.
+pub async fn links(mut events: tokio::sync::mpsc::Receiver<LinkEvent>, tx: Sender) {
+    while let Some(event) = events.recv().await {
+        if tx.send(Event::Link(event)).await.is_err() {
+            return;
         }
     }
 }

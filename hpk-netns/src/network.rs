@@ -79,6 +79,7 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         node: crate::run::hostname(),
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
+        pod_ips: plan.network.pod_ips.clone(),
     };
     let mtu = running.map(|_| pod_mtu(node_ip));
     let config = ClientConfig {

@@ -48,6 +48,7 @@ fn pod(uid: &str, credentials: PathBuf, supervisor: PathBuf) -> Pod {
         node: "c1".to_owned(),
         datapath: None,
         public_key: None,
+        pod_ips: Vec::new(),
     };
     let (events_in, events) = mpsc::channel(64);
     let (questions, asked) = mpsc::channel(64);

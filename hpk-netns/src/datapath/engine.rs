@@ -226,6 +226,8 @@ impl Engine {
                 self.pipeline.services_changed();
             }
             NetUpdate::Policy(facts) => self.pipeline.policy = Policy::compile(&facts),
+            // The control side's.
+            NetUpdate::Relays(_) => {}
             NetUpdate::Peer { ip, endpoint, public_key } => self.meet(ip, endpoint, public_key.as_deref(), scratch),
         }
     }

@@ -53,7 +53,13 @@ pub struct Hello {
     /// WireGuard public key (base64) of this pod's datapath.
     #[serde(default)]
     pub public_key: Option<String>,
+    /// The pod's addresses, when the network is an overlay.
+    #[serde(default)]
+    pub pod_ips: Vec<IpAddr>,
 }
+
+/// The link of the control plane's member of the pod network: in place of a pod's UID.
+pub const MEMBER: &str = "member";
 
 /// The kubelet's answer to [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +118,20 @@ pub enum NetUpdate {
     ServicesSynced,
     /// The policies that select this pod, compiled; replaces the former ones.
     Policy(PolicyFacts),
+    /// To the control plane's member ([`MEMBER`]) only: its whole set of relays.
+    Relays(Vec<Relay>),
+}
+
+/// A service endpoint outside of the pod network (the API server, CoreDNS, a host-network pod): the member listens on
+/// one of its own ports for it, and datapaths are told that port as the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Port of the member's pod address.
+    pub port: u16,
+    /// Where it leads, in the login node's own network.
+    pub target: SocketAddr,
 }
 
 /// One Service as the datapath needs it.

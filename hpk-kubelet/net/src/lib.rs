@@ -1,0 +1,19 @@
+//! What the pods' datapaths must know of the cluster.
+//!
+//! ```text
+//!  API server ─ watches ─▶ ┐                       ┌─▶ peers: address ─▶ datapath and key (when asked, and when it changes)
+//!  links ─ Up, Asked ────▶ ┴ World (pure) ─▶ pushes┼─▶ services: ClusterIP and port ─▶ endpoints (to all)
+//!                                                  ├─▶ policies: compiled for each pod (to it alone)
+//!                                                  └─▶ relays (to the control plane's member)
+//! ```
+//! [`world::World`] decides and is pure; [`run`] watches and pushes. It allocates nothing to pods: addresses come with
+//! the links that use them.
+
+pub mod policies;
+pub mod range;
+pub mod relays;
+pub mod services;
+mod watch;
+pub mod world;
+
+pub use watch::{Config, run};

@@ -1,0 +1,164 @@
+//! A Service and its EndpointSlices as the datapath needs them. Pure.
+//!
+//! <https://kubernetes.io/docs/reference/networking/virtual-ips/>: ready endpoints; when none is ready, those that still
+//! serve while they terminate. One Node stands for the whole cluster, so internalTrafficPolicy Local means all.
+
+use hpk_api::link::{Protocol, ServiceFacts, ServicePort};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+/// ClientIP affinity when the Service does not say how long, seconds.
+const AFFINITY: u32 = 10_800;
+
+/// Label that names an EndpointSlice's service.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The facts; None for a Service without a ClusterIP (headless, ExternalName). `place` says where an endpoint is found
+/// by the datapath.
+pub fn compile<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    mut place: impl FnMut(Protocol, SocketAddr) -> Option<SocketAddr>,
+) -> Option<ServiceFacts> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let listed = spec.cluster_ips.clone().unwrap_or_default();
+    let texts = if listed.is_empty() { spec.cluster_ip.clone().into_iter().collect() } else { listed };
+    let cluster_ips: Vec<IpAddr> = texts.iter().filter_map(|t| t.parse().ok()).collect();
+    if cluster_ips.is_empty() {
+        return None;
+    }
+    let mut ports = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else { continue };
+        let name = port.name.as_deref().unwrap_or_default();
+        let found = endpoints(slices.clone(), name, protocol);
+        let endpoints = found.into_iter().filter_map(|e| place(protocol, e)).collect();
+        ports.push(ServicePort { protocol, port: number, endpoints });
+    }
+    let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
+    let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+    let affinity_seconds = sticky.then(|| seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY));
+    Some(ServiceFacts { key: key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref()), cluster_ips, affinity_seconds, ports })
+}
+
+/// `<namespace>/<name>`.
+#[must_use]
+pub fn key(namespace: Option<&str>, name: Option<&str>) -> String {
+    format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+}
+
+/// The service that a slice belongs to.
+#[must_use]
+pub fn owner(slice: &EndpointSlice) -> Option<String> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some(key(slice.metadata.namespace.as_deref(), Some(name)))
+}
+
+fn endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, name: &str, wanted: Protocol) -> BTreeSet<SocketAddr> {
+    let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
+    for slice in slices {
+        let named = slice.ports.iter().flatten().filter(|p| {
+            p.name.as_deref().unwrap_or_default() == name && protocol(p.protocol.as_deref()) == Some(wanted)
+        });
+        for port in named.filter_map(|p| u16::try_from(p.port?).ok()) {
+            for endpoint in slice.endpoints.iter().flatten() {
+                let (is_ready, is_serving) = endpoint.conditions.as_ref().map_or((true, true), |c| {
+                    // Absent means true (ready), and serving follows ready.
+                    let ready = c.ready.unwrap_or(true);
+                    (ready, c.serving.unwrap_or(ready))
+                });
+                let addresses = endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port));
+                if is_ready {
+                    ready.extend(addresses);
+                } else if is_serving {
+                    serving.extend(addresses);
+                }
+            }
+        }
+    }
+    if ready.is_empty() { serving } else { ready }
+}
+
+/// TCP when not said.
+#[must_use]
+pub fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn service(spec: serde_json::Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "s"}, "spec": spec})).unwrap()
+    }
+
+    fn slice(ports: serde_json::Value, endpoints: serde_json::Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "d", "name": "s-x", "labels": {SERVICE_NAME: "s"}},
+            "addressType": "IPv4", "ports": ports, "endpoints": endpoints
+        }))
+        .unwrap()
+    }
+
+    fn facts(spec: serde_json::Value, slices: &[EndpointSlice]) -> Option<ServiceFacts> {
+        compile(&service(spec), slices.iter(), |_, e| Some(e))
+    }
+
+    #[test]
+    fn named_ports_meet_their_own_endpoints() {
+        let slices = [slice(
+            json!([{"name": "a", "port": 8080}, {"name": "b", "port": 53, "protocol": "UDP"}]),
+            json!([{"addresses": ["10.244.0.2"]}, {"addresses": ["10.244.0.1"], "conditions": {"ready": true}}]),
+        )];
+        let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 53, "protocol": "UDP"}, {"name": "c", "port": 9}]});
+        let f = facts(spec, &slices).unwrap();
+        assert_eq!(f.key, "d/s");
+        let shown: Vec<_> = f.ports.iter().map(|p| (p.port, p.protocol, p.endpoints.len())).collect();
+        assert_eq!(shown, [(80, Protocol::Tcp, 2), (53, Protocol::Udp, 2), (9, Protocol::Tcp, 0)]);
+        assert_eq!(f.ports[0].endpoints[0], "10.244.0.1:8080".parse().unwrap());
+    }
+
+    #[test]
+    fn the_unready_are_left_out_until_none_is_ready() {
+        let ports = json!([{"port": 80}]);
+        let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+        let going = json!({"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+        let dead = json!({"addresses": ["10.244.0.4"], "conditions": {"ready": false, "serving": false}});
+        let well = json!({"addresses": ["10.244.0.5"], "conditions": {"ready": true}});
+        let ips = |endpoints| facts(spec.clone(), &[slice(ports.clone(), endpoints)]).unwrap().ports[0].endpoints.iter().map(|e| e.ip().to_string()).collect::<Vec<_>>();
+        assert_eq!(ips(json!([going, dead, well])), ["10.244.0.5"]);
+        assert_eq!(ips(json!([going, dead])), ["10.244.0.3"]);
+        assert!(ips(json!([dead])).is_empty());
+    }
+
+    #[test]
+    fn without_cluster_ip_there_is_nothing_to_translate() {
+        assert_eq!(facts(json!({"clusterIP": "None", "ports": [{"port": 80}]}), &[]), None);
+        assert_eq!(facts(json!({"type": "ExternalName", "externalName": "x"}), &[]), None);
+        assert_eq!(facts(json!({"ports": [{"port": 80}]}), &[]), None);
+    }
+
+    #[test]
+    fn affinity() {
+        let with = |extra: serde_json::Value| {
+            let mut spec = json!({"clusterIP": "10.96.0.7", "ports": []});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            facts(spec, &[]).unwrap().affinity_seconds
+        };
+        assert_eq!(with(json!({})), None);
+        assert_eq!(with(json!({"sessionAffinity": "ClientIP"})), Some(10_800));
+        assert_eq!(with(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}})), Some(5));
+    }
+}

@@ -1,0 +1,224 @@
+//! The edge: watches and links in, pushes out. One task owns the [`World`].
+
+use crate::policies::{Labels, PodInfo};
+use crate::services;
+use crate::world::{Push, To, World};
+use futures::stream::BoxStream;
+use futures::StreamExt;
+use hpk_link::server::{LinkServer, NetEvent};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long changes of pods and policies are gathered before policies are compiled anew.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often relays without a use are dropped.
+const TIDY: Duration = Duration::from_secs(600);
+
+/// What it runs with.
+pub struct Config {
+    /// A client that may list and watch services, EndpointSlices, NetworkPolicies, pods and namespaces.
+    pub client: Client,
+    /// The links.
+    pub links: LinkServer,
+    /// Their events.
+    pub events: mpsc::Receiver<NetEvent>,
+    /// Range of pod addresses.
+    pub pod_cidr: String,
+}
+
+enum Change {
+    Service(Box<Service>, bool),
+    Slice(Box<EndpointSlice>, bool),
+    Policy(Box<NetworkPolicy>, bool),
+    Namespace(Box<Namespace>, bool),
+    Pod(Box<Pod>, bool),
+}
+
+/// Keeps the pods' datapaths informed, until the links end.
+pub async fn run(config: Config) {
+    let Config { client, links, mut events, pod_cidr } = config;
+    let mut world = World::new(&pod_cidr);
+    let mut changes = futures::stream::select_all([
+        changes::<Service>(client.clone(), |o, live| Change::Service(Box::new(o), live)),
+        changes::<EndpointSlice>(client.clone(), |o, live| Change::Slice(Box::new(o), live)),
+        changes::<NetworkPolicy>(client.clone(), |o, live| Change::Policy(Box::new(o), live)),
+        changes::<Namespace>(client.clone(), |o, live| Change::Namespace(Box::new(o), live)),
+        changes::<Pod>(client, |o, live| Change::Pod(Box::new(o), live)),
+    ]);
+    let mut compile_at = None;
+    let mut tidy = tokio::time::interval(TIDY);
+    loop {
+        let due = compile_at.unwrap_or_else(|| tokio::time::Instant::now() + Duration::from_secs(3600));
+        let pushes = tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => on_link(&mut world, &event),
+                None => return,
+            },
+            Some(change) = changes.next() => {
+                let policies = !matches!(change, Change::Service(..) | Change::Slice(..));
+                if policies && compile_at.is_none() {
+                    compile_at = Some(tokio::time::Instant::now() + GATHER);
+                }
+                on_change(&mut world, change)
+            }
+            () = tokio::time::sleep_until(due), if compile_at.is_some() => {
+                compile_at = None;
+                world.policies()
+            }
+            _ = tidy.tick() => {
+                world.tidy();
+                Vec::new()
+            }
+        };
+        for Push { to, facts } in pushes {
+            match to {
+                To::All => links.broadcast(&facts).await,
+                To::One(uid) => links.push(&uid, &facts).await,
+            }
+        }
+    }
+}
+
+fn on_link(world: &mut World, event: &NetEvent) -> Vec<Push> {
+    match event {
+        NetEvent::Up { hello } => world.up(hello),
+        NetEvent::Subscribed { uid } => world.subscribed(uid),
+        NetEvent::Asked { uid, question } => world.asked(uid, question).into_iter().collect(),
+        NetEvent::Down { uid } => {
+            world.down(uid);
+            Vec::new()
+        }
+    }
+}
+
+fn on_change(world: &mut World, change: Change) -> Vec<Push> {
+    match change {
+        Change::Service(s, true) => world.service(*s),
+        Change::Service(s, false) => world.service_gone(&services::key(s.namespace().as_deref(), s.metadata.name.as_deref())),
+        Change::Slice(s, true) => world.slice(*s),
+        Change::Slice(s, false) => world.slice_gone(&s),
+        Change::Policy(p, live) => {
+            if live {
+                world.policy(*p);
+            } else {
+                world.policy_gone(&services::key(p.namespace().as_deref(), p.metadata.name.as_deref()));
+            }
+            Vec::new()
+        }
+        Change::Namespace(n, live) => {
+            if live {
+                world.namespace(&n.name_any(), n.labels().clone());
+            } else {
+                world.namespace_gone(&n.name_any());
+            }
+            Vec::new()
+        }
+        Change::Pod(pod, live) => {
+            let uid = pod.uid().unwrap_or_default();
+            if live {
+                world.pod(&uid, pod_info(&pod));
+                return Vec::new();
+            }
+            world.pod_gone(&uid)
+        }
+    }
+}
+
+fn pod_info(pod: &Pod) -> PodInfo {
+    let labels: Labels = pod.labels().clone();
+    let status = pod.status.as_ref();
+    let over = status.and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
+    let ips = status.and_then(|s| s.pod_ips.as_ref()).filter(|_| !over);
+    let ips = ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+    let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let ports = containers.flat_map(|c| c.ports.iter().flatten()).filter_map(|p| {
+        Some((p.name.clone()?, services::protocol(p.protocol.as_deref())?, u16::try_from(p.container_port).ok()?))
+    });
+    PodInfo { namespace: pod.namespace().unwrap_or_default(), labels, ips, ports: ports.collect() }
+}
+
+/// Additions and deletions of one kind, for ever; what vanished while a watch was broken counts as deleted.
+fn changes<K>(client: Client, wrap: fn(K, bool) -> Change) -> BoxStream<'static, Change>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+{
+    let events = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+    let state = (Box::pin(events), Known::<K>::default());
+    futures::stream::unfold(state, |(mut events, mut known)| async move {
+        let event = events.next().await?;
+        let changes = known.apply(event);
+        Some((changes, (events, known)))
+    })
+    .flat_map(move |changes| futures::stream::iter(changes.into_iter().map(move |(object, live)| wrap(object, live))))
+    .boxed()
+}
+
+/// What a watch has seen: to find what is missing after a new list.
+struct Known<K> {
+    seen: HashMap<String, K>,
+    listed: Option<HashMap<String, K>>,
+}
+
+impl<K> Default for Known<K> {
+    fn default() -> Self {
+        Self { seen: HashMap::new(), listed: None }
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone> Known<K> {
+    fn apply(&mut self, event: watcher::Result<watcher::Event<K>>) -> Vec<(K, bool)> {
+        match event {
+            Ok(watcher::Event::Init) => {
+                self.listed = Some(HashMap::new());
+                Vec::new()
+            }
+            Ok(watcher::Event::InitApply(mut object)) => {
+                trim(&mut object);
+                let key = identity(&object);
+                if let Some(listed) = &mut self.listed {
+                    listed.insert(key, object.clone());
+                }
+                vec![(object, true)]
+            }
+            Ok(watcher::Event::InitDone) => {
+                let listed = self.listed.take().unwrap_or_default();
+                let before = std::mem::replace(&mut self.seen, listed);
+                before.into_iter().filter(|(key, _)| !self.seen.contains_key(key)).map(|(_, object)| (object, false)).collect()
+            }
+            Ok(watcher::Event::Apply(mut object)) => {
+                trim(&mut object);
+                self.seen.insert(identity(&object), object.clone());
+                vec![(object, true)]
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                self.seen.remove(&identity(&object));
+                vec![(object, false)]
+            }
+            Err(error) => {
+                tracing::warn!(kind = %K::kind(&()), %error, "watch");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// By name, as the world knows them; pods by UID, since one that was deleted and made again is another.
+fn identity<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    if K::kind(&()) == "Pod" {
+        return object.meta().uid.clone().unwrap_or_default();
+    }
+    services::key(object.meta().namespace.as_deref(), object.meta().name.as_deref())
+}
+
+fn trim<K: Resource<DynamicType = ()>>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+    object.meta_mut().annotations = None;
+}
+

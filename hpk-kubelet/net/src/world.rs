@@ -1,0 +1,402 @@
+//! All that is known, and who must be told what of it. Pure: events in, pushes out.
+//!
+//! A peer is remembered when its link goes down: the link is not the datapath, and a pod lives on without the kubelet.
+//! It is forgotten when its pod is.
+
+use crate::policies::{self, Cluster, Labels, PodInfo};
+use crate::range::Range;
+use crate::relays::Relays;
+use crate::services;
+use hpk_api::link::{Hello, MEMBER, NetQuestion, NetUpdate, PolicyFacts, ServiceFacts};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+/// To whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Every subscribed link.
+    All,
+    /// One link, by pod UID.
+    One(String),
+}
+
+/// What is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// To whom.
+    pub to: To,
+    /// In this order.
+    pub facts: Vec<NetUpdate>,
+}
+
+/// A pod's datapath, as its link said.
+#[derive(Clone, Debug)]
+struct Peer {
+    ips: Vec<IpAddr>,
+    endpoint: Option<std::net::SocketAddr>,
+    key: Option<String>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub struct World {
+    pod_range: Option<Range>,
+    services: BTreeMap<String, Service>,
+    slices: HashMap<String, BTreeMap<String, EndpointSlice>>,
+    compiled: BTreeMap<String, ServiceFacts>,
+    relays: Relays,
+    relays_told: Vec<hpk_api::link::Relay>,
+    policies: BTreeMap<String, NetworkPolicy>,
+    pods: BTreeMap<String, PodInfo>,
+    namespaces: BTreeMap<String, Labels>,
+    policy_told: HashMap<String, PolicyFacts>,
+    peers: HashMap<String, Peer>,
+    by_ip: HashMap<IpAddr, String>,
+    /// Who asked for an address, and is told when its owner changes.
+    askers: HashMap<IpAddr, BTreeSet<String>>,
+    subscribed: HashSet<String>,
+}
+
+impl World {
+    /// `pod_cidr`: endpoints within are peers, others go through the member.
+    #[must_use]
+    pub fn new(pod_cidr: &str) -> Self {
+        let pod_range = Range::parse(pod_cidr);
+        let member = pod_range.map_or(IpAddr::from([0_u8; 4]), |r| r.first());
+        Self {
+            pod_range,
+            services: BTreeMap::new(),
+            slices: HashMap::new(),
+            compiled: BTreeMap::new(),
+            relays: Relays::new(member),
+            relays_told: Vec::new(),
+            policies: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            policy_told: HashMap::new(),
+            peers: HashMap::new(),
+            by_ip: HashMap::new(),
+            askers: HashMap::new(),
+            subscribed: HashSet::new(),
+        }
+    }
+
+    // ---- services
+
+    /// A Service was made or changed.
+    pub fn service(&mut self, service: Service) -> Vec<Push> {
+        let key = services::key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
+        self.services.insert(key.clone(), service);
+        self.recompile(&key)
+    }
+
+    /// A Service is gone.
+    pub fn service_gone(&mut self, key: &str) -> Vec<Push> {
+        self.services.remove(key);
+        self.recompile(key)
+    }
+
+    /// An EndpointSlice was made or changed.
+    pub fn slice(&mut self, slice: EndpointSlice) -> Vec<Push> {
+        let Some(owner) = services::owner(&slice) else { return Vec::new() };
+        let name = slice.metadata.name.clone().unwrap_or_default();
+        self.slices.entry(owner.clone()).or_default().insert(name, slice);
+        self.recompile(&owner)
+    }
+
+    /// An EndpointSlice is gone.
+    pub fn slice_gone(&mut self, slice: &EndpointSlice) -> Vec<Push> {
+        let Some(owner) = services::owner(slice) else { return Vec::new() };
+        if let Some(all) = self.slices.get_mut(&owner) {
+            all.remove(slice.metadata.name.as_deref().unwrap_or_default());
+            if all.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        self.recompile(&owner)
+    }
+
+    fn recompile(&mut self, key: &str) -> Vec<Push> {
+        let none = BTreeMap::new();
+        let slices = self.slices.get(key).unwrap_or(&none);
+        let (relays, range) = (&mut self.relays, self.pod_range);
+        let facts = self.services.get(key).and_then(|service| {
+            services::compile(service, slices.values(), |protocol, target| {
+                if range.is_some_and(|r| r.contains(target.ip())) { Some(target) } else { relays.stand_in(protocol, target) }
+            })
+        });
+        let mut pushes = Vec::new();
+        // The member listens before anybody is sent to it.
+        let all = self.relays.all();
+        if all != self.relays_told {
+            self.relays_told.clone_from(&all);
+            if self.subscribed.contains(MEMBER) {
+                pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![NetUpdate::Relays(all)] });
+            }
+        }
+        match facts {
+            Some(facts) if self.compiled.get(key) == Some(&facts) => {}
+            Some(facts) => {
+                self.compiled.insert(key.to_owned(), facts.clone());
+                pushes.push(Push { to: To::All, facts: vec![NetUpdate::Service(facts)] });
+            }
+            None => {
+                if self.compiled.remove(key).is_some() {
+                    pushes.push(Push { to: To::All, facts: vec![NetUpdate::ServiceGone { key: key.to_owned() }] });
+                }
+            }
+        }
+        pushes
+    }
+
+    /// Forgets relays that no service leads to any more. Not at each change: a target that is away for a moment
+    /// (a control plane that restarts) keeps its listener.
+    pub fn tidy(&mut self) {
+        let used: HashSet<_> = self
+            .compiled
+            .values()
+            .flat_map(|s| s.ports.iter().flat_map(|p| p.endpoints.iter().map(|e| (p.protocol, *e))))
+            .collect();
+        self.relays.retain(|protocol, at| used.contains(&(protocol, at)));
+    }
+
+    // ---- policies
+
+    /// A NetworkPolicy was made or changed.
+    pub fn policy(&mut self, policy: NetworkPolicy) {
+        let key = services::key(policy.metadata.namespace.as_deref(), policy.metadata.name.as_deref());
+        self.policies.insert(key, policy);
+    }
+
+    /// A NetworkPolicy is gone.
+    pub fn policy_gone(&mut self, key: &str) {
+        self.policies.remove(key);
+    }
+
+    /// A Namespace's labels.
+    pub fn namespace(&mut self, name: &str, labels: Labels) {
+        self.namespaces.insert(name.to_owned(), labels);
+    }
+
+    /// A Namespace is gone.
+    pub fn namespace_gone(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    /// A pod was made or changed. Addresses of its link are better known than those of its status.
+    pub fn pod(&mut self, uid: &str, mut info: PodInfo) {
+        if let Some(peer) = self.peers.get(uid).filter(|p| !p.ips.is_empty()) {
+            info.ips.clone_from(&peer.ips);
+        }
+        self.pods.insert(uid.to_owned(), info);
+    }
+
+    /// A pod is gone: its peers forget it.
+    pub fn pod_gone(&mut self, uid: &str) -> Vec<Push> {
+        self.pods.remove(uid);
+        self.policy_told.remove(uid);
+        let Some(peer) = self.peers.remove(uid) else { return Vec::new() };
+        for all in self.askers.values_mut() {
+            all.remove(uid);
+        }
+        let mut pushes = Vec::new();
+        for ip in peer.ips {
+            if self.by_ip.get(&ip).is_some_and(|u| u == uid) {
+                self.by_ip.remove(&ip);
+                pushes.extend(self.tell_askers(ip));
+            }
+        }
+        self.askers.retain(|_, all| !all.is_empty());
+        pushes
+    }
+
+    /// Policies anew for every subscribed pod; only what changed is pushed. To be called a moment after a burst of
+    /// changes of pods, namespaces and policies.
+    pub fn policies(&mut self) -> Vec<Push> {
+        let subscribed: Vec<String> = self.subscribed.iter().cloned().collect();
+        subscribed.into_iter().filter_map(|uid| self.policy_of(&uid, false)).collect()
+    }
+
+    fn policy_of(&mut self, uid: &str, always: bool) -> Option<Push> {
+        let pod = self.pods.get(uid)?;
+        let cluster = Cluster { pods: &self.pods, namespaces: &self.namespaces };
+        let facts = policies::compile(pod, self.policies.values(), cluster);
+        let none = PolicyFacts::default();
+        let told = self.policy_told.get(uid).unwrap_or(&none);
+        if !always && *told == facts {
+            return None;
+        }
+        self.policy_told.insert(uid.to_owned(), facts.clone());
+        Some(Push { to: To::One(uid.to_owned()), facts: vec![NetUpdate::Policy(facts)] })
+    }
+
+    // ---- links
+
+    /// A link came up: where the pod's datapath is.
+    pub fn up(&mut self, hello: &Hello) -> Vec<Push> {
+        let uid = hello.pod_uid.clone();
+        self.subscribed.remove(&uid);
+        let peer = Peer { ips: hello.pod_ips.clone(), endpoint: hello.datapath, key: hello.public_key.clone() };
+        for ip in &peer.ips {
+            self.by_ip.insert(*ip, uid.clone());
+        }
+        if let Some(pod) = self.pods.get_mut(&uid) {
+            pod.ips.clone_from(&peer.ips);
+        }
+        let ips = peer.ips.clone();
+        self.peers.insert(uid, peer);
+        ips.into_iter().filter_map(|ip| self.tell_askers(ip)).collect()
+    }
+
+    /// A link's facts stream stands: it is told everything.
+    pub fn subscribed(&mut self, uid: &str) -> Vec<Push> {
+        self.subscribed.insert(uid.to_owned());
+        let mut facts = Vec::with_capacity(self.compiled.len() + 3);
+        if uid == MEMBER {
+            facts.push(NetUpdate::Relays(self.relays_told.clone()));
+        }
+        facts.extend(self.policy_of(uid, true).into_iter().flat_map(|p| p.facts));
+        facts.extend(self.compiled.values().cloned().map(NetUpdate::Service));
+        facts.push(NetUpdate::ServicesSynced);
+        vec![Push { to: To::One(uid.to_owned()), facts }]
+    }
+
+    /// A link is down.
+    pub fn down(&mut self, uid: &str) {
+        self.subscribed.remove(uid);
+    }
+
+    /// A question. None: nobody knows; the datapath asks again.
+    pub fn asked(&mut self, uid: &str, question: &NetQuestion) -> Option<Push> {
+        let ip = match question {
+            NetQuestion::Peer { ip } => *ip,
+            NetQuestion::PeerByKey { public_key } => {
+                *self.peers.values().find(|p| p.key.as_ref() == Some(public_key))?.ips.first()?
+            }
+        };
+        self.askers.entry(ip).or_default().insert(uid.to_owned());
+        Some(Push { to: To::One(uid.to_owned()), facts: vec![self.peer_fact(ip)] })
+    }
+
+    fn peer_fact(&self, ip: IpAddr) -> NetUpdate {
+        let peer = self.by_ip.get(&ip).and_then(|uid| self.peers.get(uid));
+        NetUpdate::Peer { ip, endpoint: peer.and_then(|p| p.endpoint), public_key: peer.and_then(|p| p.key.clone()) }
+    }
+
+    fn tell_askers(&self, ip: IpAddr) -> Option<Push> {
+        // One push each would do as well; most addresses have few askers, and pushes are cheap.
+        let askers = self.askers.get(&ip)?;
+        let fact = self.peer_fact(ip);
+        match askers.len() {
+            0 => None,
+            1 => Some(Push { to: To::One(askers.first()?.clone()), facts: vec![fact] }),
+            _ => Some(Push { to: To::All, facts: vec![fact] }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn hello(uid: &str, ip: &str, port: u16, key: &str) -> Hello {
+        Hello {
+            version: 1,
+            pod_uid: uid.into(),
+            job_id: String::new(),
+            node: String::new(),
+            datapath: Some(([10, 77, 0, 11], port).into()),
+            public_key: Some(key.into()),
+            pod_ips: vec![ip.parse().unwrap()],
+        }
+    }
+
+    fn service(name: &str, ip: &str) -> Service {
+        serde_json::from_value(json!({"metadata": {"namespace": "d", "name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 443}]}})).unwrap()
+    }
+
+    fn slice(name: &str, ip: &str) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "d", "name": format!("{name}-1"), "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"port": 6443}], "endpoints": [{"addresses": [ip]}]
+        }))
+        .unwrap()
+    }
+
+    fn endpoints(pushes: &[Push]) -> Vec<String> {
+        pushes
+            .iter()
+            .flat_map(|p| &p.facts)
+            .filter_map(|f| match f {
+                NetUpdate::Service(s) => Some(s.ports.iter().flat_map(|p| p.endpoints.iter().map(ToString::to_string)).collect::<Vec<_>>()),
+                _ => None,
+            })
+            .flatten()
+            .collect()
+    }
+
+    #[test]
+    fn an_endpoint_outside_goes_through_the_member_which_hears_first() {
+        let mut w = World::new("10.244.0.0/16");
+        w.subscribed(MEMBER);
+        assert!(w.slice(slice("api", "10.77.0.1")).is_empty(), "no service yet");
+        let pushes = w.service(service("api", "10.96.0.1"));
+        let NetUpdate::Relays(relays) = &pushes[0].facts[0] else { panic!("{pushes:?}") };
+        assert_eq!(relays[0].target, "10.77.0.1:6443".parse().unwrap());
+        assert_eq!(endpoints(&pushes), [format!("10.244.0.1:{}", relays[0].port)]);
+        assert!(w.slice(slice("api", "10.77.0.1")).is_empty(), "nothing new, nothing said");
+        let pushes = w.slice(slice("api", "10.244.3.3"));
+        assert_eq!(endpoints(&pushes), ["10.244.3.3:6443"]);
+        let gone = w.service_gone("d/api");
+        assert_eq!(gone[0].facts, [NetUpdate::ServiceGone { key: "d/api".into() }]);
+    }
+
+    #[test]
+    fn a_subscriber_is_told_everything_and_that_it_was_everything() {
+        let mut w = World::new("10.244.0.0/16");
+        w.service(service("a", "10.96.0.1"));
+        w.service(service("b", "10.96.0.2"));
+        w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
+        let facts = &w.subscribed("u")[0].facts;
+        assert!(matches!(facts[..], [NetUpdate::Policy(_), NetUpdate::Service(_), NetUpdate::Service(_), NetUpdate::ServicesSynced]), "{facts:?}");
+    }
+
+    #[test]
+    fn who_asked_hears_of_changes() {
+        let mut w = World::new("10.244.0.0/16");
+        w.up(&hello("a", "10.244.1.1", 1, "ka"));
+        let ip = "10.244.1.2".parse().unwrap();
+        let fact = |push: Option<Push>| match push.unwrap().facts[0].clone() {
+            NetUpdate::Peer { endpoint, public_key, .. } => (endpoint.map(|e| e.port()), public_key),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(fact(w.asked("a", &NetQuestion::Peer { ip })), (None, None));
+        let told = w.up(&hello("b", "10.244.1.2", 2, "kb"));
+        assert_eq!(told[0].to, To::One("a".into()));
+        assert_eq!(fact(told.into_iter().next()), (Some(2), Some("kb".into())));
+        // By key, the other way round.
+        assert_eq!(fact(w.asked("b", &NetQuestion::PeerByKey { public_key: "ka".into() })), (Some(1), Some("ka".into())));
+        assert!(w.asked("b", &NetQuestion::PeerByKey { public_key: "?".into() }).is_none());
+        // A link that goes down is not a pod that is gone.
+        w.down("b");
+        assert_eq!(fact(w.asked("a", &NetQuestion::Peer { ip })).0, Some(2));
+        assert_eq!(fact(w.pod_gone("b").into_iter().next()), (None, None));
+    }
+
+    #[test]
+    fn policies_are_pushed_when_they_change() {
+        let mut w = World::new("10.244.0.0/16");
+        w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
+        w.subscribed("u");
+        assert!(w.policies().is_empty());
+        w.policy(serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "deny"}, "spec": {"podSelector": {}}})).unwrap());
+        assert_eq!(w.policies().len(), 1);
+        assert!(w.policies().is_empty());
+        w.policy_gone("d/deny");
+        assert_eq!(w.policies().len(), 1);
+    }
+}
