@@ -70,7 +70,13 @@ impl Home {
         let path = folder.join("kubelet.lock");
         let fail = |source| LockError::Io { path: path.clone(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fail)?;
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail)?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
             nix::errno::Errno::EWOULDBLOCK => LockError::Taken(self.root.clone()),
             error => LockError::Io { path: path.clone(), source: error.into() },

@@ -4,13 +4,13 @@
 //! The controller's one task owns all state; everything that waits is a task that sends it an event.
 //! It decides nothing about a running pod: that is the supervisor's part.
 
+pub mod api;
+pub mod backend;
+pub mod controller;
+pub mod home;
+pub mod pods;
 pub mod quantity;
 pub mod render;
 pub mod slurm;
-pub mod pods;
-pub mod home;
-pub mod api;
-pub mod backend;
 pub mod supervisor;
-pub mod controller;
 pub mod watch;

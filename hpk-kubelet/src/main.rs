@@ -133,6 +133,7 @@ async fn run(args: Args) -> Result<()> {
             certificate: pki.join("kubelet-server.crt"),
             key: pki.join("kubelet-server.key"),
             client_ca: pki.join("ca.crt"),
+            front_proxy_ca: Some(pki.join("front-proxy-ca.crt")),
         },
         client: client.clone(),
     };

@@ -32,9 +32,7 @@ pub fn value_of(quantity: &Quantity) -> u64 {
 fn scaled(text: &str, factor: u128) -> Option<u64> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() {
@@ -44,9 +42,7 @@ fn scaled(text: &str, factor: u128) -> Option<u64> {
     let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
     let (multiplier, divisor) = suffix_ratio(suffix)?;
     let numerator = digits.checked_mul(multiplier)?.checked_mul(factor)?;
-    let denominator = 10_u128
-        .checked_pow(u32::try_from(fraction.len()).ok()?)?
-        .checked_mul(divisor)?;
+    let denominator = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?.checked_mul(divisor)?;
     u64::try_from(numerator.div_ceil(denominator)).ok()
 }
 

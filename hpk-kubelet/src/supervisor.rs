@@ -4,7 +4,7 @@ use hpk_api::control::{Answer, ControlError, Greeting, MAX_LINE, Reply, Request}
 use hpk_api::state::PodState;
 use serde::Serialize;
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// A request that was not answered.
 #[derive(Debug, Error)]

@@ -96,7 +96,8 @@ fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
 fn field_path(pod: &Pod, name: &str) -> String {
     let spec = pod.spec.as_ref();
     let init = spec.and_then(|s| s.init_containers.as_ref()).is_some_and(|l| l.iter().any(|c| c.name == name));
-    let ephemeral = spec.and_then(|s| s.ephemeral_containers.as_ref()).is_some_and(|l| l.iter().any(|c| c.name == name));
+    let ephemeral =
+        spec.and_then(|s| s.ephemeral_containers.as_ref()).is_some_and(|l| l.iter().any(|c| c.name == name));
     let list = match (init, ephemeral) {
         (true, _) => "initContainers",
         (_, true) => "ephemeralContainers",
@@ -120,7 +121,8 @@ async fn post_all(client: Client, node: String, mut incoming: mpsc::Receiver<(Ob
         known.retain(|_, p| p.last.elapsed() < SAME);
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let key = (about.uid.clone(), about.field_path.clone(), note.warning, note.reason.clone(), note.message.clone());
+        let key =
+            (about.uid.clone(), about.field_path.clone(), note.warning, note.reason.clone(), note.message.clone());
         let at = Time(note.at.unwrap_or_else(Timestamp::now));
         if let Some(posted) = known.get_mut(&key) {
             posted.count += 1;
@@ -147,7 +149,15 @@ async fn post_all(client: Client, node: String, mut incoming: mpsc::Receiver<(Ob
     }
 }
 
-async fn post(api: &Api<Event>, namespace: &str, node: &str, name: &str, about: &ObjectReference, note: &Note, at: &Time) -> Result<(), Error> {
+async fn post(
+    api: &Api<Event>,
+    namespace: &str,
+    node: &str,
+    name: &str,
+    about: &ObjectReference,
+    note: &Note,
+    at: &Time,
+) -> Result<(), Error> {
     let event = Event {
         count: Some(1),
         first_timestamp: Some(at.clone()),
@@ -155,7 +165,11 @@ async fn post(api: &Api<Event>, namespace: &str, node: &str, name: &str, about: 
         involved_object: about.clone(),
         // The API refuses longer ones.
         message: Some(note.message.chars().take(1024).collect()),
-        metadata: ObjectMeta { name: Some(name.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
         reason: Some(note.reason.clone()),
         reporting_component: Some("kubelet".to_owned()),
         reporting_instance: Some(node.to_owned()),
@@ -185,9 +199,10 @@ mod tests {
 
     #[test]
     fn paths_name_the_list() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "c"}],
+        let pod: Pod =
+            serde_json::from_value(json!({"spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "c"}],
             "ephemeralContainers": [{"name": "e"}]}}))
-        .expect("pod");
+            .expect("pod");
         assert_eq!(field_path(&pod, "i"), "spec.initContainers{i}");
         assert_eq!(field_path(&pod, "c"), "spec.containers{c}");
         assert_eq!(field_path(&pod, "e"), "spec.ephemeralContainers{e}");

@@ -52,7 +52,12 @@ pub type Tokens = BTreeMap<TokenKey, Token>;
 ///
 /// # Errors
 /// An object that could not be asked for. One that does not exist is left out instead.
-pub async fn sources(client: &Client, pod: &Pod, all_services: &[Arc<Service>], tokens: &mut Tokens) -> Result<Sources, FetchError> {
+pub async fn sources(
+    client: &Client,
+    pod: &Pod,
+    all_services: &[Arc<Service>],
+    tokens: &mut Tokens,
+) -> Result<Sources, FetchError> {
     let references = References::of(pod);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut found = Sources::default();

@@ -75,7 +75,13 @@ async fn apptainer_version() -> Option<String> {
 }
 
 /// Keeps the Node and its lease for ever. The facts go to `facts` as they change.
-pub async fn keep(client: Client, cluster: ClusterConfig, slurm: Slurm, images: ImageStore, facts: watch::Sender<NodeFacts>) {
+pub async fn keep(
+    client: Client,
+    cluster: ClusterConfig,
+    slurm: Slurm,
+    images: ImageStore,
+    facts: watch::Sender<NodeFacts>,
+) {
     tokio::spawn(keep_lease(client.clone(), cluster.node_name.clone()));
     let nodes: Api<Node> = Api::all(client);
     let system = system_info();
@@ -190,10 +196,18 @@ const DECLARED_FEATURES: &[&str] = &["ExtendWebSocketsToKubelet", "RestartAllCon
 /// Images told in the status (upstream's nodeStatusMaxImages).
 const MAX_IMAGES: usize = 50;
 
-fn status(cluster: &ClusterConfig, facts: &NodeFacts, system: &SystemInfo, images: &[StoredImage], posted: Option<&NodeStatus>) -> Value {
+fn status(
+    cluster: &ClusterConfig,
+    facts: &NodeFacts,
+    system: &SystemInfo,
+    images: &[StoredImage],
+    posted: Option<&NodeStatus>,
+) -> Value {
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let condition = |kind: &str, status: &str, reason: &str, message: &str| -> NodeCondition {
-        let old = posted.and_then(|p| p.conditions.as_ref()).and_then(|l| l.iter().find(|c| c.type_ == kind && c.status == status));
+        let old = posted
+            .and_then(|p| p.conditions.as_ref())
+            .and_then(|l| l.iter().find(|c| c.type_ == kind && c.status == status));
         NodeCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),

@@ -75,7 +75,11 @@ impl Context {
     /// The node's network for hostNetwork pods, else the cluster's mode.
     #[must_use]
     pub fn network_mode(&self, pod: &Pod) -> NetworkMode {
-        if pod.spec.as_ref().and_then(|s| s.host_network) == Some(true) { NetworkMode::Host } else { self.cluster.network_mode }
+        if pod.spec.as_ref().and_then(|s| s.host_network) == Some(true) {
+            NetworkMode::Host
+        } else {
+            self.cluster.network_mode
+        }
     }
 
     /// Facts for the downward API.

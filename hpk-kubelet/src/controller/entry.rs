@@ -2,10 +2,10 @@
 
 use super::prepare::Memory;
 use crate::pods::folder::{Progress, Record};
+use crate::pods::phase;
 use crate::pods::plan::Image;
 use crate::pods::reconcile::{Stage, Stopping, View};
 use crate::pods::status::{self, Waiting};
-use crate::pods::phase;
 use crate::slurm::job::Job;
 use crate::slurm::pace::Interest;
 use hpk_api::plan::SandboxPlan;
@@ -156,14 +156,18 @@ impl Entry {
     #[must_use]
     pub fn view(&self, now: Instant) -> View {
         let meta = self.pod.as_ref().map(|p| &p.metadata);
-        let deleting = meta.filter(|m| m.deletion_timestamp.is_some()).map(|m| {
-            m.deletion_grace_period_seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(0)
-        });
+        let deleting = meta
+            .filter(|m| m.deletion_timestamp.is_some())
+            .map(|m| m.deletion_grace_period_seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(0));
         let age = |at: Option<Instant>| at.map(|t| now.saturating_duration_since(t));
         View {
             in_api: self.pod.is_some(),
             deleting,
-            terminal: self.pod.as_ref().and_then(|p| p.status.as_ref()).is_some_and(|s| phase::is_terminal(s.phase.as_deref())),
+            terminal: self
+                .pod
+                .as_ref()
+                .and_then(|p| p.status.as_ref())
+                .is_some_and(|s| phase::is_terminal(s.phase.as_deref())),
             refused: false,
             stage: self.stage,
             job: self.job.as_ref().map(|j| (j.state, j.is_gone())),
@@ -192,7 +196,11 @@ impl Entry {
         Some(match &self.job {
             Some(job) if job.state.is_over() => Interest::Ending(age),
             Some(job) if job.state == crate::slurm::job::JobState::Running => {
-                if self.link.is_some() { Interest::Linked } else { Interest::Unlinked(age) }
+                if self.link.is_some() {
+                    Interest::Linked
+                } else {
+                    Interest::Unlinked(age)
+                }
             }
             _ => Interest::Pending(age),
         })

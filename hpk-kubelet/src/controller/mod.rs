@@ -20,7 +20,7 @@ use crate::api::events::Note;
 use crate::pods::address::Pool;
 use crate::pods::folder::{self, Progress, Record};
 use crate::pods::reconcile::{self, Stage, Step};
-use crate::pods::status;
+use crate::pods::status::{self, Waiting};
 use crate::slurm::client::SlurmError;
 use crate::slurm::job::{Job, JobState};
 use crate::slurm::pace;
@@ -379,7 +379,10 @@ impl Controller {
             match self.pool.as_mut().and_then(Pool::take) {
                 Some(ip) => entry.record.pod_ips = vec![ip],
                 None => {
-                    let text = format!("no free pod address in {}: it can be enlarged in cluster.json", self.ctx.cluster.pod_cidr);
+                    let text = format!(
+                        "no free pod address in {}: it can be enlarged in cluster.json",
+                        self.ctx.cluster.pod_cidr
+                    );
                     self.ctx.recorder.pod(&pod, Note::warning("FailedCreatePodSandBox", text));
                     entry.retry_at = Some(Instant::now() + Duration::from_secs(20));
                     self.later(uid, Duration::from_secs(20));
@@ -426,7 +429,9 @@ impl Controller {
             entry.stage = Stage::New;
             entry.retry_at = Some(Instant::now() + Duration::from_secs(20));
             if let Some(pod) = &entry.pod {
-                self.ctx.recorder.pod(pod, Note::warning("FailedSubmit", format!("cannot write the pod's folder: {error}")));
+                self.ctx
+                    .recorder
+                    .pod(pod, Note::warning("FailedSubmit", format!("cannot write the pod's folder: {error}")));
             }
             self.advance(uid);
             return;
@@ -442,6 +447,7 @@ impl Controller {
             Ok(id) => {
                 tracing::info!(pod = %format!("{}/{}", entry.record.pod.namespace, entry.record.pod.name), job = %id, "job submitted");
                 entry.submit_error = None;
+                entry.held.clear();
                 entry.record.progress = Progress::Submitted;
                 entry.record.job_id = Some(id);
                 entry.stage = Stage::Submitted;
@@ -471,6 +477,9 @@ impl Controller {
                 if let Some(pod) = &entry.pod {
                     self.ctx.recorder.pod(pod, Note::warning("FailedSubmit", text.clone()));
                 }
+                let waiting = Waiting { reason: "SlurmSubmitFailed".to_owned(), message: text.clone() };
+                let containers = entry.pod.iter().filter_map(|p| p.spec.as_ref()).flat_map(|s| &s.containers);
+                entry.held = containers.map(|c| (c.name.clone(), waiting.clone())).collect();
                 entry.submit_error = Some(text);
             }
         }
@@ -500,7 +509,11 @@ impl Controller {
         entry.refreshing = true;
         let memory = entry.memory.take().unwrap_or_default();
         let known = entry.images.clone();
-        tasks::refresh(&self.ctx, &self.tx, tasks::Refresh { pod, record: entry.record.clone(), plan, sent: entry.sent.clone(), known, memory });
+        tasks::refresh(
+            &self.ctx,
+            &self.tx,
+            tasks::Refresh { pod, record: entry.record.clone(), plan, sent: entry.sent.clone(), known, memory },
+        );
     }
 
     fn refreshed(&mut self, uid: &str, result: Result<Refreshed, Held>, memory: Memory) {
@@ -556,11 +569,8 @@ impl Controller {
     fn jobs(&mut self, asked: &[String], found: Vec<Job>, complete: bool) {
         self.asking = false;
         self.asked_at = Instant::now();
-        let by_id: HashMap<String, String> = self
-            .entries
-            .iter()
-            .filter_map(|(uid, e)| e.record.job_id.clone().map(|id| (id, uid.clone())))
-            .collect();
+        let by_id: HashMap<String, String> =
+            self.entries.iter().filter_map(|(uid, e)| e.record.job_id.clone().map(|id| (id, uid.clone()))).collect();
         let mut found: HashMap<String, Job> = found.into_iter().map(|j| (j.id.clone(), j)).collect();
         for id in asked {
             let Some(uid) = by_id.get(id).cloned() else { continue };
@@ -617,7 +627,11 @@ impl Controller {
     fn link(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Up { hello } => {
-                let Some(entry) = self.entries.get_mut(&hello.pod_uid).filter(|e| e.stage == Stage::Submitted || e.stage == Stage::Submitting) else {
+                let Some(entry) = self
+                    .entries
+                    .get_mut(&hello.pod_uid)
+                    .filter(|e| e.stage == Stage::Submitted || e.stage == Stage::Submitting)
+                else {
                     if self.listed {
                         tasks::refuse(&self.ctx, hello.pod_uid);
                     }
@@ -655,13 +669,16 @@ impl Controller {
         let mut last = entry.record.last_event;
         for event in report.events.iter().filter(|e| e.sequence > entry.record.last_event) {
             last = last.max(event.sequence);
-            self.ctx.recorder.pod(pod, Note {
-                warning: event.warning,
-                reason: event.reason.clone(),
-                message: event.message.clone(),
-                container: event.container.clone(),
-                at: Some(event.at),
-            });
+            self.ctx.recorder.pod(
+                pod,
+                Note {
+                    warning: event.warning,
+                    reason: event.reason.clone(),
+                    message: event.message.clone(),
+                    container: event.container.clone(),
+                    at: Some(event.at),
+                },
+            );
         }
         if last != entry.record.last_event {
             entry.record.last_event = last;

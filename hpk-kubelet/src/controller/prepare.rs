@@ -84,7 +84,13 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     let needs = request::needs(pod, &ctx.defaults);
     for name in &needs.unknown {
         if memory.failures == 0 {
-            tell(Note::warning("Unsupported", format!("resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)", flags::ANNOTATION)));
+            tell(Note::warning(
+                "Unsupported",
+                format!(
+                    "resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)",
+                    flags::ANNOTATION
+                ),
+            ));
         }
     }
     let made = match make(ctx, pod, record, &network, memory, &BTreeMap::new()).await {
@@ -94,7 +100,11 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if !plan::can_begin(&made.plan) {
         let blocked = made.plan.init_containers.iter().chain(&made.plan.containers);
         let waiting: BTreeMap<_, _> = blocked
-            .filter_map(|c| c.blocked.as_ref().map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() })))
+            .filter_map(|c| {
+                c.blocked
+                    .as_ref()
+                    .map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() }))
+            })
             .collect();
         for (name, wait) in waiting.iter().filter(|(_, w)| w.reason == "CreateContainerConfigError") {
             tell(Note::warning("Failed", format!("Error: {}", wait.message)).of(name));
@@ -117,7 +127,10 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         .and_then(|()| write_volumes(ctx, record, &made.payloads))
         .and_then(|()| folder.write_job(&made.plan, &text, Some(&link)));
     if let Err(error) = written {
-        tell(Note::warning("FailedMount", format!("cannot write the pod's folder {}: {error}", folder.path().display())));
+        tell(Note::warning(
+            "FailedMount",
+            format!("cannot write the pod's folder {}: {error}", folder.path().display()),
+        ));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
     memory.failures = 0;
@@ -223,7 +236,15 @@ pub struct Refreshed {
 /// changed images, containers that can be made now.
 ///
 /// `known`: images by container whose spec image has not changed: they are not pulled again.
-pub async fn refresh(ctx: &Context, pod: &Arc<Pod>, record: &Record, old: &SandboxPlan, sent: &[String], known: &BTreeMap<String, Image>, memory: &mut Memory) -> Result<Refreshed, Held> {
+pub async fn refresh(
+    ctx: &Context,
+    pod: &Arc<Pod>,
+    record: &Record,
+    old: &SandboxPlan,
+    sent: &[String],
+    known: &BTreeMap<String, Image>,
+    memory: &mut Memory,
+) -> Result<Refreshed, Held> {
     let network = ctx.network(pod, &record.pod_ips);
     let unchanged: BTreeMap<String, Image> = known
         .iter()
@@ -235,13 +256,15 @@ pub async fn refresh(ctx: &Context, pod: &Arc<Pod>, record: &Record, old: &Sandb
         ctx.recorder.pod(pod, Note::warning("FailedMount", format!("cannot update the pod's volumes: {error}")));
     }
     memory.failures = 0;
-    let before: BTreeMap<&str, &ContainerPlan> = old.init_containers.iter().chain(&old.containers).map(|c| (c.name.as_str(), c)).collect();
+    let before: BTreeMap<&str, &ContainerPlan> =
+        old.init_containers.iter().chain(&old.containers).map(|c| (c.name.as_str(), c)).collect();
     let mut update = hpk_api::control::Update::default();
     let mut plan = old.clone();
     for fresh in made.plan.init_containers.iter().chain(&made.plan.containers) {
         let Some(was) = before.get(fresh.name.as_str()) else { continue };
         // Environment of a running container is fixed: only these changes reach it.
-        let wanted = fresh.blocked.is_none() && (was.blocked.is_some() || was.image != fresh.image || was.resources != fresh.resources);
+        let wanted = fresh.blocked.is_none()
+            && (was.blocked.is_some() || was.image != fresh.image || was.resources != fresh.resources);
         if wanted {
             update.containers.push(fresh.clone());
             let slot = plan.init_containers.iter_mut().chain(&mut plan.containers).find(|c| c.name == fresh.name);
@@ -250,7 +273,8 @@ pub async fn refresh(ctx: &Context, pod: &Arc<Pod>, record: &Record, old: &Sandb
             }
         }
     }
-    update.ephemeral_containers = made.ephemeral.iter().filter(|e| e.blocked.is_none() && !sent.contains(&e.name)).cloned().collect();
+    update.ephemeral_containers =
+        made.ephemeral.iter().filter(|e| e.blocked.is_none() && !sent.contains(&e.name)).cloned().collect();
     if made.plan.active_deadline_seconds != old.active_deadline_seconds {
         update.active_deadline_seconds = made.plan.active_deadline_seconds;
         plan.active_deadline_seconds = made.plan.active_deadline_seconds;
@@ -261,7 +285,11 @@ pub async fn refresh(ctx: &Context, pod: &Arc<Pod>, record: &Record, old: &Sandb
         .iter()
         .chain(&made.plan.containers)
         .chain(&made.ephemeral)
-        .filter_map(|c| c.blocked.as_ref().map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() })))
+        .filter_map(|c| {
+            c.blocked
+                .as_ref()
+                .map(|b| (c.name.clone(), Waiting { reason: b.reason.clone(), message: b.message.clone() }))
+        })
         .collect();
     let changed = plan != *old;
     Ok(Refreshed { update, plan: changed.then(|| Box::new(plan)), images: made.images, waiting, retry: made.retry })

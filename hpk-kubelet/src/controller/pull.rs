@@ -86,7 +86,12 @@ fn wants(pod: &Pod) -> Vec<Want> {
     let mut list: Vec<Want> = containers
         .map(|c| {
             let image = c.image.clone().unwrap_or_default();
-            Want { policy: PullPolicy::of(c.image_pull_policy.as_deref(), &image), name: c.name, is_volume: false, image }
+            Want {
+                policy: PullPolicy::of(c.image_pull_policy.as_deref(), &image),
+                name: c.name,
+                is_volume: false,
+                image,
+            }
         })
         .collect();
     for volume in spec.volumes.iter().flatten() {
@@ -119,14 +124,26 @@ fn keyring(ctx: &Context, pod: &Pod, secrets: &BTreeMap<String, Secret>) -> Keyr
             _ => continue,
         };
         if let Err(error) = added {
-            ctx.recorder.pod(pod, Note::warning("FailedToRetrieveImagePullSecret", format!("imagePullSecret {}: {error}", reference.name)));
+            ctx.recorder.pod(
+                pod,
+                Note::warning(
+                    "FailedToRetrieveImagePullSecret",
+                    format!("imagePullSecret {}: {error}", reference.name),
+                ),
+            );
         }
     }
     keyring
 }
 
 /// Gets every image of the pod that is not in back-off.
-pub async fn pull(ctx: &Context, pod: &Pod, secrets: &BTreeMap<String, Secret>, skip: &BTreeMap<String, Image>, backoff: &mut Backoff) -> Images {
+pub async fn pull(
+    ctx: &Context,
+    pod: &Pod,
+    secrets: &BTreeMap<String, Secret>,
+    skip: &BTreeMap<String, Image>,
+    backoff: &mut Backoff,
+) -> Images {
     let keyring = keyring(ctx, pod, secrets);
     let mut images = Images::default();
     let mut pulls = Vec::new();
@@ -135,7 +152,10 @@ pub async fn pull(ctx: &Context, pod: &Pod, secrets: &BTreeMap<String, Secret>, 
             images.containers.insert(want.name, Ok(known.clone()));
         } else if let Some(blocked) = backoff.blocked(&want.image, Instant::now()) {
             if blocked.reason == "ImagePullBackOff" {
-                ctx.recorder.pod(pod, Note::normal("BackOff", format!("Back-off pulling image {:?}", want.image)).of(&want.name));
+                ctx.recorder.pod(
+                    pod,
+                    Note::normal("BackOff", format!("Back-off pulling image {:?}", want.image)).of(&want.name),
+                );
                 ctx.recorder.pod(pod, Note::warning("Failed", "Error: ImagePullBackOff").of(&want.name));
             }
             put(&mut images, &want, Err(blocked));
@@ -174,7 +194,12 @@ fn put(images: &mut Images, want: &Want, result: Result<Image, Blocked>) {
     }
 }
 
-async fn pull_one(ctx: &Context, pod: &Pod, want: Want, keyring: &Keyring) -> (Want, Result<PulledImage, (&'static str, String)>) {
+async fn pull_one(
+    ctx: &Context,
+    pod: &Pod,
+    want: Want,
+    keyring: &Keyring,
+) -> (Want, Result<PulledImage, (&'static str, String)>) {
     let started = Instant::now();
     let here = match want.policy {
         PullPolicy::Always => None,
@@ -190,7 +215,9 @@ async fn pull_one(ctx: &Context, pod: &Pod, want: Want, keyring: &Keyring) -> (W
     }
     match ctx.images.pull(&want.image, want.policy, keyring, &|_| {}).await {
         Ok(image) => {
-            let took = go_duration::format(Duration::from_millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)));
+            let took = go_duration::format(Duration::from_millis(
+                u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ));
             let text = if image.already_present && want.policy != PullPolicy::Always {
                 present_text(&want.image)
             } else {
@@ -206,7 +233,10 @@ async fn pull_one(ctx: &Context, pod: &Pod, want: Want, keyring: &Keyring) -> (W
             let (reason, message) = (error.reason(), error.to_string());
             match reason {
                 "InvalidImageName" => {
-                    tell(Note::warning("InspectFailed", format!("Failed to apply default image tag {:?}: {message}", want.image)));
+                    tell(Note::warning(
+                        "InspectFailed",
+                        format!("Failed to apply default image tag {:?}: {message}", want.image),
+                    ));
                 }
                 "ErrImageNeverPull" => tell(Note::warning("ErrImageNeverPull", message.clone())),
                 _ => tell(Note::warning("Failed", format!("Failed to pull image {:?}: {message}", want.image))),

@@ -46,17 +46,27 @@ pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Option<Ve
     spawn(tx, async move {
         let result = match find_then_submit(&ctx, &uid, arguments, look).await {
             Ok(Some(id)) => Ok(id),
-            Ok(None) => return Some(Event::Submitted { uid, result: Err(SlurmError::Refused {
-                command: "squeue",
-                message: "no job was found for the pod after a restart; it is submitted anew".to_owned(),
-            }) }),
+            Ok(None) => {
+                return Some(Event::Submitted {
+                    uid,
+                    result: Err(SlurmError::Refused {
+                        command: "squeue",
+                        message: "no job was found for the pod after a restart; it is submitted anew".to_owned(),
+                    }),
+                });
+            }
             Err(error) => Err(error),
         };
         Some(Event::Submitted { uid, result })
     });
 }
 
-async fn find_then_submit(ctx: &Context, uid: &str, arguments: Option<Vec<String>>, look: bool) -> Result<Option<String>, SlurmError> {
+async fn find_then_submit(
+    ctx: &Context,
+    uid: &str,
+    arguments: Option<Vec<String>>,
+    look: bool,
+) -> Result<Option<String>, SlurmError> {
     if look {
         let jobs = loop {
             match ctx.slurm.queue(None).await {
@@ -68,7 +78,9 @@ async fn find_then_submit(ctx: &Context, uid: &str, arguments: Option<Vec<String
                 Err(error) => return Err(error),
             }
         };
-        if let Some(job) = jobs.into_iter().filter(|j| j.comment == uid).max_by_key(|j| j.id.parse::<u64>().unwrap_or(0)) {
+        if let Some(job) =
+            jobs.into_iter().filter(|j| j.comment == uid).max_by_key(|j| j.id.parse::<u64>().unwrap_or(0))
+        {
             tracing::info!(%uid, job = %job.id, "job found again");
             return Ok(Some(job.id));
         }
@@ -92,7 +104,8 @@ pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let uid = job.record.pod.uid.clone();
-        let mut result = prepare::refresh(&ctx, &job.pod, &job.record, &job.plan, &job.sent, &job.known, &mut job.memory).await;
+        let mut result =
+            prepare::refresh(&ctx, &job.pod, &job.record, &job.plan, &job.sent, &job.known, &mut job.memory).await;
         if let Ok(fresh) = &mut result
             && fresh.update != hpk_api::control::Update::default()
             && let Err(error) = ask(&ctx, &uid, &Request::Update(fresh.update.clone())).await

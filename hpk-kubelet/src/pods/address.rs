@@ -33,7 +33,8 @@ impl Pool {
             })
             .collect();
         // Go on after the highest address known, so that those of pods just gone are not given again at once.
-        let next = used.iter().map(|ip| u32::from(*ip).wrapping_sub(first)).filter(|o| *o < count).max().map_or(0, |o| o + 1);
+        let next =
+            used.iter().map(|ip| u32::from(*ip).wrapping_sub(first)).filter(|o| *o < count).max().map_or(0, |o| o + 1);
         Some(Self { first, count, next: next % count, used })
     }
 

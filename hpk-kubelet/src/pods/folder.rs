@@ -193,7 +193,9 @@ impl Folder {
                 // Containers that ran as other users left files of subordinate ids: only their namespace may remove them.
                 match hpk_sys::userns::remove_tree(&self.path) {
                     Ok(0) => Ok(()),
-                    Ok(code) => Err(io::Error::other(format!("removal in a user namespace ended with exit code {code}"))),
+                    Ok(code) => {
+                        Err(io::Error::other(format!("removal in a user namespace ended with exit code {code}")))
+                    }
                     Err(cause) => Err(io::Error::other(cause)),
                 }
             }

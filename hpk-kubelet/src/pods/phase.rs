@@ -195,7 +195,9 @@ mod tests {
             }
             statuses.push(status(name, state));
         }
-        let spec: PodSpec = serde_json::from_value(json!({"restartPolicy": policy, "initContainers": init, "containers": main})).expect("spec");
+        let spec: PodSpec =
+            serde_json::from_value(json!({"restartPolicy": policy, "initContainers": init, "containers": main}))
+                .expect("spec");
         phase(&spec, &statuses, finished, false)
     }
 

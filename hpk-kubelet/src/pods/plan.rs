@@ -151,7 +151,10 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
         }),
         resolv_conf: Some(dns.text),
         sysctls: context.sysctls.into_iter().flatten().map(|s| (s.name, s.value)).collect(),
-        supplemental_groups: groups.into_iter().map(|g| security::id("supplementalGroups", g)).collect::<Result<_, _>>()?,
+        supplemental_groups: groups
+            .into_iter()
+            .map(|g| security::id("supplementalGroups", g))
+            .collect::<Result<_, _>>()?,
         fs_group: context.fs_group.map(|g| security::id("fsGroup", g)).transpose()?,
         settings: input.settings.clone(),
     };
@@ -347,7 +350,8 @@ fn fill(
         .map(|e| e.split_once('=').unwrap_or((e, "")))
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
-    let environment = env::environment(input.pod, container, &image_env, input.sources, input.facts).map_err(|e| e.to_string())?;
+    let environment =
+        env::environment(input.pod, container, &image_env, input.sources, input.facts).map_err(|e| e.to_string())?;
     warnings.extend(environment.warnings.iter().map(|w| ("InvalidEnvironmentVariableNames", w.clone())));
     plan.security = security::security(input.pod, container, &image.config.user).map_err(|e| e.to_string())?;
     plan.argv = argv(container, image, &environment, &own_names(container, input.sources));
@@ -389,16 +393,23 @@ fn own_names(container: &Container, sources: &Sources) -> std::collections::BTre
     names.extend(container.env.iter().flatten().map(|e| e.name.clone()));
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
-        let map = source.config_map_ref.as_ref().and_then(|r| sources.config_maps.get(&r.name)).and_then(|m| m.data.as_ref());
+        let map =
+            source.config_map_ref.as_ref().and_then(|r| sources.config_maps.get(&r.name)).and_then(|m| m.data.as_ref());
         names.extend(map.into_iter().flatten().map(|(k, _)| format!("{prefix}{k}")));
-        let secret = source.secret_ref.as_ref().and_then(|r| sources.secrets.get(&r.name)).and_then(|s| s.data.as_ref());
+        let secret =
+            source.secret_ref.as_ref().and_then(|r| sources.secrets.get(&r.name)).and_then(|s| s.data.as_ref());
         names.extend(secret.into_iter().flatten().map(|(k, _)| format!("{prefix}{k}")));
     }
     names
 }
 
 /// command replaces ENTRYPOINT and CMD; args alone replace CMD.
-fn argv(container: &Container, image: &Image, environment: &Environment, names: &std::collections::BTreeSet<String>) -> Vec<String> {
+fn argv(
+    container: &Container,
+    image: &Image,
+    environment: &Environment,
+    names: &std::collections::BTreeSet<String>,
+) -> Vec<String> {
     let lookup = |name: &str| environment.get(name).filter(|_| names.contains(name));
     let expanded = |list: &Option<Vec<String>>| -> Option<Vec<String>> {
         let list = list.as_ref().filter(|l| !l.is_empty())?;
@@ -437,7 +448,8 @@ fn mounts(container: &Container, environment: &Environment) -> Result<Vec<MountP
                 return Err(format!("unable to provision SubPath `{path}`: must not contain '..'"));
             }
         }
-        let path = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+        let path =
+            if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
         list.push(MountPlan {
             volume: mount.name.clone(),
             path,

@@ -51,9 +51,7 @@ fn probe(container: &Container, probe: &core::Probe) -> Probe {
         period_seconds: seconds(probe.period_seconds, 10, 1),
         success_threshold: seconds(probe.success_threshold, 1, 1),
         failure_threshold: seconds(probe.failure_threshold, 3, 1),
-        termination_grace_period_seconds: probe
-            .termination_grace_period_seconds
-            .and_then(|s| u32::try_from(s).ok()),
+        termination_grace_period_seconds: probe.termination_grace_period_seconds.and_then(|s| u32::try_from(s).ok()),
     }
 }
 
@@ -111,10 +109,7 @@ fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
             }
         }
     };
-    u16::try_from(number)
-        .ok()
-        .filter(|n| *n > 0)
-        .ok_or_else(|| format!("invalid port number: {number}"))
+    u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
 }
 
 #[cfg(test)]
@@ -136,11 +131,23 @@ mod tests {
             "startupProbe": {"grpc": {"port": 9000}, "failureThreshold": 30, "terminationGracePeriodSeconds": 7},
         })));
         let liveness = probes.liveness.expect("liveness");
-        assert_eq!((liveness.period_seconds, liveness.timeout_seconds, liveness.success_threshold, liveness.failure_threshold), (5, 1, 1, 3));
-        assert_eq!(liveness.handler, Handler::HttpGet {
-            scheme: "http".into(), host: None, port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())],
-        });
-        assert!(matches!(probes.readiness.expect("readiness").handler, Handler::Invalid { message } if message.contains("\"nope\"")));
+        assert_eq!(
+            (liveness.period_seconds, liveness.timeout_seconds, liveness.success_threshold, liveness.failure_threshold),
+            (5, 1, 1, 3)
+        );
+        assert_eq!(
+            liveness.handler,
+            Handler::HttpGet {
+                scheme: "http".into(),
+                host: None,
+                port: 8080,
+                path: "/x".into(),
+                headers: vec![("A".into(), "b".into())],
+            }
+        );
+        assert!(
+            matches!(probes.readiness.expect("readiness").handler, Handler::Invalid { message } if message.contains("\"nope\""))
+        );
         let startup = probes.startup.expect("startup");
         assert_eq!(startup.handler, Handler::Grpc { port: 9000, service: String::new() });
         assert_eq!(startup.termination_grace_period_seconds, Some(7));
@@ -148,7 +155,9 @@ mod tests {
 
     #[test]
     fn hooks() {
-        let hooks = lifecycle(&container(json!({"lifecycle": {"preStop": {"sleep": {"seconds": 3}}, "postStart": {"exec": {"command": ["a"]}}}})));
+        let hooks = lifecycle(&container(
+            json!({"lifecycle": {"preStop": {"sleep": {"seconds": 3}}, "postStart": {"exec": {"command": ["a"]}}}}),
+        ));
         assert_eq!(hooks.pre_stop, Some(Handler::Sleep { seconds: 3 }));
         assert_eq!(hooks.post_start, Some(Handler::Exec { command: vec!["a".into()] }));
     }

@@ -107,7 +107,11 @@ pub fn next(view: &View) -> Vec<Step> {
 fn linger(view: &View) -> Vec<Step> {
     match (view.job, view.finished) {
         (Some((state, _)), Some(since)) if !state.is_over() => {
-            if since >= PATIENCE { cancel(view) } else { vec![Step::Later(PATIENCE - since)] }
+            if since >= PATIENCE {
+                cancel(view)
+            } else {
+                vec![Step::Later(PATIENCE - since)]
+            }
         }
         _ => vec![],
     }
@@ -183,20 +187,48 @@ mod tests {
             ("ended before", View { stage: Stage::New, job: None, terminal: true, ..view() }, vec![]),
             ("refused", View { stage: Stage::New, job: None, refused: true, ..view() }, vec![]),
             ("runs", view(), vec![]),
-            ("deleted early", View { stage: Stage::Preparing, job: None, deleting: Some(30), ..view() }, vec![Step::Abort, Step::Remove]),
+            (
+                "deleted early",
+                View { stage: Stage::Preparing, job: None, deleting: Some(30), ..view() },
+                vec![Step::Abort, Step::Remove],
+            ),
             ("deleted in sbatch", View { stage: Stage::Submitting, job: None, deleting: Some(30), ..view() }, vec![]),
             ("deleted, not seen in squeue", View { job: None, deleting: Some(30), ..view() }, vec![]),
-            ("deleted in the queue", View { job: Some((JobState::Pending, false)), deleting: Some(30), ..view() }, vec![Step::Cancel, Step::Later(PATIENCE)]),
+            (
+                "deleted in the queue",
+                View { job: Some((JobState::Pending, false)), deleting: Some(30), ..view() },
+                vec![Step::Cancel, Step::Later(PATIENCE)],
+            ),
             ("deleted", View { deleting: Some(30), ..view() }, vec![Step::AskStop(30), Step::Later(s(40))]),
             ("asked", View { deleting: Some(30), stopping: stopping(Some(30), 5), ..view() }, vec![Step::Later(s(35))]),
-            ("shorter", View { deleting: Some(1), stopping: stopping(Some(30), 5), ..view() }, vec![Step::AskStop(1), Step::Later(s(7))]),
-            ("without link", View { deleting: Some(30), linked: false, ..view() }, vec![Step::Terminate, Step::Later(s(40))]),
-            ("overdue", View { deleting: Some(30), stopping: stopping(Some(30), 40), ..view() }, vec![Step::Cancel, Step::Later(PATIENCE)]),
+            (
+                "shorter",
+                View { deleting: Some(1), stopping: stopping(Some(30), 5), ..view() },
+                vec![Step::AskStop(1), Step::Later(s(7))],
+            ),
+            (
+                "without link",
+                View { deleting: Some(30), linked: false, ..view() },
+                vec![Step::Terminate, Step::Later(s(40))],
+            ),
+            (
+                "overdue",
+                View { deleting: Some(30), stopping: stopping(Some(30), 40), ..view() },
+                vec![Step::Cancel, Step::Later(PATIENCE)],
+            ),
             ("finished", View { deleting: Some(30), finished: Some(s(0)), ..view() }, vec![Step::Later(PATIENCE)]),
             ("completing", View { deleting: Some(30), job: Some((JobState::Completed, false)), ..view() }, vec![]),
-            ("gone, not posted", View { deleting: Some(30), job: Some((JobState::Completed, true)), posted: false, ..view() }, vec![]),
+            (
+                "gone, not posted",
+                View { deleting: Some(30), job: Some((JobState::Completed, true)), posted: false, ..view() },
+                vec![],
+            ),
             ("gone", View { deleting: Some(30), job: Some((JobState::Completed, true)), ..view() }, vec![Step::Remove]),
-            ("vanished", View { in_api: false, posted: false, job: Some((JobState::Lost, true)), ..view() }, vec![Step::Remove]),
+            (
+                "vanished",
+                View { in_api: false, posted: false, job: Some((JobState::Lost, true)), ..view() },
+                vec![Step::Remove],
+            ),
             ("stuck", View { finished: Some(s(60)), ..view() }, vec![Step::Cancel, Step::Later(PATIENCE)]),
         ] {
             assert_eq!(next(&view), steps, "{name}");
@@ -204,7 +236,8 @@ mod tests {
     }
 
     fn any_view() -> impl Strategy<Value = View> {
-        let stage = prop_oneof![Just(Stage::New), Just(Stage::Preparing), Just(Stage::Submitting), Just(Stage::Submitted)];
+        let stage =
+            prop_oneof![Just(Stage::New), Just(Stage::Preparing), Just(Stage::Submitting), Just(Stage::Submitted)];
         let job = prop_oneof![
             Just(None),
             Just(Some((JobState::Pending, false))),
@@ -214,13 +247,30 @@ mod tests {
         ];
         let age = || proptest::option::of((0_u64..100).prop_map(Duration::from_secs));
         let flags = any::<(bool, bool, bool, bool, bool, bool)>();
-        (stage, job, age(), age(), age(), proptest::option::of(0_u32..60), proptest::option::of(0_u32..60), flags).prop_map(
-            |(stage, job, finished, since, cancelled, deleting, asked, (in_api, terminal, refused, linked, signalled, posted))| View {
-                in_api, deleting, terminal, refused, stage, job, finished, linked,
-                stopping: Stopping { asked, signalled, since, cancelled },
-                posted,
-            },
-        )
+        (stage, job, age(), age(), age(), proptest::option::of(0_u32..60), proptest::option::of(0_u32..60), flags)
+            .prop_map(
+                |(
+                    stage,
+                    job,
+                    finished,
+                    since,
+                    cancelled,
+                    deleting,
+                    asked,
+                    (in_api, terminal, refused, linked, signalled, posted),
+                )| View {
+                    in_api,
+                    deleting,
+                    terminal,
+                    refused,
+                    stage,
+                    job,
+                    finished,
+                    linked,
+                    stopping: Stopping { asked, signalled, since, cancelled },
+                    posted,
+                },
+            )
     }
 
     proptest! {

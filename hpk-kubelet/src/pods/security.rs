@@ -24,7 +24,9 @@ pub enum SecurityError {
         container: String,
     },
     /// runAsNonRoot and an image whose USER is a name.
-    #[error("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})")]
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})"
+    )]
     NonNumeric {
         /// USER of the image.
         user: String,
@@ -42,7 +44,9 @@ pub enum SecurityError {
         value: i64,
     },
     /// A seccomp profile of the node.
-    #[error("securityContext.seccompProfile: type Localhost ({0}) is not supported by HPK; use RuntimeDefault or Unconfined")]
+    #[error(
+        "securityContext.seccompProfile: type Localhost ({0}) is not supported by HPK; use RuntimeDefault or Unconfined"
+    )]
     LocalhostSeccomp(String),
 }
 
@@ -80,7 +84,8 @@ pub fn security(pod: &Pod, container: &Container, image_user: &str) -> Result<Se
     }
     // With runAsUser the image's group no longer applies; the user's own one is looked up in the image.
     let group = group.map(|g| g.to_string()).or_else(|| image_group.filter(|_| user.is_none()).map(str::to_owned));
-    let seccomp = own.and_then(|s| s.seccomp_profile.as_ref()).or_else(|| outer.and_then(|s| s.seccomp_profile.as_ref()));
+    let seccomp =
+        own.and_then(|s| s.seccomp_profile.as_ref()).or_else(|| outer.and_then(|s| s.seccomp_profile.as_ref()));
     let privileged = own.and_then(|s| s.privileged) == Some(true);
     let caps = own.and_then(|s| s.capabilities.as_ref());
     Ok(SecurityPlan {
@@ -159,7 +164,11 @@ mod tests {
     #[test]
     fn non_root() {
         for (own, image, part) in [
-            (json!({"runAsNonRoot": true, "runAsUser": 0}), "5", "container's runAsUser breaks non-root policy (pod: \"p_n(u)\", container: c)"),
+            (
+                json!({"runAsNonRoot": true, "runAsUser": 0}),
+                "5",
+                "container's runAsUser breaks non-root policy (pod: \"p_n(u)\", container: c)",
+            ),
             (json!({"runAsNonRoot": true}), "", "container has runAsNonRoot and image will run as root"),
             (json!({"runAsNonRoot": true}), "web", "image has non-numeric user (web)"),
         ] {

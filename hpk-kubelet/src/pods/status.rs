@@ -125,11 +125,8 @@ fn init_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Verdict>) ->
             let mut status = container_status(input, c, state, default_reason(spec), judged);
             if !is_sidecar(c) {
                 // Init containers are "ready" when they succeeded.
-                status.ready = status
-                    .state
-                    .as_ref()
-                    .and_then(|s| s.terminated.as_ref())
-                    .is_some_and(|t| t.exit_code == 0);
+                status.ready =
+                    status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
             }
             status
         })
@@ -256,7 +253,9 @@ fn settle(current: &mut api::ContainerState, verdict: &Verdict, input: &Input<'_
         Lost::NeverStarted => (128, "StartError", verdict.message.as_str()),
         _ if unheard && never_ran => return,
         Lost::OutOfMemory => (137, "OOMKilled", ""),
-        Lost::Unknown => (137, "ContainerStatusUnknown", "The container could not be located when the pod was terminated"),
+        Lost::Unknown => {
+            (137, "ContainerStatusUnknown", "The container could not be located when the pod was terminated")
+        }
     };
     let started_at = match current.state {
         RunState::Running { started_at } => Some(started_at),
@@ -307,10 +306,17 @@ fn wanted(kind: &'static str, status: bool, reason: Option<&str>, message: Optio
     Wanted { kind, status, reason: reason.map(str::to_owned), message }
 }
 
-fn conditions(input: &Input<'_>, spec: &PodSpec, all: &[ContainerStatus], phase: &str, verdict: Option<&Verdict>) -> Vec<PodCondition> {
+fn conditions(
+    input: &Input<'_>,
+    spec: &PodSpec,
+    all: &[ContainerStatus],
+    phase: &str,
+    verdict: Option<&Verdict>,
+) -> Vec<PodCondition> {
     let containers_ready = containers_ready(spec, all, phase);
     let ready = pod_ready(input.pod, input.previous, spec, &containers_ready);
-    let sandbox = input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.state.is_over());
+    let sandbox =
+        input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.state.is_over());
     let sandbox_message = input.report.and_then(|r| r.sandbox_error.clone());
     let mut list = vec![
         wanted(
@@ -380,13 +386,23 @@ pub fn pending_text(reason: &str) -> String {
         "" | "None" => "waits for Slurm's scheduler",
         "Resources" => "waits for free resources",
         "Priority" => "jobs of higher priority wait before it",
-        "PartitionTimeLimit" => "its time limit exceeds the partition's: lower activeDeadlineSeconds or choose another partition",
+        "PartitionTimeLimit" => {
+            "its time limit exceeds the partition's: lower activeDeadlineSeconds or choose another partition"
+        }
         "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
-        "PartitionConfig" | "BadConstraints" => "no node of the partition can satisfy the request: lower it or choose another partition",
+        "PartitionConfig" | "BadConstraints" => {
+            "no node of the partition can satisfy the request: lower it or choose another partition"
+        }
         "PartitionDown" | "PartitionInactive" => "the partition is not up",
         "ReqNodeNotAvail" => "a node that it needs is not available",
-        "AssocGrpCpuLimit" | "AssocGrpMemLimit" | "AssocGrpJobsLimit" | "AssocMaxJobsLimit" | "QOSMaxCpuPerUserLimit"
-        | "QOSMaxJobsPerUserLimit" | "QOSGrpCpuLimit" | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
+        "AssocGrpCpuLimit"
+        | "AssocGrpMemLimit"
+        | "AssocGrpJobsLimit"
+        | "AssocMaxJobsLimit"
+        | "QOSMaxCpuPerUserLimit"
+        | "QOSMaxJobsPerUserLimit"
+        | "QOSGrpCpuLimit"
+        | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
         "JobHeldUser" | "JobHeldAdmin" => "it is held: scontrol release lets it go",
         "Dependency" => "it waits for another job",
         "BeginTime" => "its begin time has not come",
@@ -415,7 +431,12 @@ fn containers_ready(spec: &PodSpec, all: &[ContainerStatus], phase: &str) -> Wan
     if unready.is_empty() {
         return wanted(kind, true, None, None);
     }
-    wanted(kind, false, Some("ContainersNotReady"), Some(format!("containers with unready status: {}", go_list(&unready))))
+    wanted(
+        kind,
+        false,
+        Some("ContainersNotReady"),
+        Some(format!("containers with unready status: {}", go_list(&unready))),
+    )
 }
 
 fn pod_ready(pod: &Pod, previous: &PodStatus, spec: &PodSpec, containers: &Wanted) -> Wanted {

@@ -46,7 +46,11 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = (String, &Container)> {
 
 fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str)) {
     if spec.host_pid == Some(true) {
-        tell(false, "spec.hostPID".into(), "a job cannot see the node's processes; containers of the pod see each other with shareProcessNamespace");
+        tell(
+            false,
+            "spec.hostPID".into(),
+            "a job cannot see the node's processes; containers of the pod see each other with shareProcessNamespace",
+        );
     }
     if spec.host_ipc == Some(true) {
         tell(false, "spec.hostIPC".into(), "containers of one pod share IPC among themselves");
@@ -55,7 +59,11 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
         tell(false, "spec.runtimeClassName".into(), "every pod runs under Apptainer");
     }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
-        tell(true, "spec.resourceClaims".into(), "ask for GPUs by resources.limits, or for other devices by the annotation slurm-job.hpk.io/flags (--gres=…)");
+        tell(
+            true,
+            "spec.resourceClaims".into(),
+            "ask for GPUs by resources.limits, or for other devices by the annotation slurm-job.hpk.io/flags (--gres=…)",
+        );
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         tell(true, "spec.os".into(), "only linux runs here");
@@ -84,17 +92,29 @@ fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static s
         || volume.image.is_some();
     if !supported {
         let kind = volume_kind(volume);
-        tell(true, field(kind), "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image");
+        tell(
+            true,
+            field(kind),
+            "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image",
+        );
     }
     if volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages")) {
         tell(true, field("emptyDir.medium"), "use Memory or the node's disk");
     }
     for (index, source) in volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten().enumerate() {
         if source.cluster_trust_bundle.is_some() {
-            tell(true, field(&format!("projected.sources[{index}].clusterTrustBundle")), "put the certificates into a configMap");
+            tell(
+                true,
+                field(&format!("projected.sources[{index}].clusterTrustBundle")),
+                "put the certificates into a configMap",
+            );
         }
         if source.pod_certificate.is_some() {
-            tell(true, field(&format!("projected.sources[{index}].podCertificate")), "put the certificate into a secret");
+            tell(
+                true,
+                field(&format!("projected.sources[{index}].podCertificate")),
+                "put the certificate into a secret",
+            );
         }
     }
 }
@@ -115,7 +135,12 @@ fn volume_kind(volume: &Volume) -> &'static str {
     }
 }
 
-fn container_fields(path: &str, container: &Container, host_network: bool, tell: &mut impl FnMut(bool, String, &'static str)) {
+fn container_fields(
+    path: &str,
+    container: &Container,
+    host_network: bool,
+    tell: &mut impl FnMut(bool, String, &'static str),
+) {
     let field = |name: &str| format!("spec.{path}.{name}");
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         tell(true, field("volumeDevices"), "block devices belong to the node's administrator");
@@ -125,7 +150,11 @@ fn container_fields(path: &str, container: &Container, host_network: bool, tell:
     }
     for mount in container.volume_mounts.iter().flatten() {
         if mount.mount_propagation.as_deref() == Some("Bidirectional") {
-            tell(false, field(&format!("volumeMounts[{}].mountPropagation", mount.mount_path)), "mounts cannot reach the node from a user namespace; HostToContainer works");
+            tell(
+                false,
+                field(&format!("volumeMounts[{}].mountPropagation", mount.mount_path)),
+                "mounts cannot reach the node from a user namespace; HostToContainer works",
+            );
         }
     }
     let context = container.security_context.as_ref();
@@ -137,7 +166,11 @@ fn container_fields(path: &str, container: &Container, host_network: bool, tell:
     }
     for variable in container.env.iter().flatten() {
         if variable.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some()) {
-            tell(false, field(&format!("env[{}].valueFrom.fileKeyRef", variable.name)), "let the container read the file");
+            tell(
+                false,
+                field(&format!("env[{}].valueFrom.fileKeyRef", variable.name)),
+                "let the container read the file",
+            );
         }
     }
 }
@@ -156,12 +189,15 @@ mod tests {
         .expect("pod");
         let found = unsupported(&pod, false);
         let fields: Vec<_> = found.iter().map(|u| (u.field.as_str(), u.fatal)).collect();
-        assert_eq!(fields, [
-            ("spec.hostPID", false),
-            ("spec.volumes[d].persistentVolumeClaim", true),
-            ("spec.containers[c].ports.hostPort", false),
-            ("spec.containers[c].volumeMounts[/e].mountPropagation", false),
-        ]);
+        assert_eq!(
+            fields,
+            [
+                ("spec.hostPID", false),
+                ("spec.volumes[d].persistentVolumeClaim", true),
+                ("spec.containers[c].ports.hostPort", false),
+                ("spec.containers[c].volumeMounts[/e].mountPropagation", false),
+            ]
+        );
         assert!(unsupported(&Pod::default(), false).is_empty());
     }
 }

@@ -39,7 +39,12 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
     match report.and_then(|r| r.stopping.as_ref()) {
         Some(StopCause::DeadlineExceeded) => return Some(deadline(DEADLINE_MESSAGE.to_owned())),
         Some(StopCause::Evicted(message)) => {
-            return Some(Verdict { reason: "Evicted", message: message.clone(), disruption: true, containers: Lost::Unknown });
+            return Some(Verdict {
+                reason: "Evicted",
+                message: message.clone(),
+                disruption: true,
+                containers: Lost::Unknown,
+            });
         }
         _ => {}
     }
@@ -89,7 +94,12 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
                 Some(l) => (format!("{} on node {}", l.message, l.node), Lost::NeverStarted),
                 None => {
                     let code = job.exit_code.unwrap_or(0);
-                    (format!("Slurm job {id} ended with exit code {code} before the supervisor reported the pod's end; see job.out in the pod's folder"), Lost::Unknown)
+                    (
+                        format!(
+                            "Slurm job {id} ended with exit code {code} before the supervisor reported the pod's end; see job.out in the pod's folder"
+                        ),
+                        Lost::Unknown,
+                    )
                 }
             };
             fail("SlurmJobFailed", message, containers)
@@ -152,7 +162,11 @@ mod tests {
 
     #[test]
     fn launch_trouble_is_told() {
-        let launch = LaunchReport { node: "c1".into(), message: "host path /x does not exist".into(), ..LaunchReport::default() };
+        let launch = LaunchReport {
+            node: "c1".into(),
+            message: "host path /x does not exist".into(),
+            ..LaunchReport::default()
+        };
         let verdict = verdict(None, Some(&job(JobState::Failed)), Some(&launch)).expect("a verdict");
         assert_eq!(verdict.message, "host path /x does not exist on node c1");
         assert_eq!(verdict.containers, Lost::NeverStarted);

@@ -78,11 +78,8 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// `key="value"` lines, sorted, values quoted as Go's `%q` does.
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", go_quote(value)))
-        .collect();
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", go_quote(value))).collect();
     lines.join("\n")
 }
 
@@ -114,10 +111,8 @@ fn go_quote(text: &str) -> String {
 pub fn resource(container: &Container, selector: &ResourceFieldSelector, facts: &Facts) -> Result<String, FieldError> {
     let resources = container.resources.clone().unwrap_or_default();
     let (limits, requests) = (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
-    let (kind, name) = selector
-        .resource
-        .split_once('.')
-        .ok_or_else(|| FieldError::UnknownResource(selector.resource.clone()))?;
+    let (kind, name) =
+        selector.resource.split_once('.').ok_or_else(|| FieldError::UnknownResource(selector.resource.clone()))?;
     let given = match kind {
         "limits" => limits.get(name),
         // A request that is not set is the limit (the API server's defaulting does the same).
@@ -178,7 +173,11 @@ mod tests {
 
     #[test]
     fn fields() {
-        let facts = Facts { pod_ips: vec!["10.0.0.1".into(), "fd00::1".into()], host_ips: vec!["1.1.1.1".into()], ..Facts::default() };
+        let facts = Facts {
+            pod_ips: vec!["10.0.0.1".into(), "fd00::1".into()],
+            host_ips: vec!["1.1.1.1".into()],
+            ..Facts::default()
+        };
         for (path, value) in [
             ("metadata.name", "p"),
             ("metadata.namespace", "ns"),
@@ -219,7 +218,11 @@ mod tests {
             };
             let pod = pod();
             let container = container(&pod, name).expect("container");
-            assert_eq!(resource(container, &selector, &facts).as_deref(), Ok(value), "{name} {resource_name} {divisor}");
+            assert_eq!(
+                resource(container, &selector, &facts).as_deref(),
+                Ok(value),
+                "{name} {resource_name} {divisor}"
+            );
         }
     }
 }

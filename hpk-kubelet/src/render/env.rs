@@ -153,7 +153,8 @@ pub fn environment(
     for variable in container.env.iter().flatten() {
         let value = match &variable.value_from {
             None => {
-                let lookup = |name: &str| own.get(name).or_else(|| sources.service_variables.get(name).map(String::as_str));
+                let lookup =
+                    |name: &str| own.get(name).or_else(|| sources.service_variables.get(name).map(String::as_str));
                 Some(expand(variable.value.as_deref().unwrap_or_default(), lookup))
             }
             Some(source) => from_source(pod, container, &variable.name, source, sources, facts)?,
@@ -239,13 +240,22 @@ mod tests {
     use serde_json::json;
 
     fn pod() -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": []}})).expect("pod")
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": []}}))
+            .expect("pod")
     }
 
     fn sources() -> Sources {
         Sources {
-            config_maps: [("cm".to_owned(), serde_json::from_value(json!({"data": {"k": "v", "A": "from-map", "b=d": "x"}})).expect("cm"))].into(),
-            secrets: [("s".to_owned(), serde_json::from_value(json!({"data": {"pw": "c2VjcmV0", "bin": "/w=="}})).expect("secret"))].into(),
+            config_maps: [(
+                "cm".to_owned(),
+                serde_json::from_value(json!({"data": {"k": "v", "A": "from-map", "b=d": "x"}})).expect("cm"),
+            )]
+            .into(),
+            secrets: [(
+                "s".to_owned(),
+                serde_json::from_value(json!({"data": {"pw": "c2VjcmV0", "bin": "/w=="}})).expect("secret"),
+            )]
+            .into(),
             service_variables: [("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())].into(),
             ..Sources::default()
         }
@@ -270,20 +280,42 @@ mod tests {
                     {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "x", "key": "y", "optional": true}}},
                     {"name": "LATER", "value": "1"}]}))
         .expect("environment");
-        assert_eq!(got, [
-            "PATH=/bin", "A=from-map", "k=over", "P_A=from-map", "P_k=v",
-            "X=from-map-10.96.0.1-$(LATER)-$(PATH)", "IP=10.244.0.9", "PW=secret", "LATER=1",
-            "KUBERNETES_SERVICE_HOST=10.96.0.1",
-        ]);
+        assert_eq!(
+            got,
+            [
+                "PATH=/bin",
+                "A=from-map",
+                "k=over",
+                "P_A=from-map",
+                "P_k=v",
+                "X=from-map-10.96.0.1-$(LATER)-$(PATH)",
+                "IP=10.244.0.9",
+                "PW=secret",
+                "LATER=1",
+                "KUBERNETES_SERVICE_HOST=10.96.0.1",
+            ]
+        );
     }
 
     #[test]
     fn errors_read_as_upstream() {
         for (env, text) in [
-            (json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "k"}}}]), "configmap \"no\" not found"),
-            (json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no"}}}]), "couldn't find key no in ConfigMap ns/cm"),
-            (json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k"}}}]), "secret \"no\" not found"),
-            (json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "no"}}}]), "couldn't find key no in Secret ns/s"),
+            (
+                json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "k"}}}]),
+                "configmap \"no\" not found",
+            ),
+            (
+                json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no"}}}]),
+                "couldn't find key no in ConfigMap ns/cm",
+            ),
+            (
+                json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k"}}}]),
+                "secret \"no\" not found",
+            ),
+            (
+                json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "no"}}}]),
+                "couldn't find key no in Secret ns/s",
+            ),
         ] {
             assert_eq!(render(json!({"name": "c", "env": env})).expect_err("an error").to_string(), text);
         }

@@ -106,8 +106,7 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "ns"}, "spec": spec}))
-            .expect("a pod")
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "ns"}, "spec": spec})).expect("a pod")
     }
 
     #[test]
@@ -118,7 +117,10 @@ mod tests {
             (json!({"containers": [], "hostname": "h"}), "h"),
             (json!({"containers": [], "hostname": long}), &long[..62]),
             (json!({"containers": [], "hostname": "h", "subdomain": "s"}), "h"),
-            (json!({"containers": [], "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}), "h.s.ns.svc.cluster.local"),
+            (
+                json!({"containers": [], "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
+                "h.s.ns.svc.cluster.local",
+            ),
             (json!({"containers": [], "setHostnameAsFQDN": true}), "web-0"),
             (json!({"containers": [], "hostname": "h", "hostnameOverride": "other.example"}), "other.example"),
         ] {

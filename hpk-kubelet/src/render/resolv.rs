@@ -142,7 +142,8 @@ mod tests {
     use serde_json::json;
 
     fn file(spec: serde_json::Value) -> String {
-        let pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).expect("pod");
+        let pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).expect("pod");
         let node = Resolv::parse("# x\nnameserver 8.8.8.8\nsearch corp.example.\noptions rotate\n");
         render(&pod, "10.96.0.10", "cluster.local", &node).text
     }
@@ -172,9 +173,10 @@ mod tests {
 
     #[test]
     fn limits_are_told() {
-        let pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [], "dnsPolicy": "None",
+        let pod =
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [], "dnsPolicy": "None",
             "dnsConfig": {"nameservers": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"]}}}))
-        .expect("pod");
+            .expect("pod");
         let rendered = render(&pod, "", "", &Resolv::default());
         assert_eq!(rendered.warnings.len(), 1);
         assert!(!rendered.text.contains("1.1.1.4"));

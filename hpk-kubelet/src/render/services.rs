@@ -61,10 +61,7 @@ fn add(name: &str, service: &Service, variables: &mut BTreeMap<String, String>) 
 
 /// Upper case, `-` and `.` become `_`; a leading digit gets a `_` before it.
 fn variable_name(name: &str) -> String {
-    let text: String = name
-        .chars()
-        .map(|c| if c == '-' || c == '.' { '_' } else { c.to_ascii_uppercase() })
-        .collect();
+    let text: String = name.chars().map(|c| if c == '-' || c == '.' { '_' } else { c.to_ascii_uppercase() }).collect();
     if text.starts_with(|c: char| c.is_ascii_digit()) { format!("_{text}") } else { text }
 }
 
@@ -103,7 +100,11 @@ mod tests {
 
     #[test]
     fn whose_services() {
-        let list = [service("default", "kubernetes", "10.96.0.1"), service("default", "web", "10.96.0.2"), service("ns", "db", "10.96.0.3")];
+        let list = [
+            service("default", "kubernetes", "10.96.0.1"),
+            service("default", "web", "10.96.0.2"),
+            service("ns", "db", "10.96.0.3"),
+        ];
         let hosts = |ns, links| {
             variables(&list, ns, links).into_keys().filter(|k| k.ends_with("_SERVICE_HOST")).collect::<Vec<_>>()
         };

@@ -56,7 +56,9 @@ pub enum VolumeError {
         cause: String,
     },
     /// A path that leaves the volume.
-    #[error("MountVolume.SetUp failed for volume {volume:?} : invalid path {path:?}: must be relative and must not contain '..'")]
+    #[error(
+        "MountVolume.SetUp failed for volume {volume:?} : invalid path {path:?}: must be relative and must not contain '..'"
+    )]
     BadPath {
         /// Volume.
         volume: String,
@@ -118,7 +120,8 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), VolumeError> {
-        let fine = !path.is_empty() && !path.starts_with('/') && path.split('/').all(|part| part != ".." && !part.is_empty());
+        let fine =
+            !path.is_empty() && !path.starts_with('/') && path.split('/').all(|part| part != ".." && !part.is_empty());
         if !fine || path.starts_with("..") {
             return Err(VolumeError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
         }
@@ -126,7 +129,13 @@ impl Filler<'_> {
         Ok(())
     }
 
-    fn config_map(&mut self, name: &str, items: Option<&[KeyToPath]>, mode: u32, optional: bool) -> Result<(), VolumeError> {
+    fn config_map(
+        &mut self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        mode: u32,
+        optional: bool,
+    ) -> Result<(), VolumeError> {
         let data = match self.sources.config_maps.get(name) {
             Some(map) => config_map_data(map),
             None if optional => return Ok(()),
@@ -135,7 +144,13 @@ impl Filler<'_> {
         self.keys(data, items, mode, optional, "config")
     }
 
-    fn secret(&mut self, name: &str, items: Option<&[KeyToPath]>, mode: u32, optional: bool) -> Result<(), VolumeError> {
+    fn secret(
+        &mut self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        mode: u32,
+        optional: bool,
+    ) -> Result<(), VolumeError> {
         let data = match self.sources.secrets.get(name) {
             Some(secret) => secret_data(secret),
             None if optional => return Ok(()),
@@ -245,12 +260,18 @@ mod tests {
     use serde_json::json;
 
     fn fill(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, VolumeError> {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "1"}},
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "1"}},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}}))
-        .expect("pod");
+            .expect("pod");
         let sources = Sources {
-            config_maps: [("cm".to_owned(), serde_json::from_value(json!({"data": {"k": "v", "l": "w"}, "binaryData": {"b": "AAE="}})).expect("cm"))].into(),
-            secrets: [("s".to_owned(), serde_json::from_value(json!({"data": {"pw": "c2VjcmV0"}})).expect("secret"))].into(),
+            config_maps: [(
+                "cm".to_owned(),
+                serde_json::from_value(json!({"data": {"k": "v", "l": "w"}, "binaryData": {"b": "AAE="}})).expect("cm"),
+            )]
+            .into(),
+            secrets: [("s".to_owned(), serde_json::from_value(json!({"data": {"pw": "c2VjcmV0"}})).expect("secret"))]
+                .into(),
             tokens: [(TokenKey { audience: String::new(), expiration_seconds: 3607 }, "tok".to_owned())].into(),
             ..Sources::default()
         };
@@ -271,7 +292,9 @@ mod tests {
             Ok(vec![file("b", "\0\u{1}", 0o400), file("k", "v", 0o400), file("l", "w", 0o400)])
         );
         assert_eq!(
-            fill(json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "d/x", "mode": 0o600}, {"key": "k", "path": "y"}]}})),
+            fill(
+                json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "d/x", "mode": 0o600}, {"key": "k", "path": "y"}]}})
+            ),
             Ok(vec![file("d/x", "v", 0o600), file("y", "v", 0o644)])
         );
         assert_eq!(fill(json!({"name": "v", "secret": {"secretName": "none", "optional": true}})), Ok(vec![]));
@@ -281,14 +304,22 @@ mod tests {
                 {"secret": {"name": "s"}},
                 {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
                     {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}}]}})),
-            Ok(vec![file("cpu", "2", 0o644), file("labels", "a=\"1\"", 0o644), file("pw", "secret", 0o644), file("token", "tok", 0o644)])
+            Ok(vec![
+                file("cpu", "2", 0o644),
+                file("labels", "a=\"1\"", 0o644),
+                file("pw", "secret", 0o644),
+                file("token", "tok", 0o644)
+            ])
         );
     }
 
     #[test]
     fn errors_name_the_volume() {
         for (volume, text) in [
-            (json!({"name": "v", "configMap": {"name": "no"}}), "MountVolume.SetUp failed for volume \"v\" : configmap \"no\" not found"),
+            (
+                json!({"name": "v", "configMap": {"name": "no"}}),
+                "MountVolume.SetUp failed for volume \"v\" : configmap \"no\" not found",
+            ),
             (
                 json!({"name": "v", "secret": {"secretName": "s", "items": [{"key": "x", "path": "y"}]}}),
                 "MountVolume.SetUp failed for volume \"v\" : references non-existent secret key: x",

@@ -203,8 +203,20 @@ impl Client {
 
 /// Variables that a job inherits: enough to find Apptainer, and what the site says to sbatch.
 fn keep(name: &str) -> bool {
-    matches!(name, "PATH" | "HOME" | "USER" | "LOGNAME" | "SHELL" | "LANG" | "TZ" | "SLURM_CONF" | "TMPDIR" | "LD_LIBRARY_PATH" | "MODULEPATH")
-        || name.starts_with("SBATCH_")
+    matches!(
+        name,
+        "PATH"
+            | "HOME"
+            | "USER"
+            | "LOGNAME"
+            | "SHELL"
+            | "LANG"
+            | "TZ"
+            | "SLURM_CONF"
+            | "TMPDIR"
+            | "LD_LIBRARY_PATH"
+            | "MODULEPATH"
+    ) || name.starts_with("SBATCH_")
         || name.starts_with("APPTAINER_CONFIG")
 }
 
@@ -222,11 +234,44 @@ async fn run(name: &'static str, mut command: Command) -> Result<Vec<u8>, SlurmE
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let message = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
-    let message = message.strip_prefix(&format!("{name}: ")).unwrap_or(&message).replace(&format!("{name}: "), "");
+    let message = words(name, &String::from_utf8_lossy(&output.stderr));
     Err(SlurmError::Refused {
         command: name,
         message: if message.is_empty() { output.status.to_string() } else { message },
     })
+}
+
+/// A command's complaint without the prefixes that every line of it bears.
+fn words(name: &str, text: &str) -> String {
+    let prefix = format!("{name}: ");
+    let lines = text.lines().map(|line| {
+        let line = line.trim();
+        let line = line.strip_prefix(&prefix).unwrap_or(line);
+        line.strip_prefix("error: ").unwrap_or(line)
+    });
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints() {
+        let text = "sbatch: error: Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: Requested node configuration is not available\n";
+        assert_eq!(
+            words("sbatch", text),
+            "Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not available"
+        );
+        assert_eq!(words("sbatch", "\n"), "");
+    }
+
+    #[test]
+    fn what_a_second_try_can_help() {
+        let refused = |message: &str| SlurmError::Refused { command: "sbatch", message: message.to_owned() };
+        assert!(
+            refused("Batch job submission failed: Unable to contact slurm controller (connect failure)").is_transient()
+        );
+        assert!(!refused("Batch job submission failed: Requested node configuration is not available").is_transient());
+    }
 }

@@ -87,12 +87,15 @@ mod tests {
     #[test]
     fn added_up_once_per_node() {
         let text = "c1|64|16000|gpu:a100:4(S:0-1),nic:2|idle\nc2|64+|16000|(null)|mix\nc1|64|16000|gpu:a100:4(S:0-1)|idle\nbad\n";
-        assert_eq!(from_sinfo(text), Capacity {
-            cpus: 128,
-            memory_mib: 32_000,
-            gres: [("gpu".to_owned(), 4), ("nic".to_owned(), 2)].into(),
-            nodes: 2,
-        });
+        assert_eq!(
+            from_sinfo(text),
+            Capacity {
+                cpus: 128,
+                memory_mib: 32_000,
+                gres: [("gpu".to_owned(), 4), ("nic".to_owned(), 2)].into(),
+                nodes: 2,
+            }
+        );
         assert_eq!(gres_list("gpu"), [("gpu".to_owned(), 1)]);
     }
 }

@@ -44,9 +44,34 @@ pub enum FlagsError {
 
 /// Flags that identify, redirect or replace the job, or make sbatch answer differently.
 const RESERVED_LONG: &[&str] = &[
-    "array", "chdir", "clusters", "comment", "error", "export", "export-file", "get-user-env", "gid", "help", "ignore-pbs",
-    "input", "job-name", "no-requeue", "open-mode", "output", "parsable", "quiet", "requeue", "test-only", "uid", "usage",
-    "verbose", "version", "wait", "wrap", "kill-on-invalid-dep-none", "signal",
+    "array",
+    "chdir",
+    "clusters",
+    "comment",
+    "error",
+    "export",
+    "export-file",
+    "get-user-env",
+    "gid",
+    "help",
+    "ignore-pbs",
+    "input",
+    "job-name",
+    "no-requeue",
+    "open-mode",
+    "output",
+    "parsable",
+    "quiet",
+    "requeue",
+    "test-only",
+    "uid",
+    "usage",
+    "verbose",
+    "version",
+    "wait",
+    "wrap",
+    "kill-on-invalid-dep-none",
+    "signal",
 ];
 const RESERVED_SHORT: &[char] = &['a', 'D', 'e', 'h', 'H', 'i', 'J', 'M', 'o', 'Q', 'v', 'V', 'W'];
 /// Short flags of sbatch that take no value.
@@ -60,7 +85,8 @@ pub fn from_annotations(annotations: Option<&BTreeMap<String, String>>) -> Resul
     let mut all = Vec::new();
     for key in [OLD_ANNOTATION, ANNOTATION] {
         if let Some(text) = annotations.and_then(|a| a.get(key)) {
-            let words = split(text).map_err(|problem| FlagsError::Syntax { annotation: key, problem, text: text.clone() })?;
+            let words =
+                split(text).map_err(|problem| FlagsError::Syntax { annotation: key, problem, text: text.clone() })?;
             check(key, &words)?;
             all.extend(words);
         }
@@ -74,7 +100,9 @@ fn check(annotation: &'static str, words: &[String]) -> Result<(), FlagsError> {
         if let Some(long) = word.strip_prefix("--") {
             let name = long.split('=').next().unwrap_or_default();
             // getopt_long takes any unambiguous beginning of a name: refuse those of reserved ones too.
-            let reserved = RESERVED_LONG.iter().any(|r| *r == name || (name.len() >= 3 && r.starts_with(name) && !is_other_flag(name)));
+            let reserved = RESERVED_LONG
+                .iter()
+                .any(|r| *r == name || (name.len() >= 3 && r.starts_with(name) && !is_other_flag(name)));
             if name.is_empty() || reserved {
                 return Err(FlagsError::Reserved { annotation, flag: format!("--{name}") });
             }

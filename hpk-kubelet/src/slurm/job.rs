@@ -188,7 +188,9 @@ fn base_state(states: &[String]) -> Option<(JobState, bool)> {
     let state = states.iter().find_map(|s| {
         Some(match s.as_str() {
             "PENDING" => JobState::Pending,
-            "RUNNING" | "SUSPENDED" | "CONFIGURING" | "STAGE_OUT" | "STOPPED" | "SIGNALING" | "RESIZING" => JobState::Running,
+            "RUNNING" | "SUSPENDED" | "CONFIGURING" | "STAGE_OUT" | "STOPPED" | "SIGNALING" | "RESIZING" => {
+                JobState::Running
+            }
             "COMPLETED" => JobState::Completed,
             "FAILED" => JobState::Failed,
             "TIMEOUT" => JobState::Timeout,
@@ -265,13 +267,17 @@ mod tests {
             {"job_id": 11, "comment": "x", "job_state": ["FUTURE_STATE"]},
         ]});
         let jobs = from_squeue(answer.to_string().as_bytes()).expect("jobs");
-        let short: Vec<_> = jobs.iter().map(|j| (j.id.as_str(), j.state, j.completing, j.reason.as_str(), j.exit_code)).collect();
-        assert_eq!(short, [
-            ("7", JobState::Running, false, "None", Some(0)),
-            ("8", JobState::Pending, false, "Resources", None),
-            ("9", JobState::Failed, true, "NonZeroExitCode", Some(3)),
-            ("10", JobState::Pending, false, "", None),
-        ]);
+        let short: Vec<_> =
+            jobs.iter().map(|j| (j.id.as_str(), j.state, j.completing, j.reason.as_str(), j.exit_code)).collect();
+        assert_eq!(
+            short,
+            [
+                ("7", JobState::Running, false, "None", Some(0)),
+                ("8", JobState::Pending, false, "Resources", None),
+                ("9", JobState::Failed, true, "NonZeroExitCode", Some(3)),
+                ("10", JobState::Pending, false, "", None),
+            ]
+        );
         assert_eq!(jobs[0].started_at, Some(Timestamp::from_second(1_700_000_000).expect("time")));
         assert_eq!(jobs[0].ended_at, None, "the end of a running job is only planned");
         assert_eq!(jobs[1].started_at, None);

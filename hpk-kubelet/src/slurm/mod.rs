@@ -4,9 +4,9 @@
 //! says of a job), [`pace`] (when to ask again). [`client`] runs Slurm's commands and nothing else.
 
 pub mod client;
+pub mod cluster;
 pub mod flags;
 pub mod job;
 pub mod pace;
 pub mod request;
 pub mod script;
-pub mod cluster;

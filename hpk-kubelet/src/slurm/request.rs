@@ -179,17 +179,33 @@ mod tests {
         let cases = [
             (json!({"containers": [{"name": "a"}]}), 1, 128),
             (json!({"containers": [{"name": "a", "resources": request("100m", "1Mi")}]}), 1, 64),
-            (json!({"containers": [{"name": "a", "resources": request("1500m", "100Mi")}, {"name": "b", "resources": request("600m", "0.5Gi")}]}), 3, 612),
+            (
+                json!({"containers": [{"name": "a", "resources": request("1500m", "100Mi")}, {"name": "b", "resources": request("600m", "0.5Gi")}]}),
+                3,
+                612,
+            ),
             (json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "2", "memory": "100M"}}}]}), 2, 96),
             // An init container counts alone …
-            (json!({"initContainers": [{"name": "i", "resources": request("4", "1Gi")}],
-                    "containers": [{"name": "a", "resources": request("1", "2Gi")}]}), 4, 2048),
+            (
+                json!({"initContainers": [{"name": "i", "resources": request("4", "1Gi")}],
+                    "containers": [{"name": "a", "resources": request("1", "2Gi")}]}),
+                4,
+                2048,
+            ),
             // … with the sidecars started before it.
-            (json!({"initContainers": [{"name": "s", "restartPolicy": "Always", "resources": request("1", "1Gi")},
+            (
+                json!({"initContainers": [{"name": "s", "restartPolicy": "Always", "resources": request("1", "1Gi")},
                                        {"name": "i", "resources": request("4", "1Gi")}],
-                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}), 5, 2048),
-            (json!({"overhead": {"cpu": "250m"}, "resources": {"requests": {"cpu": "3"}},
-                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}), 4, 512),
+                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}),
+                5,
+                2048,
+            ),
+            (
+                json!({"overhead": {"cpu": "250m"}, "resources": {"requests": {"cpu": "3"}},
+                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}),
+                4,
+                512,
+            ),
         ];
         for (spec, cpus, memory) in cases {
             let needs = of(spec.clone());
@@ -199,7 +215,9 @@ mod tests {
 
     #[test]
     fn gpus() {
-        let needs = of(json!({"containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": "2", "example.com/foo": "1"}}}]}));
+        let needs = of(
+            json!({"containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": "2", "example.com/foo": "1"}}}]}),
+        );
         assert_eq!(needs.gres, [("gpu".to_owned(), 2)].into());
         assert_eq!(needs.unknown, ["example.com/foo"]);
     }
@@ -210,11 +228,33 @@ mod tests {
             "terminationGracePeriodSeconds": 20, "containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}))
         .expect("pod");
         let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u-1".into() };
-        let list = arguments(&pod, &who, Path::new("/home/a/.hpk/pods/u-1"), &Defaults::default(), &["-p".into(), "debug".into()]);
-        assert_eq!(list, [
-            "--parsable", "--job-name=ns/p", "--comment=u-1", "--chdir=/home/a/.hpk/pods/u-1",
-            "--output=/home/a/.hpk/pods/u-1/job.out", "--open-mode=append", "--no-requeue", "--nodes=1", "--ntasks=1",
-            "--cpus-per-task=1", "--mem=128M", "--signal=B:TERM@30", "--time=4", "--gres=gpu:1", "-p", "debug",
-        ]);
+        let list = arguments(
+            &pod,
+            &who,
+            Path::new("/home/a/.hpk/pods/u-1"),
+            &Defaults::default(),
+            &["-p".into(), "debug".into()],
+        );
+        assert_eq!(
+            list,
+            [
+                "--parsable",
+                "--job-name=ns/p",
+                "--comment=u-1",
+                "--chdir=/home/a/.hpk/pods/u-1",
+                "--output=/home/a/.hpk/pods/u-1/job.out",
+                "--open-mode=append",
+                "--no-requeue",
+                "--nodes=1",
+                "--ntasks=1",
+                "--cpus-per-task=1",
+                "--mem=128M",
+                "--signal=B:TERM@30",
+                "--time=4",
+                "--gres=gpu:1",
+                "-p",
+                "debug",
+            ]
+        );
     }
 }

@@ -24,17 +24,22 @@ fn image() -> Image {
 }
 
 fn make(spec: serde_json::Value) -> Result<Planned, PlanError> {
-    let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec})).expect("pod");
+    let pod: Pod =
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
+            .expect("pod");
     let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into() };
     let names = |list: &[Container]| list.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
     let spec = pod.spec.as_ref().expect("spec");
     let mut all = names(&spec.containers);
     all.extend(names(spec.init_containers.as_deref().unwrap_or_default()));
-    let images = all.into_iter().map(|n| {
-        let blocked = Blocked { reason: "ErrImagePull".into(), message: "no".into() };
-        let image = if n.starts_with("bad") { Err(blocked) } else { Ok(image()) };
-        (n, image)
-    }).collect();
+    let images = all
+        .into_iter()
+        .map(|n| {
+            let blocked = Blocked { reason: "ErrImagePull".into(), message: "no".into() };
+            let image = if n.starts_with("bad") { Err(blocked) } else { Ok(image()) };
+            (n, image)
+        })
+        .collect();
     plan(Input {
         pod: &pod,
         who: &who,
@@ -57,7 +62,10 @@ fn command_rules() {
         (json!({"args": ["x"]}), vec!["/entry", "x"]),
         (json!({"command": ["c"]}), vec!["c"]),
         (json!({"command": ["c"], "args": ["x"]}), vec!["c", "x"]),
-        (json!({"command": ["$(A)"], "args": ["$(IMG)", "$$(A)"], "env": [{"name": "A", "value": "v"}]}), vec!["v", "$(IMG)", "$(A)"]),
+        (
+            json!({"command": ["$(A)"], "args": ["$(IMG)", "$$(A)"], "env": [{"name": "A", "value": "v"}]}),
+            vec!["v", "$(IMG)", "$(A)"],
+        ),
     ] {
         let mut value = json!({"name": "c"});
         value.as_object_mut().expect("map").extend(container.as_object().expect("map").clone());
@@ -83,7 +91,10 @@ fn whole_plan() {
     .expect("plan");
     let plan = &planned.plan;
     assert_eq!(plan.hostname, "h");
-    assert_eq!((plan.fs_group, plan.supplemental_groups.as_slice(), plan.termination_grace_period_seconds), (Some(7), &[8][..], 5));
+    assert_eq!(
+        (plan.fs_group, plan.supplemental_groups.as_slice(), plan.termination_grace_period_seconds),
+        (Some(7), &[8][..], 5)
+    );
     assert_eq!(plan.init_containers[0].restart_policy, Some(RestartPolicy::Always));
     let c = &plan.containers[0];
     let paths: Vec<_> = c.mounts.iter().map(|m| (m.path.as_str(), m.sub_path.as_deref(), m.read_only)).collect();
@@ -101,7 +112,8 @@ fn whole_plan() {
 #[test]
 fn trouble_of_one_container_blocks_it_alone() {
     let planned = make(json!({"containers": [{"name": "bad"}, {"name": "c", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}, {"name": "ok"}]})).expect("plan");
-    let reasons: Vec<_> = planned.plan.containers.iter().map(|c| c.blocked.as_ref().map(|b| b.reason.as_str())).collect();
+    let reasons: Vec<_> =
+        planned.plan.containers.iter().map(|c| c.blocked.as_ref().map(|b| b.reason.as_str())).collect();
     assert_eq!(reasons, [Some("ErrImagePull"), Some("CreateContainerConfigError"), None]);
     assert!(can_begin(&planned.plan));
     let blocked = make(json!({"initContainers": [{"name": "bad"}], "containers": [{"name": "ok"}]})).expect("plan");
@@ -112,25 +124,44 @@ fn trouble_of_one_container_blocks_it_alone() {
 fn sub_paths_are_checked() {
     for (mount, message) in [
         (json!({"name": "d", "mountPath": "/m", "subPathExpr": "$(NOPE)"}), "missing value for \"NOPE\""),
-        (json!({"name": "d", "mountPath": "/m", "subPath": "/abs"}), "error SubPath `/abs` must not be an absolute path"),
-        (json!({"name": "d", "mountPath": "/m", "subPath": "a/../b"}), "unable to provision SubPath `a/../b`: must not contain '..'"),
+        (
+            json!({"name": "d", "mountPath": "/m", "subPath": "/abs"}),
+            "error SubPath `/abs` must not be an absolute path",
+        ),
+        (
+            json!({"name": "d", "mountPath": "/m", "subPath": "a/../b"}),
+            "unable to provision SubPath `a/../b`: must not contain '..'",
+        ),
     ] {
-        let planned = make(json!({"containers": [{"name": "c", "volumeMounts": [mount]}], "volumes": [{"name": "d", "emptyDir": {}}]})).expect("plan");
+        let planned = make(
+            json!({"containers": [{"name": "c", "volumeMounts": [mount]}], "volumes": [{"name": "d", "emptyDir": {}}]}),
+        )
+        .expect("plan");
         assert_eq!(planned.plan.containers[0].blocked.as_ref().expect("blocked").message, message);
     }
 }
 
 #[test]
 fn what_concerns_the_pod_is_an_error() {
-    let missing = make(json!({"containers": [{"name": "c"}], "volumes": [{"name": "v", "configMap": {"name": "no"}}]})).expect_err("error");
+    let missing = make(json!({"containers": [{"name": "c"}], "volumes": [{"name": "v", "configMap": {"name": "no"}}]}))
+        .expect_err("error");
     assert_eq!(missing.reason(), "FailedMount");
-    let unknown = make(json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": "/m"}]}]})).expect_err("error");
+    let unknown = make(json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": "/m"}]}]}))
+        .expect_err("error");
     assert_eq!(unknown.reason(), "FailedMount");
 }
 
 #[test]
 fn signals() {
-    for (text, number) in [("SIGTERM", Some(15)), ("term", Some(15)), ("9", Some(9)), ("SIGRTMIN+3", Some(37)), ("RTMAX-1", Some(63)), ("SIGNO", None), ("65", None)] {
+    for (text, number) in [
+        ("SIGTERM", Some(15)),
+        ("term", Some(15)),
+        ("9", Some(9)),
+        ("SIGRTMIN+3", Some(37)),
+        ("RTMAX-1", Some(63)),
+        ("SIGNO", None),
+        ("65", None),
+    ] {
         assert_eq!(signal_number(text), number, "{text}");
     }
 }

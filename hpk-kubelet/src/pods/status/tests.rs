@@ -72,7 +72,12 @@ fn ended(name: &str, code: i32) -> api::ContainerState {
 }
 
 fn report(containers: Vec<api::ContainerState>) -> PodState {
-    PodState { sandbox_ready: true, pod_ips: vec!["10.244.0.5".parse().expect("ip")], containers, ..PodState::default() }
+    PodState {
+        sandbox_ready: true,
+        pod_ips: vec!["10.244.0.5".parse().expect("ip")],
+        containers,
+        ..PodState::default()
+    }
 }
 
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> (&'a str, Option<&'a str>, Option<&'a str>) {
@@ -88,14 +93,22 @@ fn before_the_start() {
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     let names: Vec<_> = status.container_statuses.iter().flatten().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["a", "b"], "sorted by name");
-    let waiting = status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.clone();
+    let waiting =
+        status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.clone();
     assert_eq!(waiting.expect("waiting").reason.as_deref(), Some("ContainerCreating"));
-    assert_eq!(condition(&status, "Ready"), ("False", Some("ContainersNotReady"), Some("containers with unready status: [b a]")));
+    assert_eq!(
+        condition(&status, "Ready"),
+        ("False", Some("ContainersNotReady"), Some("containers with unready status: [b a]"))
+    );
     assert_eq!(condition(&status, "Initialized"), ("True", None, None));
     assert_eq!(condition(&status, "example.com/gate").0, "True", "conditions of others are kept");
     assert_eq!(condition(&status, "PodScheduled").0, "True");
     let scheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled").expect("condition");
-    assert_eq!(scheduled.last_transition_time, Some(Time("2026-01-01T00:00:00Z".parse().expect("time"))), "unchanged, so its time is kept");
+    assert_eq!(
+        scheduled.last_transition_time,
+        Some(Time("2026-01-01T00:00:00Z".parse().expect("time"))),
+        "unchanged, so its time is kept"
+    );
 }
 
 #[test]
@@ -104,12 +117,16 @@ fn pending_in_slurm() {
     case.job = Some(Job { state: JobState::Pending, reason: "Resources".into(), ..Job::lost("7", "u") });
     let status = case.status();
     assert_eq!(status.phase.as_deref(), Some("Pending"));
-    assert_eq!(condition(&status, JOB_STARTED), ("False", Some("Resources"), Some("Slurm job 7 is pending: Resources: waits for free resources")));
+    assert_eq!(
+        condition(&status, JOB_STARTED),
+        ("False", Some("Resources"), Some("Slurm job 7 is pending: Resources: waits for free resources"))
+    );
 }
 
 #[test]
 fn running_and_ready() {
-    let mut case = Case::new(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "example.com/gate"}]}));
+    let mut case =
+        Case::new(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "example.com/gate"}]}));
     case.report = Some(report(vec![running("a", true)]));
     let status = case.status();
     assert_eq!(status.phase.as_deref(), Some("Running"));
@@ -117,7 +134,10 @@ fn running_and_ready() {
     assert_eq!(condition(&status, "Ready"), ("True", None, None));
     assert_eq!(condition(&status, "PodReadyToStartContainers").0, "True");
     let container = &status.container_statuses.as_ref().expect("statuses")[0];
-    assert_eq!((container.ready, container.started, container.image_id.as_str()), (true, Some(true), "busybox@sha256:0"));
+    assert_eq!(
+        (container.ready, container.started, container.image_id.as_str()),
+        (true, Some(true), "busybox@sha256:0")
+    );
 }
 
 #[test]
@@ -126,7 +146,11 @@ fn missing_gate() {
     case.report = Some(report(vec![running("a", true)]));
     assert_eq!(
         condition(&case.status(), "Ready"),
-        ("False", Some("ReadinessGatesNotReady"), Some("corresponding condition of pod readiness gate \"x/y\" does not exist."))
+        (
+            "False",
+            Some("ReadinessGatesNotReady"),
+            Some("corresponding condition of pod readiness gate \"x/y\" does not exist.")
+        )
     );
 }
 
@@ -145,10 +169,17 @@ fn completed() {
 fn lost_node() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.report = Some(report(vec![running("a", true)]));
-    case.job = Some(Job { state: JobState::NodeFail, nodes: "c1".into(), started_at: Some(at(1400)), ..Job::lost("7", "u") });
+    case.job =
+        Some(Job { state: JobState::NodeFail, nodes: "c1".into(), started_at: Some(at(1400)), ..Job::lost("7", "u") });
     let status = case.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodeLost")));
-    let ended = status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").terminated.clone().expect("terminated");
+    let ended = status.container_statuses.as_ref().expect("statuses")[0]
+        .state
+        .as_ref()
+        .expect("state")
+        .terminated
+        .clone()
+        .expect("terminated");
     assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
     assert_eq!(condition(&status, "DisruptionTarget").0, "True");
 
@@ -164,19 +195,31 @@ fn cancelled_while_pending() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.job = Some(Job { state: JobState::Cancelled, killed_by: Some("root".into()), ..Job::lost("7", "u") });
     let status = case.status();
-    assert_eq!((status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()), (Some("Failed"), Some("SlurmJobCancelled"), Some("Slurm job 7 was cancelled by root")));
-    assert!(status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.is_some(), "it never ran");
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()),
+        (Some("Failed"), Some("SlurmJobCancelled"), Some("Slurm job 7 was cancelled by root"))
+    );
+    assert!(
+        status.container_statuses.as_ref().expect("statuses")[0].state.as_ref().expect("state").waiting.is_some(),
+        "it never ran"
+    );
 }
 
 #[test]
 fn held_image() {
     let mut case = Case::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
-    case.held.insert("i".into(), Waiting { reason: "ImagePullBackOff".into(), message: "Back-off pulling image \"x\"".into() });
+    case.held.insert(
+        "i".into(),
+        Waiting { reason: "ImagePullBackOff".into(), message: "Back-off pulling image \"x\"".into() },
+    );
     let status = case.status();
     let reason = |s: &ContainerStatus| s.state.as_ref().and_then(|s| s.waiting.as_ref()).and_then(|w| w.reason.clone());
     assert_eq!(reason(&status.init_container_statuses.as_ref().expect("init")[0]).as_deref(), Some("ImagePullBackOff"));
     assert_eq!(reason(&status.container_statuses.as_ref().expect("main")[0]).as_deref(), Some("PodInitializing"));
-    assert_eq!(condition(&status, "Initialized"), ("False", Some("ContainersNotInitialized"), Some("containers with incomplete status: [i]")));
+    assert_eq!(
+        condition(&status, "Initialized"),
+        ("False", Some("ContainersNotInitialized"), Some("containers with incomplete status: [i]"))
+    );
 }
 
 #[test]
@@ -191,6 +234,12 @@ fn patches_say_only_what_changed() {
     assert_eq!(value["metadata"]["uid"], "u");
     assert_eq!(value["status"]["phase"], "Running");
     assert_eq!(value["status"].get("hostIP"), None, "unchanged");
-    let ready = value["status"]["conditions"].as_array().expect("list").iter().find(|c| c["type"] == "Ready").expect("Ready").clone();
+    let ready = value["status"]["conditions"]
+        .as_array()
+        .expect("list")
+        .iter()
+        .find(|c| c["type"] == "Ready")
+        .expect("Ready")
+        .clone();
     assert!(ready["message"].is_null() && ready.get("message").is_some(), "a vanished text is taken back");
 }
