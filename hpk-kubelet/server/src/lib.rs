@@ -15,6 +15,7 @@ mod backend;
 mod control;
 mod listener;
 mod logs;
+mod metrics_api;
 mod respond;
 mod route;
 mod service;

@@ -4,7 +4,7 @@ use crate::auth::Auth;
 use crate::backend::Backend;
 use crate::respond::{Body, text};
 use crate::service::Service;
-use crate::tls::{Tls, TlsError, TlsFiles};
+use crate::tls::{Holder, Tls, TlsError, TlsFiles};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -85,10 +85,10 @@ async fn connection<B: Backend>(
     let acceptor = tokio_rustls::TlsAcceptor::from(tls.config.clone());
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await??;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let subject = Arc::new(tls.identify(chain));
+    let holder = Arc::new(tls.identify(chain));
     let handle = service_fn(move |request: Request<Incoming>| {
-        let (service, subject) = (service.clone(), subject.clone());
-        async move { Ok::<_, Infallible>(guarded(&service, subject.as_ref().as_ref(), request).await) }
+        let (service, holder) = (service.clone(), holder.clone());
+        async move { Ok::<_, Infallible>(guarded(&service, holder.as_ref().as_ref(), request).await) }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,10 +101,10 @@ async fn connection<B: Backend>(
 
 async fn guarded<B: Backend>(
     service: &Arc<Service<B>>,
-    subject: Option<&(String, Vec<String>)>,
+    holder: Option<&Holder>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    match service.admit(subject, &request).await {
+    match service.admit(holder, &request).await {
         Ok(()) => service.serve(request).await,
         Err(crate::auth::Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
         Err(crate::auth::Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),

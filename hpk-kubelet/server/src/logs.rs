@@ -365,7 +365,7 @@ mod tests {
         assert_eq!((all.tail_lines, all.limit_bytes), (Some(5), Some(10)));
         assert_eq!(all.since, Some("2026-01-01T00:00:00Z".parse().unwrap()));
         assert_eq!(parse("tail=all&tailLines=3").unwrap().tail_lines, None);
-        assert_eq!(parse("follow=false").unwrap().follow, false);
+        assert!(!parse("follow=false").unwrap().follow);
         assert_eq!(parse("stream=Stderr").unwrap().stream, Some(Stream::Stderr));
         assert_eq!(parse("stream=stdin"), Err(BadQuery::Stream("stdin".to_owned())));
         for bad in ["tailLines=x", "sinceTime=yesterday", "limitBytes=1e3"] {

@@ -6,9 +6,11 @@ use crate::control;
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
 use crate::route::{self, NoRoute, Query, Route, Target};
 use crate::stats::{self, Rates};
+use crate::metrics_api::{self, MetricsApi};
 use crate::stream::forward::{self, Dial};
 use crate::stream::remote::{self, Wanted};
 use crate::stream::{IDLE, upgrade};
+use crate::tls::Holder;
 use crate::{backend, logs};
 use hpk_api::control::{AttachOptions, ErrorCode, ExecOptions, Request as ControlRequest, StreamEnd};
 use hpk_api::frame::channel;
@@ -29,6 +31,7 @@ pub(crate) struct Service<B> {
     auth: Auth,
     backend: Arc<B>,
     rates: Rates,
+    metrics_api: MetricsApi,
     requests: Counters,
 }
 
@@ -44,21 +47,26 @@ struct Counters {
 
 impl<B: Backend> Service<B> {
     pub(crate) fn new(node_name: String, auth: Auth, backend: Arc<B>) -> Self {
-        Self { node_name, auth, backend, rates: Rates::default(), requests: Counters::default() }
+        Self { node_name, auth, backend, rates: Rates::default(), metrics_api: MetricsApi::default(), requests: Counters::default() }
     }
 
     /// Whether the caller may make this request.
     pub(crate) async fn admit<T>(
         &self,
-        subject: Option<&(String, Vec<String>)>,
+        holder: Option<&Holder>,
         request: &Request<T>,
     ) -> Result<(), Refusal> {
-        let header = request.headers().get(hyper::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let user = self.auth.authenticate(subject, header).await?;
-        self.auth.authorize(&user, request.method().as_str(), request.uri().path()).await
+        let path = request.uri().path();
+        let user = self.auth.authenticate(holder, path, request.headers()).await?;
+        self.auth.authorize(&user, request.method().as_str(), path).await
     }
 
     pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
+        if metrics_api::is_path(request.uri().path()) {
+            let query = Query::parse(request.uri().query());
+            let (method, path) = (request.method().as_str(), request.uri().path());
+            return self.metrics_api.serve(&self.node_name, &self.backend, method, path, &query).await;
+        }
         let route = match route::find(request.method().as_str(), request.uri().path()) {
             Ok(route) => route,
             Err(NoRoute::NotFound) => return text(StatusCode::NOT_FOUND, "404 page not found\n"),

@@ -40,13 +40,29 @@ pub(crate) fn is_running(pod: &Pod) -> bool {
 async fn ask<B: Backend>(backend: &Arc<B>, pod: &Pod) -> Option<PodStats> {
     let stream = backend.open_supervisor(pod.metadata.uid.as_deref()?).await.ok()?;
     match control::request(stream, &Request::Stats).await {
-        Ok((Answer::Stats(stats), ..)) => Some(stats),
+        Ok((Answer::Stats(stats), ..)) => Some(shown(stats)),
         Ok(_) => None,
         Err(e) => {
             tracing::debug!(pod = pod.metadata.name, "no stats: {e}");
             None
         }
     }
+}
+
+/// Whoever reads these figures (metrics-server drops a whole pod for it) takes a zero for a failure to
+/// measure. A process that runs has used some CPU, however little of the clock's ticks, and holds some memory.
+fn shown(mut stats: PodStats) -> PodStats {
+    let floor = |usage: &mut Usage| {
+        if usage.processes > 0 || usage.rss_bytes > 0 {
+            usage.cpu_nanos = usage.cpu_nanos.max(1000);
+            if usage.memory_bytes == 0 {
+                usage.memory_bytes = usage.rss_bytes;
+            }
+        }
+    };
+    floor(&mut stats.pod);
+    stats.containers.iter_mut().for_each(|c| floor(&mut c.usage));
+    stats
 }
 
 /// Remembers the last sample of each container, for the momentary CPU use.

@@ -47,12 +47,28 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// CA of client certificates, PEM.
     pub client_ca: PathBuf,
+    /// CA of the API server's aggregator, PEM: its certificate may name the user that it speaks for, on the
+    /// paths of the metrics API only. None: that API is not served.
+    pub front_proxy_ca: Option<PathBuf>,
+}
+
+/// Common name that the aggregator's certificate must have (kube-apiserver's requestheader-allowed-names).
+const FRONT_PROXY: &str = "front-proxy-client";
+
+/// Who holds a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A user with its groups.
+    User { name: String, groups: Vec<String> },
+    /// The API server's aggregator.
+    FrontProxy,
 }
 
 /// TLS settings that live as long as the server.
 pub(crate) struct Tls {
     pub(crate) config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
+    front_proxy: Option<Arc<dyn ClientCertVerifier>>,
     serving: Arc<Serving>,
 }
 
@@ -63,22 +79,26 @@ impl Tls {
             let path = path.to_owned();
             move |e: Box<dyn std::error::Error + Send + Sync>| TlsError::Certificate { path, source: e }
         };
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&files.client_ca)? {
-            roots.add(certificate).map_err(|e| fail(&files.client_ca)(e.into()))?;
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| fail(&files.client_ca)(e.into()))?;
+        let verifier_of = |path: &Path| -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(|e| fail(path)(e.into()))?;
+            }
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| fail(path)(e.into()))
+        };
+        let verifier = verifier_of(&files.client_ca)?;
+        let front_proxy = files.front_proxy_ca.as_deref().map(verifier_of).transpose()?;
         let serving = Arc::new(Serving::new(files.clone(), provider.clone())?);
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| fail(&files.certificate)(e.into()))?
             .with_client_cert_verifier(Arc::new(AnyHolder(verifier.clone())))
             .with_cert_resolver(serving.clone());
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config: Arc::new(config), verifier, serving })
+        Ok(Self { config: Arc::new(config), verifier, front_proxy, serving })
     }
 
     /// Takes up a certificate that was renewed on disk; to be called now and then.
@@ -88,16 +108,20 @@ impl Tls {
         }
     }
 
-    /// Common name and organisations of a client certificate that the CA signed and that is valid now.
-    pub(crate) fn identify(&self, chain: &[CertificateDer<'_>]) -> Option<(String, Vec<String>)> {
+    /// Whose certificate this is, when one of our CAs signed it and it is valid now.
+    pub(crate) fn identify(&self, chain: &[CertificateDer<'_>]) -> Option<Holder> {
         let (leaf, intermediates) = chain.split_first()?;
-        self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        let signed =
+            |by: &Arc<dyn ClientCertVerifier>| by.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok();
         let (_, certificate) = x509_parser::parse_x509_certificate(leaf).ok()?;
         let subject = certificate.subject();
         let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        if self.front_proxy.as_ref().is_some_and(signed) {
+            return (name == FRONT_PROXY).then_some(Holder::FrontProxy);
+        }
         let groups =
             subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
-        Some((name, groups))
+        signed(&self.verifier).then_some(Holder::User { name, groups })
     }
 }
 

@@ -4,8 +4,11 @@
 
 mod cache;
 
+use crate::metrics_api;
 use crate::route;
+use crate::tls::Holder;
 use cache::Cache;
+use hyper::header::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
@@ -47,7 +50,7 @@ pub(crate) struct Auth {
     client: Client,
     node_name: String,
     tokens: Cache<String, Option<User>>,
-    decisions: Cache<(User, &'static str, &'static str), bool>,
+    decisions: Cache<(User, Question), bool>,
 }
 
 impl Auth {
@@ -55,17 +58,26 @@ impl Auth {
         Self { client, node_name, tokens: Cache::new(1024), decisions: Cache::new(4096) }
     }
 
-    /// The caller, from the certificate's subject or the bearer token.
+    /// The caller: the certificate's subject, whom the aggregator names, or the bearer token's owner.
     pub(crate) async fn authenticate(
         &self,
-        subject: Option<&(String, Vec<String>)>,
-        authorization: Option<&str>,
+        holder: Option<&Holder>,
+        path: &str,
+        headers: &HeaderMap,
     ) -> Result<User, Refusal> {
-        if let Some((name, groups)) = subject {
-            let mut groups = groups.clone();
-            groups.push("system:authenticated".to_owned());
-            return Ok(User { name: name.clone(), groups, ..User::default() });
+        match holder {
+            Some(Holder::User { name, groups }) => {
+                let mut groups = groups.clone();
+                groups.push("system:authenticated".to_owned());
+                return Ok(User { name: name.clone(), groups, ..User::default() });
+            }
+            Some(Holder::FrontProxy) if metrics_api::is_path(path) => {
+                return named_by_proxy(headers).ok_or(Refusal::Unauthorized);
+            }
+            Some(Holder::FrontProxy) => return Err(Refusal::Unauthorized),
+            None => {}
         }
+        let authorization = headers.get(hyper::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let token = authorization.and_then(bearer).ok_or(Refusal::Unauthorized)?;
         if let Some(known) = self.tokens.get(&token.to_owned()) {
             return known.ok_or(Refusal::Unauthorized);
@@ -107,10 +119,21 @@ impl Auth {
 
     /// Whether the caller may do this; any allowed subresource will do.
     pub(crate) async fn authorize(&self, user: &User, method: &str, path: &str) -> Result<(), Refusal> {
+        if metrics_api::is_path(path) {
+            return self.authorize_metrics(user, path).await;
+        }
         let verb = route::verb(method);
         let subresources = route::subresources(path);
         for subresource in subresources {
-            if self.allowed(user, verb, subresource).await? {
+            let question = Question {
+                verb: verb.to_owned(),
+                version: "v1".to_owned(),
+                resource: "nodes".to_owned(),
+                subresource: (*subresource).to_owned(),
+                name: self.node_name.clone(),
+                ..Question::default()
+            };
+            if self.allowed(user, question).await? {
                 return Ok(());
             }
         }
@@ -121,28 +144,43 @@ impl Auth {
         )))
     }
 
-    async fn allowed(
-        &self,
-        user: &User,
-        verb: &'static str,
-        subresource: &'static str,
-    ) -> Result<bool, Refusal> {
-        let key = (user.clone(), verb, subresource);
+    /// The metrics API is asked about by its own resources; its discovery is for everyone who is known.
+    async fn authorize_metrics(&self, user: &User, path: &str) -> Result<(), Refusal> {
+        let Some((resource, namespace, name)) = metrics_api::resource(path) else { return Ok(()) };
+        let question = Question {
+            verb: if name.is_empty() { "list" } else { "get" }.to_owned(),
+            group: metrics_api::GROUP.to_owned(),
+            version: metrics_api::VERSION.to_owned(),
+            resource,
+            namespace,
+            name,
+            ..Question::default()
+        };
+        let text = format!("Forbidden (user={}, verb={}, resource={})\n", user.name, question.verb, question.resource);
+        if self.allowed(user, question).await? { Ok(()) } else { Err(Refusal::Forbidden(text)) }
+    }
+
+    async fn allowed(&self, user: &User, question: Question) -> Result<bool, Refusal> {
+        let key = (user.clone(), question);
         if let Some(known) = self.decisions.get(&key) {
             return Ok(known);
         }
+        let question = &key.1;
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 user: Some(user.name.clone()),
-                uid: (!user.uid.is_empty()).then(|| user.uid.clone()),
+                uid: some(&user.uid),
                 groups: Some(user.groups.clone()),
                 extra: (!user.extra.is_empty()).then(|| user.extra.clone()),
                 resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.to_owned()),
-                    version: Some("v1".to_owned()),
-                    resource: Some("nodes".to_owned()),
-                    subresource: Some(subresource.to_owned()),
-                    name: Some(self.node_name.clone()),
+                    verb: some(&question.verb),
+                    group: some(&question.group),
+                    version: some(&question.version),
+                    resource: some(&question.resource),
+                    subresource: some(&question.subresource),
+                    namespace: some(&question.namespace),
+                    name: some(&question.name),
                     ..ResourceAttributes::default()
                 }),
                 ..SubjectAccessReviewSpec::default()
@@ -154,14 +192,35 @@ impl Auth {
             .await
             .map_err(|e| {
                 Refusal::Unknown(format!(
-                    "Authorization error (user={}, verb={verb}, resource=nodes, subresource={subresource}): {e}",
-                    user.name
+                    "Authorization error (user={}, verb={}, resource={}, subresource={}): {e}",
+                    user.name, question.verb, question.resource, question.subresource
                 ))
             })?;
         let allowed = answer.status.is_some_and(|s| s.allowed);
         self.decisions.put(key, allowed, if allowed { ALLOWED_FOR } else { DENIED_FOR });
         Ok(allowed)
     }
+}
+
+/// What a SubjectAccessReview asks; empty fields are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Question {
+    verb: String,
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    namespace: String,
+    name: String,
+}
+
+/// The user that the aggregator speaks for.
+fn named_by_proxy(headers: &HeaderMap) -> Option<User> {
+    let text = |v: &hyper::header::HeaderValue| v.to_str().ok().map(str::to_owned);
+    let name = headers.get("x-remote-user").and_then(text).filter(|n| !n.is_empty())?;
+    let groups = headers.get_all("x-remote-group").iter().filter_map(text).collect();
+    let uid = headers.get("x-remote-uid").and_then(text).unwrap_or_default();
+    Some(User { name, uid, groups, extra: BTreeMap::new() })
 }
 
 /// The token of `Authorization: Bearer …`; the scheme's case does not matter.

@@ -23,3 +23,5 @@ pub(crate) const STREAM_CREATION: Duration = Duration::from_secs(30);
 /// How long a session that is over waits for the client to hang up: closing with unread input would make the
 /// kernel throw away output that is still on its way.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
+/// How often a client is pinged; one that is gone is noticed after the second.
+pub(crate) const PING: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use super::spdy::connection::{Connection, Incoming, Writer};
 use super::status::{ErrorFormat, error_payload};
 use super::upgrade::{Channels, Protocol, RemoteVersion};
-use super::{LINGER, STREAM_CREATION, ws};
+use super::{LINGER, PING, STREAM_CREATION, ws};
 use crate::backend::Stream;
 use crate::control::{FrameReader, FrameWriter, stream_end};
 use bytes::Bytes;
@@ -57,6 +57,14 @@ impl Output {
                     None => Ok(()),
                 }
             }
+        }
+    }
+
+    /// Fails once the client is gone; a SPDY connection sees to that itself.
+    async fn ping(&mut self) -> Result<(), ()> {
+        match self {
+            Self::WebSocket(sender) => sender.ping().await.map_err(drop),
+            Self::Spdy { .. } => Ok(()),
         }
     }
 
@@ -118,8 +126,17 @@ async fn join<F>(
             std::future::pending::<()>().await;
         };
         let drain = async {
+            // A client that is gone is not seen by reading while its input waits for the process.
+            let mut pings = tokio::time::interval(PING);
             loop {
-                match reader.next().await {
+                let frame = tokio::select! {
+                    frame = reader.next() => frame,
+                    _ = pings.tick() => {
+                        output.ping().await?;
+                        continue;
+                    }
+                };
+                match frame {
                     Ok(Some((channel @ (channel::STDOUT | channel::STDERR), payload))) => {
                         output.data(channel, &payload).await?;
                     }

@@ -84,6 +84,11 @@ impl Sender {
         Ok(())
     }
 
+    /// Fails once the client is gone.
+    pub(super) async fn ping(&mut self) -> Result<(), Error> {
+        self.sink.send(Message::Ping(Bytes::new())).await
+    }
+
     /// The orderly end.
     pub(super) async fn close(&mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };

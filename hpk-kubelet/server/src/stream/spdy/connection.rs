@@ -5,6 +5,7 @@
 
 use super::codec::{self, CodecError, Decoder, Encoder, Frame, reset};
 use super::headers::{Headers, get};
+use crate::stream::PING;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ impl Connection {
         let (sender, streams) = mpsc::channel(16);
         let closed = CancellationToken::new();
         let reader = Reader { streams: HashMap::new(), shared: shared.clone(), announce: sender };
+        tokio::spawn(ping(shared.clone(), closed.clone()));
         let done = closed.clone();
         tokio::spawn(async move {
             if let Err(e) = reader.run(read).await {
@@ -78,6 +80,21 @@ impl Connection {
         // The client may be gone already.
         let _ = out.send(&Frame::GoAway { last: 0, status: 0 }).await;
         let _ = out.io.shutdown().await;
+    }
+}
+
+/// Finds out that the client is gone while the reader waits for a stream's consumer and so cannot see it.
+async fn ping(shared: Arc<Mutex<Out>>, closed: CancellationToken) {
+    // Ids of a server's pings are even.
+    for id in (2..u32::MAX).step_by(2) {
+        tokio::select! {
+            () = closed.cancelled() => return,
+            () = tokio::time::sleep(PING) => {}
+        }
+        if shared.lock().await.send(&Frame::Ping { id }).await.is_err() {
+            closed.cancel();
+            return;
+        }
     }
 }
 
@@ -171,14 +188,14 @@ impl Reader {
                 Ok(())
             }
             // Client pings are odd; even ones would be answers to ours, and we send none.
-            Frame::Ping { id } if id % 2 == 1 => self.shared.lock().await.send(&Frame::Ping { id }).await,
+            Frame::Ping { id } if !id.is_multiple_of(2) => self.shared.lock().await.send(&Frame::Ping { id }).await,
             Frame::Ping { .. } | Frame::SynReply { .. } | Frame::Headers { .. } | Frame::GoAway { .. } => Ok(()),
         }
     }
 
     async fn open(&mut self, id: u32, headers: Headers, fin: bool) -> std::io::Result<()> {
         self.streams.retain(|_, s| !s.is_closed());
-        let refused = if id % 2 == 0 || self.streams.contains_key(&id) {
+        let refused = if id.is_multiple_of(2) || self.streams.contains_key(&id) {
             Some(reset::PROTOCOL_ERROR)
         } else if self.streams.len() >= MAX_STREAMS {
             Some(reset::INVALID_STREAM)
