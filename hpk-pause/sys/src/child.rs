@@ -122,6 +122,11 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             let fd = new_fs(fstype, *attributes)?;
             store(slots, slot.0, fd)
         }
+        OpKind::Skeleton {
+            root,
+            folders,
+            targets,
+        } => skeleton(root, folders, targets, slots),
         OpKind::SetAttr { slot: index, read_only, recursive, propagation } => {
             match set_attr(slot(slots, index.0)?, *read_only, *recursive, *propagation) {
                 // Before 5.12: done by a remount once attached.
@@ -387,11 +392,6 @@ fn set_attr(fd: c_int, read_only: bool, recursive: bool, propagation: u64) -> Ou
 }
 
 fn attach(fd: c_int, target: &CStr) -> Outcome {
-    // SAFETY: all-zero is a valid stat.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the struct lives across the call.
-    check(unsafe { libc::fstat(fd, &raw mut stat) })?;
-    let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
     // Most mount points exist or need only themselves: one call tells.
     let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS;
     // SAFETY: C strings.
@@ -400,7 +400,7 @@ fn attach(fd: c_int, target: &CStr) -> Outcome {
     };
     match move_mount() {
         Err(libc::ENOENT) => {
-            ensure(target.to_bytes(), is_dir, 0)?;
+            ensure(target.to_bytes(), is_folder(fd)?, 0)?;
             move_mount()?;
         }
         other => {
@@ -409,6 +409,40 @@ fn attach(fd: c_int, target: &CStr) -> Outcome {
     }
     close(fd);
     Ok(())
+}
+
+/// Makes mount points below a fresh and empty root, where no link can be met.
+fn skeleton(
+    root: &CStr,
+    folders: &[std::ffi::CString],
+    targets: &[(crate::program::Slot, std::ffi::CString)],
+    slots: &[c_int],
+) -> Outcome {
+    for folder in folders {
+        let mut path = PathBuffer::new(root.to_bytes())?;
+        path.append(folder.as_bytes())?;
+        make_dirs(path.as_slice(), 0o755, 0)?;
+    }
+    for (index, target) in targets {
+        // A source that was optional and is missing.
+        let Ok(fd) = slot(slots, index.0) else { continue };
+        let mut path = PathBuffer::new(root.to_bytes())?;
+        path.append(target.as_bytes())?;
+        // One target can be a file for one mount and a folder above another: the attach tells.
+        match ensure(path.as_slice(), is_folder(fd)?, 0) {
+            Ok(()) | Err(libc::ENOTDIR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn is_folder(fd: c_int) -> Result<bool, c_int> {
+    // SAFETY: all-zero is a valid stat.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the struct lives across the call.
+    check(unsafe { libc::fstat(fd, &raw mut stat) })?;
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 /// A NUL-terminated path on the stack.

@@ -140,6 +140,12 @@ pub(crate) enum OpKind {
         fstype: CString,
         attributes: u64,
     },
+    /// Below `root`, an empty folder or file for each source's target, and these folders.
+    Skeleton {
+        root: CString,
+        folders: Vec<CString>,
+        targets: Vec<(Slot, CString)>,
+    },
     /// Attributes of a detached tree.
     SetAttr {
         slot: Slot,

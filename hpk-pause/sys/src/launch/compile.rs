@@ -92,7 +92,9 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     stdin_from_null(p, spec, io)?;
     let mut mounts = ordered(&spec.mounts);
     let attached = open_sources(p, spec, node, &mut mounts)?;
-    root_file_system(p, spec)?;
+    let targets: Vec<(Slot, String)> =
+        attached.mounts.iter().zip(&mounts).map(|(slot, mount)| (*slot, mount.target.clone())).collect();
+    root_file_system(p, spec, &targets)?;
     dev(p, spec, node, &attached)?;
     for (mount, slot) in mounts.iter().zip(&attached.mounts) {
         let fallback = mount.read_only && !node.mount_setattr;
@@ -326,7 +328,13 @@ fn overlay_escape(path: &Path) -> Vec<u8> {
     out
 }
 
-pub(crate) fn overlay(p: &mut Program, rootfs: &Path, upper: &Upper) -> Result<CString, LaunchError> {
+/// `targets`: mount points to come, absolute.
+pub(crate) fn overlay(
+    p: &mut Program,
+    rootfs: &Path,
+    upper: &Upper,
+    targets: &[(Slot, String)],
+) -> Result<CString, LaunchError> {
     let dir = match upper {
         Upper::Dir(dir) | Upper::Limited { dir, .. } => dir,
     };
@@ -347,10 +355,14 @@ pub(crate) fn overlay(p: &mut Program, rootfs: &Path, upper: &Upper) -> Result<C
     for (path, mode) in [(&upper_dir, 0o755), (&work_dir, 0o700), (&root, 0o755)] {
         p.push(Step::Upper, path.to_string_lossy(), OpKind::MkdirAll { path: c("upper", path)?, mode });
     }
+    let skeleton_dir = dir.join("skel");
+    skeleton(p, &skeleton_dir, targets)?;
     // volatile (5.10): the layer dies with the container, and without it the end of a container waits until all dirty data of
     // the scratch file system is on disk (150 ms and more on a busy node).
     let mut options = b"userxattr,volatile,lowerdir=".to_vec();
     options.extend(overlay_escape(rootfs));
+    options.extend(b":");
+    options.extend(overlay_escape(&skeleton_dir));
     options.extend(b",upperdir=");
     options.extend(overlay_escape(&upper_dir));
     options.extend(b",workdir=");
@@ -367,8 +379,34 @@ pub(crate) fn overlay(p: &mut Program, rootfs: &Path, upper: &Upper) -> Result<C
     Ok(root)
 }
 
-fn root_file_system(p: &mut Program, spec: &LaunchSpec) -> Result<(), LaunchError> {
-    let root = overlay(p, &spec.rootfs, &spec.upper)?;
+/// A lowest layer of empty mount points, in memory: what the image lacks is there without a write to the scratch disk for
+/// each, and the writable layer holds what the container wrote and nothing else. What the image has wins.
+fn skeleton(p: &mut Program, dir: &Path, targets: &[(Slot, String)]) -> Result<(), LaunchError> {
+    let label = dir.to_string_lossy();
+    let root = c("upper", dir)?;
+    p.push(Step::Upper, &*label, OpKind::MkdirAll { path: root.clone(), mode: 0o700 });
+    let tmpfs = OpKind::Mount {
+        source: c_opt("upper", "tmpfs")?,
+        target: root.clone(),
+        fstype: c_opt("upper", "tmpfs")?,
+        flags: MS_NOSUID | MS_NODEV,
+        data: c_opt("upper", "mode=0755")?,
+    };
+    p.push(Step::Upper, &*label, tmpfs);
+    let folders = ["/dev", "/proc", "/sys"].iter().map(|path| c("mount", path)).collect::<Result<_, _>>()?;
+    // `..` would lead out of the skeleton; such a mount point is made when it is attached, inside the container's root.
+    let targets = targets
+        .iter()
+        .filter(|(_, target)| !target.split('/').any(|part| part == ".."))
+        .filter(|(_, target)| !["/dev/", "/proc/", "/sys/"].iter().any(|fs| target.starts_with(fs)))
+        .map(|(slot, target)| Ok((*slot, c("volumeMounts.mountPath", target)?)))
+        .collect::<Result<_, LaunchError>>()?;
+    p.push(Step::Upper, &*label, OpKind::Skeleton { root, folders, targets });
+    Ok(())
+}
+
+fn root_file_system(p: &mut Program, spec: &LaunchSpec, targets: &[(Slot, String)]) -> Result<(), LaunchError> {
+    let root = overlay(p, &spec.rootfs, &spec.upper, targets)?;
     p.push(Step::Pivot, spec.rootfs.to_string_lossy(), OpKind::Pivot { path: root });
     Ok(())
 }

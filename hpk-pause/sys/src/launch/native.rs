@@ -49,7 +49,7 @@ impl Native {
             data: None,
         };
         program.push(Step::Propagation, "/", root);
-        compile::overlay(&mut program, rootfs, &upper)?;
+        compile::overlay(&mut program, rootfs, &upper, &[])?;
         program.push(Step::Exec, "", OpKind::Exit);
         let (stdout, childs_out) = pipe()?;
         let (stderr, childs_err) = pipe()?;
