@@ -15,8 +15,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = LogSettings { max_bytes, max_files, ..LogSettings::default() };
     let log = LogService::start(settings, move |event| drop(sender.send(event)))?;
     let began = Instant::now();
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else { return Err("no pipes".into()) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("no pipes".into());
+    };
     let source = Source::Pipes { stdout: stdout.into(), stderr: stderr.into() };
     let id = log.open(LogTarget { dir, restart_count: 0 }, source)?;
     child.wait()?;
