@@ -163,7 +163,7 @@ impl Client {
     /// scancel's own message; a job that is over already is no error.
     pub async fn cancel(&self, id: &str) -> Result<(), SlurmError> {
         let mut command = Command::new(&self.scancel);
-        command.arg("--quiet").arg(id);
+        command.arg(id);
         self.scancel(command).await
     }
 
@@ -173,7 +173,7 @@ impl Client {
     /// As [`Self::cancel`].
     pub async fn terminate(&self, id: &str) -> Result<(), SlurmError> {
         let mut command = Command::new(&self.scancel);
-        command.args(["--quiet", "--batch", "--signal=TERM"]).arg(id);
+        command.args(["--batch", "--signal=TERM"]).arg(id);
         self.scancel(command).await
     }
 
