@@ -1,11 +1,14 @@
-//! The cluster's own objects, applied at every start: rights of the kubelet and of CoreDNS, and the service
-//! kube-dns with its endpoint, CoreDNS' real address on the login node.
+//! The cluster's own objects, applied at every start: rights of the kubelet and of CoreDNS, the service
+//! kube-dns with its endpoint, CoreDNS' real address on the login node, and the metrics API (`kubectl top`)
+//! that hpk-kubelet serves, unless the user has installed another.
 
 use crate::home::Home;
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use k8s_openapi::ByteString;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -75,6 +78,18 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     apply::<Namespace>(&Api::all(client.clone()), namespace).await?;
     apply_in::<Service>(&client, dns_service(&cluster)).await?;
     apply_in::<EndpointSlice>(&client, dns_endpoints(&cluster)).await?;
+    apply_in::<Service>(&client, metrics_service(&cluster)).await?;
+    apply_in::<EndpointSlice>(&client, metrics_endpoints(&cluster)).await?;
+    let path = home.pki().join("ca.crt");
+    let ca = std::fs::read(&path).map_err(|source| BootstrapError::Read { path, source })?;
+    let api: Api<APIService> = Api::all(client);
+    let present = api
+        .get_opt(METRICS_API)
+        .await
+        .map_err(|source| BootstrapError::Api { name: METRICS_API.to_owned(), source: Box::new(source) })?;
+    if present.is_none_or(|p| p.labels().get(MANAGED_BY).is_some_and(|by| by == "hpk")) {
+        apply::<APIService>(&api, metrics_api(&ca)?).await?;
+    }
     Ok(())
 }
 
@@ -125,6 +140,16 @@ fn roles() -> Vec<Value> {
                 {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses"], "verbs": watch},
             ]),
         ),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "hpk:metrics-reader", "labels": {
+                MANAGED_BY: "hpk",
+                "rbac.authorization.k8s.io/aggregate-to-view": "true",
+                "rbac.authorization.k8s.io/aggregate-to-edit": "true",
+                "rbac.authorization.k8s.io/aggregate-to-admin": "true",
+            }},
+            "rules": [{"apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]}],
+        }),
         role(
             "hpk:coredns",
             json!([
@@ -177,8 +202,47 @@ fn dns_endpoints(cluster: &ClusterConfig) -> Value {
     })
 }
 
+/// Name of the service; hpk-kubelet's certificate has `<name>.kube-system.svc`.
+const METRICS_SERVICE: &str = "hpk-metrics";
+const METRICS_API: &str = "v1beta1.metrics.k8s.io";
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+fn metrics_service(cluster: &ClusterConfig) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": METRICS_SERVICE, "namespace": "kube-system", "labels": labels()},
+        "spec": {"ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": cluster.kubelet_addr.port()}]},
+    })
+}
+
+fn metrics_endpoints(cluster: &ClusterConfig) -> Value {
+    let ip = cluster.node_ip;
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": METRICS_SERVICE, "namespace": "kube-system", "labels": {
+            "kubernetes.io/service-name": METRICS_SERVICE, "endpointslice.kubernetes.io/managed-by": "hpk",
+        }},
+        "addressType": if ip.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": true, "serving": true, "terminating": false}}],
+        "ports": [{"name": "https", "protocol": "TCP", "port": cluster.kubelet_addr.port()}],
+    })
+}
+
+fn metrics_api(ca: &[u8]) -> Result<Value, serde_json::Error> {
+    Ok(json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": METRICS_API, "labels": labels()},
+        "spec": {
+            "group": "metrics.k8s.io", "version": "v1beta1",
+            "groupPriorityMinimum": 100, "versionPriority": 100,
+            "service": {"name": METRICS_SERVICE, "namespace": "kube-system", "port": 443},
+            "caBundle": serde_json::to_value(ByteString(ca.to_vec()))?,
+        },
+    }))
+}
+
 fn labels() -> Value {
-    json!({"app.kubernetes.io/managed-by": "hpk"})
+    json!({MANAGED_BY: "hpk"})
 }
 
 #[cfg(test)]
@@ -198,6 +262,9 @@ mod tests {
         bindings().iter().for_each(keeps::<ClusterRoleBinding>);
         keeps::<Service>(&dns_service(&cluster));
         keeps::<EndpointSlice>(&dns_endpoints(&cluster));
+        keeps::<Service>(&metrics_service(&cluster));
+        keeps::<EndpointSlice>(&metrics_endpoints(&cluster));
+        keeps::<APIService>(&metrics_api(b"pem").unwrap());
         assert_eq!(dns_service(&cluster)["spec"]["clusterIP"], "10.96.0.10");
         assert_eq!(dns_endpoints(&cluster)["endpoints"][0]["addresses"][0], "10.77.0.1");
     }

@@ -133,7 +133,8 @@ pub(crate) fn leaves(s: &Subject<'_>) -> Vec<Leaf> {
             groups: vec!["system:nodes".into()],
             ..server(
                 "kubelet-server",
-                vec![s.node_name.into(), s.hostname.into(), "localhost".into()],
+                // The last is the service by which the aggregator reaches the kubelet's metrics API.
+                vec![s.node_name.into(), s.hostname.into(), "localhost".into(), "hpk-metrics.kube-system.svc".into()],
                 vec![s.node_ip, LOCALHOST],
             )
         },
