@@ -35,6 +35,9 @@ struct Args {
     /// Memory of pods that ask for none, MiB.
     #[arg(long, value_name = "MIB", default_value_t = Defaults::default().memory_mib)]
     default_memory: u64,
+    /// Unix socket on which the API server's connections to pods are taken.
+    #[arg(long, value_name = "PATH")]
+    egress: Option<PathBuf>,
     /// Log filter: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: tracing::Level,
@@ -122,7 +125,7 @@ async fn run(args: Args) -> Result<()> {
         cluster: cluster.clone(),
     };
     let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
-    let (seen, pods) = tokio::sync::watch::channel(Arc::new(HashMap::new()));
+    let (seen, pods) = tokio::sync::watch::channel(HashMap::new());
     let pki = PathBuf::from(&cluster.pki_dir);
     let api = TcpListener::bind(cluster.kubelet_addr)
         .await
@@ -137,7 +140,12 @@ async fn run(args: Args) -> Result<()> {
         },
         client: client.clone(),
     };
-    hpk_server::start(api, server, Arc::new(Kubelet::new(ctx.clone(), pods)))?;
+    let backend = Arc::new(Kubelet::new(ctx.clone(), pods));
+    if let Some(path) = &args.egress {
+        hpk_server::egress::start(path, backend.clone())
+            .with_context(|| format!("cannot listen on {}", path.display()))?;
+    }
+    hpk_server::start(api, server, backend)?;
     let controller = Controller::new(ctx, tx.clone(), seen);
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
     tokio::spawn(watch::links(link_events.links, tx.clone()));

@@ -84,6 +84,10 @@ pub(crate) struct ControlPlane {
     pub programs: Programs,
     /// hpk-kubelet; None: no kubelet is started.
     pub kubelet: Option<PathBuf>,
+    /// Unix socket on which hpk-kubelet takes the API server's connections to pods; None: this file system
+    /// has no sockets, and the API server reaches no pod.
+    #[serde(default)]
+    pub(crate) egress: Option<PathBuf>,
     /// Name servers for names outside the cluster.
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
@@ -184,6 +188,16 @@ fn node_name(cluster_name: &str) -> String {
     format!("hpk-{label}").trim_end_matches('-').to_owned()
 }
 
+/// `path`, if a socket can be there: its name must fit, and the file system must know sockets.
+#[must_use]
+pub(crate) fn socket(path: PathBuf) -> Option<PathBuf> {
+    let probe = path.with_extension("probe");
+    let fits = std::os::unix::net::UnixListener::bind(&probe).is_ok();
+    // Absent when it did not fit.
+    let _ = std::fs::remove_file(&probe);
+    fits.then_some(path)
+}
+
 /// The `nameserver` lines of resolv.conf text. Loopback ones count: CoreDNS runs on the same node.
 #[must_use]
 pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
@@ -213,6 +227,7 @@ pub(crate) mod tests {
                 ports,
                 programs: Programs::Folder { path: "/opt/kubernetes".into() },
                 kubelet: Some("/home/alice/.local/bin/hpk-kubelet".into()),
+                egress: Some("/home/alice/.hpk/run/egress.sock".into()),
                 nameservers: vec![],
                 apiserver_flags: vec![],
             },
@@ -234,6 +249,16 @@ pub(crate) mod tests {
         assert_eq!(Ports { etcd: first.etcd, ..second }, first);
 
         assert!(ports_with(None, ip, 1000, |_, _| false).is_err());
+    }
+
+    #[test]
+    fn sockets_need_a_short_path_and_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = dir.path().join("egress.sock");
+        assert_eq!(socket(good.clone()), Some(good));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the probe is removed");
+        assert_eq!(socket(dir.path().join("x".repeat(120))), None);
+        assert_eq!(socket(dir.path().join("absent/egress.sock")), None);
     }
 
     #[test]

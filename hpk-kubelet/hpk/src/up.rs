@@ -112,6 +112,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         ports,
         programs,
         kubelet,
+        egress: decide::socket(home.run().join("egress.sock")),
         nameservers: decide::nameservers(&resolv),
         apiserver_flags: args.apiserver_flag.clone(),
     };

@@ -13,6 +13,7 @@
 mod auth;
 mod backend;
 mod control;
+pub mod egress;
 mod listener;
 mod logs;
 mod metrics_api;

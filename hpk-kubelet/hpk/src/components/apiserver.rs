@@ -49,6 +49,9 @@ pub(super) fn component(l: &Layout) -> Component {
         ("default-not-ready-toleration-seconds", TOLERATION_SECONDS.to_string()),
         ("default-unreachable-toleration-seconds", TOLERATION_SECONDS.to_string()),
     ]);
+    if egress_config(l).is_some() {
+        args.push(format!("--egress-selector-config-file={}", l.config("egress.yaml")));
+    }
     args.extend(l.control_plane.apiserver_flags.iter().cloned());
     let (program, args) = image::command(l, "kube-apiserver", args);
     Component {
@@ -64,4 +67,22 @@ pub(super) fn component(l: &Layout) -> Component {
         },
         grace: Duration::from_secs(15),
     }
+}
+
+/// Connections to the cluster (pods, and the kubelet itself) go through hpk-kubelet's socket: pod addresses
+/// mean nothing on the login node.
+pub(super) fn egress_config(l: &Layout) -> Option<String> {
+    l.control_plane.kubelet.as_ref()?;
+    let socket = serde_json::Value::from(l.control_plane.egress.as_ref()?.display().to_string());
+    Some(format!(
+        "apiVersion: apiserver.k8s.io/v1beta1\n\
+         kind: EgressSelectorConfiguration\n\
+         egressSelections:\n\
+         - name: cluster\n\
+         \x20 connection:\n\
+         \x20   proxyProtocol: HTTPConnect\n\
+         \x20   transport:\n\
+         \x20     uds:\n\
+         \x20       udsName: {socket}\n"
+    ))
 }

@@ -75,7 +75,10 @@ pub(crate) struct Component {
 /// Generated configuration files: name in HPK_HOME/config, content.
 #[must_use]
 pub(crate) fn config_files(layout: &Layout) -> Vec<(&'static str, String)> {
-    vec![("scheduler.yaml", controllers::scheduler_config(layout)), ("Corefile", dns::corefile(layout))]
+    let mut files =
+        vec![("scheduler.yaml", controllers::scheduler_config(layout)), ("Corefile", dns::corefile(layout))];
+    files.extend(apiserver::egress_config(layout).map(|text| ("egress.yaml", text)));
+    files
 }
 
 /// All components in the order of their start. `hpk` is this program's own executable.
@@ -181,6 +184,19 @@ mod tests {
         for plugin in ["NodeResourcesFit", "NodeResourcesBalancedAllocation"] {
             assert!(text.contains(&format!("- name: {plugin}")), "{text}");
         }
+    }
+
+    #[test]
+    fn the_way_to_pods_leads_through_the_kubelet() {
+        let mut l = layout();
+        let list = all(&l, Path::new("/opt/hpk"));
+        let socket = arg(find(&list, "hpk-kubelet"), "egress").unwrap();
+        let config = apiserver::egress_config(&l).unwrap();
+        assert!(config.contains(&format!("udsName: \"{socket}\"")), "{config}");
+        assert!(arg(find(&list, "kube-apiserver"), "egress-selector-config-file").is_some());
+        // Without a kubelet or a socket it dials by itself.
+        l.control_plane.kubelet = None;
+        assert_eq!(arg(find(&all(&l, Path::new("/opt/hpk")), "kube-apiserver"), "egress-selector-config-file"), None);
     }
 
     #[test]

@@ -20,12 +20,14 @@ pub(super) fn bootstrap(l: &Layout, hpk: &Path) -> Component {
 
 pub(super) fn kubelet(l: &Layout) -> Option<Component> {
     let program = l.control_plane.kubelet.clone()?;
+    let mut args = vec!["--cluster".into(), l.home.cluster_json().display().to_string()];
+    args.extend(l.control_plane.egress.as_ref().map(|socket| format!("--egress={}", socket.display())));
     Some(Component {
         name: "hpk-kubelet",
         needs: &["bootstrap"],
         kind: Kind::Service,
         program,
-        args: vec!["--cluster".into(), l.home.cluster_json().display().to_string()],
+        args,
         probe: Probe::Tcp { addr: l.cluster.kubelet_addr },
         grace: Duration::from_secs(10),
     })
