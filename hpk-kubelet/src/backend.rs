@@ -13,19 +13,19 @@ use tokio::sync::watch;
 /// What the kubelet API serves from.
 pub struct Kubelet {
     ctx: Context,
-    pods: watch::Receiver<Arc<Pods>>,
+    pods: watch::Receiver<Pods>,
     started_at: Timestamp,
 }
 
 impl Kubelet {
     /// A backend that reads the controller's published pods.
     #[must_use]
-    pub fn new(ctx: Context, pods: watch::Receiver<Arc<Pods>>) -> Self {
+    pub fn new(ctx: Context, pods: watch::Receiver<Pods>) -> Self {
         Self { ctx, pods, started_at: Timestamp::now() }
     }
 
-    fn all(&self) -> Arc<Pods> {
-        self.pods.borrow().clone()
+    fn all(&self) -> watch::Ref<'_, Pods> {
+        self.pods.borrow()
     }
 }
 

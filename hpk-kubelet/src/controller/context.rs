@@ -92,7 +92,11 @@ impl Context {
             } else {
                 network.pod_ips.iter().map(ToString::to_string).collect()
             },
-            host_ips: vec![self.cluster.node_ip.to_string()],
+            host_ips: vec![match network.mode {
+                // The compute node's address is known only when the job runs.
+                NetworkMode::Host => hpk_api::plan::POD_IP_PLACEHOLDER.to_owned(),
+                _ => self.cluster.node_ip.to_string(),
+            }],
             allocatable_milli_cpu: node.capacity.cpus * 1000,
             allocatable_memory: node.capacity.memory_mib << 20,
             allocatable_storage: EPHEMERAL_KIB << 10,

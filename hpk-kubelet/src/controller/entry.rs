@@ -1,6 +1,7 @@
 //! One pod as the controller knows it. Plain data; only the controller's task changes it.
 
 use super::prepare::Memory;
+use crate::pods::admit::Refusal;
 use crate::pods::folder::{Progress, Record};
 use crate::pods::phase;
 use crate::pods::plan::Image;
@@ -48,6 +49,8 @@ pub struct Entry {
     pub memory: Option<Memory>,
     /// Containers held back.
     pub held: BTreeMap<String, Waiting>,
+    /// The kubelet's refusal.
+    pub refused: Option<Refusal>,
     /// sbatch's refusal.
     pub submit_error: Option<String>,
     /// The supervisor's newest word.
@@ -78,6 +81,8 @@ pub struct Entry {
     pub refreshing: bool,
     /// Status that the API took last.
     pub posted: Option<PodStatus>,
+    /// Status as it is now; the API may not have it yet.
+    pub current: Option<PodStatus>,
     /// A patch is under way with this status.
     pub posting: bool,
     /// The API has the newest status.
@@ -104,6 +109,7 @@ impl Entry {
             retry_at: None,
             memory: Some(Memory::default()),
             held: BTreeMap::new(),
+            refused: None,
             submit_error: None,
             report: None,
             finished_at: None,
@@ -119,6 +125,7 @@ impl Entry {
             refresh_at: None,
             refreshing: false,
             posted: None,
+            current: None,
             posting: false,
             settled: false,
             removing: false,
@@ -168,7 +175,7 @@ impl Entry {
                 .as_ref()
                 .and_then(|p| p.status.as_ref())
                 .is_some_and(|s| phase::is_terminal(s.phase.as_deref())),
-            refused: false,
+            refused: self.refused.is_some(),
             stage: self.stage,
             job: self.job.as_ref().map(|j| (j.state, j.is_gone())),
             finished: age(self.finished_at),
@@ -220,6 +227,7 @@ impl Entry {
             launch: self.launch.as_ref(),
             held: &self.held,
             images: &self.record.images,
+            refused: self.refused.as_ref(),
             submit_error: self.submit_error.as_deref(),
             host_ip,
             seen_at: self.record.seen_at,

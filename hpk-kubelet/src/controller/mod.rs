@@ -18,6 +18,7 @@ mod tasks;
 
 use crate::api::events::Note;
 use crate::pods::address::Pool;
+use crate::pods::admit;
 use crate::pods::folder::{self, Progress, Record};
 use crate::pods::reconcile::{self, Stage, Step};
 use crate::pods::status::{self, Waiting};
@@ -150,13 +151,13 @@ pub struct Controller {
     asked_at: Instant,
     /// The first list of pods has come: objects that are missing are gone.
     listed: bool,
-    seen: watch::Sender<Arc<Pods>>,
+    seen: watch::Sender<Pods>,
 }
 
 impl Controller {
     /// A controller with the pods that earlier runs left on disk.
     #[must_use]
-    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Arc<Pods>>) -> Self {
+    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Pods>) -> Self {
         let mut entries = HashMap::new();
         for uid in folder::all(&ctx.home.pods()) {
             let home = ctx.folder(&uid);
@@ -285,6 +286,12 @@ impl Controller {
                 || old.metadata.annotations != pod.metadata.annotations
                 || old.metadata.labels != pod.metadata.labels
         });
+        if entry.stage == Stage::New && entry.refused.is_none() {
+            entry.refused = admit::refuse(&pod);
+            if let Some(refusal) = &entry.refused {
+                self.ctx.recorder.pod(&pod, Note::warning(refusal.reason, refusal.message.clone()));
+            }
+        }
         entry.pod = Some(pod);
         entry.settled = false;
         if changed {
@@ -331,7 +338,6 @@ impl Controller {
         }
         self.refresh(uid);
         self.post(uid);
-        self.publish();
     }
 
     fn perform(&mut self, uid: &str, step: Step) {
@@ -689,22 +695,29 @@ impl Controller {
     }
 
     fn post(&mut self, uid: &str) {
-        let Some(entry) = self.entries.get_mut(uid).filter(|e| !e.posting) else { return };
-        let Some(pod) = entry.pod.clone() else { return };
-        let Some(wanted) = entry.status(self.ctx.cluster.node_ip, Timestamp::now()) else { return };
+        let host_ip = self.ctx.cluster.node_ip;
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let (Some(pod), Some(wanted)) = (entry.pod.clone(), entry.status(host_ip, Timestamp::now())) else {
+            self.publish(uid);
+            return;
+        };
+        entry.current = Some(wanted.clone());
+        if entry.posting {
+            self.publish(uid);
+            return;
+        }
         let base = entry.posted.as_ref().or(pod.status.as_ref()).cloned().unwrap_or_default();
-        match status::patch(&pod, &base, &wanted) {
-            None => {
-                if !entry.settled {
-                    entry.settled = true;
-                    self.later(uid, Duration::ZERO);
-                }
-            }
-            Some(patch) => {
-                entry.settled = false;
-                entry.posting = true;
-                tasks::post(&self.ctx, &self.tx, pod, wanted, patch);
-            }
+        let patch = status::patch(&pod, &base, &wanted);
+        let settled = patch.is_none();
+        entry.posting = !settled;
+        let news = settled && !entry.settled;
+        entry.settled = settled;
+        // Seen by the kubelet API before it is seen at the API server, never after.
+        self.publish(uid);
+        if let Some(patch) = patch {
+            tasks::post(&self.ctx, &self.tx, pod, wanted, patch);
+        } else if news {
+            self.later(uid, Duration::ZERO);
         }
     }
 
@@ -740,21 +753,25 @@ impl Controller {
             }
         }
         tasks::readmit(&self.ctx, uid.to_owned());
-        self.publish();
+        self.publish(uid);
     }
 
-    /// Lets the kubelet API see the pods as they are.
-    fn publish(&self) {
-        if self.seen.receiver_count() == 0 {
-            return;
-        }
-        let pods = self.entries.iter().filter_map(|(uid, e)| {
-            let mut pod = (**e.pod.as_ref()?).clone();
-            if let Some(status) = &e.posted {
+    /// Lets the kubelet API see the pod as it is: with the newest status, which the API server may not have yet.
+    fn publish(&self, uid: &str) {
+        let info = self.entries.get(uid).and_then(|entry| {
+            let mut pod = (**entry.pod.as_ref()?).clone();
+            if let Some(status) = entry.current.as_ref().or(entry.posted.as_ref()) {
                 pod.status = Some(status.clone());
             }
-            Some((uid.clone(), PodInfo { pod: Arc::new(pod), linked: e.link.is_some() }))
+            Some(PodInfo { pod: Arc::new(pod), linked: entry.link.is_some() })
         });
-        self.seen.send_replace(Arc::new(pods.collect()));
+        self.seen.send_modify(|pods| match info {
+            Some(info) => {
+                pods.insert(uid.to_owned(), info);
+            }
+            None => {
+                pods.remove(uid);
+            }
+        });
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The conditions' rules and texts are upstream's (kubelet/status/generate.go).
 
+use super::admit::Refusal;
 use super::phase::{self, is_sidecar};
 use super::verdict::{Lost, Verdict, verdict};
 use crate::slurm::job::{Job, JobState};
@@ -45,6 +46,8 @@ pub struct Input<'a> {
     pub held: &'a BTreeMap<String, Waiting>,
     /// Images in use, by container name.
     pub images: &'a BTreeMap<String, ImageRef>,
+    /// The kubelet's refusal of the pod.
+    pub refused: Option<&'a Refusal>,
     /// sbatch's refusal of the pod's job.
     pub submit_error: Option<&'a str>,
     /// The Node's address.
@@ -60,7 +63,15 @@ pub struct Input<'a> {
 pub fn status(input: Input<'_>) -> PodStatus {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
-    let judged = verdict(input.report, input.job, input.launch);
+    let judged = match input.refused {
+        Some(refusal) => Some(Verdict {
+            reason: refusal.reason,
+            message: refusal.message.clone(),
+            disruption: false,
+            containers: Lost::NeverStarted,
+        }),
+        None => verdict(input.report, input.job, input.launch),
+    };
     let init = init_statuses(&input, spec, judged.as_ref());
     let mut main = main_statuses(&input, spec, judged.as_ref());
     let ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
@@ -88,13 +99,16 @@ pub fn status(input: Input<'_>) -> PodStatus {
         Some(ips) => ips.iter().map(ToString::to_string).collect(),
         None => input.previous.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect(),
     };
+    // In the node's network the pod's address is its compute node's, and so is the host's.
+    let host_network = spec.host_network == Some(true);
+    let host_ip = pod_ips.first().filter(|_| host_network).cloned().unwrap_or_else(|| input.host_ip.to_string());
     let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
     PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(main),
         ephemeral_container_statuses: Some(ephemeral).filter(|e| !e.is_empty()),
-        host_ip: Some(input.host_ip.to_string()),
-        host_ips: Some(vec![HostIP { ip: input.host_ip.to_string() }]),
+        host_ip: Some(host_ip.clone()),
+        host_ips: Some(vec![HostIP { ip: host_ip }]),
         init_container_statuses: Some(init).filter(|i| !i.is_empty()),
         message,
         observed_generation: input.pod.metadata.generation,

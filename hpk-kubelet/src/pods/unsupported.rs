@@ -65,9 +65,6 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
             "ask for GPUs by resources.limits, or for other devices by the annotation slurm-job.hpk.io/flags (--gres=…)",
         );
     }
-    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
-        tell(true, "spec.os".into(), "only linux runs here");
-    }
     if let Some(context) = &spec.security_context {
         if context.se_linux_options.is_some() {
             tell(false, "spec.securityContext.seLinuxOptions".into(), "labels are the site's to set");

@@ -37,6 +37,7 @@ impl Case {
             launch: self.launch.as_ref(),
             held: &self.held,
             images: &images,
+            refused: None,
             submit_error: None,
             host_ip: "10.77.0.1".parse().expect("ip"),
             seen_at: at(1000),
