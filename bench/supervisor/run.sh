@@ -1,0 +1,16 @@
+#!/bin/bash
+# The supervisor's decisions (criterion) and the supervisor as a process, beside tini.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../../images/lib.sh"
+command -v tini >/dev/null || die "tini is not installed: apt-get install tini"
+busybox=$(command -v busybox || ls "$HPK_CACHE"/image-busybox-*/root/bin/busybox | head -n 1)
+cd "$here/../.."
+target=x86_64-unknown-linux-gnu
+cargo build --quiet --release -p hpk-pause --target $target \
+  --config "target.$target.rustflags=[\"-C\",\"target-feature=+crt-static\"]" >&2
+python3 "$here/measure.py" "${CARGO_TARGET_DIR:-target}/$target/release/hpk-pause" "$busybox"
+echo
+echo '```'
+cargo bench --quiet -p hpk-core --bench step -- --noplot 2>/dev/null | grep -E "^step|time:|thrpt:"
+echo '```'
