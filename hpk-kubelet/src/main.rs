@@ -154,6 +154,7 @@ async fn run(args: Args) -> Result<()> {
         links,
         events: link_events.net,
         pod_cidr: cluster.pod_cidr.clone(),
+        member: args.cluster.with_file_name("run").join("member-link.json"),
     }));
     tokio::spawn(watch::pods(client, cluster.node_name, tx));
     controller.run(events, stop).await;

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! hpk-netns run <pod folder>     start the pod's parent container and carry its network and its link
+//! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns --version
 //! ```
 
-use hpk_netns::run;
-use std::path::PathBuf;
+use hpk_netns::{member, run};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: hpk-netns run <pod folder>
+       hpk-netns member <HPK_HOME>
        hpk-netns --version
 
 run starts the pod whose plan.json is in the folder, inside the present Slurm job, and ends with its exit code.";
@@ -22,6 +24,20 @@ fn main() -> ExitCode {
             let pod = PathBuf::from(pod);
             in_runtime(async move { run::run(&pod).await })
         }
+        ["member", home] => {
+            let home = PathBuf::from(home);
+            in_runtime(async move { member::run(&home).await })
+        }
+        ["member-inside", offer, asks, ip, mtu, ranges @ ..] => match (ip.parse(), mtu.parse()) {
+            (Ok(ip), Ok(mtu)) => match member::inside::run(Path::new(offer), Path::new(asks), ip, mtu, ranges) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("hpk-netns: member: {error}");
+                    ExitCode::FAILURE
+                }
+            },
+            _ => ExitCode::from(2),
+        },
         ["--version" | "-V"] => {
             println!("hpk-netns {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -220,7 +220,7 @@ fn node_ip(pod: &Path, login: Option<IpAddr>) -> IpAddr {
 }
 
 /// MTU for the pod's interface: the node's, less what is put around each packet.
-fn pod_mtu(node_ip: IpAddr) -> u32 {
+pub(crate) fn pod_mtu(node_ip: IpAddr) -> u32 {
     let device = nix::ifaddrs::getifaddrs().ok().and_then(|mut all| {
         all.find(|a| {
             let ip = a.address.as_ref().and_then(|s| {

@@ -5,6 +5,7 @@ use crate::services;
 use crate::world::{Push, To, World};
 use futures::stream::BoxStream;
 use futures::StreamExt;
+use hpk_api::link::{LinkCredentials, MEMBER};
 use hpk_link::server::{LinkServer, NetEvent};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -13,6 +14,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -31,6 +35,8 @@ pub struct Config {
     pub events: mpsc::Receiver<NetEvent>,
     /// Range of pod addresses.
     pub pod_cidr: String,
+    /// Where the control plane's member finds its link's credentials (`HPK_HOME/run/member-link.json`).
+    pub member: PathBuf,
 }
 
 enum Change {
@@ -43,7 +49,11 @@ enum Change {
 
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
-    let Config { client, links, mut events, pod_cidr } = config;
+    let Config { client, links, mut events, pod_cidr, member } = config;
+    match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
+        Ok(()) => {}
+        Err(error) => tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member"),
+    }
     let mut world = World::new(&pod_cidr);
     let mut changes = futures::stream::select_all([
         changes::<Service>(client.clone(), |o, live| Change::Service(Box::new(o), live)),
@@ -84,6 +94,17 @@ pub async fn run(config: Config) {
             }
         }
     }
+}
+
+/// By rename, 0600: the member may read at any time.
+fn write(path: &Path, credentials: &LinkCredentials) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&serde_json::to_vec(credentials)?)?;
+    std::fs::rename(&temporary, path)
 }
 
 fn on_link(world: &mut World, event: &NetEvent) -> Vec<Push> {

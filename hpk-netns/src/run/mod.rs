@@ -130,6 +130,14 @@ async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals
     Ok(code)
 }
 
+/// The node-local folder of all our pods, and one of this name below it, emptied; both 0700.
+pub(crate) fn private_folder(name: &str) -> std::io::Result<(PathBuf, PathBuf)> {
+    let around = Surroundings::of_this_process();
+    let layout = Layout::new(Path::new("/"), name, &around);
+    scratch::folder(&layout, around.uid).map_err(std::io::Error::other)?;
+    Ok((layout.user, layout.local))
+}
+
 fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
     let path = pod.join(hpk_api::files::PLAN);
     let bytes = std::fs::read(&path).map_err(|source| LaunchError::ReadPlan { path: path.clone(), source })?;

@@ -34,15 +34,21 @@ pub(crate) enum ScratchError {
 
 /// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first.
 pub(crate) fn make(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
+    folder(layout, uid)?;
+    for path in [&layout.run, &layout.scratch, &layout.host] {
+        private(path, uid)?;
+    }
+    Ok(())
+}
+
+/// [`Layout::local`], emptied, and [`Layout::user`] above it.
+pub(crate) fn folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
     if let Some(above) = layout.user.parent() {
         std::fs::create_dir_all(above).map_err(|e| io_error(above, e))?;
     }
     private(&layout.user, uid)?;
     remove(&layout.local).map_err(|e| io_error(&layout.local, e))?;
-    for path in [&layout.local, &layout.run, &layout.scratch, &layout.host] {
-        private(path, uid)?;
-    }
-    Ok(())
+    private(&layout.local, uid)
 }
 
 /// Removes a folder with all its content; a folder that is not there is fine. Content that belongs to

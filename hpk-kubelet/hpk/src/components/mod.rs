@@ -5,7 +5,8 @@
 //!  etcd ◀─ kube-apiserver ◀─┬─ kube-controller-manager
 //!                           ├─ kube-scheduler
 //!                           └─ bootstrap (once) ◀─┬─ coredns
-//!                                                 └─ hpk-kubelet
+//!                                                 ├─ hpk-kubelet
+//!                                                 └─ hpk-netns-member
 //! ```
 //! An arrow points at what must be ready before. Stopping goes the other way.
 
@@ -93,6 +94,7 @@ pub(crate) fn all(layout: &Layout, hpk: &Path) -> Vec<Component> {
         dns::component(layout),
     ];
     list.extend(node::kubelet(layout));
+    list.extend(node::member(layout));
     list
 }
 
@@ -169,7 +171,7 @@ mod tests {
         let list = all(&l, Path::new("/opt/hpk"));
         for c in &list {
             let wrapped = c.program == Path::new("/usr/bin/apptainer");
-            assert_eq!(wrapped, !["bootstrap", "hpk-kubelet"].contains(&c.name), "{}", c.name);
+            assert_eq!(wrapped, !["bootstrap", "hpk-kubelet", "hpk-netns-member"].contains(&c.name), "{}", c.name);
         }
         let etcd = find(&list, "etcd");
         let image = etcd.args.iter().position(|a| a == "/opt/cp.sif").unwrap();

@@ -32,3 +32,19 @@ pub(super) fn kubelet(l: &Layout) -> Option<Component> {
         grace: Duration::from_secs(10),
     })
 }
+
+/// The control plane's place in the pod network: pods reach the API server and CoreDNS through it. Its credentials
+/// come from hpk-kubelet; until then it waits.
+pub(super) fn member(l: &Layout) -> Option<Component> {
+    // Installed beside it: <prefix>/bin/hpk-kubelet, <prefix>/libexec/hpk/hpk-netns.
+    let prefix = l.control_plane.kubelet.as_deref()?.parent()?.parent()?;
+    Some(Component {
+        name: "hpk-netns-member",
+        needs: &["bootstrap"],
+        kind: Kind::Service,
+        program: prefix.join("libexec/hpk/hpk-netns"),
+        args: vec!["member".into(), l.home.root().display().to_string()],
+        probe: Probe::None,
+        grace: Duration::from_secs(5),
+    })
+}

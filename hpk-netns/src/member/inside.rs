@@ -1,0 +1,112 @@
+//! The member's helper inside its own user and network namespace: makes the interface, and sockets on request.
+//!
+//! ```text
+//! member (login node's network)          inside (pod network)
+//!   ◀── TunOffer + descriptor ──────────  TUN eth0, routes
+//!   ──── {"listen":["TCP","10.244.0.1:20001"]} ─▶  bind, listen
+//!   ◀── {"ok":null} + descriptor ───────
+//! ```
+//! A socket belongs to the namespace in which it was made, whoever uses it afterwards. Ends when the member does.
+
+use hpk_api::link::Protocol;
+use hpk_api::net::TunOffer;
+use hpk_sys::fdpass;
+use hpk_sys::netdev::{self, NetError, Netlink, Route};
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// The interface.
+const DEVICE: &str = "eth0";
+
+/// What the helper is asked for, one JSON line on a connection of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ask {
+    /// A listening TCP or a bound UDP socket.
+    Listen(Protocol, SocketAddr),
+}
+
+/// Its answer; with `Ok` comes the descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    Ok(()),
+    Failed(String),
+}
+
+/// Why there is no pod network on the login node.
+#[derive(Debug, thiserror::Error)]
+pub enum InsideError {
+    /// Interface, address or route.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A socket of ours.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// An argument.
+    #[error("range {0:?}: must be an address and a prefix length")]
+    Range(String),
+}
+
+/// Runs until the member is gone. `offer` is the member's socket for the TUN, `asks` where this one listens.
+///
+/// # Errors
+/// The network could not be made.
+pub fn run(offer: &Path, asks: &Path, ip: IpAddr, mtu: u32, ranges: &[&str]) -> Result<(), InsideError> {
+    let tun = netdev::create_tun(DEVICE)?;
+    let mut netlink = Netlink::open()?;
+    netlink.set_up("lo", 0)?;
+    netlink.add_address(DEVICE, ip, if ip.is_ipv4() { 32 } else { 128 })?;
+    netlink.set_up(DEVICE, mtu)?;
+    for text in ranges {
+        let route = range(text).ok_or_else(|| InsideError::Range((*text).to_owned()))?;
+        netlink.add_route(DEVICE, Route { source: Some(ip), ..route })?;
+    }
+    let listener = UnixListener::bind(asks)?;
+    let member = UnixStream::connect(offer)?;
+    let mut line = serde_json::to_vec(&TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr }).map_err(io::Error::from)?;
+    line.push(b'\n');
+    fdpass::send(&member, &line, &[tun.fd.as_fd()]).map_err(io::Error::from)?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = serve(stream);
+        }
+    });
+    // The member's end of this connection closes with the member.
+    let mut member = member;
+    let _ = member.read_to_end(&mut Vec::new());
+    Ok(())
+}
+
+fn range(text: &str) -> Option<Route> {
+    let (destination, prefix) = text.split_once('/')?;
+    Some(Route { destination: destination.parse().ok()?, prefix: prefix.parse().ok()?, gateway: None, source: None })
+}
+
+fn serve(stream: UnixStream) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(&stream).take(4096).read_line(&mut line)?;
+    match serde_json::from_str::<Ask>(&line)? {
+        Ask::Listen(Protocol::Udp, at) => answer(stream, UdpSocket::bind(at)),
+        Ask::Listen(_, at) => answer(stream, TcpListener::bind(at)),
+    }
+}
+
+fn answer(mut stream: UnixStream, made: io::Result<impl AsFd>) -> io::Result<()> {
+    let text = |answer: &Answer| serde_json::to_vec(answer).map(|mut line| {
+        line.push(b'\n');
+        line
+    });
+    match made {
+        Ok(socket) => {
+            let fd: BorrowedFd<'_> = socket.as_fd();
+            fdpass::send(&stream, &text(&Answer::Ok(()))?, &[fd]).map_err(io::Error::from)?;
+        }
+        Err(error) => stream.write_all(&text(&Answer::Failed(error.to_string()))?)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! `hpk-netns member <HPK_HOME>`: the control plane's place in the pod network, on the login node.
+//!
+//! ```text
+//!   pods ══ overlay ══ TUN in a namespace of its own ── socket on the member's port ─▶ API server, CoreDNS, …
+//! ```
+//! An ordinary user cannot put an interface into the login node's network; but a socket belongs to the namespace that
+//! it was made in, so a helper inside ([`inside`]) makes sockets for this process outside, and no address translation
+//! or routing is needed. It is a pod's datapath in all else: a link, facts, peers. (The other way, from the API server to
+//! a pod, leads over that pod's own link and is the kubelet's.)
+
+pub mod inside;
+mod relay;
+
+use crate::datapath::{Cidr, Config, Datapath};
+use crate::network::{pod_mtu, receive_offer};
+use crate::run::private_folder;
+use hpk_api::cluster::ClusterConfig;
+use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
+use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use inside::{Answer, Ask};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, UdpSocket, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Below HPK_HOME: credentials that the kubelet writes.
+pub const CREDENTIALS: &str = "run/member-link.json";
+/// How long the helper may take to make the interface.
+const HELPER: Duration = Duration::from_secs(10);
+
+/// Why the control plane is not in the pod network.
+#[derive(Debug, thiserror::Error)]
+enum MemberError {
+    #[error("{}: {source}; run hpk up", path.display())]
+    Cluster { path: PathBuf, source: io::Error },
+    #[error("pod_cidr {0:?} in cluster.json: must be an address and a prefix length")]
+    Range(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("the helper in the member's namespace ended: {0}; are user namespaces allowed here? `hpk doctor` says")]
+    Helper(String),
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> MemberError {
+    move |source| MemberError::Io { what: what.into(), source }
+}
+
+/// Runs until it is ended.
+pub async fn run(home: &Path) -> i32 {
+    match live(home).await {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("hpk-netns: member: {error}");
+            1
+        }
+    }
+}
+
+/// Where requests to the helper go.
+#[derive(Clone, Debug)]
+struct Helper {
+    socket: PathBuf,
+}
+
+impl Helper {
+    /// A socket made inside.
+    async fn ask(&self, ask: Ask) -> io::Result<OwnedFd> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        let mut line = serde_json::to_vec(&ask)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut text = Vec::new();
+        let mut descriptor = None;
+        let mut buffer = [0; 4096];
+        while !text.ends_with(b"\n") {
+            let (n, fds) = stream.async_io(Interest::READABLE, || hpk_sys::fdpass::receive(&stream, &mut buffer).map_err(io::Error::from)).await?;
+            if n == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            descriptor = fds.into_iter().next().or(descriptor);
+            text.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        }
+        match (serde_json::from_slice::<Answer>(&text)?, descriptor) {
+            (Answer::Ok(()), Some(fd)) => Ok(fd),
+            (Answer::Ok(()), None) => Err(io::Error::other("no descriptor came")),
+            (Answer::Failed(message), _) => Err(io::Error::other(message)),
+        }
+    }
+}
+
+async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
+    let path = home.join("cluster.json");
+    let read = std::fs::read(&path).and_then(|b| Ok(serde_json::from_slice::<ClusterConfig>(&b)?));
+    let cluster = read.map_err(|source| MemberError::Cluster { path, source })?;
+    let (ip, pods) = member_address(&cluster.pod_cidr).ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?;
+    let (user, folder) = private_folder(MEMBER).map_err(io_error("node-local folder"))?;
+    let helper = Helper { socket: folder.join("inside.sock") };
+
+    let offers = bind(&folder.join("netns.sock"))?;
+    let (questions, asked) = mpsc::channel(256);
+    let config = Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &user, plaintext: false };
+    let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
+    let mut child = start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
+    let offered = async {
+        let (stream, _) = offers.accept().await?;
+        let (offer, fd) = receive_offer(&stream).await?;
+        Ok::<_, io::Error>((stream, offer, fd))
+    };
+    // Held open: its end tells the helper to go.
+    let (_held, offer, fd) = tokio::select! {
+        offered = tokio::time::timeout(HELPER, offered) => match offered {
+            Ok(offered) => offered.map_err(io_error("the helper's offer"))?,
+            Err(_) => return Err(MemberError::Helper("no interface within 10 s".to_owned())),
+        },
+        ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
+    };
+    let fd = fd.ok_or_else(|| MemberError::Helper("the TUN's descriptor did not come".to_owned()))?;
+    datapath.attach(fd, offer.vnet_hdr);
+
+    let hello = Hello {
+        version: hpk_api::VERSION,
+        pod_uid: MEMBER.to_owned(),
+        job_id: String::new(),
+        node: crate::run::hostname(),
+        datapath: Some(datapath.endpoint),
+        public_key: datapath.public_key.clone(),
+        pod_ips: vec![ip],
+    };
+    let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
+    let (events_in, mut events) = mpsc::channel(256);
+    let mut link = std::pin::pin!(keep(link, events_in, asked));
+    let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
+    loop {
+        tokio::select! {
+            why = &mut link => return Err(MemberError::Helper(format!("refused by the kubelet: {why}"))),
+            ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
+            Some(event) = events.recv() => match event {
+                ClientEvent::Up => datapath.fresh(),
+                ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Net(NetUpdate::Relays(wanted)) => set_relays(&mut relays, &wanted, &helper, ip).await,
+                ClientEvent::Net(update) => datapath.learn(update),
+            },
+        }
+    }
+}
+
+/// Starts those that are new, ends those that are no more.
+async fn set_relays(
+    relays: &mut HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)>,
+    wanted: &[Relay],
+    helper: &Helper,
+    ip: IpAddr,
+) {
+    relays.retain(|key, (target, _)| wanted.iter().any(|w| (w.protocol, w.port) == *key && w.target == *target));
+    for relay in wanted {
+        let key = (relay.protocol, relay.port);
+        if relays.contains_key(&key) {
+            continue;
+        }
+        match start_relay(relay, helper, ip).await {
+            Ok(task) => drop(relays.insert(key, (relay.target, task))),
+            Err(error) => eprintln!("hpk-netns: member: no way to {} {:?}: {error}", relay.target, relay.protocol),
+        }
+    }
+}
+
+async fn start_relay(relay: &Relay, helper: &Helper, ip: IpAddr) -> io::Result<AbortOnDropHandle<()>> {
+    let fd = helper.ask(Ask::Listen(relay.protocol, SocketAddr::new(ip, relay.port))).await?;
+    let target = relay.target;
+    let task = if relay.protocol == Protocol::Udp {
+        let socket = std::net::UdpSocket::from(fd);
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
+        tokio::spawn(async move {
+            let _ = relay::udp(socket, target).await;
+        })
+    } else {
+        let listener = std::net::TcpListener::from(fd);
+        listener.set_nonblocking(true)?;
+        tokio::spawn(relay::tcp(TcpListener::from_std(listener)?, target))
+    };
+    Ok(AbortOnDropHandle::new(task))
+}
+
+/// A socket in a folder of ours; what an earlier run left is replaced.
+fn bind(path: &Path) -> Result<UnixListener, MemberError> {
+    let what = || path.display().to_string();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(io_error(what()))?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(what())(e)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(io_error(what()))
+}
+
+fn start_helper(folder: &Path, ip: IpAddr, mtu: u32, cluster: &ClusterConfig) -> io::Result<tokio::process::Child> {
+    tokio::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--"])
+        .arg(std::env::current_exe()?)
+        .arg("member-inside")
+        .arg(folder.join("netns.sock"))
+        .arg(folder.join("inside.sock"))
+        .args([ip.to_string(), mtu.to_string(), cluster.pod_cidr.clone(), cluster.service_cidr.clone()])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// The first address of the pods' range is the member's.
+fn member_address(cidr: &str) -> Option<(IpAddr, Cidr)> {
+    let (base, _) = cidr.split_once('/')?;
+    let ip = match base.parse().ok()? {
+        IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 1).into()),
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + 1).into()),
+    };
+    Some((ip, Cidr::parse(cidr)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::member_address;
+
+    #[test]
+    fn the_first_address_is_the_members() {
+        assert_eq!(member_address("10.244.0.0/16").unwrap().0.to_string(), "10.244.0.1");
+        assert!(member_address("10.244.0.0").is_none() && member_address("x/16").is_none());
+    }
+}
