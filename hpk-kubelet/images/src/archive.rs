@@ -78,12 +78,11 @@ pub(crate) fn docker(local: &LocalImage) -> Result<Resolved, SourceError> {
     let (path, tag) = local.resolve(Path::exists);
     let layout = Layout::open(&path)?;
     let document = layout.document("manifest.json")?;
-    let images: Vec<Image> =
-        serde_json::from_slice(&document).map_err(SourceError::malformed("manifest.json"))?;
+    let images: Vec<Image> = serde_json::from_slice(&document).map_err(SourceError::malformed("manifest.json"))?;
     let image = match &tag {
-        Some(tag) => images.iter().find(|i| {
-            i.repo_tags.iter().flatten().any(|t| t == tag || t.ends_with(&format!("/{tag}")))
-        }),
+        Some(tag) => {
+            images.iter().find(|i| i.repo_tags.iter().flatten().any(|t| t == tag || t.ends_with(&format!("/{tag}"))))
+        }
         None => images.first(),
     }
     .ok_or_else(|| SourceError::NotFound(format!("no image {} in manifest.json", tag.unwrap_or_default())))?;
@@ -140,9 +139,7 @@ impl Layout {
             return Err(malformed(name, "it is too large"));
         }
         let mut bytes = Vec::new();
-        at.open()
-            .and_then(|mut r| r.read_to_end(&mut bytes))
-            .map_err(SourceError::io("read", &at.path))?;
+        at.open().and_then(|mut r| r.read_to_end(&mut bytes)).map_err(SourceError::io("read", &at.path))?;
         Ok(bytes)
     }
 

@@ -54,11 +54,7 @@ pub(crate) fn digest_of_file(path: &Path) -> std::io::Result<String> {
 /// Fails unless `bytes` have the digest.
 pub(crate) fn verify(expected: &str, bytes: &[u8]) -> Result<(), SourceError> {
     let actual = digest_of(bytes);
-    if actual == expected {
-        Ok(())
-    } else {
-        Err(SourceError::Digest { expected: expected.to_owned(), actual })
-    }
+    if actual == expected { Ok(()) } else { Err(SourceError::Digest { expected: expected.to_owned(), actual }) }
 }
 
 impl Blobs {

@@ -150,10 +150,7 @@ pub(crate) enum SourceError {
 
 impl SourceError {
     /// For `map_err`: an I/O error on a path.
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
@@ -168,11 +165,7 @@ impl SourceError {
     pub(crate) fn of(self, image: &str, registry: &str) -> PullError {
         let image = image.to_owned();
         match self {
-            Self::Unavailable(cause) => PullError::RegistryUnavailable {
-                image,
-                registry: registry.to_owned(),
-                cause,
-            },
+            Self::Unavailable(cause) => PullError::RegistryUnavailable { image, registry: registry.to_owned(), cause },
             Self::NotFound(cause) => PullError::NotFound { image, cause },
             Self::Unauthorized(cause) => PullError::Unauthorized { image, cause },
             Self::NoPlatform(architecture) => PullError::NoPlatform { image, architecture },

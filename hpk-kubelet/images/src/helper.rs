@@ -184,9 +184,8 @@ fn range_of(file: &str, name: Option<&str>, uid: u32) -> Option<(u32, u32)> {
 
 /// Runs one job in a helper process. Killed with it when the future is dropped.
 pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) -> Result<Report, HelperError> {
-    let (program, args) = helper
-        .split_first()
-        .ok_or_else(|| HelperError::Broken("no helper command is configured".to_owned()))?;
+    let (program, args) =
+        helper.split_first().ok_or_else(|| HelperError::Broken("no helper command is configured".to_owned()))?;
     let mut child = tokio::process::Command::new(program)
         .args(args)
         .stdin(Stdio::piped())

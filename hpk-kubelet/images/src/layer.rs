@@ -120,12 +120,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn make<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        kind: EntryType,
-        path: &Path,
-    ) -> Result<(), LayerError> {
+    fn make<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, kind: EntryType, path: &Path) -> Result<(), LayerError> {
         let present = fs::symlink_metadata(path).ok();
         let keep = kind.is_dir() && present.as_ref().is_some_and(fs::Metadata::is_dir);
         if present.is_some() && !keep {
@@ -164,12 +159,8 @@ impl Layer<'_> {
     }
 
     fn file<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<(), LayerError> {
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(at("create", path))?;
+        let mut file =
+            File::options().write(true).create_new(true).mode(0o600).open(path).map_err(at("create", path))?;
         let bytes = io::copy(entry, &mut file).map_err(at("write", path))?;
         self.report.files += 1;
         self.report.bytes += bytes;
@@ -192,8 +183,9 @@ impl Layer<'_> {
     }
 
     fn owner<R: Read>(&mut self, entry: &tar::Entry<'_, R>, path: &Path) -> Result<(), LayerError> {
-        let uid = entry.header().uid().map_err(LayerError::Tar)?;
-        let gid = entry.header().gid().map_err(LayerError::Tar)?;
+        // Some tools leave numeric fields blank; Go's reader, which others use, takes that for 0.
+        let uid = entry.header().uid().unwrap_or(0);
+        let gid = entry.header().gid().unwrap_or(0);
         if !self.options.owners {
             self.report.owners_flattened += u64::from(uid != 0 || gid != 0);
             return Ok(());

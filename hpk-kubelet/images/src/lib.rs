@@ -36,6 +36,4 @@ pub use error::PullError;
 pub use keyring::{Keyring, KeyringError};
 pub use reference::Source;
 pub use registries::{Registries, RegistriesError};
-pub use store::{
-    Collected, ImageStore, Progress, PullPolicy, PulledImage, StoreConfig, StoreError, StoredImage,
-};
+pub use store::{Collected, ImageStore, Progress, PullPolicy, PulledImage, StoreConfig, StoreError, StoredImage};

@@ -90,9 +90,7 @@ pub(crate) fn go_arch() -> &'static str {
 
 /// The entry of an index that fits linux on `arch`; prefers one without a variant (the baseline).
 pub(crate) fn select<'a>(entries: &'a [Descriptor], arch: &str) -> Result<&'a Descriptor, SourceError> {
-    let fits = |d: &&Descriptor| {
-        d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == arch)
-    };
+    let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == arch);
     let plain = entries
         .iter()
         .filter(fits)

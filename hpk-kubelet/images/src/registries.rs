@@ -113,7 +113,8 @@ mod tests {
     async fn plain_http_is_for_listed_and_near_registries_only() {
         let listed = Registries { insecure: vec!["203.0.113.9:5000".to_owned()], ..Registries::default() };
         let both = [Scheme::Https, Scheme::Http];
-        for near in ["localhost", "localhost:5000", "127.0.0.1:1", "10.77.0.1:5000", "192.168.1.1", "203.0.113.9:5000"] {
+        for near in ["localhost", "localhost:5000", "127.0.0.1:1", "10.77.0.1:5000", "192.168.1.1", "203.0.113.9:5000"]
+        {
             assert_eq!(listed.schemes(near).await, both, "{near}");
         }
         for far in ["203.0.113.9", "8.8.8.8:5000", "172.32.0.1", "does-not-exist.invalid"] {

@@ -73,8 +73,7 @@ async fn client(scheme: Scheme, registries: &Registries) -> Result<Client, Sourc
 
 impl Session {
     async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, String), SourceError> {
-        let (bytes, digest) =
-            self.client.pull_manifest_raw(reference, &self.auth, ACCEPT).await.map_err(error)?;
+        let (bytes, digest) = self.client.pull_manifest_raw(reference, &self.auth, ACCEPT).await.map_err(error)?;
         Ok((bytes.to_vec(), digest))
     }
 
@@ -92,10 +91,7 @@ impl Session {
     ) -> Result<(), SourceError> {
         let file = tokio::fs::File::create(&path).await.map_err(SourceError::io("create", &path))?;
         let out = InspectWriter::new(file, |bytes: &[u8]| progress(bytes.len()));
-        self.client
-            .pull_blob(&self.reference, descriptor.digest.as_str(), out)
-            .await
-            .map_err(error)
+        self.client.pull_blob(&self.reference, descriptor.digest.as_str(), out).await.map_err(error)
     }
 }
 

@@ -16,9 +16,8 @@ const RUN: &str = "for f in /.singularity.d/env/*.sh; do [ -f \"$f\" ] && . \"$f
 pub(crate) async fn unpack(apptainer: Option<&Path>, sif: &Path, rootfs: &Path) -> Result<(), SourceError> {
     let program = match apptainer {
         Some(path) => path.to_owned(),
-        None => which::which("apptainer").map_err(|_| {
-            SourceError::Unpack("apptainer is not in PATH, and only it can read a SIF".to_owned())
-        })?,
+        None => which::which("apptainer")
+            .map_err(|_| SourceError::Unpack("apptainer is not in PATH, and only it can read a SIF".to_owned()))?,
     };
     let output = tokio::process::Command::new(&program)
         .args(["--silent", "build", "--sandbox"])
@@ -32,21 +31,14 @@ pub(crate) async fn unpack(apptainer: Option<&Path>, sif: &Path, rootfs: &Path) 
     if output.status.success() {
         return Ok(());
     }
-    Err(SourceError::Unpack(format!(
-        "apptainer build --sandbox: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    )))
+    Err(SourceError::Unpack(format!("apptainer build --sandbox: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 /// How a container of this image runs.
 pub(crate) fn config(rootfs: &Path) -> ImageConfig {
     let runscript = rootfs.join(".singularity.d/runscript").exists();
     ImageConfig {
-        entrypoint: if runscript {
-            ["/bin/sh", "-c", RUN, "sh"].map(str::to_owned).into()
-        } else {
-            Vec::new()
-        },
+        entrypoint: if runscript { ["/bin/sh", "-c", RUN, "sh"].map(str::to_owned).into() } else { Vec::new() },
         cmd: if runscript { Vec::new() } else { vec!["/bin/sh".to_owned()] },
         env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
         ..ImageConfig::default()

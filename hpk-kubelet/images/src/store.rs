@@ -170,22 +170,17 @@ impl ImageStore {
         let root = config.root.clone();
         for folder in ["", ".refs", ".blobs", ".locks", ".tmp"] {
             let path = root.join(folder);
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&path)
-                .map_err(|source| StoreError { action: "create", path, source })?;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|source| StoreError {
+                action: "create",
+                path,
+                source,
+            })?;
         }
         // The registry client leaves the choice of TLS provider to the process; whoever was first wins.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let blobs = Blobs::new(root.join(".blobs"), root.join(".locks"));
-        let inner = Inner {
-            config,
-            ids: SubIds::of_current_user(),
-            blobs,
-            turns: Mutex::default(),
-            serial: AtomicU64::new(0),
-        };
+        let inner =
+            Inner { config, ids: SubIds::of_current_user(), blobs, turns: Mutex::default(), serial: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -200,8 +195,7 @@ impl ImageStore {
         keyring: &Keyring,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, PullError> {
-        let source = Source::parse(image)
-            .map_err(|cause| PullError::InvalidName { image: image.to_owned(), cause })?;
+        let source = Source::parse(image).map_err(|cause| PullError::InvalidName { image: image.to_owned(), cause })?;
         let turn = self.inner.turn(&source.normalized());
         let _turn = turn.lock().await;
         if policy != PullPolicy::Always
@@ -212,10 +206,7 @@ impl ImageStore {
         if policy == PullPolicy::Never {
             return Err(PullError::NeverPull { image: image.to_owned() });
         }
-        self.inner
-            .fetch(&source, keyring, progress)
-            .await
-            .map_err(|e| e.of(image, source.registry()))
+        self.inner.fetch(&source, keyring, progress).await.map_err(|e| e.of(image, source.registry()))
     }
 
     /// The image of a reference, when it is in the store; asks no registry.
@@ -248,16 +239,10 @@ impl ImageStore {
             }
             let file = root.join(&folder).join("image.json");
             let Some(meta) = read_json::<Meta>(&file) else { continue };
-            let last_used =
-                std::fs::metadata(&file).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let last_used = std::fs::metadata(&file).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
             let mut names = names.remove(&folder).unwrap_or_default();
             names.sort();
-            images.push(StoredImage {
-                image_ref: ImageRef { folder, id: meta.id },
-                names,
-                size: meta.size,
-                last_used,
-            });
+            images.push(StoredImage { image_ref: ImageRef { folder, id: meta.id }, names, size: meta.size, last_used });
         }
         Ok(images)
     }
@@ -385,10 +370,14 @@ impl Inner {
             }
         };
         let image_ref = ImageRef { folder: folder_name(&digest)?, id };
-        self.once(image_ref, || async {
-            let resolved = self.download(&session, manifest, digest, progress).await?;
-            Ok(Content::Layers(resolved))
-        }, progress)
+        self.once(
+            image_ref,
+            || async {
+                let resolved = self.download(&session, manifest, digest, progress).await?;
+                Ok(Content::Layers(resolved))
+            },
+            progress,
+        )
         .await
     }
 
@@ -420,14 +409,10 @@ impl Inner {
         for layer in &manifest.layers {
             fetches.push(fetch(layer).boxed());
         }
-        let paths: Vec<PathBuf> = futures::stream::iter(fetches)
-            .buffered(PARALLEL_DOWNLOADS)
-            .try_collect()
-            .await?;
+        let paths: Vec<PathBuf> = futures::stream::iter(fetches).buffered(PARALLEL_DOWNLOADS).try_collect().await?;
         let mut layers = Vec::new();
         for path in paths {
-            let length =
-                tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
+            let length = tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
             layers.push(LayerInput { path, offset: 0, length });
         }
         Ok(Resolved { digest, config, layers, size })
@@ -452,15 +437,12 @@ impl Inner {
         let file = path.to_owned();
         let digest = blocking(move || {
             digest_of_file(&file).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    SourceError::NotFound(format!("no such file: {}", file.display()))
-                }
+                std::io::ErrorKind::NotFound => SourceError::NotFound(format!("no such file: {}", file.display())),
                 _ => SourceError::Io { action: "read", path: file.clone(), source: e },
             })
         })
         .await?;
-        let image_ref =
-            ImageRef { folder: folder_name(&digest)?, id: format!("{}@{digest}", path.display()) };
+        let image_ref = ImageRef { folder: folder_name(&digest)?, id: format!("{}@{digest}", path.display()) };
         self.once(image_ref, || async { Ok(Content::Sif(path.to_owned())) }, progress).await
     }
 
@@ -516,8 +498,8 @@ impl Inner {
         let rootfs = tmp.join("rootfs");
         let (config, size) = match content {
             Content::Layers(resolved) => {
-                let config = ImageConfig::from_blob(&resolved.config)
-                    .map_err(SourceError::malformed("image configuration"))?;
+                let config =
+                    ImageConfig::from_blob(&resolved.config).map_err(SourceError::malformed("image configuration"))?;
                 tokio::fs::create_dir(&rootfs).await.map_err(SourceError::io("create", &rootfs))?;
                 // A layer without an entry for the root leaves this mode.
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -530,15 +512,12 @@ impl Inner {
             }
             Content::Sif(path) => {
                 sif::unpack(self.config.apptainer.as_deref(), &path, &rootfs).await?;
-                let size =
-                    tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
+                let size = tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
                 (sif::config(&rootfs), size)
             }
         };
         let meta = Meta { id: image_ref.id.clone(), size, created: Timestamp::now() };
-        let write = |name: &str, result: std::io::Result<()>| {
-            result.map_err(SourceError::io("write", tmp.join(name)))
-        };
+        let write = |name: &str, result: std::io::Result<()>| result.map_err(SourceError::io("write", tmp.join(name)));
         write("config.json", write_json(&tmp.join("config.json"), &config))?;
         write("image.json", write_json(&tmp.join("image.json"), &meta))
     }

@@ -342,9 +342,27 @@ mod tests {
             (&never, &none, 0, false, Err(r#"container "c" in pod "p" is terminated"#)),
             (&waiting("CrashLoopBackOff"), &ended, 3, false, Ok(3)),
             (&waiting("CrashLoopBackOff"), &ended, 3, true, Ok(3)),
-            (&waiting("ErrImagePull"), &none, 0, false, Err(r#"container "c" in pod "p" is waiting to start: image can't be pulled"#)),
-            (&waiting("ImagePullBackOff"), &none, 0, false, Err(r#"container "c" in pod "p" is waiting to start: trying and failing to pull image"#)),
-            (&waiting("ContainerCreating"), &none, 0, false, Err(r#"container "c" in pod "p" is waiting to start: ContainerCreating"#)),
+            (
+                &waiting("ErrImagePull"),
+                &none,
+                0,
+                false,
+                Err(r#"container "c" in pod "p" is waiting to start: image can't be pulled"#),
+            ),
+            (
+                &waiting("ImagePullBackOff"),
+                &none,
+                0,
+                false,
+                Err(r#"container "c" in pod "p" is waiting to start: trying and failing to pull image"#),
+            ),
+            (
+                &waiting("ContainerCreating"),
+                &none,
+                0,
+                false,
+                Err(r#"container "c" in pod "p" is waiting to start: ContainerCreating"#),
+            ),
             (&none, &none, 0, false, Err(r#"container "c" in pod "p" is waiting to start - no logs yet"#)),
         ] {
             let got = instance(&pod(state, last, count), "c", previous);

@@ -207,11 +207,8 @@ impl Measured {
             return None;
         }
         let at = self.now.stats.at.unwrap_or_else(Timestamp::now);
-        let window = self
-            .before
-            .as_ref()
-            .and_then(|b| Some(at.duration_since(b.stats.at?)))
-            .map_or(0.0, |d| d.as_secs_f64());
+        let window =
+            self.before.as_ref().and_then(|b| Some(at.duration_since(b.stats.at?))).map_or(0.0, |d| d.as_secs_f64());
         Some(value!({
             "kind": "PodMetrics",
             "apiVersion": format!("{GROUP}/{VERSION}"),
@@ -261,9 +258,7 @@ fn group() -> Value {
 }
 
 fn resources() -> Value {
-    let resource = |name: &str, kind: &str, namespaced: bool| {
-        value!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": ["get", "list"]})
-    };
+    let resource = |name: &str, kind: &str, namespaced: bool| value!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": ["get", "list"]});
     value!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{GROUP}/{VERSION}"),
         "resources": [resource("nodes", "NodeMetrics", false), resource("pods", "PodMetrics", true)],
@@ -398,7 +393,8 @@ mod tests {
     }
 
     fn sample(second: i64, cpu_nanos: u64) -> PodSample {
-        let pod: Pod = serde_json::from_value(value!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}})).unwrap();
+        let pod: Pod =
+            serde_json::from_value(value!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}})).unwrap();
         let usage = Usage { cpu_nanos, memory_bytes: 2049, ..Usage::default() };
         let started_at = Some(Timestamp::from_second(1000).unwrap());
         let container = ContainerStats { name: "c".to_owned(), started_at, usage, ..ContainerStats::default() };

@@ -7,11 +7,19 @@ pub(crate) enum Route {
     Health(Option<String>),
     Pods,
     RunningPods,
-    Logs { namespace: String, pod: String, container: String },
+    Logs {
+        namespace: String,
+        pod: String,
+        container: String,
+    },
     Exec(Target),
     Attach(Target),
     Run(Target),
-    PortForward { namespace: String, pod: String, uid: Option<String> },
+    PortForward {
+        namespace: String,
+        pod: String,
+        uid: Option<String>,
+    },
     Summary,
     Metrics,
     ResourceMetrics,
@@ -59,10 +67,9 @@ pub(crate) fn find(method: &str, path: &str) -> Result<Route, NoRoute> {
         ["exec", rest @ ..] => (Route::Exec(target(rest)?), "GET, POST"),
         ["attach", rest @ ..] => (Route::Attach(target(rest)?), "GET, POST"),
         ["run", rest @ ..] => (Route::Run(target(rest)?), "POST"),
-        ["portForward", namespace, pod] => (
-            Route::PortForward { namespace: (*namespace).to_owned(), pod: (*pod).to_owned(), uid: None },
-            "GET, POST",
-        ),
+        ["portForward", namespace, pod] => {
+            (Route::PortForward { namespace: (*namespace).to_owned(), pod: (*pod).to_owned(), uid: None }, "GET, POST")
+        }
         ["portForward", namespace, pod, uid] => (
             Route::PortForward {
                 namespace: (*namespace).to_owned(),
@@ -82,11 +89,7 @@ pub(crate) fn find(method: &str, path: &str) -> Result<Route, NoRoute> {
         ["debug", "flags", ..] => return Err(NoRoute::Disabled("flags endpoint is disabled.\n")),
         _ => return Err(NoRoute::NotFound),
     };
-    if allowed.split(", ").any(|m| m == method) {
-        Ok(route)
-    } else {
-        Err(NoRoute::MethodNotAllowed(allowed))
-    }
+    if allowed.split(", ").any(|m| m == method) { Ok(route) } else { Err(NoRoute::MethodNotAllowed(allowed)) }
 }
 
 fn target(rest: &[&str]) -> Result<Target, NoRoute> {
@@ -109,9 +112,7 @@ fn target(rest: &[&str]) -> Result<Target, NoRoute> {
 
 /// The subresources of `nodes` of which one must be allowed (upstream auth.go, KubeletFineGrainedAuthz on).
 pub(crate) fn subresources(path: &str) -> &'static [&'static str] {
-    let under = |prefix: &str| {
-        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
+    let under = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     if under("/pods") || under("/runningpods") {
         &["pods", "proxy"]
     } else if under("/healthz") {

@@ -3,10 +3,10 @@
 use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, SupervisorStream};
 use crate::control;
+use crate::metrics_api::{self, MetricsApi};
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
 use crate::route::{self, NoRoute, Query, Route, Target};
 use crate::stats::{self, Rates};
-use crate::metrics_api::{self, MetricsApi};
 use crate::stream::forward::{self, Dial};
 use crate::stream::remote::{self, Wanted};
 use crate::stream::{IDLE, upgrade};
@@ -47,15 +47,18 @@ struct Counters {
 
 impl<B: Backend> Service<B> {
     pub(crate) fn new(node_name: String, auth: Auth, backend: Arc<B>) -> Self {
-        Self { node_name, auth, backend, rates: Rates::default(), metrics_api: MetricsApi::default(), requests: Counters::default() }
+        Self {
+            node_name,
+            auth,
+            backend,
+            rates: Rates::default(),
+            metrics_api: MetricsApi::default(),
+            requests: Counters::default(),
+        }
     }
 
     /// Whether the caller may make this request.
-    pub(crate) async fn admit<T>(
-        &self,
-        holder: Option<&Holder>,
-        request: &Request<T>,
-    ) -> Result<(), Refusal> {
+    pub(crate) async fn admit<T>(&self, holder: Option<&Holder>, request: &Request<T>) -> Result<(), Refusal> {
         let path = request.uri().path();
         let user = self.auth.authenticate(holder, path, request.headers()).await?;
         self.auth.authorize(&user, request.method().as_str(), path).await
@@ -92,18 +95,15 @@ impl<B: Backend> Service<B> {
                 self.port_forward(request, &namespace, &pod, uid.as_deref(), &query).await
             }
             Route::Summary => {
-                let (samples, node) =
-                    tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
+                let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
                 json(&stats::summary(&self.node_name, &node, &samples, &self.rates, Timestamp::now()))
             }
             Route::ResourceMetrics => {
-                let (samples, node) =
-                    tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
+                let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
                 metrics(stats::resource(&node, &samples, Timestamp::now()))
             }
             Route::CadvisorMetrics => {
-                let (samples, node) =
-                    tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
+                let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
                 metrics(stats::cadvisor(&node, &samples, Timestamp::now()))
             }
             Route::Metrics => metrics(self.own_metrics().await),
@@ -176,9 +176,7 @@ impl<B: Backend> Service<B> {
             .await
             .ok_or_else(|| text(StatusCode::NOT_FOUND, "pod does not exist"))?;
         match uid {
-            Some(uid) if pod.metadata.uid.as_deref() != Some(uid) => {
-                Err(text(StatusCode::NOT_FOUND, "pod not found"))
-            }
+            Some(uid) if pod.metadata.uid.as_deref() != Some(uid) => Err(text(StatusCode::NOT_FOUND, "pod not found")),
             _ => Ok(pod),
         }
     }
@@ -201,10 +199,7 @@ impl<B: Backend> Service<B> {
         let uid_fits = target.uid.as_deref().is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid));
         if !uid_fits || !logs::has_container(&pod, &target.container) {
             // Upstream answers 500: its runtime's error has no code.
-            return text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("container not found (\"{}\")", target.container),
-            );
+            return text(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found (\"{}\")", target.container));
         }
         let (protocol, response) = match upgrade::remote(request.headers()) {
             Ok(agreed) => agreed,
@@ -239,11 +234,8 @@ impl<B: Backend> Service<B> {
         uid: &str,
         what: &ControlRequest,
     ) -> Result<(control::FrameReader, control::FrameWriter), Response<Body>> {
-        let stream = self
-            .backend
-            .open_supervisor(uid)
-            .await
-            .map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+        let stream =
+            self.backend.open_supervisor(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
         match control::request(stream, what).await {
             Ok((_, reader, writer)) => Ok((reader, writer)),
             Err(e) => {

@@ -107,7 +107,13 @@ fn memory(at: &str, usage: &Usage) -> Value {
 }
 
 /// `stats/v1alpha1 Summary`.
-pub(crate) fn summary(node_name: &str, node: &NodeStats, samples: &[PodSample], rates: &Rates, now: Timestamp) -> Value {
+pub(crate) fn summary(
+    node_name: &str,
+    node: &NodeStats,
+    samples: &[PodSample],
+    rates: &Rates,
+    now: Timestamp,
+) -> Value {
     let mut total = Usage::default();
     let pods: Vec<Value> = samples
         .iter()
@@ -193,14 +199,26 @@ fn float(value: u64) -> f64 {
 /// `/metrics/resource`: what metrics-server reads.
 pub(crate) fn resource(node: &NodeStats, samples: &[PodSample], now: Timestamp) -> String {
     let mut families = [
-        ("container_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the container in core-seconds"),
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+        ),
         ("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes"),
         ("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds"),
-        ("node_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds"),
+        (
+            "node_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+        ),
         ("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes"),
         ("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds"),
         ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes"),
-        ("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise"),
+        (
+            "resource_scrape_error",
+            "gauge",
+            "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+        ),
         ("scrape_error", "gauge", "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise"),
     ]
     .map(|(name, kind, help)| Family { name, kind, help, lines: Vec::new() });

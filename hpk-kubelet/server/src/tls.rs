@@ -119,8 +119,7 @@ impl Tls {
         if self.front_proxy.as_ref().is_some_and(signed) {
             return (name == FRONT_PROXY).then_some(Holder::FrontProxy);
         }
-        let groups =
-            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
         signed(&self.verifier).then_some(Holder::User { name, groups })
     }
 }
@@ -161,13 +160,10 @@ fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|m| m.modified()).ok()
 }
 
-fn read_pair(
-    files: &TlsFiles,
-    provider: &rustls::crypto::CryptoProvider,
-) -> Result<CertifiedKey, TlsError> {
+fn read_pair(files: &TlsFiles, provider: &rustls::crypto::CryptoProvider) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|source| TlsError::Pem { path: files.key.clone(), source })?;
+    let key =
+        PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Pem { path: files.key.clone(), source })?;
     CertifiedKey::from_der(chain, key, provider)
         .map_err(|e| TlsError::Certificate { path: files.key.clone(), source: e.into() })
 }

@@ -50,12 +50,7 @@ async fn open(dial: &Dial, port: u16) -> Result<(FrameReader, FrameWriter), Stri
 }
 
 /// Copies both ways until the port's side has closed, or the client has and nothing comes back any more.
-async fn copy<O, OFut>(
-    port: u16,
-    dial: &Dial,
-    mut input: mpsc::Receiver<Bytes>,
-    mut output: O,
-) -> Result<(), String>
+async fn copy<O, OFut>(port: u16, dial: &Dial, mut input: mpsc::Receiver<Bytes>, mut output: O) -> Result<(), String>
 where
     O: FnMut(Bytes) -> OFut,
     OFut: Future<Output = std::io::Result<()>>,

@@ -51,12 +51,10 @@ impl Output {
     async fn data(&mut self, channel: u8, payload: &[u8]) -> Result<(), ()> {
         match self {
             Self::WebSocket(sender) => sender.send(channel, payload).await.map_err(drop),
-            Self::Spdy { stdout, stderr, .. } => {
-                match if channel == channel::STDOUT { stdout } else { stderr } {
-                    Some(stream) => stream.data(payload).await.map_err(drop),
-                    None => Ok(()),
-                }
-            }
+            Self::Spdy { stdout, stderr, .. } => match if channel == channel::STDOUT { stdout } else { stderr } {
+                Some(stream) => stream.data(payload).await.map_err(drop),
+                None => Ok(()),
+            },
         }
     }
 
@@ -261,11 +259,7 @@ where
         tokio::spawn(feed_sizes(resize, queue.clone()));
     }
     drop(queue);
-    let output = Output::Spdy {
-        stdout: stdout.map(|s| s.out),
-        stderr: stderr.map(|s| s.out),
-        error: error.out,
-    };
+    let output = Output::Spdy { stdout: stdout.map(|s| s.out), stderr: stderr.map(|s| s.out), error: error.out };
     let closed = connection.closed.clone();
     join(session, input, output, version.error_format(), closed.cancelled_owned()).await;
     connection.close().await;

@@ -71,12 +71,12 @@ pub(crate) enum Refused {
 impl Refused {
     pub(crate) fn response(&self) -> Response<Body> {
         match self {
-            Self::NoUpgrade => {
-                text(StatusCode::BAD_REQUEST, "you must specify an upgrade: websocket or SPDY/3.1\n")
-            }
+            Self::NoUpgrade => text(StatusCode::BAD_REQUEST, "you must specify an upgrade: websocket or SPDY/3.1\n"),
             Self::NoProtocol { theirs, ours } => text(
                 StatusCode::FORBIDDEN,
-                format!("unable to upgrade: unable to negotiate protocol: client supports [{theirs}], server accepts {ours:?}"),
+                format!(
+                    "unable to upgrade: unable to negotiate protocol: client supports [{theirs}], server accepts {ours:?}"
+                ),
             ),
             Self::Handshake(what) => text(StatusCode::BAD_REQUEST, format!("{what}\n")),
         }
@@ -92,14 +92,8 @@ const REMOTE_WS: &[&str] = &[
     "channel.k8s.io",
     "base64.channel.k8s.io",
 ];
-const FORWARD_WS: &[&str] = &[
-    TUNNEL,
-    "v4.channel.k8s.io",
-    "v4.base64.channel.k8s.io",
-    "base64.v4.channel.k8s.io",
-];
-const REMOTE_SPDY: &[&str] =
-    &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
+const FORWARD_WS: &[&str] = &[TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.v4.channel.k8s.io"];
+const REMOTE_SPDY: &[&str] = &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 
 /// For exec and attach.
 pub(crate) fn remote(headers: &HeaderMap) -> Result<(Protocol, Response<Body>), Refused> {
@@ -176,9 +170,11 @@ fn channels_of(name: &str) -> Channels {
 
 fn is_upgrade_to(headers: &HeaderMap, protocol: &str) -> bool {
     let has = |name: HeaderName, wanted: &str| {
-        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).any(|value| {
-            value.split(',').any(|part| part.trim().eq_ignore_ascii_case(wanted))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(wanted)))
     };
     has(CONNECTION, "upgrade") && has(UPGRADE, protocol)
 }

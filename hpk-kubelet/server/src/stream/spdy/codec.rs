@@ -160,9 +160,7 @@ impl Encoder {
                 data(*id, payload, *fin, out);
                 Ok(())
             }
-            Frame::Reset { id, status } => {
-                control(out, RST_STREAM, false, &[&id.to_be_bytes(), &status.to_be_bytes()])
-            }
+            Frame::Reset { id, status } => control(out, RST_STREAM, false, &[&id.to_be_bytes(), &status.to_be_bytes()]),
             Frame::Ping { id } => control(out, PING, false, &[&id.to_be_bytes()]),
             Frame::GoAway { last, status } => {
                 control(out, GOAWAY, false, &[&last.to_be_bytes(), &status.to_be_bytes()])

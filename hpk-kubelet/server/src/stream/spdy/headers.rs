@@ -82,9 +82,7 @@ impl Deflater {
         loop {
             out.reserve(256);
             let read = self.0.total_in();
-            self.0
-                .compress_vec(input, &mut out, FlushCompress::Sync)
-                .map_err(|_| HeaderError::Zlib)?;
+            self.0.compress_vec(input, &mut out, FlushCompress::Sync).map_err(|_| HeaderError::Zlib)?;
             let used = usize::try_from(self.0.total_in() - read).unwrap_or(usize::MAX);
             input = input.get(used..).ok_or(HeaderError::Zlib)?;
             if input.is_empty() && out.len() < out.capacity() {
