@@ -72,18 +72,29 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
             _ => {}
         }
         if *memory {
-            hpk_sys::mounts::tmpfs(&dir, *size_limit, 0o777)
+            hpk_sys::mounts::tmpfs(&dir, *size_limit, 0o1777)
                 .map_err(|errno| SandboxError::Tmpfs { name: name.clone(), errno })?;
         }
-        // Upstream makes them 0777 whatever the umask; with fsGroup new files inherit the group.
-        let mut mode = 0o777;
+        // Upstream makes them 0777 whatever the umask and leaves a tmpfs its sticky bit; with fsGroup new files inherit the group.
+        let mut mode = if *memory { 0o1777 } else { 0o777 };
         if let Some(group) = plan.fs_group {
             chown(&dir, None, Some(group)).map_err(at(&dir))?;
             mode |= 0o2000;
         }
         fs::set_permissions(&dir, Permissions::from_mode(mode)).map_err(at(&dir))?;
+        if propagates(plan, name) {
+            hpk_sys::mounts::make_shared(&dir).map_err(|errno| at(&dir)(errno.into()))?;
+        }
     }
     Ok(())
+}
+
+/// Whether a container mounts this volume with mountPropagation, so that mounts below it are to be seen by others.
+fn propagates(plan: &SandboxPlan, volume: &str) -> bool {
+    let containers = plan.init_containers.iter().chain(&plan.containers);
+    containers.flat_map(|container| &container.mounts).any(|mount| {
+        mount.volume == volume && mount.propagation.as_deref().is_some_and(|propagation| propagation != "None")
+    })
 }
 
 /// fsGroup for a volume that the kubelet has filled, as upstream's SetVolumeOwnership: the group owns it and may read
