@@ -56,13 +56,17 @@ fn registry(auth: bool) -> Registry {
         .stderr(Stdio::null())
         .spawn()
         .expect("docker-registry is missing: apt-get install docker-registry");
-    for _ in 0..200 {
-        if std::net::TcpStream::connect(&host).is_ok() {
-            return Registry { process, host, _folder: folder };
+    let registry = Registry { process, host, _folder: folder };
+    let up = || std::net::TcpStream::connect(&registry.host).is_ok();
+    // It says nowhere that it listens.
+    let came_up = (0..200).any(|_| {
+        up() || {
+            std::thread::sleep(Duration::from_millis(25));
+            false
         }
-        std::thread::sleep(Duration::from_millis(25));
-    }
-    panic!("docker-registry did not come up on {host}");
+    });
+    assert!(came_up, "docker-registry did not come up on {}", registry.host);
+    registry
 }
 
 enum Entry<'a> {
@@ -267,7 +271,7 @@ async fn policies_decide_whether_the_registry_is_asked() {
     let collected = store.collect(&in_use, Duration::ZERO).await.unwrap();
     assert_eq!(collected.images, [first.image_ref.folder]);
     let left: Vec<_> = store.list().unwrap().into_iter().map(|i| i.image_ref.folder).collect();
-    assert_eq!(left, [second.image_ref.folder.clone()]);
+    assert_eq!(left, std::slice::from_ref(&second.image_ref.folder));
     assert_eq!(pull(&store, &image, PullPolicy::Never).await.unwrap().image_ref, second.image_ref);
 }
 
