@@ -350,24 +350,22 @@ pub(crate) fn overlay(
         };
         p.push(Step::Upper, dir.to_string_lossy(), kind);
     }
-    let (upper_dir, work_dir, root) = (dir.join("upper"), dir.join("work"), dir.join("root"));
+    let (upper_dir, work_dir) = (dir.join("upper"), dir.join("work"));
     // The root of the merged tree takes the upper folder's mode.
-    for (path, mode) in [(&upper_dir, 0o755), (&work_dir, 0o700), (&root, 0o755)] {
+    for (path, mode) in [(&upper_dir, 0o755), (&work_dir, 0o700)] {
         p.push(Step::Upper, path.to_string_lossy(), OpKind::MkdirAll { path: c("upper", path)?, mode });
     }
-    let skeleton_dir = dir.join("skel");
-    skeleton(p, &skeleton_dir, targets)?;
+    let root = stage(p, targets)?;
     // volatile (5.10): the layer dies with the container, and without it the end of a container waits until all dirty data of
     // the scratch file system is on disk (150 ms and more on a busy node).
     let mut options = b"userxattr,volatile,lowerdir=".to_vec();
     options.extend(overlay_escape(rootfs));
     options.extend(b":");
-    options.extend(overlay_escape(&skeleton_dir));
+    options.extend(overlay_escape(Path::new(SKELETON)));
     options.extend(b",upperdir=");
     options.extend(overlay_escape(&upper_dir));
     options.extend(b",workdir=");
     options.extend(overlay_escape(&work_dir));
-    let root = c("upper", &root)?;
     let kind = OpKind::Mount {
         source: c_opt("rootfs", "overlay")?,
         target: root.clone(),
@@ -379,20 +377,21 @@ pub(crate) fn overlay(
     Ok(root)
 }
 
-/// A lowest layer of empty mount points, in memory: what the image lacks is there without a write to the scratch disk for
-/// each, and the writable layer holds what the container wrote and nothing else. What the image has wins.
-fn skeleton(p: &mut Program, dir: &Path, targets: &[(Slot, String)]) -> Result<(), LaunchError> {
-    let label = dir.to_string_lossy();
-    let root = c("upper", dir)?;
-    p.push(Step::Upper, &*label, OpKind::MkdirAll { path: root.clone(), mode: 0o700 });
-    let tmpfs = OpKind::Mount {
-        source: c_opt("upper", "tmpfs")?,
-        target: root.clone(),
-        fstype: c_opt("upper", "tmpfs")?,
-        flags: MS_NOSUID | MS_NODEV,
-        data: c_opt("upper", "mode=0755")?,
-    };
-    p.push(Step::Upper, &*label, tmpfs);
+/// In the child's own mount namespace a tmpfs is put over /sys, whose tree is already held, as the place for what a launch
+/// needs only until the pivot: a folder made there costs no write to the scratch disk.
+const STAGE: &str = "/sys";
+const STAGED_ROOT: &str = "/sys/root";
+const SKELETON: &str = "/sys/skeleton";
+
+/// Makes the stage, with the mount point of the root, which is returned, and the skeleton: a lowest layer of empty mount
+/// points, so that what the image lacks is there without a write to the disk for each, and the writable layer holds what
+/// the container wrote and nothing else. What the image has wins.
+fn stage(p: &mut Program, targets: &[(Slot, String)]) -> Result<CString, LaunchError> {
+    fs(p, Step::Upper, "tmpfs", STAGE, MS_NOSUID | MS_NODEV, Some("mode=0755"), false)?;
+    let (staged_root, root) = (c("upper", STAGED_ROOT)?, c("upper", SKELETON)?);
+    for path in [&staged_root, &root] {
+        p.push(Step::Upper, STAGE, OpKind::MkdirAll { path: path.clone(), mode: 0o755 });
+    }
     let folders = ["/dev", "/proc", "/sys"].iter().map(|path| c("mount", path)).collect::<Result<_, _>>()?;
     // `..` would lead out of the skeleton; such a mount point is made when it is attached, inside the container's root.
     let targets = targets
@@ -401,8 +400,8 @@ fn skeleton(p: &mut Program, dir: &Path, targets: &[(Slot, String)]) -> Result<(
         .filter(|(_, target)| !["/dev/", "/proc/", "/sys/"].iter().any(|fs| target.starts_with(fs)))
         .map(|(slot, target)| Ok((*slot, c("volumeMounts.mountPath", target)?)))
         .collect::<Result<_, LaunchError>>()?;
-    p.push(Step::Upper, &*label, OpKind::Skeleton { root, folders, targets });
-    Ok(())
+    p.push(Step::Upper, SKELETON, OpKind::Skeleton { root, folders, targets });
+    Ok(staged_root)
 }
 
 fn root_file_system(p: &mut Program, spec: &LaunchSpec, targets: &[(Slot, String)]) -> Result<(), LaunchError> {

@@ -72,7 +72,8 @@ pub struct LaunchSpec {
 /// Where a container's writes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upper {
-    /// A folder on node-local storage, made when missing; it gets `upper`, `work` and `root`. Every run wants a fresh one.
+    /// A folder on node-local storage, made when missing; it gets `upper` and `work`. Every run wants a fresh one: a
+    /// writable layer cannot be mounted twice.
     Dir(PathBuf),
     /// As `Dir`, on a tmpfs of this many bytes: a container that fills it gets ENOSPC.
     Limited {
