@@ -632,6 +632,8 @@ impl Controller {
 
     fn link(&mut self, event: LinkEvent) {
         match event {
+            // The control plane's own place in the pod network is no pod.
+            LinkEvent::Up { hello } if hello.pod_uid == hpk_api::link::MEMBER => {}
             LinkEvent::Up { hello } => {
                 let Some(entry) = self
                     .entries
