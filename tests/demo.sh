@@ -46,7 +46,7 @@ phase "all of it in $(awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.
 say "What Kubernetes says, and what Slurm says: every pod is one job, <namespace>/<pod>."
 show kubectl -n demo get pods -o wide
 show squeue -o '%.8i %.36j %.8T %.4C %.8m %.10M %N'
-show sacct -X -s CD -S now-10minutes -o jobid%8,jobname%40,state%12,elapsed,nodelist%8
+show sacct -X -S now-1minutes -o jobid%8,jobname%40,state%12,elapsed,nodelist%8
 
 say "Logs: of a running container, of a Job's pods, of a container that crashed before."
 answered() { k logs pair -c client 2>/dev/null | grep -q says; }

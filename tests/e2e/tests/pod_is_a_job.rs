@@ -51,7 +51,8 @@ fn exit_code_and_logs_stay_after_the_end() {
 #[test]
 fn hpk_pause_is_pid_1_of_the_jobs_parent_container() {
     let ns = Namespace::new("pid1");
-    ns.run_script("one", "Never", "echo I am $$; sleep 600");
+    // Kubernetes takes "$$" in a command for one "$".
+    ns.run_script("one", "Never", "echo I am $$$$; sleep 600");
     ns.wait_ready("one");
     let job = job_of(ns.name(), "one").expect("the job");
 

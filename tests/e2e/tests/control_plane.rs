@@ -1,0 +1,93 @@
+//! The control plane that `hpk up` started: it serves, it comes back, it reaches pods, and it is its owner's alone.
+
+use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, kubectl, sx};
+use serde_json::{Value, json};
+
+/// `hpk status -o json`, whatever its exit code says.
+fn status() -> Value {
+    serde_json::from_str(&sx("login", Some("alice"), &["hpk", "status", "-o", "json"]).stdout).unwrap()
+}
+
+fn component(name: &str) -> Value {
+    status()["components"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone()
+}
+
+fn ports() -> Value {
+    let text = sx("login", Some("alice"), &["cat", ".hpk/control-plane.json"]);
+    serde_json::from_str::<Value>(text.ok()).unwrap()["ports"].clone()
+}
+
+/// What curl says as bob: HTTP's status, or `000` when TLS ended it.
+fn bob_gets(url: &str) -> String {
+    sx("login", Some("bob"), &["curl", "-sk", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", url]).stdout
+}
+
+#[test]
+fn a_program_that_dies_is_started_again() {
+    let before = component("kube-scheduler");
+    let killed = sx(
+        "login",
+        Some("alice"),
+        &["pkill", "-KILL", "-u", "alice", "-f", "^/bin/kube-scheduler .*/home/alice/.hpk/"],
+    );
+    killed.ok();
+    let after = eventually("kube-scheduler serves again", PATIENCE, || {
+        Some(component("kube-scheduler")).filter(|c| c["phase"] == "ready" && c["restarts"] != before["restarts"])
+    });
+    assert_ne!(after["pid"], before["pid"]);
+    assert_eq!(status()["ready"], true, "{}", status());
+}
+
+#[test]
+fn up_when_it_is_up_changes_nothing() {
+    let before = component("etcd");
+    sx("login", Some("alice"), &["hpk", "up"]).ok();
+    assert_eq!(component("etcd")["pid"], before["pid"]);
+}
+
+#[test]
+fn another_user_gets_nothing() {
+    let ports = ports();
+    let api = format!("https://10.77.0.1:{}", ports["apiserver"]);
+    assert_eq!(bob_gets(&format!("{api}/api/v1/namespaces/kube-system/secrets")), "401");
+    assert_eq!(bob_gets(&format!("{api}/version")), "401");
+    assert_eq!(bob_gets(&format!("https://10.77.0.1:{}/pods", ports["kubelet"])), "401");
+    // Without a certificate of its authority there is no TLS with etcd at all.
+    assert_eq!(bob_gets(&format!("https://127.0.0.1:{}/health", ports["etcd"])), "000");
+    assert_eq!(bob_gets(&format!("https://127.0.0.1:{}/metrics", ports["controller_manager"])), "403");
+    assert_eq!(bob_gets(&format!("https://127.0.0.1:{}/metrics", ports["scheduler"])), "403");
+    sx("login", Some("bob"), &["ls", "/home/alice/.hpk"]).err();
+    // Private even where the home itself is open to others.
+    let modes = sx("login", None, &["find", "/home/alice/.hpk/pki", "/home/alice/.hpk/kubeconfig", "-perm", "/077"]);
+    assert_eq!(modes.ok(), "", "files of alice's that others may read");
+}
+
+#[test]
+fn the_api_server_reaches_pods_and_services() {
+    let ns = Namespace::new("reach");
+    ns.apply(
+        &json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {
+                "containers": [{
+                    "name": "web", "image": TOOLBOX, "workingDir": "/tmp",
+                    "command": ["sh", "-c", "echo hello > index.html; exec python3 -m http.server 8080"],
+                    "readinessProbe": {"httpGet": {"port": 8080, "path": "/"}, "periodSeconds": 1},
+                }]}},
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+             "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}},
+        ]})
+        .to_string(),
+    );
+    ns.wait_ready("web");
+    let get = |what: &str| kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{}/{what}/index.html", ns.name())]);
+    assert_eq!(get("pods/web:8080/proxy").ok(), "hello");
+    // The endpoint follows the pod's readiness a moment later.
+    let through_service = eventually("the service has its endpoint", PATIENCE, || {
+        let run = get("services/web:80/proxy");
+        (run.code == Some(0)).then_some(run)
+    });
+    assert_eq!(through_service.ok(), "hello");
+    // A port where nobody listens: the reason is the pod's own.
+    let refused = get("pods/web:8081/proxy").err();
+    assert!(refused.contains("connection refused"), "{refused}");
+}
