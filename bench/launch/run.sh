@@ -55,7 +55,8 @@ Medians (best in brackets). Load at the end: $(cut -d' ' -f1-3 /proc/loadavg) on
 |---|---|---|---|
 | container of \`true\`, request to end | $(ms "$(of launch)") ($(ms "$(of launch-best)")) | \`crun run\` $(ms "$crun_run"), of it $(ms "$clock") the shell's | $(ratio "$(of launch)" "$crun_run") |
 | the same in the pod's PID namespace | $(ms "$(of launch-shared-pid)") ($(ms "$(of launch-shared-pid-best)")) | | |
-| the same with 50 volumes | $(ms "$(of launch-50-volumes)") ($(ms "$(of launch-50-volumes-best)")) | without $(ms "$(of launch)") | $(ratio "$(of launch-50-volumes)" "$(of launch)") |
+| the same with 50 volumes (CPU time $(ms "$(of launch-50-volumes-cpu)")) | $(ms "$(of launch-50-volumes)") ($(ms "$(of launch-50-volumes-best)")) | without $(ms "$(of launch)") | $(ratio "$(of launch-50-volumes)" "$(of launch)") |
+| its CPU time, all processes | $(ms "$(of launch-cpu)") | of a plain spawn $(ms "$(of spawn-cpu)") | |
 | request to exec | $(ms "$(of launch-until-exec)") ($(ms "$(of launch-until-exec-best)")) | | |
 | \`true\` in a running container | $(ms "$(of join)") ($(ms "$(of join-best)")) | a plain spawn of it $(ms "$(of spawn)") | $(ratio "$(of join)" "$(of spawn)") |
 | 20,000 orphans' zombies drained | $(ms "$(of drain)") ($(ms "$(of drain-best)")) | tini $(ms "$(of drain-tini)") ($(ms "$(of drain-tini-best)")) | $(ratio "$(of drain)" "$(of drain-tini)") |

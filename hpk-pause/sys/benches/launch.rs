@@ -75,7 +75,9 @@ fn cpu() -> Duration {
         let usage = nix::sys::resource::getrusage(who).expect("usage");
         [usage.user_time(), usage.system_time()]
             .iter()
-            .map(|time| Duration::from_micros(u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).expect("a time")))
+            .map(|time| {
+                Duration::from_micros(u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).expect("a time"))
+            })
             .sum::<Duration>()
     };
     of(nix::sys::resource::UsageWho::RUSAGE_SELF) + of(nix::sys::resource::UsageWho::RUSAGE_CHILDREN)
@@ -127,14 +129,12 @@ fn measure(rootfs: &Path, scratch: &Path) {
     median("launch-until-exec", RUNS, &mut until_exec);
     let volume = scratch.join("volume");
     std::fs::create_dir_all(&volume).expect("a volume");
-    let mounts: Vec<Mount> = (0..50)
-        .map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) })
-        .collect();
+    let mounts: Vec<Mount> =
+        (0..50).map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) }).collect();
     median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, false));
 
-    let Launched { pid, pidfd, io } = native
-        .launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"]))
-        .expect("a container");
+    let Launched { pid, pidfd, io } =
+        native.launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"])).expect("a container");
     let joiner = Joiner::new().expect("a joiner");
     let join = JoinSpec {
         argv: vec!["true".to_owned()],
@@ -158,10 +158,9 @@ fn measure(rootfs: &Path, scratch: &Path) {
     drop(io);
 
     let own = std::env::current_exe().expect("our path");
-    for (name, program, args) in [
-        ("drain", own.clone(), vec!["reaper"]),
-        ("drain-tini", PathBuf::from("tini"), vec!["-s", "--"]),
-    ] {
+    for (name, program, args) in
+        [("drain", own.clone(), vec!["reaper"]), ("drain-tini", PathBuf::from("tini"), vec!["-s", "--"])]
+    {
         let mut command = Command::new(program);
         command.args(args);
         if name != "drain" {
@@ -220,6 +219,7 @@ fn orphans(count: u32) {
 }
 
 /// What the supervisor does with orphans, and nothing else.
+#[allow(clippy::zombie_processes, reason = "the reaper waits for all of them")]
 fn reaper() {
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);

@@ -122,11 +122,7 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             let fd = new_fs(fstype, *attributes)?;
             store(slots, slot.0, fd)
         }
-        OpKind::Skeleton {
-            root,
-            folders,
-            targets,
-        } => skeleton(root, folders, targets, slots),
+        OpKind::Skeleton { root, folders, targets } => skeleton(root, folders, targets, slots),
         OpKind::SetAttr { slot: index, read_only, recursive, propagation } => {
             match set_attr(slot(slots, index.0)?, *read_only, *recursive, *propagation) {
                 // Before 5.12: done by a remount once attached.
