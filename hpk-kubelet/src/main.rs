@@ -10,6 +10,7 @@ use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::home::{Home, Install};
+use hpk_kubelet::pods::folder;
 use hpk_kubelet::slurm::client::Client as Slurm;
 use hpk_kubelet::slurm::request::Defaults;
 use hpk_kubelet::watch;
@@ -91,6 +92,7 @@ async fn run(args: Args) -> Result<()> {
     let cluster: ClusterConfig =
         serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
     let home = Home::of_cluster_file(&args.cluster);
+    let images_home = home.clone();
     let _lock = home.lock()?;
     let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
@@ -147,6 +149,7 @@ async fn run(args: Args) -> Result<()> {
     }
     hpk_server::start(api, server, backend)?;
     let controller = Controller::new(ctx, tx.clone(), seen);
+    tokio::spawn(collect_images(images.clone(), images_home));
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
     tokio::spawn(watch::links(link_events.links, tx.clone()));
     tokio::spawn(hpk_netfacts::run(hpk_netfacts::Config {
@@ -159,6 +162,24 @@ async fn run(args: Args) -> Result<()> {
     tokio::spawn(watch::pods(client, cluster.node_name, tx));
     controller.run(events, stop).await;
     Ok(())
+}
+
+/// Removes images that no pod has used for a week; pods' records say what is in use.
+async fn collect_images(images: ImageStore, home: Home) {
+    let mut tick = tokio::time::interval(std::time::Duration::from_secs(6 * 3600));
+    // The first tick comes at once: at the start there are more urgent things.
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        let uids = folder::all(&home.pods()).into_iter();
+        let records = uids.filter_map(|uid| folder::Folder::at(home.pod(&uid)).record());
+        let in_use = records.flat_map(|r| r.images.into_values().map(|i| i.folder)).collect();
+        match images.collect(&in_use, std::time::Duration::from_secs(7 * 24 * 3600)).await {
+            Ok(gone) if gone.images.is_empty() => {}
+            Ok(gone) => tracing::info!(images = gone.images.len(), "unused images removed"),
+            Err(error) => tracing::warn!(%error, "unused images not removed"),
+        }
+    }
 }
 
 async fn api_client(cluster: &ClusterConfig) -> Result<Client> {

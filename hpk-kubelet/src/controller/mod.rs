@@ -252,6 +252,11 @@ impl Controller {
                 for uid in missing {
                     self.vanished(&uid);
                 }
+                // Without a record nothing was ever submitted from them.
+                let orphans = folder::all(&self.ctx.home.pods())
+                    .into_iter()
+                    .filter(|uid| !self.entries.contains_key(uid) && self.ctx.folder(uid).record().is_none());
+                tasks::remove_orphans(&self.ctx, orphans.collect());
             }
             Event::Prepared { uid, result, memory } => self.prepared(&uid, *result, *memory),
             Event::Submitted { uid, result } => self.submitted(&uid, result),
@@ -463,6 +468,11 @@ impl Controller {
                     // The comment of the job finds it again.
                     tracing::error!(%uid, %error, "record not written");
                 }
+            }
+            Err(SlurmError::NoJob) => {
+                entry.record.progress = Progress::New;
+                entry.stage = Stage::New;
+                entry.retry_at = None;
             }
             Err(error) => {
                 let transient = error.is_transient();

@@ -46,15 +46,7 @@ pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Option<Ve
     spawn(tx, async move {
         let result = match find_then_submit(&ctx, &uid, arguments, look).await {
             Ok(Some(id)) => Ok(id),
-            Ok(None) => {
-                return Some(Event::Submitted {
-                    uid,
-                    result: Err(SlurmError::Refused {
-                        command: "squeue",
-                        message: "no job was found for the pod after a restart; it is submitted anew".to_owned(),
-                    }),
-                });
-            }
+            Ok(None) => Err(SlurmError::NoJob),
             Err(error) => Err(error),
         };
         Some(Event::Submitted { uid, result })
@@ -250,6 +242,19 @@ pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus,
             }
         };
         Some(Event::Posted { uid, status: Box::new(status), retry })
+    });
+}
+
+/// Removes folders that no pod and no record claims.
+pub(super) fn remove_orphans(ctx: &Context, orphans: Vec<String>) {
+    let ctx = ctx.clone();
+    tokio::task::spawn_blocking(move || {
+        for uid in orphans {
+            match ctx.folder(&uid).remove() {
+                Ok(()) => tracing::info!(%uid, "a pod folder that nobody claims is removed"),
+                Err(error) => tracing::warn!(%uid, %error, "pod folder not removed"),
+            }
+        }
     });
 }
 

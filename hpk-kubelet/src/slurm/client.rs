@@ -42,6 +42,9 @@ pub enum SlurmError {
         /// Its own words.
         message: String,
     },
+    /// An earlier submission had not happened: the queue holds no such job.
+    #[error("no job was found for the pod")]
+    NoJob,
     /// Answered something unreadable.
     #[error(transparent)]
     Answer(#[from] job::ParseError),
@@ -71,7 +74,7 @@ impl SlurmError {
                 .iter()
                 .any(|t| m.contains(t))
             }
-            Self::NotFound { .. } | Self::Answer(_) => false,
+            Self::NotFound { .. } | Self::NoJob | Self::Answer(_) => false,
         }
     }
 }
