@@ -642,3 +642,98 @@ pub(crate) fn compile_join(
     exec(p, &spec.argv, env)?;
     Ok(program)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Security;
+    use proptest::prelude::*;
+
+    fn spec(targets: &[&str]) -> LaunchSpec {
+        LaunchSpec {
+            name: "test".to_owned(),
+            rootfs: "/images/a:b,c\\d/rootfs".into(),
+            upper: Upper::Dir("/scratch/1".into()),
+            argv: vec!["true".to_owned()],
+            env: Vec::new(),
+            working_dir: None,
+            mounts: targets.iter().map(|target| Mount::new("/volume", *target)).collect(),
+            shm: None,
+            security: Security::default(),
+            share_pid: false,
+            stdin: false,
+            tty: false,
+            rlimits: Vec::new(),
+            oom_score_adj: None,
+        }
+    }
+
+    fn node() -> Node {
+        let all = crate::ids::IdMap::parse("0 0 4294967295");
+        Node {
+            ids: Ids { uids: all.clone(), gids: all, setgroups: true },
+            last_cap: 40,
+            mount_setattr: true,
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn sub_paths_are_walked_prefix_by_prefix() {
+        let texts = |list: Vec<CString>| list.into_iter().map(|c| c.into_string().expect("text")).collect::<Vec<_>>();
+        let (prefixes, last) = sub_path("a//./b/c/").expect("a path");
+        assert_eq!(
+            (texts(prefixes), texts(last)),
+            (vec!["a".into(), "a/b".into(), "a/b/c".into()], vec!["a".into(), "b".into(), "c".into()])
+        );
+        for bad in ["/a", "a/../b", "..", "a/\0"] {
+            assert!(matches!(sub_path(bad), Err(LaunchError::Invalid { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn option_separators_in_paths_are_escaped() {
+        assert_eq!(overlay_escape(Path::new("/a:b,c\\d")), b"/a\\:b\\,c\\\\d");
+    }
+
+    #[test]
+    fn rights_go_after_the_mounts_and_exec_is_last() {
+        let mut container = spec(&["/data"]);
+        container.security.read_only_rootfs = true;
+        let program = compile(&container, &node(), None).expect("a program");
+        let at =
+            |wanted: fn(&OpKind) -> bool| program.ops.iter().position(|op| wanted(&op.kind)).expect("an operation");
+        let order = [
+            at(|kind| matches!(kind, OpKind::NewFs { .. })),
+            at(|kind| matches!(kind, OpKind::Pivot { .. })),
+            at(|kind| matches!(kind, OpKind::Attach { .. })),
+            at(|kind| matches!(kind, OpKind::RemountReadOnly { .. })),
+            at(|kind| matches!(kind, OpKind::CloseRest)),
+            at(|kind| matches!(kind, OpKind::DropBounding(_))),
+            at(|kind| matches!(kind, OpKind::SetGid(_))),
+            at(|kind| matches!(kind, OpKind::SetUid(_))),
+            at(|kind| matches!(kind, OpKind::SetCaps { .. })),
+            at(|kind| matches!(kind, OpKind::Exec { .. })),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        assert_eq!(order.last(), Some(&(program.ops.len() - 1)));
+    }
+
+    proptest! {
+        /// No spec makes the compiler panic, and no mount point outside of the skeleton is made before the pivot.
+        #[test]
+        fn any_targets_compile_or_are_refused(targets in proptest::collection::vec("(/|\\.\\.|a|b|\u{0}|){0,8}", 0..6)) {
+            let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+            if let Ok(program) = compile(&spec(&targets), &node(), None) {
+                for op in &program.ops {
+                    if let OpKind::Skeleton { targets, .. } = &op.kind {
+                        for (_, target) in targets {
+                            let target = target.to_str().expect("text");
+                            prop_assert!(target.starts_with('/') && !target.split('/').any(|part| part == ".."));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
