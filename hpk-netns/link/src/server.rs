@@ -13,7 +13,7 @@ use crate::mux::{LinkStream, Mode, Mux, Opener};
 use crate::pki::{LinkCa, PkiError};
 use crate::tls::{self, TlsError};
 use crate::{is_uid, pod_name, transport};
-use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate, StreamOpen, Welcome};
+use hpk_api::link::{Hello, LinkCredentials, MEMBER, NetQuestion, NetUpdate, StreamOpen, Welcome};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -385,14 +385,20 @@ fn check(hello: &Hello, certificate: &CertificateDer<'_>) -> Result<(), String> 
 
 async fn live(mut link: Link, out: Out) {
     let uid = link.uid.clone();
-    let _ = out.links.send(LinkEvent::Up { hello: link.hello.clone() }).await;
+    // The control plane's member is no pod: the controller need not know.
+    let is_pod = uid != MEMBER;
+    if is_pod {
+        let _ = out.links.send(LinkEvent::Up { hello: link.hello.clone() }).await;
+    }
     let _ = out.net.send(NetEvent::Up { hello: link.hello.clone() }).await;
     let reason = serve(&mut link, &out).await;
     let (answer, current) = oneshot::channel();
     let _ = out.ask.send(Ask::Ended { uid: uid.clone(), id: link.id, answer }).await;
     // Replaced by a newer connection: the pod's link is up.
     if current.await.unwrap_or(true) {
-        let _ = out.links.send(LinkEvent::Down { uid: uid.clone(), reason }).await;
+        if is_pod {
+            let _ = out.links.send(LinkEvent::Down { uid: uid.clone(), reason }).await;
+        }
         let _ = out.net.send(NetEvent::Down { uid }).await;
     }
 }

@@ -46,6 +46,8 @@ enum MemberError {
     Io { what: String, source: io::Error },
     #[error("the helper in the member's namespace ended: {0}; are user namespaces allowed here? `hpk doctor` says")]
     Helper(String),
+    #[error("the kubelet refused the link: {0}")]
+    Refused(String),
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> MemberError {
@@ -139,7 +141,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {
-            why = &mut link => return Err(MemberError::Helper(format!("refused by the kubelet: {why}"))),
+            why = &mut link => return Err(MemberError::Refused(why)),
             ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => datapath.fresh(),
