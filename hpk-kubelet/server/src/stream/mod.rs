@@ -24,4 +24,4 @@ pub(crate) const STREAM_CREATION: Duration = Duration::from_secs(30);
 /// kernel throw away output that is still on its way.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 /// How often a client is pinged; one that is gone is noticed after the second.
-pub(crate) const PING: Duration = Duration::from_secs(10);
+pub(crate) const PING: Duration = Duration::from_secs(5);
