@@ -236,6 +236,11 @@ pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus,
             Ok(_) => None,
             // Gone, or another pod of the same name: the watch will say so.
             Err(Error::Api(answer)) if answer.code == 404 || answer.code == 409 => None,
+            // A status that the API server will never take must not keep the pod from being deleted.
+            Err(Error::Api(answer)) if answer.code == 422 => {
+                tracing::error!(pod = %name, message = %answer.message, "status refused");
+                None
+            }
             Err(error) => {
                 tracing::warn!(pod = %name, %error, "status not posted");
                 Some(Duration::from_secs(2))

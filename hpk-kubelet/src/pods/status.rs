@@ -536,8 +536,11 @@ pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<serde_json::
             }
         }
     }
-    if let Some(Value::Array(list)) = changes.get_mut("podIPs") {
-        list.push(json!({"$patch": "replace"}));
+    // Both merge by address: without this an address that changed would stay beside its successor.
+    for field in ["podIPs", "hostIPs"] {
+        if let Some(Value::Array(list)) = changes.get_mut(field) {
+            list.push(json!({"$patch": "replace"}));
+        }
     }
     if changes.is_empty() {
         return None;
