@@ -17,7 +17,7 @@ import time
 
 PUMP, LINES = sys.argv[1:3]
 RUNS = int(os.environ.get("RUNS", "3"))
-CASES = [(100, 512), (16384, 1024), (2, 32)]
+CASES = [(100, 256), (16384, 512), (2, 16)]
 PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -97,6 +97,9 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
     result
 }
 
+/// Longest wait at the end for clients that still read output.
+const LAST_CLIENTS: std::time::Duration = std::time::Duration::from_secs(10);
+
 async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> Result<bool, SuperviseError> {
     let (happenings, their_happenings) = mpsc::unbounded_channel();
     let (kills, their_kills) = mpsc::unbounded_channel();
@@ -116,9 +119,10 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
     let (state, watched) = watch::channel(driver.state());
     let status = StatusWriter::start(paths.status()).map_err(system("start the status thread"))?;
     remember_for_panic(paths, watched.clone());
+    let sessions = control::Sessions::default();
     match control::bind(&paths.socket()) {
         Ok(listener) => {
-            let context = control::Context { driver: driver_requests, state: watched, log };
+            let context = control::Context { driver: driver_requests, state: watched, log, sessions: sessions.clone() };
             tokio::spawn(control::serve(listener, context));
         }
         // The pod lives without it; kubectl exec and logs then do not work.
@@ -127,6 +131,8 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
     let inputs = Inputs { requests, happenings: their_happenings, kills: their_kills };
     let ended = driver.run(inputs, Outputs { state, status }, happenings).await;
     let _ = std::fs::remove_file(paths.socket());
+    // Whoever follows a log or is attached reads the last words of a pod, however short its life was.
+    sessions.finished(LAST_CLIENTS).await;
     ended.map_err(system("listen for signals"))
 }
 

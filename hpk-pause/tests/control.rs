@@ -12,7 +12,7 @@ use hpk_api::state::PodState;
 use hpk_log::{LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
 use hpk_pause::control::client::{self, ClientError, Connection};
 use hpk_pause::control::request::{AttachSession, DriverRequest, ExecSession, LogSource, StatsSample, Stdio};
-use hpk_pause::control::{Context, bind, serve};
+use hpk_pause::control::{Context, Sessions, bind, serve};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -95,7 +95,7 @@ impl World {
         let (state, state_receiver) = watch::channel(Arc::new(PodState::default()));
         let (driver, mut requests) = mpsc::channel(16);
         let listener_path = dir.path().join("supervisor.sock");
-        let context = Context { driver, state: state_receiver, log: log.clone() };
+        let context = Context { driver, state: state_receiver, log: log.clone(), sessions: Sessions::default() };
         let (ready, is_ready) = std_mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

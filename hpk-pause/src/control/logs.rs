@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Log sessions at once, in all.
 const MAX_SESSIONS: usize = 64;
@@ -35,7 +36,12 @@ impl Drop for Slot {
     }
 }
 
-pub(super) async fn run(mut handshake: Handshake, context: Context, options: LogOptions) {
+pub(super) async fn run(
+    mut handshake: Handshake,
+    context: Context,
+    options: LogOptions,
+    counted: Option<OwnedSemaphorePermit>,
+) {
     let Some(slot) = Slot::take() else {
         let message = format!("{MAX_SESSIONS} clients read logs of this pod already: end one of them");
         return handshake.refuse(ControlError { code: ErrorCode::Conflict, message }).await;
@@ -55,7 +61,7 @@ pub(super) async fn run(mut handshake: Handshake, context: Context, options: Log
     }
     let Ok(stream) = handshake.stream.into_std() else { return };
     let work = move || {
-        let _slot = slot;
+        let (_slot, _counted) = (slot, counted);
         // The client is gone when this fails, or is told in the last frame.
         let _ = session(stream, &source, &options, follower.as_ref());
     };

@@ -33,7 +33,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 /// Connections served at once; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -47,6 +47,34 @@ pub struct Context {
     pub state: watch::Receiver<Arc<PodState>>,
     /// The pump of the containers' output.
     pub log: hpk_log::LogHandle,
+    /// The clients that are still being served.
+    pub sessions: Sessions,
+}
+
+/// Counts the sessions that stream a container's output, so that the supervisor can let its last clients read to the
+/// end before it goes.
+#[derive(Clone, Debug)]
+pub struct Sessions(Arc<Semaphore>);
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_CONNECTIONS)))
+    }
+}
+
+impl Sessions {
+    /// Waits until no session is left, at most `limit`. To be asked when all containers have ended: what sessions wait
+    /// for then is only their clients.
+    pub async fn finished(&self, limit: Duration) {
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        // A client that does not read for so long loses the rest.
+        let _ = tokio::time::timeout(limit, self.0.acquire_many(all)).await;
+    }
+
+    /// None: so many sessions are open that no more can be counted, or the supervisor is about to go.
+    fn begin(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
 }
 
 /// Makes the socket: mode 0600, replacing one that a former process left behind.
@@ -95,9 +123,13 @@ async fn connection(stream: UnixStream, context: Context) {
         Ok(None) => return,
         Err(error) => return handshake.refuse(error).await,
     };
+    let session = match &request {
+        Request::Logs(_) | Request::Exec(_) | Request::Attach(_) => context.sessions.begin(),
+        _ => None,
+    };
     match request {
         Request::Status { watch } => status(handshake, context.state, watch).await,
-        Request::Logs(options) => logs::run(handshake, context, options).await,
+        Request::Logs(options) => logs::run(handshake, context, options, session).await,
         Request::Exec(options) => exec::run(handshake, context, options).await,
         Request::Attach(options) => attach::run(handshake, context, options).await,
         Request::PortForward { port } => forward::port(handshake, port, &context).await,
@@ -144,4 +176,28 @@ async fn ask<T>(context: &Context, request: impl FnOnce(request::Answer<T>) -> D
     let ending = || ControlError { code: ErrorCode::Conflict, message: "the pod's supervisor is ending".to_owned() };
     context.driver.send(request(answer)).await.map_err(|_| ending())?;
     answered.await.unwrap_or_else(|_| Err(ending()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_clients_are_waited_for_but_not_for_ever() {
+        let sessions = Sessions::default();
+        let long = Duration::from_secs(60);
+        sessions.finished(long).await;
+        let reading = sessions.begin();
+        assert!(reading.is_some());
+        let waiting = tokio::spawn({
+            let sessions = sessions.clone();
+            async move { sessions.finished(long).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(reading);
+        waiting.await.unwrap();
+        let _stuck = sessions.begin();
+        sessions.finished(Duration::from_millis(10)).await;
+    }
 }
