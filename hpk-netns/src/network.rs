@@ -51,8 +51,8 @@ pub(crate) struct Places<'a> {
     pub(crate) pod: &'a Path,
     /// Folder of the sockets.
     pub(crate) run: &'a Path,
-    /// Folder of all our pods on this node.
-    pub(crate) user: &'a Path,
+    /// Folder of this cluster's pods on this node.
+    pub(crate) net: &'a Path,
 }
 
 /// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
@@ -65,7 +65,7 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
             addresses: plan.network.pod_ips.clone(),
             pod_range: plan.network.pod_cidr.split(',').filter_map(|c| Cidr::parse(c.trim())).collect(),
             node_ip,
-            folder: places.user,
+            folder: places.net,
             plaintext: plan.network.plaintext,
         };
         Datapath::start(config, ask).map_err(NetworkError::Datapath)

@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 const GATHER: Duration = Duration::from_millis(50);
 /// How often relays without a use are dropped.
 const TIDY: Duration = Duration::from_secs(600);
+/// How long links of running pods may take to come back after a start: longer than their longest pause.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// What it runs with.
 pub struct Config {
@@ -64,6 +66,9 @@ pub async fn run(config: Config) {
     ]);
     let mut compile_at = None;
     let mut tidy = tokio::time::interval(TIDY);
+    let mut settled = false;
+    let settle = tokio::time::sleep(SETTLE);
+    tokio::pin!(settle);
     loop {
         let due = compile_at.unwrap_or_else(|| tokio::time::Instant::now() + Duration::from_secs(3600));
         let pushes = tokio::select! {
@@ -81,6 +86,11 @@ pub async fn run(config: Config) {
             () = tokio::time::sleep_until(due), if compile_at.is_some() => {
                 compile_at = None;
                 world.policies()
+            }
+            () = &mut settle, if !settled => {
+                settled = true;
+                world.settle();
+                Vec::new()
             }
             _ = tidy.tick() => {
                 world.tidy();

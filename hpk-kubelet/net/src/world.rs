@@ -58,6 +58,8 @@ pub struct World {
     /// Who asked for an address, and is told when its owner changes.
     askers: HashMap<IpAddr, BTreeSet<String>>,
     subscribed: HashSet<String>,
+    /// Links of pods that ran before this kubelet did have had time to come back.
+    settled: bool,
 }
 
 impl World {
@@ -81,6 +83,7 @@ impl World {
             by_ip: HashMap::new(),
             askers: HashMap::new(),
             subscribed: HashSet::new(),
+            settled: false,
         }
     }
 
@@ -278,7 +281,16 @@ impl World {
             }
         };
         self.askers.entry(ip).or_default().insert(uid.to_owned());
+        // Not known yet is not gone: a datapath that knows better keeps what it has.
+        if !self.settled && !self.by_ip.contains_key(&ip) {
+            return None;
+        }
         Some(Push { to: To::One(uid.to_owned()), facts: vec![self.peer_fact(ip)] })
+    }
+
+    /// From now on an address that no link has is nobody's.
+    pub fn settle(&mut self) {
+        self.settled = true;
     }
 
     fn peer_fact(&self, ip: IpAddr) -> NetUpdate {
@@ -374,6 +386,8 @@ mod tests {
             NetUpdate::Peer { endpoint, public_key, .. } => (endpoint.map(|e| e.port()), public_key),
             other => panic!("{other:?}"),
         };
+        assert!(w.asked("a", &NetQuestion::Peer { ip }).is_none(), "its link may be on its way back");
+        w.settle();
         assert_eq!(fact(w.asked("a", &NetQuestion::Peer { ip })), (None, None));
         let told = w.up(&hello("b", "10.244.1.2", 2, "kb"));
         assert_eq!(told[0].to, To::One("a".into()));

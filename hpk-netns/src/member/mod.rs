@@ -13,7 +13,7 @@ mod relay;
 
 use crate::datapath::{Cidr, Config, Datapath};
 use crate::network::{pod_mtu, receive_offer};
-use crate::run::private_folder;
+use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
@@ -102,12 +102,13 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let read = std::fs::read(&path).and_then(|b| Ok(serde_json::from_slice::<ClusterConfig>(&b)?));
     let cluster = read.map_err(|source| MemberError::Cluster { path, source })?;
     let (ip, pods) = member_address(&cluster.pod_cidr).ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?;
-    let (user, folder) = private_folder(MEMBER).map_err(io_error("node-local folder"))?;
+    let home = &home.canonicalize().map_err(io_error(home.display().to_string()))?;
+    let (net, folder) = member_folders(home).map_err(io_error("node-local folder"))?;
     let helper = Helper { socket: folder.join("inside.sock") };
 
     let offers = bind(&folder.join("netns.sock"))?;
     let (questions, asked) = mpsc::channel(256);
-    let config = Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &user, plaintext: false };
+    let config = Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &net, plaintext: false };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child = start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
     let offered = async {

@@ -39,6 +39,9 @@ pub(crate) struct Layout {
     pub(crate) parent_image: PathBuf,
     /// Folder of all our pods on this node, 0700, node-local.
     pub(crate) user: PathBuf,
+    /// Folder of this HPK_HOME's pods on this node, for packets between them: another cluster of the same user has
+    /// pods of the same addresses.
+    pub(crate) net: PathBuf,
     /// This pod's folder below [`Self::user`]: everything below it is ours to remove.
     pub(crate) local: PathBuf,
     /// Bound to `/hpk/run`.
@@ -67,10 +70,17 @@ impl Layout {
             run: local.join("run"),
             scratch: local.join("scratch"),
             host: local.join("host"),
+            net: user.join(format!("net-{:016x}", fingerprint(home))),
             user,
             local,
         }
     }
+}
+
+/// FNV-1a: every program of one version must find the same folder, and nothing depends on it being hard to guess.
+fn fingerprint(path: &Path) -> u64 {
+    use std::os::unix::ffi::OsStrExt;
+    path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -89,6 +99,10 @@ mod tests {
         assert_eq!(l.images, Path::new("/home/a/.hpk/images"));
         assert_eq!(l.parent_image, Path::new("/home/a/.local/share/hpk/pause"));
         assert_eq!(l.run, Path::new("/local/job1/hpk-1000/u-1/run"));
+        let same = Layout::new(Path::new("/home/a/.hpk/pods/u-2"), "u-2", &around);
+        let other = Layout::new(Path::new("/home/a/.hpk-2/pods/u-1"), "u-1", &around);
+        assert_eq!(l.net, same.net);
+        assert_ne!(l.net, other.net);
     }
 
     #[test]

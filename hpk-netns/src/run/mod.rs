@@ -109,7 +109,7 @@ async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals
         tun: plan.network.mode == NetworkMode::Overlay && Path::new("/dev/net/tun").exists(),
     };
     let argv = parent::command(plan, &parts);
-    let places = crate::network::Places { pod: &layout.pod, run: &layout.run, user: &layout.user };
+    let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
     let network = crate::network::start(plan, &places, job_id);
     let mut own = vec![("HPK_NODE", hostname())];
     own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
@@ -130,12 +130,16 @@ async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals
     Ok(code)
 }
 
-/// The node-local folder of all our pods, and one of this name below it, emptied; both 0700.
-pub(crate) fn private_folder(name: &str) -> std::io::Result<(PathBuf, PathBuf)> {
+/// The node-local folders of the member of the cluster in `home`: for packets between its pods, and its own, emptied;
+/// both 0700.
+pub(crate) fn member_folders(home: &Path) -> std::io::Result<(PathBuf, PathBuf)> {
     let around = Surroundings::of_this_process();
-    let layout = Layout::new(Path::new("/"), name, &around);
+    let shape = Layout::new(&home.join("pods/member"), "member", &around);
+    // One of each cluster: two of one user may share a login node.
+    let own = shape.net.file_name().map(|n| format!("member-{}", n.to_string_lossy())).unwrap_or_default();
+    let layout = Layout::new(&home.join("pods/member"), &own, &around);
     scratch::folder(&layout, around.uid).map_err(std::io::Error::other)?;
-    Ok((layout.user, layout.local))
+    Ok((layout.net, layout.local))
 }
 
 fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {

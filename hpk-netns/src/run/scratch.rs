@@ -48,6 +48,7 @@ pub(crate) fn folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
     }
     private(&layout.user, uid)?;
     remove(&layout.local).map_err(|e| io_error(&layout.local, e))?;
+    private(&layout.net, uid)?;
     private(&layout.local, uid)
 }
 
