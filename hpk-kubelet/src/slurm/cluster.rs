@@ -1,6 +1,5 @@
-//! The cluster's size, for the Node object: the answer of `sinfo --json`, added up over its nodes.
+//! The cluster's size, for the Node object: the answer of `sinfo`, added up over its nodes.
 
-use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// What all nodes have together.
@@ -72,12 +71,6 @@ fn gres_list(text: &str) -> Vec<(String, u64)> {
         }
     }
     list
-}
-
-/// Slurm's ClusterName out of `scontrol show config`-like `sinfo --json` metadata, when it is there.
-#[must_use]
-pub fn cluster_name(meta: &Value) -> Option<String> {
-    meta["meta"]["slurm"]["cluster"].as_str().filter(|c| !c.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]
