@@ -124,10 +124,10 @@ def drain(pid):
     before, zombies = cpu(), count()
     if zombies < ORPHANS:
         sys.exit(f'only {zombies} zombies')
-    begun = time.monotonic()
-    os.kill(pid, signal.SIGCONT)
     # The kernel keeps children in order of their coming: the last one goes last.
     last = int(open(f'/proc/{pid}/task/{pid}/children').read().split()[-1])
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGCONT)
     while os.path.exists(f'/proc/{last}'):
         time.sleep(0.001)
     while count() > 10:

@@ -84,7 +84,10 @@ mod tests {
         for (ended, outcome) in [
             (exit(0), ProbeOutcome::Success),
             (exit(1), ProbeOutcome::Failure("out\nerr\n".to_owned())),
-            (Ok(Ended::TimedOut), ProbeOutcome::Failure("command timed out: \"sleep 5\" timed out after 1s".to_owned())),
+            (
+                Ok(Ended::TimedOut),
+                ProbeOutcome::Failure("command timed out: \"sleep 5\" timed out after 1s".to_owned()),
+            ),
             (Err(LaunchError::NotRunning), ProbeOutcome::Error("container is not running".to_owned())),
         ] {
             assert_eq!(exec_probe(&command, second, ended), outcome);

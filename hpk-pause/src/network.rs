@@ -108,7 +108,10 @@ fn overlay(plan: &NetworkPlan, socket: &Path) -> Result<(), NetworkError> {
     for (field, value) in [("pod_cidr", &plan.pod_cidr), ("service_cidr", &plan.service_cidr)] {
         if !value.is_empty() {
             let (destination, prefix) = range(field, value)?;
-            netlink.add_route(DEVICE, Route { destination, prefix, gateway: None, source: plan.pod_ips.first().copied() })?;
+            netlink.add_route(
+                DEVICE,
+                Route { destination, prefix, gateway: None, source: plan.pod_ips.first().copied() },
+            )?;
         }
     }
     // Whether there is a world outside of the cluster is hpk-netns' to say.

@@ -56,7 +56,8 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, UsageErr
     let mut run = Run::default();
     let mut plan = None;
     while let Some(arg) = args.next() {
-        let mut folder = |name: &str| args.next().map(PathBuf::from).ok_or_else(|| UsageError::NoValue(name.to_owned()));
+        let mut folder =
+            |name: &str| args.next().map(PathBuf::from).ok_or_else(|| UsageError::NoValue(name.to_owned()));
         match arg.as_str() {
             "ctl" => return Ok(Command::Ctl(args.collect())),
             "--version" | "-V" => return Ok(Command::Version),

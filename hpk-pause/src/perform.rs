@@ -5,10 +5,10 @@
 
 use crate::control::request::{AttachSession, ExecSession, LogSource, StatsSample, Stdio};
 use crate::handlers;
+use crate::network::Network;
 use crate::paths::Paths;
 use crate::probe::{HookDone, ProbeContext};
 use crate::process::{self, Joined};
-use crate::network::Network;
 use crate::spec::{Prepared, Specs, Users};
 use hpk_api::control::{ContainerStats, ControlError, ErrorCode, ExecOptions, Usage};
 use hpk_api::plan::{ContainerPlan, SandboxPlan, TerminationMessagePolicy};
@@ -189,7 +189,13 @@ impl Performer {
     }
 
     /// Begins to start a container. Some: it has failed already.
-    pub fn start(&mut self, pod: &SandboxPlan, plan: &ContainerPlan, container: ContainerIndex, instance: u32) -> Option<Outcome> {
+    pub fn start(
+        &mut self,
+        pod: &SandboxPlan,
+        plan: &ContainerPlan,
+        container: ContainerIndex,
+        instance: u32,
+    ) -> Option<Outcome> {
         let prepared = match self.specs.prepare(pod, plan, instance) {
             Ok(prepared) => prepared,
             Err(failure) => return Some(Outcome::Failed(container, instance, failure)),
@@ -299,7 +305,9 @@ impl Performer {
         for task in &running.tasks {
             task.abort();
         }
-        if running.share_pid && let Some(ns) = running.mount_ns {
+        if running.share_pid
+            && let Some(ns) = running.mount_ns
+        {
             // Its end would end all of its PID namespace; where that is the pod's, the rest is ours to end.
             let _ = signals::kill_all(ns);
         }
@@ -420,7 +428,13 @@ impl Performer {
         }
     }
 
-    fn join(&mut self, container: ContainerIndex, argv: &[String], stdin: bool, tty: bool) -> Result<Joined, LaunchError> {
+    fn join(
+        &mut self,
+        container: ContainerIndex,
+        argv: &[String],
+        stdin: bool,
+        tty: bool,
+    ) -> Result<Joined, LaunchError> {
         let running = self.running.get(&container).ok_or(LaunchError::NotRunning)?;
         let spec = JoinSpec {
             argv: argv.to_vec(),
@@ -505,7 +519,12 @@ impl Performer {
     }
 
     /// Starts an exec session; the answer is given once its process exists.
-    pub fn exec(&mut self, container: ContainerIndex, options: &ExecOptions, answer: oneshot::Sender<Result<ExecSession, ControlError>>) {
+    pub fn exec(
+        &mut self,
+        container: ContainerIndex,
+        options: &ExecOptions,
+        answer: oneshot::Sender<Result<ExecSession, ControlError>>,
+    ) {
         let refuse = |error: &LaunchError| ControlError {
             code: if *error == LaunchError::NotRunning { ErrorCode::Conflict } else { ErrorCode::BadRequest },
             message: error.to_string(),
@@ -583,12 +602,20 @@ impl Performer {
     ///
     /// # Errors
     /// When there is none.
-    pub fn log_source(&self, name: &str, previous: bool, last_instance: Option<u32>) -> Result<LogSource, ControlError> {
+    pub fn log_source(
+        &self,
+        name: &str,
+        previous: bool,
+        last_instance: Option<u32>,
+    ) -> Result<LogSource, ControlError> {
         let (current, live) = match self.last_logs.get(name) {
             Some(&(instance, log)) => (Some(instance), log),
             None => (last_instance, None),
         };
-        let missing = |what: &str| ControlError { code: ErrorCode::NotFound, message: format!("{what} container {name:?} not found") };
+        let missing = |what: &str| ControlError {
+            code: ErrorCode::NotFound,
+            message: format!("{what} container {name:?} not found"),
+        };
         let current = current.ok_or_else(|| missing("log of"))?;
         let dir = self.paths.logs(name);
         if !previous {

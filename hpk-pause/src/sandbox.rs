@@ -55,7 +55,9 @@ pub fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(),
 }
 
 fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
-    for folder in [paths.scratch.join("volumes"), paths.scratch.join("containers"), paths.scratch.join("etc"), paths.shm()] {
+    for folder in
+        [paths.scratch.join("volumes"), paths.scratch.join("containers"), paths.scratch.join("etc"), paths.shm()]
+    {
         fs::create_dir_all(&folder).map_err(at(&folder))?;
     }
     // Shared by the pod's containers, as the pause container's is upstream.

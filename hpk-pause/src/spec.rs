@@ -110,7 +110,8 @@ impl Specs {
             rlimits: Vec::new(),
             oom_score_adj: Some(oom_score_adj(container)),
         };
-        let user = ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups: spec.security.groups.clone() };
+        let user =
+            ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups: spec.security.groups.clone() };
         Ok(Prepared { spec, user, message_file })
     }
 
@@ -139,7 +140,12 @@ impl Specs {
         Ok(user)
     }
 
-    fn security(&mut self, pod: &SandboxPlan, container: &ContainerPlan, user: &User) -> Result<Security, LaunchFailure> {
+    fn security(
+        &mut self,
+        pod: &SandboxPlan,
+        container: &ContainerPlan,
+        user: &User,
+    ) -> Result<Security, LaunchFailure> {
         let plan = &container.security;
         let caps = if plan.privileged {
             CapSet::all()
@@ -175,7 +181,9 @@ impl Specs {
             return Ok(Arc::clone(filter));
         }
         let filter = hpk_sys::seccomp::runtime_default().map_err(|e| {
-            LaunchFailure::Config(format!("securityContext.seccompProfile: RuntimeDefault cannot be had on this node: {e}"))
+            LaunchFailure::Config(format!(
+                "securityContext.seccompProfile: RuntimeDefault cannot be had on this node: {e}"
+            ))
         })?;
         Ok(Arc::clone(self.seccomp.insert(Arc::new(filter))))
     }
@@ -211,7 +219,10 @@ impl Specs {
                 _ => true,
             };
             if known && free(path) {
-                mounts.push(Mount { read_only: container.security.read_only_rootfs, ..Mount::new(self.paths.etc(file), path) });
+                mounts.push(Mount {
+                    read_only: container.security.read_only_rootfs,
+                    ..Mount::new(self.paths.etc(file), path)
+                });
             }
         }
         let target = &container.termination_message_path;

@@ -29,9 +29,13 @@ fn init_containers_run_before_the_others_and_each_is_pid_1() {
     assert_eq!(pod.log("i", 0), ["1"]);
     assert_eq!(pod.log("c", 0), ["from-init", "1", "0"]);
     assert_eq!(pod.log("d", 0), ["127.0.0.1\tlocalhost", "10.244.0.7\tp"]);
-    assert_eq!((shown(&state, "c").as_str(), shown(&state, "d").as_str()), ("Terminated(0 Completed)", "Terminated(3 Error)"));
+    assert_eq!(
+        (shown(&state, "c").as_str(), shown(&state, "d").as_str()),
+        ("Terminated(0 Completed)", "Terminated(3 Error)")
+    );
     assert!(state.finished && of(&state, "i").ready);
-    let started = |name| state.events.iter().find(|e| e.reason == "Started" && e.container.as_deref() == Some(name)).unwrap().at;
+    let started =
+        |name| state.events.iter().find(|e| e.reason == "Started" && e.container.as_deref() == Some(name)).unwrap().at;
     assert!(started("i") < started("c") && started("c") <= started("d"));
 }
 
@@ -83,13 +87,19 @@ fn termination_messages_come_from_the_file_or_the_log() {
 
 #[test]
 fn term_is_passed_on_and_the_rest_is_killed_after_the_grace_period() {
-    let mut pod = Pod::start(&plan("Always", vec![container("good", SERVER), container("deaf", "trap '' TERM; while :; do sleep 0.05; done")]));
+    let mut pod = Pod::start(&plan(
+        "Always",
+        vec![container("good", SERVER), container("deaf", "trap '' TERM; while :; do sleep 0.05; done")],
+    ));
     pod.until("both run", |s| s.containers.iter().all(|c| c.ready));
     let begun = Instant::now();
     pod.terminate();
     let (_, state) = pod.end();
     assert!((3.0..4.5).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
-    assert_eq!((shown(&state, "good").as_str(), shown(&state, "deaf").as_str()), ("Terminated(0 Completed)", "Terminated(137 Error)"));
+    assert_eq!(
+        (shown(&state, "good").as_str(), shown(&state, "deaf").as_str()),
+        ("Terminated(0 Completed)", "Terminated(137 Error)")
+    );
     assert_eq!(state.stopping, Some(StopCause::Signal));
     assert_eq!(pod.log("good", 0), ["up", "bye"]);
 }
@@ -136,7 +146,8 @@ fn a_container_that_fails_its_liveness_probe_is_restarted() {
 fn an_exec_probe_that_hangs_is_killed_with_all_it_started() {
     let hang = json!({"probes": {"liveness": probe("sleep 987 & sleep 987", 1, 100)}});
     let mut pod = Pod::start(&plan("Always", vec![with(container("c", SERVER), hang)]));
-    let text = "Unhealthy: Liveness probe failed: command timed out: \"/bin/sh -c sleep 987 & sleep 987\" timed out after 1s";
+    let text =
+        "Unhealthy: Liveness probe failed: command timed out: \"/bin/sh -c sleep 987 & sleep 987\" timed out after 1s";
     pod.until("two time-outs", |s| events(s).iter().filter(|e| *e == text).count() >= 2);
     let (processes, _) = pod.exec("c", "ps");
     assert!(processes.matches("sleep 987").count() <= 3, "only the run under way is left: {processes}");
@@ -151,7 +162,13 @@ fn readiness_follows_the_probe_and_startup_gates_it() {
     let mut pod = Pod::start(&plan("Always", vec![with(container("c", SERVER), probes)]));
     pod.until("it runs", |s| shown(s, "c") == "Running");
     assert_eq!(pod.exec("c", "touch /tmp/ready").1, 0);
-    assert!(!of(&pod.until("a failed startup probe", |s| events(s).iter().any(|e| e.starts_with("Unhealthy: Startup"))), "c").started);
+    assert!(
+        !of(
+            &pod.until("a failed startup probe", |s| events(s).iter().any(|e| e.starts_with("Unhealthy: Startup"))),
+            "c"
+        )
+        .started
+    );
     pod.exec("c", "touch /tmp/started");
     pod.until("ready", |s| of(s, "c").started && of(s, "c").ready);
     pod.exec("c", "rm /tmp/ready");
@@ -160,8 +177,13 @@ fn readiness_follows_the_probe_and_startup_gates_it() {
 
 #[test]
 fn a_sidecar_serves_the_init_containers_and_ends_last() {
-    let side = with(container("side", "trap 'echo last > /data/order; cat /data/order; exit 0' TERM; touch /data/up; while :; do sleep 0.05; done"),
-        json!({"restart_policy": "Always", "mounts": [{"volume": "v", "path": "/data"}], "probes": {"startup": probe("test -e /data/up", 1, 10)}}));
+    let side = with(
+        container(
+            "side",
+            "trap 'echo last > /data/order; cat /data/order; exit 0' TERM; touch /data/up; while :; do sleep 0.05; done",
+        ),
+        json!({"restart_policy": "Always", "mounts": [{"volume": "v", "path": "/data"}], "probes": {"startup": probe("test -e /data/up", 1, 10)}}),
+    );
     let init = with(container("init", "ls /data"), json!({"mounts": [{"volume": "v", "path": "/data"}]}));
     let mut pod = Pod::start(&with(
         plan("Never", vec![container("main", "exit 0")]),
@@ -176,7 +198,8 @@ fn a_sidecar_serves_the_init_containers_and_ends_last() {
 
 #[test]
 fn an_ephemeral_container_joins_a_running_pod() {
-    let mut pod = Pod::start(&with(plan("Always", vec![container("c", SERVER)]), json!({"share_process_namespace": true})));
+    let mut pod =
+        Pod::start(&with(plan("Always", vec![container("c", SERVER)]), json!({"share_process_namespace": true})));
     pod.until("it runs", |s| shown(s, "c") == "Running");
     let debug = serde_json::from_value(container("debug", "ps")).unwrap();
     pod.ask(&Request::Update(Update { ephemeral_containers: vec![debug], ..Update::default() }));
@@ -188,8 +211,10 @@ fn an_ephemeral_container_joins_a_running_pod() {
 #[test]
 fn orphans_are_reaped() {
     // Each leaves a child behind that outlives it; with a shared PID namespace they come to hpk-pause.
-    let litter = "i=0; while [ $i -lt 2000 ]; do (sleep 0.01 &) ; i=$((i+1)); done; echo done; while :; do sleep 1; done";
-    let mut pod = Pod::start(&with(plan("Always", vec![container("c", litter)]), json!({"share_process_namespace": true})));
+    let litter =
+        "i=0; while [ $i -lt 2000 ]; do (sleep 0.01 &) ; i=$((i+1)); done; echo done; while :; do sleep 1; done";
+    let mut pod =
+        Pod::start(&with(plan("Always", vec![container("c", litter)]), json!({"share_process_namespace": true})));
     pod.until("it runs", |s| shown(s, "c") == "Running");
     let begun = Instant::now();
     loop {
@@ -219,7 +244,8 @@ fn what_a_container_leaves_behind_ends_with_it() {
 
 #[test]
 fn the_deadline_ends_the_pod() {
-    let mut pod = Pod::start(&with(plan("Always", vec![container("c", SERVER)]), json!({"active_deadline_seconds": 1})));
+    let mut pod =
+        Pod::start(&with(plan("Always", vec![container("c", SERVER)]), json!({"active_deadline_seconds": 1})));
     let (_, state) = pod.end();
     assert_eq!(state.stopping, Some(StopCause::DeadlineExceeded));
     assert_eq!(shown(&state, "c"), "Terminated(0 Completed)");

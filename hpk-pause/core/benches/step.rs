@@ -36,7 +36,9 @@ fn running() -> Supervisor {
     let mut supervisor = Supervisor::new(plan(), Identity::default(), None, at(0));
     let mut out = Vec::new();
     supervisor.step(at(0), Event::SandboxReady { pod_ips: Vec::new() }, &mut out);
-    while let Some(Action::Start { container, instance }) = out.iter().copied().find(|a| matches!(a, Action::Start { .. })) {
+    while let Some(Action::Start { container, instance }) =
+        out.iter().copied().find(|a| matches!(a, Action::Start { .. }))
+    {
         out.retain(|a| *a != Action::Start { container, instance });
         supervisor.step(at(1), Event::Launched { container, instance, user: ContainerUser::default() }, &mut out);
     }

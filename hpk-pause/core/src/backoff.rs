@@ -54,9 +54,7 @@ impl Backoff {
     /// A restart of the instance that ended at `ended` was decided at `now`.
     pub(crate) fn decided(&mut self, key: u64, ended: Duration, now: Duration, limits: Limits) {
         let delay = match self.entry {
-            Some(e) if e.key == key && ended.saturating_sub(e.decided) <= limits.reset => {
-                (e.delay * 2).min(limits.max)
-            }
+            Some(e) if e.key == key && ended.saturating_sub(e.decided) <= limits.reset => (e.delay * 2).min(limits.max),
             _ => limits.initial,
         };
         self.entry = Some(Entry { key, delay, decided: now });
@@ -67,11 +65,8 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        initial: Duration::from_secs(10),
-        max: Duration::from_secs(300),
-        reset: Duration::from_secs(600),
-    };
+    const LIMITS: Limits =
+        Limits { initial: Duration::from_secs(10), max: Duration::from_secs(300), reset: Duration::from_secs(600) };
 
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

@@ -63,11 +63,7 @@ impl Stage {
     /// First stage.
     #[must_use]
     pub(crate) fn begin(now: Duration, grace: u64, pre_stop: bool, ordered: bool) -> Self {
-        if pre_stop && grace > 0 {
-            Self::PreStop { since: now, grace }
-        } else {
-            Self::turn(now, grace, ordered)
-        }
+        if pre_stop && grace > 0 { Self::PreStop { since: now, grace } } else { Self::turn(now, grace, ordered) }
     }
 
     fn turn(now: Duration, grace: u64, ordered: bool) -> Self {
@@ -107,9 +103,9 @@ impl Stage {
         match self {
             Self::PreStop { .. } if shorter => Self::PreStop { since: now, grace },
             Self::Turn { .. } if shorter => Self::Turn { since: now, grace },
-            Self::Term { kill_at } => Self::Term {
-                kill_at: kill_at.min(now + Duration::from_secs(grace.max(MINIMUM_GRACE_SECONDS))),
-            },
+            Self::Term { kill_at } => {
+                Self::Term { kill_at: kill_at.min(now + Duration::from_secs(grace.max(MINIMUM_GRACE_SECONDS))) }
+            }
             other => other,
         }
     }

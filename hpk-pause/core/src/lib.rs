@@ -46,6 +46,4 @@ mod testing;
 mod world;
 
 pub use supervisor::{Identity, Supervisor};
-pub use types::{
-    Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome,
-};
+pub use types::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};

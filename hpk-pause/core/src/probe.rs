@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn ticks_keep_their_phase_and_respect_the_initial_delay() {
         for (started, delay, now, due) in [
-            (0, 0, 0, 10),   // the tick of the start itself is lost
+            (0, 0, 0, 10), // the tick of the start itself is lost
             (1, 0, 1, 10),
             (1, 5, 1, 10),
-            (1, 10, 1, 20),  // at 10 s only 9 s have passed
+            (1, 10, 1, 20), // at 10 s only 9 s have passed
             (0, 10, 1, 10),
             (3, 30, 3, 40),
         ] {

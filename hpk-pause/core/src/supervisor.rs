@@ -10,9 +10,7 @@ use crate::types::{Action, ContainerIndex, Event, Exit, Hook, HookFailure, Launc
 use hpk_api::control::Update;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use hpk_api::probe::ProbeKind;
-use hpk_api::state::{
-    ContainerState, ContainerUser, MAX_EVENTS, PodEvent, PodState, RunState, StopCause, Termination,
-};
+use hpk_api::state::{ContainerState, ContainerUser, MAX_EVENTS, PodEvent, PodState, RunState, StopCause, Termination};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -121,7 +119,8 @@ impl Supervisor {
     fn resume(&mut self, previous: &PodState, now: Now) {
         for i in 0..self.containers.len() {
             let name = &self.containers[i].plan.name;
-            let Some(old) = previous.init_containers.iter().chain(&previous.containers).find(|c| c.name == *name) else {
+            let Some(old) = previous.init_containers.iter().chain(&previous.containers).find(|c| c.name == *name)
+            else {
                 continue;
             };
             let end = match &old.state {
@@ -286,9 +285,7 @@ impl Supervisor {
     }
 
     fn launching(&self, container: ContainerIndex, instance: u32) -> bool {
-        self.containers
-            .get(container.0)
-            .is_some_and(|c| matches!(c.phase, Phase::Launching) && c.instance == instance)
+        self.containers.get(container.0).is_some_and(|c| matches!(c.phase, Phase::Launching) && c.instance == instance)
     }
 
     fn is_live(&self, container: ContainerIndex, instance: u32) -> bool {
@@ -362,11 +359,8 @@ impl Supervisor {
             LaunchFailure::Create(message) => ("CreateContainerError", message),
         };
         self.note(now, true, "Failed", format!("Error: {message}"), Some(i), None);
-        self.containers[i].phase = if self.ending.is_some() {
-            Phase::Ended
-        } else {
-            Phase::Delayed { until: now.mono + CREATE_RETRY }
-        };
+        self.containers[i].phase =
+            if self.ending.is_some() { Phase::Ended } else { Phase::Delayed { until: now.mono + CREATE_RETRY } };
         self.wait(i, reason, message);
         self.refresh(i, now);
     }
@@ -737,8 +731,10 @@ impl Supervisor {
 
     fn succeeded(&self) -> bool {
         self.state.sandbox_error.is_none()
-            && self.containers.iter().filter(|c| c.role == Role::Main).all(|c| {
-                matches!(c.phase, Phase::Ended) && c.end.as_ref().is_some_and(|end| end.exit_code == 0)
-            })
+            && self
+                .containers
+                .iter()
+                .filter(|c| c.role == Role::Main)
+                .all(|c| matches!(c.phase, Phase::Ended) && c.end.as_ref().is_some_and(|end| end.exit_code == 0))
     }
 }

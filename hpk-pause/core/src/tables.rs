@@ -44,10 +44,13 @@ mod restarts {
         let gaps: Vec<u64> = starts.windows(2).map(|w| w[1] - w[0]).collect();
         // After each wait of 301 s the world begins the next instance; the delay counts from its end.
         assert_eq!(gaps[0], 0);
-        let delays: Vec<u64> = (1..7).map(|i| (starts[i + 1] - starts[0]) - u64::try_from(i).unwrap() * 301_000).collect();
+        let delays: Vec<u64> =
+            (1..7).map(|i| (starts[i + 1] - starts[0]) - u64::try_from(i).unwrap() * 301_000).collect();
         assert_eq!(delays, [10_000, 20_000, 40_000, 80_000, 160_000, 300_000]);
         assert_eq!(world.state("c").restart_count, 6, "the eighth instance is being made");
-        assert!(world.events().contains(&"BackOff: Back-off restarting failed container c in pod p_ns(u-1)".to_owned()));
+        assert!(
+            world.events().contains(&"BackOff: Back-off restarting failed container c in pod p_ns(u-1)".to_owned())
+        );
     }
 
     #[test]
@@ -133,7 +136,10 @@ mod restarts {
         assert!(!world.is_starting("c"));
         world.pass(0.1);
         world.launch_fails("c", LaunchFailure::Config("bad".to_owned()));
-        assert_eq!((world.shown("c").as_str(), world.state("c").restart_count), ("Waiting(CreateContainerConfigError)", 0));
+        assert_eq!(
+            (world.shown("c").as_str(), world.state("c").restart_count),
+            ("Waiting(CreateContainerConfigError)", 0)
+        );
         world.pass(10.0);
         world.launch_fails("c", LaunchFailure::Start("exec: \"x\": executable file not found in $PATH".to_owned()));
         assert_eq!(world.shown("c"), "Waiting(RunContainerError)");
@@ -370,7 +376,9 @@ mod probes {
                 world.pass(1.0);
                 world.probe("c", ProbeKind::Liveness, fail("dead"));
             }
-            assert!(world.events().contains(&"Killing: Container c failed liveness probe, will be restarted".to_owned()));
+            assert!(
+                world.events().contains(&"Killing: Container c failed liveness probe, will be restarted".to_owned())
+            );
             world.pass(40.0);
             assert!(!world.probing("c", ProbeKind::Liveness), "on hold until a new instance");
             let signals = world.signalled("c");

@@ -41,7 +41,9 @@ pub(crate) fn hook_failure(handler: &Handler, container: &str, of: &PodRef, fail
             format!("HTTP lifecycle hook ({path}) for Container {container:?} in Pod {of:?} failed - error: {error}")
         }
         Handler::Sleep { seconds } => {
-            format!("Sleep lifecycle hook ({seconds}) for Container {container:?} in Pod {of:?} failed - error: {error}")
+            format!(
+                "Sleep lifecycle hook ({seconds}) for Container {container:?} in Pod {of:?} failed - error: {error}"
+            )
         }
         Handler::TcpSocket { .. } | Handler::Grpc { .. } | Handler::Invalid { .. } => {
             format!("Cannot run handler: {error}")

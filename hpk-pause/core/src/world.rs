@@ -311,7 +311,8 @@ fn chance() -> impl Strategy<Value = Chance> {
 }
 
 fn some_container(name: String) -> impl Strategy<Value = ContainerPlan> {
-    let policy = prop_oneof![3 => Just(None), 1 => Just(Some(RestartPolicy::OnFailure)), 1 => Just(Some(RestartPolicy::Never))];
+    let policy =
+        prop_oneof![3 => Just(None), 1 => Just(Some(RestartPolicy::OnFailure)), 1 => Just(Some(RestartPolicy::Never))];
     let probes = (any::<[bool; 3]>(), 1..12u32, 1..4u32);
     (policy, probes, any::<[bool; 2]>(), 0..4u8).prop_map(move |(policy, (has, period, failures), hooks, rule)| {
         let mut c = container(&name);
@@ -382,13 +383,21 @@ fn play(world: &mut World, chance: Chance) {
         }
         Chance::Exit(n, code) => {
             if let Some((i, instance)) = pick(world.live.keys().copied(), n) {
-                world.exited(i, instance, Exit { cause: ExitCause::Code(code), oom: false, message: String::new(), at: None });
+                world.exited(
+                    i,
+                    instance,
+                    Exit { cause: ExitCause::Code(code), oom: false, message: String::new(), at: None },
+                );
             }
         }
         Chance::Obey(n) => {
             let told = world.live.iter().filter(|(_, p)| p.killed || !p.signals.is_empty()).map(|(k, _)| *k);
             if let Some((i, instance)) = pick(told, n) {
-                world.exited(i, instance, Exit { cause: ExitCause::Signal(15), oom: false, message: String::new(), at: None });
+                world.exited(
+                    i,
+                    instance,
+                    Exit { cause: ExitCause::Signal(15), oom: false, message: String::new(), at: None },
+                );
             }
         }
         Chance::Probe(n, outcome) => {
@@ -466,7 +475,11 @@ fn bring_to_an_end(world: &mut World) {
         world.pass(2.0);
         let killed: Vec<_> = world.live.iter().filter(|(_, p)| p.killed).map(|(k, _)| *k).collect();
         for (i, instance) in killed {
-            world.exited(i, instance, Exit { cause: ExitCause::Signal(9), oom: false, message: String::new(), at: None });
+            world.exited(
+                i,
+                instance,
+                Exit { cause: ExitCause::Signal(9), oom: false, message: String::new(), at: None },
+            );
         }
     }
     panic!("the pod does not end: {:#?}", world.supervisor.state());

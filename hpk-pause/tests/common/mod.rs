@@ -2,7 +2,12 @@
 //! static busybox, and the control socket to look in. Nothing is faked but Slurm and Apptainer, which are not there.
 
 #![allow(dead_code, reason = "each test binary uses its share")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "how a test fails outside of a test function")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "how a test fails outside of a test function"
+)]
 
 use hpk_api::control::{Answer, Request};
 use hpk_api::state::{ContainerState, PodState, RunState};
@@ -17,7 +22,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A static busybox: `HPK_TEST_BUSYBOX`, the one that `make images` unpacked, or the node's own.
 fn busybox() -> PathBuf {
-    let cache = std::env::var_os("HPK_CACHE").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/hpk")));
+    let cache = std::env::var_os("HPK_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/hpk")));
     let made = cache.and_then(|cache| {
         let entries = std::fs::read_dir(cache).ok()?;
         entries.flatten().map(|e| e.path().join("root/bin/busybox")).find(|p| p.is_file())
@@ -79,15 +86,43 @@ impl Pod {
         }
         std::fs::create_dir_all(&bin).unwrap();
         std::fs::copy(busybox(), bin.join("busybox")).unwrap();
-        for tool in ["sh", "true", "false", "sleep", "echo", "cat", "ls", "ps", "kill", "id", "touch", "rm", "mkdir", "date", "seq", "printf", "hostname", "stat", "wc", "tty", "setsid", "test"] {
+        for tool in [
+            "sh", "true", "false", "sleep", "echo", "cat", "ls", "ps", "kill", "id", "touch", "rm", "mkdir", "date",
+            "seq", "printf", "hostname", "stat", "wc", "tty", "setsid", "test",
+        ] {
             std::os::unix::fs::symlink("busybox", bin.join(tool)).unwrap();
         }
         std::fs::write(dir.path().join("images/busybox/rootfs/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
         std::fs::write(dir.path().join("pod/plan.json"), serde_json::to_vec(plan).unwrap()).unwrap();
         let child = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "--pid", "--fork", "--mount", "--ipc", "--uts", "--mount-proc", "--kill-child", "--"])
+            .args([
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--pid",
+                "--fork",
+                "--mount",
+                "--ipc",
+                "--uts",
+                "--mount-proc",
+                "--kill-child",
+                "--",
+            ])
             .arg(env!("CARGO_BIN_EXE_hpk-pause"))
-            .args(["--plan", "pod/plan.json", "--pod-dir", "pod", "--images", "images", "--scratch", "scratch", "--host", "host", "--run", "run"])
+            .args([
+                "--plan",
+                "pod/plan.json",
+                "--pod-dir",
+                "pod",
+                "--images",
+                "images",
+                "--scratch",
+                "scratch",
+                "--host",
+                "host",
+                "--run",
+                "run",
+            ])
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .spawn()
