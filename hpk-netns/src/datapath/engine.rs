@@ -416,6 +416,12 @@ impl Engine {
     fn open(&mut self, index: usize, datagram: &[u8], from: Option<IpAddr>, plain: &mut [u8]) {
         let now = self.now;
         let Some(peer) = self.peers.get(index) else { return };
+        if now.duration_since(peer.ticked) >= TICK {
+            // The tunnel takes its time from its last look at the clock. After a silence that is long past, and a
+            // session made now would be dated back to it and die of age at the next look.
+            self.tick_peer(index, plain);
+        }
+        let Some(peer) = self.peers.get(index) else { return };
         let Some(tunnel) = &mut peer.tunnel else { return };
         let mut message = datagram;
         loop {
