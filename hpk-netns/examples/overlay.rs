@@ -22,7 +22,12 @@ fn main() {
     match args.as_slice() {
         ["node", folder, pod, node, rest @ ..] => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(as_node(Path::new(folder), pod.parse().unwrap(), node.parse().unwrap(), rest.contains(&"--plaintext")));
+            runtime.block_on(as_node(
+                Path::new(folder),
+                pod.parse().unwrap(),
+                node.parse().unwrap(),
+                rest.contains(&"--plaintext"),
+            ));
             runtime.shutdown_background();
         }
         ["pod", folder, ip, mtu] => as_pod(Path::new(folder), ip.parse().unwrap(), mtu.parse().unwrap()),
@@ -36,7 +41,8 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
     // No shortcut between these: a folder of each one's own.
     let own = folder.join(pod.to_string());
     std::fs::create_dir_all(&own).unwrap();
-    let config = Config { addresses: vec![pod], pod_range: vec![Cidr::parse(range).unwrap()], node_ip, folder: &own, plaintext };
+    let config =
+        Config { addresses: vec![pod], pod_range: vec![Cidr::parse(range).unwrap()], node_ip, folder: &own, plaintext };
     let datapath = Datapath::start(config, questions).unwrap();
     let socket = folder.join(format!("{pod}.sock"));
     let _ = std::fs::remove_file(&socket);

@@ -185,7 +185,9 @@ pub async fn receive_offer(stream: &UnixStream) -> io::Result<(TunOffer, Option<
     let mut descriptor = None;
     let mut buffer = [0; 4096];
     loop {
-        let (n, fds) = stream.async_io(Interest::READABLE, || hpk_sys::fdpass::receive(stream, &mut buffer).map_err(io::Error::from)).await?;
+        let (n, fds) = stream
+            .async_io(Interest::READABLE, || hpk_sys::fdpass::receive(stream, &mut buffer).map_err(io::Error::from))
+            .await?;
         descriptor = fds.into_iter().next().or(descriptor);
         line.extend_from_slice(buffer.get(..n).unwrap_or_default());
         if n == 0 || line.len() > 64 << 10 {
@@ -208,7 +210,9 @@ async fn answer_offer(mut stream: UnixStream, answer: TunAnswer, mut synced: wat
 
 /// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.
 fn node_ip(pod: &Path, login: Option<IpAddr>) -> IpAddr {
-    let credentials = std::fs::read(pod.join(hpk_api::files::LINK)).ok().and_then(|b| serde_json::from_slice::<LinkCredentials>(&b).ok());
+    let credentials = std::fs::read(pod.join(hpk_api::files::LINK))
+        .ok()
+        .and_then(|b| serde_json::from_slice::<LinkCredentials>(&b).ok());
     let target = credentials.map(|c| c.address).or(login.map(|ip| SocketAddr::new(ip, 9)));
     let found = target.and_then(|target| {
         let any: IpAddr = if target.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
@@ -224,7 +228,9 @@ pub(crate) fn pod_mtu(node_ip: IpAddr) -> u32 {
     let device = nix::ifaddrs::getifaddrs().ok().and_then(|mut all| {
         all.find(|a| {
             let ip = a.address.as_ref().and_then(|s| {
-                s.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or_else(|| s.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+                s.as_sockaddr_in()
+                    .map(|v4| IpAddr::V4(v4.ip()))
+                    .or_else(|| s.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
             });
             ip == Some(node_ip)
         })

@@ -41,7 +41,9 @@ pub enum SuperviseError {
         found: u32,
     },
     /// Not PID 1.
-    #[error("hpk-pause is process {0} and not PID 1: orphans of the pod would not come to it; start it by apptainer exec --no-init, or give --allow-not-init")]
+    #[error(
+        "hpk-pause is process {0} and not PID 1: orphans of the pod would not come to it; start it by apptainer exec --no-init, or give --allow-not-init"
+    )]
     NotInit(u32),
     /// The system refuses what it cannot do without.
     #[error("cannot {what}: {source}")]
@@ -236,7 +238,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths { plan: dir.path().join("plan.json"), pod: dir.path().to_owned(), ..Paths::default() };
         let options = Run { paths: paths.clone(), allow_not_init: true };
-        for (plan, word) in [(r#"{"version": 99}"#, "version 99"), ("{", "not a plan"), (r#"{"version": 1}"#, "missing field")] {
+        for (plan, word) in
+            [(r#"{"version": 99}"#, "version 99"), ("{", "not a plan"), (r#"{"version": 1}"#, "missing field")]
+        {
             std::fs::write(&paths.plan, plan).unwrap();
             let error = run(&options).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

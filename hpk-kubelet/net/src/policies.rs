@@ -36,7 +36,11 @@ pub struct Cluster<'a> {
 }
 
 /// The facts for one pod from all policies of its namespace.
-pub fn compile<'a>(pod: &PodInfo, policies: impl Iterator<Item = &'a NetworkPolicy>, cluster: Cluster<'_>) -> PolicyFacts {
+pub fn compile<'a>(
+    pod: &PodInfo,
+    policies: impl Iterator<Item = &'a NetworkPolicy>,
+    cluster: Cluster<'_>,
+) -> PolicyFacts {
     let mut facts = PolicyFacts::default();
     for policy in policies {
         let Some(spec) = policy.spec.as_ref() else { continue };
@@ -77,15 +81,22 @@ fn compile_rule(
 ) -> Vec<PolicyRule> {
     let peers = peers.filter(|p| !p.is_empty());
     let ports = ports.filter(|p| !p.is_empty());
-    let selected = peers.map(|peers| peers.iter().flat_map(|peer| select(peer, namespace, cluster)).collect::<Vec<_>>());
+    let selected =
+        peers.map(|peers| peers.iter().flat_map(|peer| select(peer, namespace, cluster)).collect::<Vec<_>>());
     let Some(ports) = ports else {
-        return vec![PolicyRule { peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()), ports: None }];
+        return vec![PolicyRule {
+            peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()),
+            ports: None,
+        }];
     };
     let named = ports.iter().any(|p| matches!(p.port, Some(IntOrString::String(_))));
     match (targets, selected) {
         (Some(targets), selected) => {
             let ports = ports.iter().flat_map(|p| numbers(p, targets)).collect();
-            vec![PolicyRule { peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()), ports: Some(ports) }]
+            vec![PolicyRule {
+                peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()),
+                ports: Some(ports),
+            }]
         }
         (None, Some(selected)) if named => selected
             .into_iter()
@@ -104,13 +115,20 @@ fn compile_rule(
             .collect(),
         (None, selected) => {
             let ports = ports.iter().flat_map(|p| numbers(p, &[])).collect();
-            vec![PolicyRule { peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()), ports: Some(ports) }]
+            vec![PolicyRule {
+                peers: selected.map(|s| s.into_iter().map(|(peer, _)| peer).collect()),
+                ports: Some(ports),
+            }]
         }
     }
 }
 
 /// The addresses that one peer clause means, with the pod that has each.
-fn select<'a>(peer: &NetworkPolicyPeer, namespace: &str, cluster: Cluster<'a>) -> Vec<(PolicyPeer, Option<&'a PodInfo>)> {
+fn select<'a>(
+    peer: &NetworkPolicyPeer,
+    namespace: &str,
+    cluster: Cluster<'a>,
+) -> Vec<(PolicyPeer, Option<&'a PodInfo>)> {
     if let Some(block) = &peer.ip_block {
         return vec![(PolicyPeer { cidr: block.cidr.clone(), except: block.except.clone().unwrap_or_default() }, None)];
     }
@@ -118,8 +136,14 @@ fn select<'a>(peer: &NetworkPolicyPeer, namespace: &str, cluster: Cluster<'a>) -
         None => pod.namespace == namespace,
         Some(selector) => cluster.namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector, labels)),
     };
-    let chosen = |pod: &&PodInfo| in_namespace(pod) && peer.pod_selector.as_ref().is_none_or(|s| matches(s, &pod.labels));
-    cluster.pods.values().filter(chosen).flat_map(|pod| pod.ips.iter().map(move |ip| (single(*ip), Some(pod)))).collect()
+    let chosen =
+        |pod: &&PodInfo| in_namespace(pod) && peer.pod_selector.as_ref().is_none_or(|s| matches(s, &pod.labels));
+    cluster
+        .pods
+        .values()
+        .filter(chosen)
+        .flat_map(|pod| pod.ips.iter().map(move |ip| (single(*ip), Some(pod))))
+        .collect()
 }
 
 fn single(ip: IpAddr) -> PolicyPeer {
@@ -179,14 +203,22 @@ mod tests {
             ips: vec![ip.parse().unwrap()],
             ports: vec![("web".into(), Protocol::Tcp, 8080)],
         };
-        let pods = [("a", pod("x", "app=a", "10.244.0.1")), ("b", pod("x", "app=b", "10.244.0.2")), ("c", pod("y", "app=b", "10.244.0.3"))];
+        let pods = [
+            ("a", pod("x", "app=a", "10.244.0.1")),
+            ("b", pod("x", "app=b", "10.244.0.2")),
+            ("c", pod("y", "app=b", "10.244.0.3")),
+        ];
         let namespaces = [("x", labels("team=one")), ("y", labels("team=two"))];
-        (pods.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(), namespaces.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+        (
+            pods.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            namespaces.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        )
     }
 
     fn facts(spec: serde_json::Value) -> PolicyFacts {
         let (pods, namespaces) = world();
-        let policy: NetworkPolicy = serde_json::from_value(json!({"metadata": {"namespace": "x", "name": "p"}, "spec": spec})).unwrap();
+        let policy: NetworkPolicy =
+            serde_json::from_value(json!({"metadata": {"namespace": "x", "name": "p"}, "spec": spec})).unwrap();
         compile(&pods["a"], [&policy].into_iter(), Cluster { pods: &pods, namespaces: &namespaces })
     }
 
@@ -208,20 +240,28 @@ mod tests {
 
     #[test]
     fn peers_by_pod_namespace_and_both() {
-        let from = |peer: serde_json::Value| peers(&facts(json!({"podSelector": {}, "ingress": [{"from": [peer]}]})).ingress);
+        let from =
+            |peer: serde_json::Value| peers(&facts(json!({"podSelector": {}, "ingress": [{"from": [peer]}]})).ingress);
         assert_eq!(from(json!({"podSelector": {"matchLabels": {"app": "b"}}})), ["10.244.0.2/32"]);
         assert_eq!(from(json!({"namespaceSelector": {"matchLabels": {"team": "two"}}})), ["10.244.0.3/32"]);
-        assert_eq!(from(json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "b"}}})), ["10.244.0.2/32", "10.244.0.3/32"]);
+        assert_eq!(
+            from(json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "b"}}})),
+            ["10.244.0.2/32", "10.244.0.3/32"]
+        );
         assert_eq!(from(json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}})), ["10.0.0.0/8"]);
         assert!(from(json!({"podSelector": {"matchLabels": {"app": "none"}}})).is_empty());
         // Selecting nobody is not allowing everybody.
-        let f = facts(json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "none"}}}]}]}));
+        let f = facts(
+            json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "none"}}}]}]}),
+        );
         assert_eq!(f.ingress.unwrap()[0].peers, Some(vec![]));
     }
 
     #[test]
     fn ports_by_number_range_and_name() {
-        let ports = |p: serde_json::Value| facts(json!({"podSelector": {}, "ingress": [{"ports": [p]}]})).ingress.unwrap()[0].ports.clone().unwrap();
+        let ports = |p: serde_json::Value| {
+            facts(json!({"podSelector": {}, "ingress": [{"ports": [p]}]})).ingress.unwrap()[0].ports.clone().unwrap()
+        };
         let shown = |p: serde_json::Value| ports(p).iter().map(|p| (p.protocol, p.first, p.last)).collect::<Vec<_>>();
         assert_eq!(shown(json!({"port": 80})), [(Protocol::Tcp, 80, 80)]);
         assert_eq!(shown(json!({"protocol": "UDP", "port": 80, "endPort": 90})), [(Protocol::Udp, 80, 90)]);
@@ -229,14 +269,17 @@ mod tests {
         assert_eq!(shown(json!({"protocol": "UDP"})), [(Protocol::Udp, 0, 0)]);
         assert!(shown(json!({"port": "none"})).is_empty());
         // Egress: the peer's own name.
-        let f = facts(json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": "web"}]}]}));
+        let f = facts(
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": "web"}]}]}),
+        );
         assert!(f.egress.unwrap().iter().all(|r| r.ports.as_ref().unwrap()[0].first == 8080));
     }
 
     #[test]
     fn expressions() {
         let s = |operator: &str, values: &[&str]| -> LabelSelector {
-            serde_json::from_value(json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]})).unwrap()
+            serde_json::from_value(json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}))
+                .unwrap()
         };
         let (with, without) = (labels("k=a"), labels("z=a"));
         for (selector, on_with, on_without) in [
@@ -247,7 +290,11 @@ mod tests {
             (s("DoesNotExist", &[]), false, true),
             (s("Odd", &[]), false, false),
         ] {
-            assert_eq!((matches(&selector, &with), matches(&selector, &without)), (on_with, on_without), "{selector:?}");
+            assert_eq!(
+                (matches(&selector, &with), matches(&selector, &without)),
+                (on_with, on_without),
+                "{selector:?}"
+            );
         }
     }
 }

@@ -44,7 +44,10 @@ impl Relays {
     /// All of them, for the member.
     #[must_use]
     pub fn all(&self) -> Vec<Relay> {
-        self.ports.iter().map(|((protocol, port), target)| Relay { protocol: *protocol, port: *port, target: *target }).collect()
+        self.ports
+            .iter()
+            .map(|((protocol, port), target)| Relay { protocol: *protocol, port: *port, target: *target })
+            .collect()
     }
 
     /// Keeps those that still stand for something.

@@ -34,7 +34,9 @@ pub fn compile<'a>(
     }
     let mut ports = Vec::new();
     for port in spec.ports.iter().flatten() {
-        let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else { continue };
+        let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else {
+            continue;
+        };
         let name = port.name.as_deref().unwrap_or_default();
         let found = endpoints(slices.clone(), name, protocol);
         let endpoints = found.into_iter().filter_map(|e| place(protocol, e)).collect();
@@ -43,7 +45,12 @@ pub fn compile<'a>(
     let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
     let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
     let affinity_seconds = sticky.then(|| seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY));
-    Some(ServiceFacts { key: key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref()), cluster_ips, affinity_seconds, ports })
+    Some(ServiceFacts {
+        key: key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref()),
+        cluster_ips,
+        affinity_seconds,
+        ports,
+    })
 }
 
 /// `<namespace>/<name>`.
@@ -59,7 +66,11 @@ pub fn owner(slice: &EndpointSlice) -> Option<String> {
     Some(key(slice.metadata.namespace.as_deref(), Some(name)))
 }
 
-fn endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, name: &str, wanted: Protocol) -> BTreeSet<SocketAddr> {
+fn endpoints<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    name: &str,
+    wanted: Protocol,
+) -> BTreeSet<SocketAddr> {
     let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices {
         let named = slice.ports.iter().flatten().filter(|p| {
@@ -72,7 +83,11 @@ fn endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, name: &str, wa
                     let ready = c.ready.unwrap_or(true);
                     (ready, c.serving.unwrap_or(ready))
                 });
-                let addresses = endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port));
+                let addresses = endpoint
+                    .addresses
+                    .iter()
+                    .filter_map(|a| a.parse::<IpAddr>().ok())
+                    .map(|ip| SocketAddr::new(ip, port));
                 if is_ready {
                     ready.extend(addresses);
                 } else if is_serving {
@@ -134,10 +149,17 @@ mod tests {
     fn the_unready_are_left_out_until_none_is_ready() {
         let ports = json!([{"port": 80}]);
         let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
-        let going = json!({"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+        let going =
+            json!({"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}});
         let dead = json!({"addresses": ["10.244.0.4"], "conditions": {"ready": false, "serving": false}});
         let well = json!({"addresses": ["10.244.0.5"], "conditions": {"ready": true}});
-        let ips = |endpoints| facts(spec.clone(), &[slice(ports.clone(), endpoints)]).unwrap().ports[0].endpoints.iter().map(|e| e.ip().to_string()).collect::<Vec<_>>();
+        let ips = |endpoints| {
+            facts(spec.clone(), &[slice(ports.clone(), endpoints)]).unwrap().ports[0]
+                .endpoints
+                .iter()
+                .map(|e| e.ip().to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ips(json!([going, dead, well])), ["10.244.0.5"]);
         assert_eq!(ips(json!([going, dead])), ["10.244.0.3"]);
         assert!(ips(json!([dead])).is_empty());
@@ -159,6 +181,9 @@ mod tests {
         };
         assert_eq!(with(json!({})), None);
         assert_eq!(with(json!({"sessionAffinity": "ClientIP"})), Some(10_800));
-        assert_eq!(with(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}})), Some(5));
+        assert_eq!(
+            with(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}})),
+            Some(5)
+        );
     }
 }

@@ -3,8 +3,8 @@
 use crate::policies::{Labels, PodInfo};
 use crate::services;
 use crate::world::{Push, To, World};
-use futures::stream::BoxStream;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use hpk_api::link::{LinkCredentials, MEMBER};
 use hpk_link::server::{LinkServer, NetEvent};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -54,7 +54,9 @@ pub async fn run(config: Config) {
     let Config { client, links, mut events, pod_cidr, member } = config;
     match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
         Ok(()) => {}
-        Err(error) => tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member"),
+        Err(error) => {
+            tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member")
+        }
     }
     let mut world = World::new(&pod_cidr);
     let mut changes = futures::stream::select_all([
@@ -132,7 +134,9 @@ fn on_link(world: &mut World, event: &NetEvent) -> Vec<Push> {
 fn on_change(world: &mut World, change: Change) -> Vec<Push> {
     match change {
         Change::Service(s, true) => world.service(*s),
-        Change::Service(s, false) => world.service_gone(&services::key(s.namespace().as_deref(), s.metadata.name.as_deref())),
+        Change::Service(s, false) => {
+            world.service_gone(&services::key(s.namespace().as_deref(), s.metadata.name.as_deref()))
+        }
         Change::Slice(s, true) => world.slice(*s),
         Change::Slice(s, false) => world.slice_gone(&s),
         Change::Policy(p, live) => {
@@ -221,7 +225,11 @@ impl<K: Resource<DynamicType = ()> + Clone> Known<K> {
             Ok(watcher::Event::InitDone) => {
                 let listed = self.listed.take().unwrap_or_default();
                 let before = std::mem::replace(&mut self.seen, listed);
-                before.into_iter().filter(|(key, _)| !self.seen.contains_key(key)).map(|(_, object)| (object, false)).collect()
+                before
+                    .into_iter()
+                    .filter(|(key, _)| !self.seen.contains_key(key))
+                    .map(|(_, object)| (object, false))
+                    .collect()
             }
             Ok(watcher::Event::Apply(mut object)) => {
                 trim(&mut object);
@@ -252,4 +260,3 @@ fn trim<K: Resource<DynamicType = ()>>(object: &mut K) {
     object.meta_mut().managed_fields = None;
     object.meta_mut().annotations = None;
 }
-

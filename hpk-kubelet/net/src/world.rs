@@ -128,7 +128,11 @@ impl World {
         let (relays, range) = (&mut self.relays, self.pod_range);
         let facts = self.services.get(key).and_then(|service| {
             services::compile(service, slices.values(), |protocol, target| {
-                if range.is_some_and(|r| r.contains(target.ip())) { Some(target) } else { relays.stand_in(protocol, target) }
+                if range.is_some_and(|r| r.contains(target.ip())) {
+                    Some(target)
+                } else {
+                    relays.stand_in(protocol, target)
+                }
             })
         });
         let mut pushes = Vec::new();
@@ -328,7 +332,10 @@ mod tests {
     }
 
     fn service(name: &str, ip: &str) -> Service {
-        serde_json::from_value(json!({"metadata": {"namespace": "d", "name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 443}]}})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"namespace": "d", "name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 443}]}}),
+        )
+        .unwrap()
     }
 
     fn slice(name: &str, ip: &str) -> EndpointSlice {
@@ -344,7 +351,9 @@ mod tests {
             .iter()
             .flat_map(|p| &p.facts)
             .filter_map(|f| match f {
-                NetUpdate::Service(s) => Some(s.ports.iter().flat_map(|p| p.endpoints.iter().map(ToString::to_string)).collect::<Vec<_>>()),
+                NetUpdate::Service(s) => {
+                    Some(s.ports.iter().flat_map(|p| p.endpoints.iter().map(ToString::to_string)).collect::<Vec<_>>())
+                }
                 _ => None,
             })
             .flatten()
@@ -374,7 +383,13 @@ mod tests {
         w.service(service("b", "10.96.0.2"));
         w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
         let facts = &w.subscribed("u")[0].facts;
-        assert!(matches!(facts[..], [NetUpdate::Policy(_), NetUpdate::Service(_), NetUpdate::Service(_), NetUpdate::ServicesSynced]), "{facts:?}");
+        assert!(
+            matches!(
+                facts[..],
+                [NetUpdate::Policy(_), NetUpdate::Service(_), NetUpdate::Service(_), NetUpdate::ServicesSynced]
+            ),
+            "{facts:?}"
+        );
     }
 
     #[test]
@@ -393,7 +408,10 @@ mod tests {
         assert_eq!(told[0].to, To::One("a".into()));
         assert_eq!(fact(told.into_iter().next()), (Some(2), Some("kb".into())));
         // By key, the other way round.
-        assert_eq!(fact(w.asked("b", &NetQuestion::PeerByKey { public_key: "ka".into() })), (Some(1), Some("ka".into())));
+        assert_eq!(
+            fact(w.asked("b", &NetQuestion::PeerByKey { public_key: "ka".into() })),
+            (Some(1), Some("ka".into()))
+        );
         assert!(w.asked("b", &NetQuestion::PeerByKey { public_key: "?".into() }).is_none());
         // A link that goes down is not a pod that is gone.
         w.down("b");
@@ -407,7 +425,12 @@ mod tests {
         w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
         w.subscribed("u");
         assert!(w.policies().is_empty());
-        w.policy(serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "deny"}, "spec": {"podSelector": {}}})).unwrap());
+        w.policy(
+            serde_json::from_value(
+                json!({"metadata": {"namespace": "d", "name": "deny"}, "spec": {"podSelector": {}}}),
+            )
+            .unwrap(),
+        );
         assert_eq!(w.policies().len(), 1);
         assert!(w.policies().is_empty());
         w.policy_gone("d/deny");

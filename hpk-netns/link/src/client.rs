@@ -81,7 +81,11 @@ enum LinkError {
 /// Keeps the link until the kubelet refuses it for good (the reason is returned) or the future is dropped.
 ///
 /// Questions are taken from `questions` while the link is up; those asked while it is down wait in the queue.
-pub async fn keep(config: ClientConfig, events: mpsc::Sender<ClientEvent>, mut questions: mpsc::Receiver<NetQuestion>) -> String {
+pub async fn keep(
+    config: ClientConfig,
+    events: mpsc::Sender<ClientEvent>,
+    mut questions: mpsc::Receiver<NetQuestion>,
+) -> String {
     let mut pause = PAUSE_FIRST;
     loop {
         let began = tokio::time::Instant::now();
@@ -110,7 +114,11 @@ fn random() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-async fn attempt(config: &ClientConfig, events: &mpsc::Sender<ClientEvent>, questions: &mut mpsc::Receiver<NetQuestion>) -> LinkError {
+async fn attempt(
+    config: &ClientConfig,
+    events: &mpsc::Sender<ClientEvent>,
+    questions: &mut mpsc::Receiver<NetQuestion>,
+) -> LinkError {
     match live(config, events, questions).await {
         Ok(never) => match never {},
         Err(error) => error,
@@ -124,7 +132,8 @@ async fn live(
 ) -> Result<std::convert::Infallible, LinkError> {
     let path = || config.credentials.clone();
     let bytes = std::fs::read(&config.credentials).map_err(|source| LinkError::Credentials { path: path(), source })?;
-    let credentials: LinkCredentials = serde_json::from_slice(&bytes).map_err(|source| LinkError::Parse { path: path(), source })?;
+    let credentials: LinkCredentials =
+        serde_json::from_slice(&bytes).map_err(|source| LinkError::Parse { path: path(), source })?;
     let deadline = tokio::time::Instant::now() + SET_UP;
     let stream = tokio::time::timeout_at(deadline, dial(&credentials)).await.map_err(|_| LinkError::Timeout)??;
     let (mux, opener, mut inbound) = Mux::new(stream.compat(), Mode::Client);
@@ -187,7 +196,8 @@ async fn dial(credentials: &LinkCredentials) -> Result<tokio_rustls::client::Tls
 /// One stream that the kubelet opened: its first line says what for, then bytes go both ways.
 async fn serve(mut stream: LinkStream, supervisor: PathBuf) {
     // A stream that is not understood is dropped, which resets it.
-    let Ok(Ok(StreamOpen::Supervisor)) = tokio::time::timeout(SET_UP, line::read_one::<StreamOpen>(&mut stream)).await else {
+    let Ok(Ok(StreamOpen::Supervisor)) = tokio::time::timeout(SET_UP, line::read_one::<StreamOpen>(&mut stream)).await
+    else {
         return;
     };
     let Ok(mut socket) = UnixStream::connect(&supervisor).await else { return };

@@ -49,7 +49,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
     /// The connection over `io`; nothing happens until [`Self::drive`] is polled.
     pub(crate) fn new(io: T, mode: Mode) -> (Self, Opener, mpsc::Receiver<LinkStream>) {
         let mut config = yamux::Config::default();
-        config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_WINDOW)).set_split_send_size(64 << 10);
+        config
+            .set_max_num_streams(MAX_STREAMS)
+            .set_max_connection_receive_window(Some(MAX_WINDOW))
+            .set_split_send_size(64 << 10);
         let (ask, asked) = mpsc::channel(16);
         let (inbound, opened) = mpsc::channel(16);
         (Self { connection: yamux::Connection::new(io, config, mode), asked, inbound }, Opener(ask), opened)

@@ -5,7 +5,9 @@
 
 use crate::{SERVER_NAME, is_uid, pod_name};
 use hpk_api::link::LinkCredentials;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -28,7 +30,9 @@ pub enum PkiError {
         source: std::io::Error,
     },
     /// Certificates could not be made or their key not be read.
-    #[error("link certificates: {0}; remove link-ca.key and link-ca.crt to start afresh (running pods then lose their link)")]
+    #[error(
+        "link certificates: {0}; remove link-ca.key and link-ca.crt to start afresh (running pods then lose their link)"
+    )]
     Certificate(#[from] rcgen::Error),
     /// Not a UID.
     #[error("pod UID {uid:?}: must be 1 to 63 lower-case letters, digits or dashes")]
@@ -109,7 +113,12 @@ impl LinkCa {
         self.leaf("hpk-kubelet", SERVER_NAME.to_owned(), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    fn leaf(&self, common_name: &str, name: String, usage: ExtendedKeyUsagePurpose) -> Result<(String, String), PkiError> {
+    fn leaf(
+        &self,
+        common_name: &str,
+        name: String,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<(String, String), PkiError> {
         let mut params = CertificateParams::new(vec![name])?;
         params.distinguished_name.remove(DnType::CommonName);
         params.distinguished_name.push(DnType::CommonName, common_name);
@@ -142,7 +151,8 @@ fn read(path: &Path) -> Result<Option<String>, PkiError> {
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {
     let temporary = path.with_extension("new");
     let io = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)

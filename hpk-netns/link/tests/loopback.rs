@@ -82,7 +82,9 @@ async fn streams_facts_and_questions() {
     let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-1").unwrap());
     let mut pod = pod("uid-1", credentials, echo_socket(tmp.path()));
     assert!(matches!(pod.event().await, ClientEvent::Up));
-    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { hello } if hello.pod_uid == "uid-1" && hello.node == "c1"));
+    assert!(
+        matches!(link_event(&mut events).await, LinkEvent::Up { hello } if hello.pod_uid == "uid-1" && hello.node == "c1")
+    );
 
     // 32 sessions at once, each with half-close: all bytes come back, then the end.
     let mut sessions = tokio::task::JoinSet::new();
@@ -123,7 +125,9 @@ async fn streams_facts_and_questions() {
     let ip = "10.244.0.9".parse().unwrap();
     pod.questions.send(NetQuestion::Peer { ip }).await.unwrap();
     let asked = tokio::time::timeout(LONG, events.net.recv()).await.unwrap().unwrap();
-    assert!(matches!(asked, NetEvent::Asked { uid, question: NetQuestion::Peer { ip: got } } if uid == "uid-1" && got == ip));
+    assert!(
+        matches!(asked, NetEvent::Asked { uid, question: NetQuestion::Peer { ip: got } } if uid == "uid-1" && got == ip)
+    );
 
     assert!(matches!(server.open_supervisor("other").await, Err(OpenError::NoLink { .. })));
     pod.task.abort();

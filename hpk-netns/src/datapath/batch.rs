@@ -29,7 +29,11 @@ impl Batch {
     /// Whether a datagram of `len` bytes to `to` can join; else it must be sent first.
     pub(crate) fn accepts(&self, to: SocketAddr, len: usize) -> bool {
         self.count == 0
-            || (!self.closed && self.to == Some(to) && len <= self.size && self.count < MAX_COUNT && self.used + len <= MAX_BYTES)
+            || (!self.closed
+                && self.to == Some(to)
+                && len <= self.size
+                && self.count < MAX_COUNT
+                && self.used + len <= MAX_BYTES)
     }
 
     /// Where the next datagram is to be written: at least `len` and 256 bytes long, when that is at most a page.

@@ -79,7 +79,8 @@ impl Coalescer {
         }
         // Type of service and time to live (IPv4), class, flow and hop limit (IPv6).
         let same = |at: usize| first.get(at) == packet.get(at);
-        let header_same = if view.src.is_ipv4() { same(1) && same(6) && same(7) && same(8) } else { (0..4).all(same) && same(7) };
+        let header_same =
+            if view.src.is_ipv4() { same(1) && same(6) && same(7) && same(8) } else { (0..4).all(same) && same(7) };
         if !header_same {
             return false;
         }
@@ -187,8 +188,12 @@ mod tests {
         let first = tcp_packet(tcp::ACK);
         let view = parse(&first).unwrap();
         // Same sequence number again, another flow, a SYN, another protocol.
-        let others = [tcp_packet(tcp::ACK), build(a, "10.0.0.2:7".parse().unwrap(), proto::TCP, tcp::ACK, &[1; 100]),
-            tcp_packet(tcp::SYN), build(a, b, proto::UDP, 0, &[1; 100])];
+        let others = [
+            tcp_packet(tcp::ACK),
+            build(a, "10.0.0.2:7".parse().unwrap(), proto::TCP, tcp::ACK, &[1; 100]),
+            tcp_packet(tcp::SYN),
+            build(a, b, proto::UDP, 0, &[1; 100]),
+        ];
         for other in others {
             let mut c = Coalescer::default();
             assert!(c.push(&first, &view));

@@ -392,7 +392,11 @@ impl Engine {
                 // Its first authentication code shows that the caller knows our key: before that, nothing is computed.
                 let mut cookie = [0; 64];
                 let limiter = self.peers.limiter().cloned();
-                let Some(Ok(WireGuard::HandshakeInit(init))) = limiter.map(|l| l.verify_packet(from, datagram, &mut cookie)) else { return };
+                let Some(Ok(WireGuard::HandshakeInit(init))) =
+                    limiter.map(|l| l.verify_packet(from, datagram, &mut cookie))
+                else {
+                    return;
+                };
                 let (private, public) = (keys.private(), *keys.public());
                 let Ok(half) = parse_handshake_anon(&private, &public, &init) else { return };
                 let key = PublicKey::new(half.peer_static_public);

@@ -85,7 +85,10 @@ impl Datapath {
             questions,
             seed: seed(),
         };
-        std::thread::Builder::new().name("datapath".to_owned()).stack_size(256 << 10).spawn(move || Engine::new(setup).run())?;
+        std::thread::Builder::new()
+            .name("datapath".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || Engine::new(setup).run())?;
         Ok(Self { commands, wake, endpoint, public_key })
     }
 

@@ -118,18 +118,21 @@ fn parse_v4(p: &[u8]) -> Option<View> {
         (0, true) => Fragment::First,
         _ => Fragment::Later,
     };
-    transport(p, View {
-        src: src.into(),
-        dst: dst.into(),
-        protocol: *p.get(9)?,
-        transport: header,
-        payload: header,
-        total,
-        fragment,
-        src_port: 0,
-        dst_port: 0,
-        tcp_flags: 0,
-    })
+    transport(
+        p,
+        View {
+            src: src.into(),
+            dst: dst.into(),
+            protocol: *p.get(9)?,
+            transport: header,
+            payload: header,
+            total,
+            fragment,
+            src_port: 0,
+            dst_port: 0,
+            tcp_flags: 0,
+        },
+    )
 }
 
 fn parse_v6(p: &[u8]) -> Option<View> {
@@ -168,18 +171,21 @@ fn parse_v6(p: &[u8]) -> Option<View> {
             return None;
         }
     }
-    transport(p, View {
-        src: src.into(),
-        dst: dst.into(),
-        protocol: next,
-        transport: at,
-        payload: at,
-        total,
-        fragment,
-        src_port: 0,
-        dst_port: 0,
-        tcp_flags: 0,
-    })
+    transport(
+        p,
+        View {
+            src: src.into(),
+            dst: dst.into(),
+            protocol: next,
+            transport: at,
+            payload: at,
+            total,
+            fragment,
+            src_port: 0,
+            dst_port: 0,
+            tcp_flags: 0,
+        },
+    )
 }
 
 fn transport(p: &[u8], mut view: View) -> Option<View> {
@@ -209,7 +215,9 @@ pub(crate) fn rewrite(packet: &mut [u8], view: &View, src: SocketAddr, dst: Sock
     match (src.ip(), dst.ip(), view.src) {
         (IpAddr::V4(s), IpAddr::V4(d), IpAddr::V4(_)) => {
             let old = word(packet, 10).unwrap_or(0);
-            let sum = checksum::updated(old, |c| c.minus_address(view.src).minus_address(view.dst).address(s.into()).address(d.into()));
+            let sum = checksum::updated(old, |c| {
+                c.minus_address(view.src).minus_address(view.dst).address(s.into()).address(d.into())
+            });
             set_word(packet, 10, sum);
             set_bytes(packet, 12, &s.octets());
             set_bytes(packet, 16, &d.octets());

@@ -147,12 +147,20 @@ impl Pipeline {
 
     fn outbound_piece(&mut self, packet: &mut [u8], view: &View) -> Outbound {
         // Later pieces follow the first; one that overtook it is dropped, as by any stateful filter.
-        let Some((src, dst, decision)) = self.pieces.get(&piece_key(packet, view)).copied() else { return Outbound::Drop };
+        let Some((src, dst, decision)) = self.pieces.get(&piece_key(packet, view)).copied() else {
+            return Outbound::Drop;
+        };
         packet::rewrite(packet, view, src, dst, false);
         decision
     }
 
-    fn decide(&mut self, view: &View, src: SocketAddr, dst: SocketAddr, now: u64) -> (Outbound, SocketAddr, SocketAddr) {
+    fn decide(
+        &mut self,
+        view: &View,
+        src: SocketAddr,
+        dst: SocketAddr,
+        now: u64,
+    ) -> (Outbound, SocketAddr, SocketAddr) {
         let protocol = view.protocol;
         if let Some((new_src, new_dst, last)) = self.hairpins.get_mut(&(protocol, src, dst)) {
             *last = now;
@@ -175,7 +183,9 @@ impl Pipeline {
                 }
                 // A service's connection looks like this one on the wire: this one gets another port.
                 let (wire, service) = if known.flatten().is_some() {
-                    let Some(other) = self.free_wire(protocol, src, dst, now) else { return (Outbound::Drop, src, dst) };
+                    let Some(other) = self.free_wire(protocol, src, dst, now) else {
+                        return (Outbound::Drop, src, dst);
+                    };
                     (other, Some(Translation { client: src, service: dst }))
                 } else {
                     (wire, None)
@@ -211,7 +221,8 @@ impl Pipeline {
         // A new connection from the port of an old one, or a first packet repeated to who is no endpoint any more.
         let over = begins && (flow.closing || flow.heard_remote);
         // (Not a service: a direct connection that was given another port.)
-        let stale = front.0 != wire.remote && !self.services.has(front, wire.remote) && (view.protocol != proto::TCP || begins);
+        let stale =
+            front.0 != wire.remote && !self.services.has(front, wire.remote) && (view.protocol != proto::TCP || begins);
         !over && !stale && !flow.expired(wire.protocol, now)
     }
 
@@ -338,7 +349,9 @@ impl Pipeline {
             .flows
             .iter()
             .filter(|(wire, flow)| {
-                let stale = flow.service.is_some_and(|t| t.service != wire.remote && !self.services.has((t.service, wire.protocol), wire.remote));
+                let stale = flow.service.is_some_and(|t| {
+                    t.service != wire.remote && !self.services.has((t.service, wire.protocol), wire.remote)
+                });
                 stale && (wire.protocol != proto::TCP || !flow.heard_remote)
             })
             .map(|(wire, _)| *wire)
@@ -346,9 +359,14 @@ impl Pipeline {
         gone.iter().for_each(|wire| self.forget(wire));
         let services = &self.services;
         // Kept from one side to the other: the side that starts names the service.
-        let stale: Vec<_> = self.hairpins.iter().filter(|((p, _, dst), (_, endpoint, _))| {
-            *p != proto::TCP && services.has_address(*dst) && !services.has((*dst, *p), *endpoint)
-        }).map(|(k, _)| *k).collect();
+        let stale: Vec<_> = self
+            .hairpins
+            .iter()
+            .filter(|((p, _, dst), (_, endpoint, _))| {
+                *p != proto::TCP && services.has_address(*dst) && !services.has((*dst, *p), *endpoint)
+            })
+            .map(|(k, _)| *k)
+            .collect();
         for key in stale {
             self.hairpins.remove(&key);
         }
@@ -367,7 +385,8 @@ impl Pipeline {
 
     /// A full table: an eighth goes, the quietest first, those that never were answered before the others.
     fn make_room(&mut self) {
-        let mut all: Vec<(bool, u64, Wire)> = self.flows.iter().map(|(w, f)| (f.heard_local && f.heard_remote && !f.closing, f.last, *w)).collect();
+        let mut all: Vec<(bool, u64, Wire)> =
+            self.flows.iter().map(|(w, f)| (f.heard_local && f.heard_remote && !f.closing, f.last, *w)).collect();
         all.sort_unstable_by_key(|(alive, last, _)| (*alive, *last));
         for (_, _, wire) in all.iter().take(MAX_FLOWS / 8) {
             self.forget(wire);
@@ -446,7 +465,13 @@ mod tests {
         (decision, view.source(), view.destination())
     }
 
-    fn back(p: &mut Pipeline, src: SocketAddr, dst: SocketAddr, flags: u8, now: u64) -> Option<(SocketAddr, SocketAddr)> {
+    fn back(
+        p: &mut Pipeline,
+        src: SocketAddr,
+        dst: SocketAddr,
+        flags: u8,
+        now: u64,
+    ) -> Option<(SocketAddr, SocketAddr)> {
         let mut bytes = build(src, dst, proto::TCP, flags, b"data");
         let view = parse(&bytes).unwrap();
         p.inbound(&mut bytes, &view, now).then(|| {
@@ -519,11 +544,15 @@ mod tests {
         out(&mut p, "10.244.0.5:4000", "10.244.1.1:80", tcp::SYN, 0);
         assert!(back(&mut p, peer, pod, tcp::SYN | tcp::ACK, 0).is_some());
         // The other way round.
-        let only = PolicyRule { peers: Some(vec![PolicyPeer { cidr: "10.244.9.9/32".into(), except: vec![] }]), ports: None };
+        let only =
+            PolicyRule { peers: Some(vec![PolicyPeer { cidr: "10.244.9.9/32".into(), except: vec![] }]), ports: None };
         let mut p = pipeline();
         p.policy = Policy::compile(&PolicyFacts { ingress: None, egress: Some(vec![only]) });
         assert_eq!(out(&mut p, "10.244.0.5:80", "10.244.1.1:4000", tcp::SYN, 0).0, Outbound::Drop);
-        assert_eq!(out(&mut p, "10.244.0.5:80", "10.244.9.9:4000", tcp::SYN, 0).0, Outbound::Send("10.244.9.9".parse().unwrap()));
+        assert_eq!(
+            out(&mut p, "10.244.0.5:80", "10.244.9.9:4000", tcp::SYN, 0).0,
+            Outbound::Send("10.244.9.9".parse().unwrap())
+        );
         assert!(back(&mut p, sock("10.244.1.1:4000"), sock("10.244.0.5:80"), tcp::SYN, 0).is_some());
         assert_ne!(out(&mut p, "10.244.0.5:80", "10.244.1.1:4000", tcp::ACK, 0).0, Outbound::Drop);
     }
@@ -532,7 +561,10 @@ mod tests {
     fn egress_is_judged_by_the_endpoint() {
         let mut p = pipeline();
         p.services.apply(facts("d/s", "10.96.0.9", 80, &["10.244.1.1:8080"], None));
-        let rule = PolicyRule { peers: None, ports: Some(vec![hpk_api::link::PolicyPort { protocol: Protocol::Tcp, first: 8080, last: 8080 }]) };
+        let rule = PolicyRule {
+            peers: None,
+            ports: Some(vec![hpk_api::link::PolicyPort { protocol: Protocol::Tcp, first: 8080, last: 8080 }]),
+        };
         p.policy = Policy::compile(&PolicyFacts { ingress: None, egress: Some(vec![rule]) });
         assert_ne!(out(&mut p, "10.244.0.5:1", "10.96.0.9:80", tcp::SYN, 0).0, Outbound::Drop);
     }

@@ -58,11 +58,21 @@ impl Rule {
     fn compile(rule: &PolicyRule) -> Self {
         let cidrs = |texts: &[String]| texts.iter().filter_map(|t| Cidr::parse(t)).collect::<Vec<_>>();
         // A range that cannot be read allows nobody: policies fail closed.
-        let peers = rule.peers.as_ref().map(|peers| {
-            peers.iter().filter_map(|p| Some((Cidr::parse(&p.cidr)?, cidrs(&p.except)))).collect()
-        });
+        let peers = rule
+            .peers
+            .as_ref()
+            .map(|peers| peers.iter().filter_map(|p| Some((Cidr::parse(&p.cidr)?, cidrs(&p.except)))).collect());
         let ports = rule.ports.as_ref().map(|ports| {
-            ports.iter().map(|p| if p.last == 0 && p.first == 0 { (number(p.protocol), 0, u16::MAX) } else { (number(p.protocol), p.first, p.last) }).collect()
+            ports
+                .iter()
+                .map(|p| {
+                    if p.last == 0 && p.first == 0 {
+                        (number(p.protocol), 0, u16::MAX)
+                    } else {
+                        (number(p.protocol), p.first, p.last)
+                    }
+                })
+                .collect()
         });
         Self { peers, ports }
     }
@@ -71,7 +81,10 @@ impl Rule {
         let peer_ok = self.peers.as_ref().is_none_or(|peers| {
             peers.iter().any(|(range, except)| range.contains(peer) && !except.iter().any(|e| e.contains(peer)))
         });
-        peer_ok && self.ports.as_ref().is_none_or(|ports| ports.iter().any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port)))
+        peer_ok
+            && self.ports.as_ref().is_none_or(|ports| {
+                ports.iter().any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port))
+            })
     }
 }
 
@@ -151,7 +164,10 @@ mod tests {
                     peers: Some(vec![PolicyPeer { cidr: "10.0.0.0/8".into(), except: vec!["10.9.0.0/16".into()] }]),
                     ports: Some(vec![PolicyPort { protocol: Protocol::Tcp, first: 80, last: 90 }]),
                 },
-                PolicyRule { peers: Some(vec![PolicyPeer { cidr: "10.9.9.9/32".into(), except: vec![] }]), ports: None },
+                PolicyRule {
+                    peers: Some(vec![PolicyPeer { cidr: "10.9.9.9/32".into(), except: vec![] }]),
+                    ports: None,
+                },
             ]),
             egress: None,
         };
@@ -167,7 +183,13 @@ mod tests {
 
     #[test]
     fn default_deny_and_unreadable_ranges_allow_nobody() {
-        let deny = Policy::compile(&PolicyFacts { ingress: Some(vec![]), egress: Some(vec![PolicyRule { peers: Some(vec![PolicyPeer { cidr: "?".into(), except: vec![] }]), ports: None }]) });
+        let deny = Policy::compile(&PolicyFacts {
+            ingress: Some(vec![]),
+            egress: Some(vec![PolicyRule {
+                peers: Some(vec![PolicyPeer { cidr: "?".into(), except: vec![] }]),
+                ports: None,
+            }]),
+        });
         assert!(!deny.admits(ip("10.0.0.1"), proto::TCP, 1));
         assert!(!deny.lets_out(ip("10.0.0.1"), proto::TCP, 1));
     }

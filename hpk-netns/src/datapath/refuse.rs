@@ -55,7 +55,11 @@ fn unreachable(original: &[u8], view: &View) -> Option<Vec<u8>> {
     out.extend([0; 4]);
     out.extend_from_slice(quoted);
     let covered = out.get(start..)?;
-    let sum = if v4 { Sum::default().bytes(covered) } else { pseudo_header(view.dst, view.src, protocol, covered.len()).bytes(covered) };
+    let sum = if v4 {
+        Sum::default().bytes(covered)
+    } else {
+        pseudo_header(view.dst, view.src, protocol, covered.len()).bytes(covered)
+    };
     let sum = sum.checksum();
     set_word(&mut out, start + 2, sum);
     Some(out)
@@ -129,7 +133,10 @@ mod tests {
         let answer = refuse(&ask6, &parse(&ask6).unwrap()).unwrap();
         assert_eq!(answer[40..42], [1, 4]);
         let view = parse(&answer).unwrap();
-        assert_eq!(pseudo_header(view.src, view.dst, proto::ICMPV6, answer.len() - 40).bytes(&answer[40..]).folded(), 0xffff);
+        assert_eq!(
+            pseudo_header(view.src, view.dst, proto::ICMPV6, answer.len() - 40).bytes(&answer[40..]).folded(),
+            0xffff
+        );
         assert_eq!(refuse(&answer, &view), None, "no error for an error");
     }
 }

@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn what_is_not_to_be_cut_is_not_touched() {
-        let whole = build("10.0.0.1:5".parse().unwrap(), "10.0.0.2:6".parse().unwrap(), proto::TCP, tcp::SYN, &[7; 3000]);
+        let whole =
+            build("10.0.0.1:5".parse().unwrap(), "10.0.0.2:6".parse().unwrap(), proto::TCP, tcp::SYN, &[7; 3000]);
         assert_eq!(pieces(&whole, &Header::default()), [whole]);
     }
 }

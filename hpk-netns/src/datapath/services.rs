@@ -53,7 +53,8 @@ impl Services {
             *self.addresses.entry(*ip).or_default() += 1;
             for port in &facts.ports {
                 let front = (SocketAddr::new(*ip, port.port), number(port.protocol));
-                let endpoints: Vec<_> = port.endpoints.iter().copied().filter(|e| e.is_ipv4() == ip.is_ipv4()).collect();
+                let endpoints: Vec<_> =
+                    port.endpoints.iter().copied().filter(|e| e.is_ipv4() == ip.is_ipv4()).collect();
                 let stuck = stuck.get(&front).copied().filter(|(e, _)| endpoints.contains(e));
                 self.fronts.insert(front, Backends { endpoints, affinity: facts.affinity_seconds, stuck });
             }
@@ -117,7 +118,10 @@ impl Services {
 }
 
 fn fronts(facts: &ServiceFacts) -> impl Iterator<Item = Front> {
-    facts.cluster_ips.iter().flat_map(|ip| facts.ports.iter().map(|p| (SocketAddr::new(*ip, p.port), number(p.protocol))))
+    facts
+        .cluster_ips
+        .iter()
+        .flat_map(|ip| facts.ports.iter().map(|p| (SocketAddr::new(*ip, p.port), number(p.protocol))))
 }
 
 #[cfg(test)]
@@ -131,7 +135,11 @@ pub(crate) mod tests {
             key: key.into(),
             cluster_ips: vec![vip.parse().unwrap()],
             affinity_seconds: affinity,
-            ports: vec![ServicePort { protocol: Protocol::Tcp, port, endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect() }],
+            ports: vec![ServicePort {
+                protocol: Protocol::Tcp,
+                port,
+                endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
+            }],
         }
     }
 

@@ -68,7 +68,8 @@ pub fn run(offer: &Path, asks: &Path, ip: IpAddr, mtu: u32, ranges: &[&str]) -> 
     }
     let listener = UnixListener::bind(asks)?;
     let member = UnixStream::connect(offer)?;
-    let mut line = serde_json::to_vec(&TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr }).map_err(io::Error::from)?;
+    let mut line = serde_json::to_vec(&TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr })
+        .map_err(io::Error::from)?;
     line.push(b'\n');
     fdpass::send(&member, &line, &[tun.fd.as_fd()]).map_err(io::Error::from)?;
     std::thread::spawn(move || {
@@ -97,10 +98,12 @@ fn serve(stream: UnixStream) -> io::Result<()> {
 }
 
 fn answer(mut stream: UnixStream, made: io::Result<impl AsFd>) -> io::Result<()> {
-    let text = |answer: &Answer| serde_json::to_vec(answer).map(|mut line| {
-        line.push(b'\n');
-        line
-    });
+    let text = |answer: &Answer| {
+        serde_json::to_vec(answer).map(|mut line| {
+            line.push(b'\n');
+            line
+        })
+    };
     match made {
         Ok(socket) => {
             let fd: BorrowedFd<'_> = socket.as_fd();

@@ -82,7 +82,11 @@ impl Helper {
         let mut descriptor = None;
         let mut buffer = [0; 4096];
         while !text.ends_with(b"\n") {
-            let (n, fds) = stream.async_io(Interest::READABLE, || hpk_sys::fdpass::receive(&stream, &mut buffer).map_err(io::Error::from)).await?;
+            let (n, fds) = stream
+                .async_io(Interest::READABLE, || {
+                    hpk_sys::fdpass::receive(&stream, &mut buffer).map_err(io::Error::from)
+                })
+                .await?;
             if n == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
@@ -108,9 +112,11 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
 
     let offers = bind(&folder.join("netns.sock"))?;
     let (questions, asked) = mpsc::channel(256);
-    let config = Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &net, plaintext: false };
+    let config =
+        Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &net, plaintext: false };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
-    let mut child = start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
+    let mut child =
+        start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
     let offered = async {
         let (stream, _) = offers.accept().await?;
         let (offer, fd) = receive_offer(&stream).await?;

@@ -81,7 +81,12 @@ pub(super) async fn udp(socket: UdpSocket, target: SocketAddr) -> io::Result<()>
     }
 }
 
-async fn udp_client(socket: &UdpSocket, client: SocketAddr, target: SocketAddr, mut queued: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+async fn udp_client(
+    socket: &UdpSocket,
+    client: SocketAddr,
+    target: SocketAddr,
+    mut queued: mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
     let any: SocketAddr = if target.is_ipv4() { ([0_u8; 4], 0).into() } else { ([0_u8; 16], 0).into() };
     let out = UdpSocket::bind(any).await?;
     out.connect(target).await?;

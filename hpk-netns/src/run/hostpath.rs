@@ -21,7 +21,9 @@ pub(crate) enum HostPathError {
         wanted: &'static str,
     },
     /// Unknown hostPath.type.
-    #[error("hostPath {path}: unknown type {kind:?}; use one of Directory, DirectoryOrCreate, File, FileOrCreate, Socket, CharDevice, BlockDevice or none")]
+    #[error(
+        "hostPath {path}: unknown type {kind:?}; use one of Directory, DirectoryOrCreate, File, FileOrCreate, Socket, CharDevice, BlockDevice or none"
+    )]
     UnknownKind {
         /// The path.
         path: String,
@@ -35,7 +37,9 @@ pub(crate) enum HostPathError {
         path: String,
     },
     /// The kernel said no.
-    #[error("hostPath {path}: {source}; the pod runs as you, so you must be able to reach this path on the compute node")]
+    #[error(
+        "hostPath {path}: {source}; the pod runs as you, so you must be able to reach this path on the compute node"
+    )]
     Io {
         /// The path.
         path: String,

@@ -80,7 +80,10 @@ impl Layout {
 /// FNV-1a: every program of one version must find the same folder, and nothing depends on it being hard to guess.
 fn fingerprint(path: &Path) -> u64 {
     use std::os::unix::ffi::OsStrExt;
-    path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

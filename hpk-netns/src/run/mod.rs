@@ -35,7 +35,9 @@ enum LaunchError {
     Scratch(#[from] scratch::ScratchError),
     #[error(transparent)]
     HostPath(#[from] hostpath::HostPathError),
-    #[error("apptainer is not on this node's PATH ({source}); load its module in ~/.bashrc or ask for it on the compute nodes")]
+    #[error(
+        "apptainer is not on this node's PATH ({source}); load its module in ~/.bashrc or ask for it on the compute nodes"
+    )]
     NoApptainer { source: which::Error },
     #[error("the parent image {} is missing: install HPK where the compute nodes see it, or set HPK_PREFIX", path.display())]
     NoParentImage { path: PathBuf },
@@ -84,14 +86,21 @@ async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
 }
 
 /// From a made scratch folder to the end of the parent container.
-async fn live(plan: &SandboxPlan, layout: &Layout, job_id: Option<&str>, signals: &mut child::Signals) -> Result<i32, LaunchError> {
+async fn live(
+    plan: &SandboxPlan,
+    layout: &Layout,
+    job_id: Option<&str>,
+    signals: &mut child::Signals,
+) -> Result<i32, LaunchError> {
     let host_points = plan
         .host_binds
         .iter()
         .enumerate()
         .map(|(index, bind)| hostpath::prepare(bind, index, &layout.host))
         .collect::<Result<Vec<_>, _>>()?;
-    let apptainer = which::which("apptainer").or_else(|_| which::which("singularity")).map_err(|source| LaunchError::NoApptainer { source })?;
+    let apptainer = which::which("apptainer")
+        .or_else(|_| which::which("singularity"))
+        .map_err(|source| LaunchError::NoApptainer { source })?;
     if !layout.parent_image.is_dir() {
         return Err(LaunchError::NoParentImage { path: layout.parent_image.clone() });
     }
@@ -155,7 +164,8 @@ fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
 /// Says on standard error and in `launch.json` why there is no supervisor.
 fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
     eprintln!("hpk-netns: {step}: {message}");
-    let report = LaunchReport { node: hostname(), at: Some(jiff::Timestamp::now()), step: step.to_owned(), message, exit_code };
+    let report =
+        LaunchReport { node: hostname(), at: Some(jiff::Timestamp::now()), step: step.to_owned(), message, exit_code };
     if let Err(error) = report::write(pod, &report) {
         eprintln!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
     }

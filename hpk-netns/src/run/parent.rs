@@ -45,7 +45,9 @@ pub(crate) fn command(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> {
     argv.push(parts.apptainer.into());
     let mut add = |arg: &str| argv.push(arg.into());
     // --no-eval: plan data reaches hpk-pause as it is. --no-init: hpk-pause itself is PID 1.
-    ["--quiet", "exec", "--containall", "--no-init", "--no-eval", "--no-home", "--hostname"].into_iter().for_each(&mut add);
+    ["--quiet", "exec", "--containall", "--no-init", "--no-eval", "--no-home", "--hostname"]
+        .into_iter()
+        .for_each(&mut add);
     add(&plan.hostname);
     if parts.user_namespace == UserNamespace::SubordinateIds {
         ["--fakeroot", "--uts"].into_iter().for_each(&mut add);
@@ -86,7 +88,8 @@ fn mount(source: &Path, destination: &str, read_only: bool) -> OsString {
         let text = format!("{key}={value}");
         if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
     };
-    let mut line = format!("type=bind,{},{}", field("source", &source.to_string_lossy()), field("destination", destination));
+    let mut line =
+        format!("type=bind,{},{}", field("source", &source.to_string_lossy()), field("destination", destination));
     if read_only {
         line.push_str(",ro");
     }
@@ -96,7 +99,10 @@ fn mount(source: &Path, destination: &str, read_only: bool) -> OsString {
 /// The environment of `apptainer` itself: nothing of the job's `APPTAINER*`/`SINGULARITY*` settings (binds of
 /// theirs would be applied to the pod), and for the supervisor, by Apptainer's `APPTAINERENV_` rule, the job's
 /// `SLURM_*` and `HPK_*` variables.
-pub(crate) fn environment(job: impl Iterator<Item = (OsString, OsString)>, own: &[(&str, String)]) -> Vec<(OsString, OsString)> {
+pub(crate) fn environment(
+    job: impl Iterator<Item = (OsString, OsString)>,
+    own: &[(&str, String)],
+) -> Vec<(OsString, OsString)> {
     let mut env = Vec::new();
     for (key, value) in job {
         let Some(name) = key.to_str() else { continue };
@@ -130,7 +136,13 @@ mod tests {
         let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
         let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
         let points = [layout.host.join("0")];
-        let parts = Parts { layout: &layout, apptainer: Path::new("/usr/bin/apptainer"), user_namespace, host_points: &points, tun: true };
+        let parts = Parts {
+            layout: &layout,
+            apptainer: Path::new("/usr/bin/apptainer"),
+            user_namespace,
+            host_points: &points,
+            tun: true,
+        };
         command(&plan(mode), &parts).iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -145,7 +157,10 @@ mod tests {
     #[test]
     fn without_subordinate_ids_unshare_makes_the_namespaces() {
         let own = line("overlay", UserNamespace::SingleId);
-        assert!(own.starts_with("unshare --user --map-root-user --uts --net -- /usr/bin/apptainer --quiet exec"), "{own}");
+        assert!(
+            own.starts_with("unshare --user --map-root-user --uts --net -- /usr/bin/apptainer --quiet exec"),
+            "{own}"
+        );
         assert!(!own.contains("--fakeroot"));
         assert!(line("host", UserNamespace::SingleId).starts_with("unshare --user --map-root-user --uts -- "));
     }

@@ -35,7 +35,12 @@ pub(crate) fn explain(code: i32, tail: &str, had_status: bool) -> (&'static str,
     if had_status {
         ("supervisor", format!("the pod's supervisor ended with code {code} before its pod had{quoted}"))
     } else {
-        ("apptainer", format!("apptainer could not start the pod's parent container, code {code}{quoted}; `hpk doctor` on the compute node says what is missing"))
+        (
+            "apptainer",
+            format!(
+                "apptainer could not start the pod's parent container, code {code}{quoted}; `hpk doctor` on the compute node says what is missing"
+            ),
+        )
     }
 }
 
@@ -51,7 +56,9 @@ mod tests {
             let state = PodState { job_id: job.map(str::to_owned), finished, ..PodState::default() };
             std::fs::write(tmp.path().join(files::STATUS), serde_json::to_vec(&state).unwrap()).unwrap();
         };
-        for (job, finished, want) in [(Some("7"), true, true), (Some("6"), true, false), (Some("7"), false, false), (None, true, true)] {
+        for (job, finished, want) in
+            [(Some("7"), true, true), (Some("6"), true, false), (Some("7"), false, false), (None, true, true)]
+        {
             put(job, finished);
             assert_eq!(supervisor_finished(tmp.path(), Some("7")), want, "{job:?} {finished}");
         }
@@ -62,7 +69,8 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let report = LaunchReport { step: "scratch".into(), message: "m".into(), ..LaunchReport::default() };
         write(tmp.path(), &report).unwrap();
-        let read: LaunchReport = serde_json::from_slice(&std::fs::read(tmp.path().join(files::LAUNCH)).unwrap()).unwrap();
+        let read: LaunchReport =
+            serde_json::from_slice(&std::fs::read(tmp.path().join(files::LAUNCH)).unwrap()).unwrap();
         assert_eq!(read, report);
         assert!(!tmp.path().join(".launch.json.new").exists());
     }

@@ -4,7 +4,9 @@
 
 /// True when both files give ids to `name` or `uid`.
 pub(crate) fn available(uid: u32, name: Option<&str>) -> bool {
-    ["/etc/subuid", "/etc/subgid"].iter().all(|file| std::fs::read_to_string(file).is_ok_and(|text| has_range(&text, uid, name)))
+    ["/etc/subuid", "/etc/subgid"]
+        .iter()
+        .all(|file| std::fs::read_to_string(file).is_ok_and(|text| has_range(&text, uid, name)))
 }
 
 /// `subuid(5)`: `name-or-id:first:count`.

@@ -83,11 +83,7 @@ pub fn decode(buffer: &[u8]) -> Result<Option<Frame<'_>>, FrameTooLarge> {
     if length > MAX_PAYLOAD {
         return Err(FrameTooLarge { length });
     }
-    Ok(rest.get(..length).map(|payload| Frame {
-        channel: *channel,
-        payload,
-        consumed: HEADER + length,
-    }))
+    Ok(rest.get(..length).map(|payload| Frame { channel: *channel, payload, consumed: HEADER + length }))
 }
 
 #[cfg(test)]
@@ -126,9 +122,6 @@ mod tests {
 
     #[test]
     fn a_giant_frame_is_refused() {
-        assert_eq!(
-            decode(&[1, 0xff, 0, 0, 0]),
-            Err(FrameTooLarge { length: 0xff00_0000 })
-        );
+        assert_eq!(decode(&[1, 0xff, 0, 0, 0]), Err(FrameTooLarge { length: 0xff00_0000 }));
     }
 }

@@ -141,10 +141,7 @@ pub enum RunState {
 
 impl Default for RunState {
     fn default() -> Self {
-        Self::Waiting {
-            reason: "ContainerCreating".to_owned(),
-            message: String::new(),
-        }
+        Self::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() }
     }
 }
 

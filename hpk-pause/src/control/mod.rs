@@ -136,7 +136,11 @@ async fn connection(stream: UnixStream, context: Context) {
         Request::Dial { address } => forward::dial(handshake, address).await,
         Request::Stats => {
             let answer = ask(&context, |answer| DriverRequest::Stats { answer }).await;
-            let stats = answer.map(|sample| PodStats { at: Some(Timestamp::now()), pod: sample.pod, containers: sample.containers });
+            let stats = answer.map(|sample| PodStats {
+                at: Some(Timestamp::now()),
+                pod: sample.pod,
+                containers: sample.containers,
+            });
             handshake.finish(stats.map(Answer::Stats)).await;
         }
         Request::Stop { grace_period_seconds } => {
@@ -171,7 +175,10 @@ async fn status(mut handshake: Handshake, mut state: watch::Receiver<Arc<PodStat
 }
 
 /// Asks the driver and waits for its answer.
-async fn ask<T>(context: &Context, request: impl FnOnce(request::Answer<T>) -> DriverRequest) -> Result<T, ControlError> {
+async fn ask<T>(
+    context: &Context,
+    request: impl FnOnce(request::Answer<T>) -> DriverRequest,
+) -> Result<T, ControlError> {
     let (answer, answered) = oneshot::channel();
     let ending = || ControlError { code: ErrorCode::Conflict, message: "the pod's supervisor is ending".to_owned() };
     context.driver.send(request(answer)).await.map_err(|_| ending())?;
