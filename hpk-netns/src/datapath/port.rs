@@ -17,6 +17,11 @@ const BUFFER: usize = 4 << 20;
 /// Longest wait for a full send buffer, milliseconds; then the packet is dropped, as a full queue would.
 const PATIENCE: u16 = 5;
 
+/// How often a full queue of a neighbour is tried.
+const FULL_TRIES: u32 = 20;
+/// Between two tries.
+const FULL_PAUSE: std::time::Duration = std::time::Duration::from_micros(30);
+
 /// The datapath's UDP socket.
 #[derive(Debug)]
 pub(crate) struct UdpPort {
@@ -141,17 +146,20 @@ impl LocalPort {
 
     /// True: sent, or dropped because the other is slow; false: nobody is there.
     pub(crate) fn send(&self, frame: &[u8], to: &Path) -> bool {
-        loop {
+        for _ in 0..FULL_TRIES {
             match self.socket.send_to(frame, to) {
                 Ok(_) => return true,
                 Err(e) => match e.kind() {
-                    io::ErrorKind::WouldBlock if writable(self.socket.as_fd()) => std::thread::yield_now(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => return true,
+                    // The other's queue is full. Readiness of an unconnected socket says nothing of that, and two that
+                    // wait for each other for ever would never read: a short while, then the packet is lost.
+                    io::ErrorKind::WouldBlock => std::thread::sleep(FULL_PAUSE),
+                    io::ErrorKind::OutOfMemory => return true,
                     io::ErrorKind::Interrupted => {}
                     _ => return e.raw_os_error() == Some(Errno::ENOBUFS as i32),
                 },
             }
         }
+        true
     }
 
     /// One frame; None: nothing there.
@@ -181,4 +189,24 @@ pub(crate) fn local_path(folder: &Path, ip: IpAddr) -> PathBuf {
 fn writable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
     matches!(poll(&mut fds, PollTimeout::from(PATIENCE)), Ok(n) if n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neighbour_that_does_not_read_holds_nobody_up() {
+        let tmp = tempfile::tempdir().unwrap();
+        let ip = |n| IpAddr::from([10, 244, 0, n]);
+        let (a, b) = (LocalPort::bind(tmp.path(), ip(1)).unwrap(), LocalPort::bind(tmp.path(), ip(2)).unwrap());
+        let to = local_path(tmp.path(), ip(2));
+        // Many more than its queue holds: this must end.
+        for _ in 0..200 {
+            assert!(a.send(b"frame", &to));
+        }
+        assert_eq!(b.receive(&mut [0; 16]), Some(5));
+        drop(b);
+        assert!(!a.send(b"frame", &to), "nobody is there");
+    }
 }
