@@ -1,9 +1,8 @@
 #!/bin/bash
-# The control socket of a supervisor as a process: exec beside crun exec, streaming.
+# The control socket of a supervisor as a process: exec beside nsenter, streaming.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../../images/lib.sh"
-command -v crun >/dev/null || die "crun is not installed: apt-get install crun"
 busybox=$(command -v busybox || ls "$HPK_CACHE"/image-busybox-*/root/bin/busybox | head -n 1)
 cd "$here/../.."
 target=x86_64-unknown-linux-gnu
