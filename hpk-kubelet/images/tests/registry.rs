@@ -36,6 +36,9 @@ impl Drop for Registry {
 
 /// A registry of our own. Fails loudly when Debian's docker-registry is not installed.
 fn registry(auth: bool) -> Registry {
+    // One at a time from the choice of a free port until it is bound: two cases must not choose the same.
+    static STARTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _starting = STARTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let host = format!("127.0.0.1:{port}");
