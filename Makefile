@@ -96,7 +96,8 @@ site-down: ## ends HPK and the site; their state stays
 	@tests/site/down.sh
 
 .PHONY: unit
-unit: ## unit and property tests, no site needed
+unit: tools ## unit and property tests, no site needed
+	@. images/lib.sh && need docker-registry docker-registry && need busybox busybox-static && need newuidmap uidmap
 	@$(phase) "unit tests"
 	@cargo test --quiet --locked --workspace --exclude hpk-e2e
 
