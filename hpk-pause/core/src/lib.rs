@@ -29,14 +29,20 @@
 
 mod backoff;
 mod container;
+mod due;
 mod ending;
+mod health;
+mod instance;
 mod kill;
 mod policy;
 mod probe;
+mod record;
+mod requeue;
 mod settle;
 mod supervisor;
 mod text;
 mod types;
+mod update;
 
 #[cfg(test)]
 mod tables;

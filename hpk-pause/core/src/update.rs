@@ -1,0 +1,61 @@
+//! A changed pod: new ephemeral containers, changed containers, another deadline.
+//!
+//! What Kubernetes lets a user change on a running pod: images, resources, activeDeadlineSeconds, ephemeral containers.
+
+use crate::container::{Container, Phase};
+use crate::kill::KillReason;
+use crate::policy::Role;
+use crate::supervisor::Supervisor;
+use crate::types::{Action, ContainerIndex, Now};
+use hpk_api::control::Update;
+use hpk_api::plan::ContainerPlan;
+use hpk_api::state::{ContainerState, RunState};
+use std::time::Duration;
+
+impl Supervisor {
+    pub(crate) fn update(&mut self, now: Now, update: Update, out: &mut Vec<Action>) {
+        for plan in update.ephemeral_containers {
+            if self.find(&plan.name).is_some() {
+                continue;
+            }
+            let waiting = if self.plan.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" };
+            let slot = self.state.ephemeral_containers.len();
+            self.state.ephemeral_containers.push(ContainerState {
+                name: plan.name.clone(),
+                state: RunState::Waiting { reason: waiting.to_owned(), message: String::new() },
+                ..ContainerState::default()
+            });
+            self.containers.push(Container::new(Role::Ephemeral, plan, slot, now.mono));
+            self.changed = true;
+        }
+        for plan in update.containers {
+            if let Some(ContainerIndex(i)) = self.find(&plan.name) {
+                self.replace(i, now, plan, out);
+            }
+        }
+        if let Some(seconds) = update.active_deadline_seconds {
+            self.deadline = Some(self.begun + Duration::from_secs(seconds));
+        }
+        self.unsettled = true;
+    }
+
+    fn replace(&mut self, i: usize, now: Now, plan: ContainerPlan, out: &mut Vec<Action>) {
+        let container = &mut self.containers[i];
+        let image_changed = container.plan.image != plan.image;
+        container.set_plan(plan);
+        match &container.phase {
+            // Whatever it waited for may be mended: the back-off is asked again, with the new key.
+            Phase::Delayed { .. } if self.ending.is_none() => container.phase = Phase::Idle,
+            Phase::Live(live) if image_changed && live.kill.is_none() && self.ending.is_none() => {
+                if matches!(container.role, Role::Main | Role::Sidecar) {
+                    let what = format!("{} {} definition changed", self.title(i), self.containers[i].plan.name);
+                    let message = self.restart_intent(i, what, true);
+                    let grace = u64::from(self.plan.termination_grace_period_seconds);
+                    self.kill(i, now, grace, KillReason::Definition, true, Some(message), out);
+                }
+            }
+            _ => {}
+        }
+        self.refresh(i, now);
+    }
+}
