@@ -1,0 +1,303 @@
+//! The child's side of a launch: runs a [`Program`] between clone and exec.
+//!
+//! It never allocates, locks, panics or unwinds: the process is a copy of one that may have held any lock in another
+//! thread. Identity changes use raw system calls, because libc's wrappers signal all threads of a list
+//! that is no longer true here.
+
+mod mounts;
+mod paths;
+mod rights;
+mod terminal;
+
+use crate::program::{Op, OpKind, Program};
+use libc::{c_int, c_long, c_void};
+use mounts::{
+    attach, mask, mount, new_fs, open_sub_tree, open_tree, pivot, read_only_path, remount_read_only, set_attr, skeleton,
+};
+use paths::make_dirs;
+use rights::{seccomp, set_caps};
+use std::ffi::CStr;
+use terminal::terminal;
+
+/// First word of a message on the report socket.
+pub(crate) const TAG_ERROR: u32 = 1;
+/// A terminal's master travels with this message.
+pub(crate) const TAG_TERMINAL: u32 = 2;
+/// Size of a message: tag, operation's index, errno, reserved.
+pub(crate) const MESSAGE: usize = 16;
+
+type Outcome = Result<(), c_int>;
+
+/// Runs the program and never returns.
+pub(crate) fn run(program: &mut Program, report: c_int) -> ! {
+    let Program { ops, slots } = program;
+    for (index, op) in ops.iter().enumerate() {
+        if let Err(errno) = perform(op, slots, report)
+            && !op.optional
+        {
+            send_error(report, index, errno);
+            exit(255);
+        }
+    }
+    exit(0)
+}
+
+fn exit(code: c_int) -> ! {
+    // SAFETY: _exit is async-signal-safe and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+fn errno() -> c_int {
+    // SAFETY: the location is valid for the calling thread for its whole life.
+    unsafe { *libc::__errno_location() }
+}
+
+fn check(result: c_int) -> Result<c_int, c_int> {
+    if result < 0 { Err(errno()) } else { Ok(result) }
+}
+
+fn check_long(result: c_long) -> Result<c_int, c_int> {
+    if result < 0 { Err(errno()) } else { c_int::try_from(result).map_err(|_| libc::EOVERFLOW) }
+}
+
+fn send_error(report: c_int, index: usize, errno: c_int) {
+    let mut message = [0u8; MESSAGE];
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    message[0..4].copy_from_slice(&TAG_ERROR.to_ne_bytes());
+    message[4..8].copy_from_slice(&index.to_ne_bytes());
+    message[8..12].copy_from_slice(&errno.to_ne_bytes());
+    // SAFETY: the buffer lives across the call; a failed send cannot be reported anywhere else.
+    unsafe { libc::send(report, message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL) };
+}
+
+fn slot(slots: &[c_int], index: usize) -> Result<c_int, c_int> {
+    match slots.get(index) {
+        Some(&fd) if fd >= 0 => Ok(fd),
+        // Its source was optional and missing.
+        _ => Err(libc::ENOENT),
+    }
+}
+
+#[allow(clippy::too_many_lines)]
+fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
+    // SAFETY for every call in this function: pointers come from CStrings, slices or locals that outlive the call, and
+    // the kernel checks all values. None of the libc functions used here allocates or takes a lock.
+    match &op.kind {
+        OpKind::ResetSignals => reset_signals(),
+        OpKind::Setsid => {
+            // SAFETY: plain system call.
+            check(unsafe { libc::setsid() })?;
+            Ok(())
+        }
+        OpKind::Umask(mask) => {
+            // SAFETY: plain system call.
+            unsafe { libc::umask(*mask) };
+            Ok(())
+        }
+        OpKind::WriteFile { path, data } => {
+            let fd = open(path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
+            // SAFETY: the slice is valid for its length.
+            let written = unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) };
+            let result = if written < 0 { Err(errno()) } else { Ok(()) };
+            close(fd);
+            result
+        }
+        OpKind::Touch { path, mode } => {
+            let fd = open(path, libc::O_WRONLY | libc::O_CREAT | libc::O_CLOEXEC, *mode)?;
+            close(fd);
+            Ok(())
+        }
+        OpKind::MkdirAll { path, mode } => make_dirs(path.as_bytes(), *mode, 0),
+        OpKind::Symlink { target, path } => {
+            // SAFETY: both are C strings.
+            match check(unsafe { libc::symlink(target.as_ptr(), path.as_ptr()) }) {
+                Ok(_) | Err(libc::EEXIST) => Ok(()),
+                Err(e) => Err(e),
+            }
+        }
+        OpKind::Mount { source, target, fstype, flags, data } => {
+            mount(source.as_deref(), target, fstype.as_deref(), *flags, data.as_deref())
+        }
+        OpKind::OpenTree { slot, path, recursive } => {
+            let fd = open_tree(libc::AT_FDCWD, path, *recursive, 0)?;
+            store(slots, slot.0, fd)
+        }
+        OpKind::OpenSubTree { slot, volume, prefixes, last_components } => {
+            let fd = open_sub_tree(volume, prefixes, last_components)?;
+            store(slots, slot.0, fd)
+        }
+        OpKind::NewFs { slot, fstype, attributes } => {
+            let fd = new_fs(fstype, *attributes)?;
+            store(slots, slot.0, fd)
+        }
+        OpKind::Skeleton { root, folders, targets } => skeleton(root, folders, targets, slots),
+        OpKind::SetAttr { slot: index, read_only, recursive, propagation } => {
+            match set_attr(slot(slots, index.0)?, *read_only, *recursive, *propagation) {
+                // Before 5.12: done by a remount once attached.
+                Err(libc::ENOSYS) => Ok(()),
+                other => other,
+            }
+        }
+        OpKind::Attach { slot: index, target, fallback_read_only } => {
+            let fd = slot(slots, index.0)?;
+            attach(fd, target)?;
+            if *fallback_read_only {
+                remount_read_only(target)?;
+            }
+            Ok(())
+        }
+        OpKind::RemountReadOnly { path } => remount_read_only(path),
+        OpKind::Mask { path } => mask(path),
+        OpKind::ReadOnlyPath { path } => read_only_path(path),
+        OpKind::Pivot { path } => pivot(path),
+        OpKind::Chdir { path } => {
+            // SAFETY: a C string.
+            check(unsafe { libc::chdir(path.as_ptr()) })?;
+            Ok(())
+        }
+        OpKind::Setns { fd, flags } => {
+            // SAFETY: plain system call.
+            check(unsafe { libc::setns(*fd, *flags) })?;
+            Ok(())
+        }
+        OpKind::OpenStdio { path, target } => {
+            let fd = open(path, libc::O_RDWR | libc::O_CLOEXEC, 0)?;
+            // SAFETY: plain system calls.
+            check(unsafe { libc::dup2(fd, *target) })?;
+            close(fd);
+            Ok(())
+        }
+        OpKind::Dup { from, to, owner } => {
+            if let Some((uid, gid)) = owner {
+                // So that the container's user may open /dev/stdout; not possible with every map, and then no harm.
+                // SAFETY: plain system call.
+                unsafe { libc::fchown(*from, *uid, *gid) };
+            }
+            // SAFETY: plain system call.
+            check(unsafe { libc::dup2(*from, *to) })?;
+            Ok(())
+        }
+        OpKind::Terminal { owner, console, rows, cols } => terminal(*owner, *console, *rows, *cols, report),
+        OpKind::CloseRest => close_rest(report),
+        OpKind::Rlimit { resource, soft, hard } => {
+            let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
+            // SAFETY: the struct lives across the call; no old limit is asked for.
+            check_long(unsafe {
+                libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, std::ptr::null_mut::<c_void>())
+            })?;
+            Ok(())
+        }
+        OpKind::DropBounding(caps) => {
+            for cap in caps {
+                // SAFETY: plain system call.
+                match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, *cap, 0, 0, 0) }) {
+                    // Not known to this kernel.
+                    Ok(_) | Err(libc::EINVAL) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(())
+        }
+        OpKind::SetGroups(groups) => {
+            // SAFETY: the slice is valid for its length.
+            check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+            Ok(())
+        }
+        OpKind::SetGid(gid) => {
+            // SAFETY: plain system call.
+            check_long(unsafe { libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid) })?;
+            Ok(())
+        }
+        OpKind::SetUid(uid) => {
+            // SAFETY: plain system call.
+            check_long(unsafe { libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid) })?;
+            Ok(())
+        }
+        OpKind::SetCaps { permitted } => set_caps(*permitted),
+        OpKind::NoNewPrivs => {
+            // SAFETY: plain system call.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+            Ok(())
+        }
+        OpKind::Seccomp(filter) => seccomp(filter),
+        OpKind::Exec { candidates, argv, envp } => {
+            let mut worst = libc::ENOENT;
+            for path in candidates {
+                // SAFETY: both arrays are NULL-terminated and live until exec.
+                unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+                match errno() {
+                    libc::ENOENT | libc::ENOTDIR => {}
+                    libc::EACCES => worst = libc::EACCES,
+                    other => return Err(other),
+                }
+            }
+            Err(worst)
+        }
+        OpKind::WaitGo { fd, other } => wait_go(*fd, *other),
+        OpKind::Exit => exit(0),
+    }
+}
+
+fn store(slots: &mut [c_int], index: usize, fd: c_int) -> Outcome {
+    match slots.get_mut(index) {
+        Some(place) => {
+            *place = fd;
+            Ok(())
+        }
+        None => Err(libc::EINVAL),
+    }
+}
+
+fn open(path: &CStr, flags: c_int, mode: u32) -> Result<c_int, c_int> {
+    // SAFETY: a C string.
+    check(unsafe { libc::open(path.as_ptr(), flags, mode) })
+}
+
+fn close(fd: c_int) {
+    // SAFETY: closes a descriptor that this module opened.
+    unsafe { libc::close(fd) };
+}
+
+fn wait_go(fd: c_int, other: c_int) -> Outcome {
+    close(other);
+    let mut byte = 0u8;
+    loop {
+        // SAFETY: one byte of room.
+        match unsafe { libc::read(fd, (&raw mut byte).cast(), 1) } {
+            1 => return Ok(()),
+            0 => exit(255),
+            _ if errno() == libc::EINTR => {}
+            _ => return Err(errno()),
+        }
+    }
+}
+
+fn reset_signals() -> Outcome {
+    // SAFETY: all-zero is the default disposition and an empty mask.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in 1..=64 {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            // SAFETY: the struct lives across the call. libc refuses its own two signals: their disposition is default.
+            unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+        }
+    }
+    // SAFETY: all-zero is the empty set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set lives across the call.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })?;
+    Ok(())
+}
+fn close_rest(report: c_int) -> Outcome {
+    // The report socket is one of them: exec closes it and so tells success.
+    // SAFETY: plain system call.
+    if check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).is_err() {
+        // Before 5.11. Everything that this program opens has the flag already; what was inherited may not.
+        for fd in 3..1024 {
+            if fd != report {
+                // SAFETY: plain system call.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! From a [`LaunchSpec`] to the child's [`Program`]: the order of a container's set-up.
+//!
+//! Pure: it reads the spec and what is known of the node, and touches nothing. Why the order is what it is:
+//! * sources are opened before the pivot, while they can be named, and attached after it, where every path and every
+//!   link in it can only lead into the container;
+//! * /proc comes last, so that no mount point is resolved through its links;
+//! * rights are dropped after everything that needs them.
+
+mod command;
+mod kernel_fs;
+mod root;
+mod sources;
+
+pub(crate) use command::exec;
+use command::{DEFAULT_PATH, environment, rights, standard_io};
+pub(crate) use root::overlay;
+
+use super::{LaunchSpec, Security};
+use crate::ids::Ids;
+use crate::program::{OpKind, Program, Slot, Step};
+use crate::spawn::LaunchError;
+use kernel_fs::{dev, proc_and_sys};
+use root::root_file_system;
+use sources::{open_sources, ordered};
+use std::ffi::{CString, OsStr};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+
+/// What is known of the node and the pod's namespaces.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Node {
+    pub(crate) ids: Ids,
+    /// Below /dev, in the order in which they are bound.
+    pub(crate) devices: Vec<String>,
+    /// The supervisor's own permitted capabilities.
+    pub(crate) permitted: u64,
+    /// Highest capability that the kernel knows.
+    pub(crate) last_cap: u8,
+    /// Libraries that Apptainer's --nv and --rocm bound into the parent.
+    pub(crate) gpu_libs: Option<String>,
+    /// mount_setattr(2) is there (5.12).
+    pub(crate) mount_setattr: bool,
+}
+
+/// Child's ends of its standard input and output, as numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChildIo {
+    pub(crate) stdin: Option<RawFd>,
+    pub(crate) stdout: RawFd,
+    pub(crate) stderr: RawFd,
+}
+
+pub(crate) fn c(field: &'static str, text: impl AsRef<OsStr>) -> Result<CString, LaunchError> {
+    let text = text.as_ref();
+    CString::new(text.as_bytes()).map_err(|_| LaunchError::Invalid {
+        field,
+        reason: format!(
+            "{:?} contains a NUL character, which no program can be given; remove it",
+            text.to_string_lossy()
+        ),
+    })
+}
+
+pub(crate) fn c_opt(field: &'static str, text: &str) -> Result<Option<CString>, LaunchError> {
+    c(field, text).map(Some)
+}
+pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Result<Program, LaunchError> {
+    check_identity(spec, &node.ids)?;
+    let mut program = Program::default();
+    let p = &mut program;
+    process(p);
+    if let Some(value) = spec.oom_score_adj {
+        oom_score_adj(p, value)?;
+    }
+    stdin_from_null(p, spec, io)?;
+    let mut mounts = ordered(&spec.mounts);
+    let attached = open_sources(p, spec, node, &mut mounts)?;
+    let targets: Vec<(Slot, String)> =
+        attached.mounts.iter().zip(&mounts).map(|(slot, mount)| (*slot, mount.target.clone())).collect();
+    root_file_system(p, spec, &targets)?;
+    dev(p, spec, node, &attached)?;
+    for (mount, slot) in mounts.iter().zip(&attached.mounts) {
+        let fallback = mount.read_only && !node.mount_setattr;
+        let kind = OpKind::Attach {
+            slot: *slot,
+            target: c("volumeMounts.mountPath", &mount.target)?,
+            fallback_read_only: fallback,
+        };
+        p.push(Step::Mount, &mount.target, kind);
+    }
+    if let (Some(libs), Some(slot)) = (&node.gpu_libs, attached.gpu_libs) {
+        p.push(Step::Mount, libs, OpKind::Attach { slot, target: c("devices", libs)?, fallback_read_only: false });
+    }
+    proc_and_sys(p, spec, node, &attached)?;
+    let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
+    if working_dir != "/" {
+        p.push(Step::WorkingDir, working_dir, OpKind::MkdirAll { path: c("workingDir", working_dir)?, mode: 0o755 });
+    }
+    if spec.security.read_only_rootfs {
+        p.push(Step::ReadOnly, "/", OpKind::RemountReadOnly { path: c("/", "/")? });
+    }
+    for limit in &spec.rlimits {
+        let resource = i32::try_from(limit.resource).map_err(|_| LaunchError::Invalid {
+            field: "rlimits",
+            reason: format!("there is no resource {}", limit.resource),
+        })?;
+        p.push(
+            Step::Limits,
+            format!("rlimit {resource}"),
+            OpKind::Rlimit { resource, soft: limit.soft, hard: limit.hard },
+        );
+    }
+    standard_io(p, &spec.security, spec.tty, true, (0, 0), io);
+    p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
+    p.push(Step::Process, "umask", OpKind::Umask(0o022));
+    rights(p, &spec.security, node);
+    exec(p, &spec.argv, environment(spec, node))?;
+    Ok(program)
+}
+
+/// securityContext against the ids that exist here.
+fn check_identity(spec: &LaunchSpec, ids: &Ids) -> Result<(), LaunchError> {
+    identity(&spec.security, ids)
+}
+
+pub(crate) fn identity(security: &Security, ids: &Ids) -> Result<(), LaunchError> {
+    if !ids.uids.contains(security.uid) {
+        return Err(LaunchError::IdNotMapped { field: "securityContext.runAsUser", id: security.uid });
+    }
+    if !ids.gids.contains(security.gid) {
+        return Err(LaunchError::IdNotMapped { field: "securityContext.runAsGroup", id: security.gid });
+    }
+    if !security.groups.is_empty() && !ids.setgroups {
+        return Err(LaunchError::GroupsDenied);
+    }
+    match security.groups.iter().find(|&&group| !ids.gids.contains(group)) {
+        Some(&id) => Err(LaunchError::IdNotMapped { field: "securityContext.supplementalGroups", id }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn process(p: &mut Program) {
+    p.push(Step::Process, "signals", OpKind::ResetSignals);
+    p.push(Step::Process, "session", OpKind::Setsid);
+    // Modes below are meant as written.
+    p.push(Step::Process, "umask", OpKind::Umask(0));
+}
+
+pub(crate) fn oom_score_adj(p: &mut Program, value: i32) -> Result<(), LaunchError> {
+    let path = c("oom_score_adj", "/proc/self/oom_score_adj")?;
+    // Lower than the supervisor's own is root's privilege; the job's cgroup decides between pods anyhow.
+    p.push_optional(Step::Limits, "oom_score_adj", OpKind::WriteFile { path, data: value.to_string().into_bytes() });
+    Ok(())
+}
+
+fn stdin_from_null(p: &mut Program, spec: &LaunchSpec, io: Option<ChildIo>) -> Result<(), LaunchError> {
+    if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
+        p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
+    }
+    Ok(())
+}
+/// The program of a process that joins the container of `target`, a pidfd.
+pub(crate) fn compile_join(
+    spec: &crate::join::JoinSpec,
+    node: &Node,
+    target: RawFd,
+    io: Option<ChildIo>,
+) -> Result<Program, LaunchError> {
+    identity(&spec.security, &node.ids)?;
+    let mut program = Program::default();
+    let p = &mut program;
+    process(p);
+    if let Some(value) = spec.oom_score_adj {
+        oom_score_adj(p, value)?;
+    }
+    if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
+        p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
+    }
+    p.push(Step::Namespaces, "mount namespace", OpKind::Setns { fd: target, flags: libc::CLONE_NEWNS });
+    standard_io(p, &spec.security, spec.tty, false, spec.size, io);
+    let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
+    p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
+    p.push(Step::Process, "umask", OpKind::Umask(0o022));
+    rights(p, &spec.security, node);
+    let mut env = spec.env.clone();
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    }
+    if !env.iter().any(|(name, _)| name == "HOME") {
+        env.push(("HOME".to_owned(), spec.security.home.clone().unwrap_or_else(|| "/".to_owned())));
+    }
+    if spec.tty && !env.iter().any(|(name, _)| name == "TERM") {
+        env.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    exec(p, &spec.argv, env)?;
+    Ok(program)
+}
+#[cfg(test)]
+mod tests {
+    use super::root::overlay_escape;
+    use super::sources::sub_path;
+    use super::*;
+    use crate::launch::{Mount, Upper};
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    fn spec(targets: &[&str]) -> LaunchSpec {
+        LaunchSpec {
+            name: "test".to_owned(),
+            rootfs: "/images/a:b,c\\d/rootfs".into(),
+            upper: Upper::Dir("/scratch/1".into()),
+            argv: vec!["true".to_owned()],
+            env: Vec::new(),
+            working_dir: None,
+            mounts: targets.iter().map(|target| Mount::new("/volume", *target)).collect(),
+            shm: None,
+            security: Security::default(),
+            share_pid: false,
+            stdin: false,
+            tty: false,
+            rlimits: Vec::new(),
+            oom_score_adj: None,
+        }
+    }
+
+    fn node() -> Node {
+        let all = crate::ids::IdMap::parse("0 0 4294967295");
+        Node {
+            ids: Ids { uids: all.clone(), gids: all, setgroups: true },
+            last_cap: 40,
+            mount_setattr: true,
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn sub_paths_are_walked_prefix_by_prefix() {
+        let texts = |list: Vec<CString>| list.into_iter().map(|c| c.into_string().expect("text")).collect::<Vec<_>>();
+        let (prefixes, last) = sub_path("a//./b/c/").expect("a path");
+        assert_eq!(
+            (texts(prefixes), texts(last)),
+            (vec!["a".into(), "a/b".into(), "a/b/c".into()], vec!["a".into(), "b".into(), "c".into()])
+        );
+        for bad in ["/a", "a/../b", "..", "a/\0"] {
+            assert!(matches!(sub_path(bad), Err(LaunchError::Invalid { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn option_separators_in_paths_are_escaped() {
+        assert_eq!(overlay_escape(Path::new("/a:b,c\\d")), b"/a\\:b\\,c\\\\d");
+    }
+
+    #[test]
+    fn rights_go_after_the_mounts_and_exec_is_last() {
+        let mut container = spec(&["/data"]);
+        container.security.read_only_rootfs = true;
+        let program = compile(&container, &node(), None).expect("a program");
+        let at =
+            |wanted: fn(&OpKind) -> bool| program.ops.iter().position(|op| wanted(&op.kind)).expect("an operation");
+        let order = [
+            at(|kind| matches!(kind, OpKind::NewFs { .. })),
+            at(|kind| matches!(kind, OpKind::Pivot { .. })),
+            at(|kind| matches!(kind, OpKind::Attach { .. })),
+            at(|kind| matches!(kind, OpKind::RemountReadOnly { .. })),
+            at(|kind| matches!(kind, OpKind::CloseRest)),
+            at(|kind| matches!(kind, OpKind::DropBounding(_))),
+            at(|kind| matches!(kind, OpKind::SetGid(_))),
+            at(|kind| matches!(kind, OpKind::SetUid(_))),
+            at(|kind| matches!(kind, OpKind::SetCaps { .. })),
+            at(|kind| matches!(kind, OpKind::Exec { .. })),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        assert_eq!(order.last(), Some(&(program.ops.len() - 1)));
+    }
+
+    proptest! {
+        /// No spec makes the compiler panic, and no mount point outside of the skeleton is made before the pivot.
+        #[test]
+        fn any_targets_compile_or_are_refused(targets in proptest::collection::vec("(/|\\.\\.|a|b|\u{0}|){0,8}", 0..6)) {
+            let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+            if let Ok(program) = compile(&spec(&targets), &node(), None) {
+                for op in &program.ops {
+                    if let OpKind::Skeleton { targets, .. } = &op.kind {
+                        for (_, target) in targets {
+                            let target = target.to_str().expect("text");
+                            prop_assert!(target.starts_with('/') && !target.split('/').any(|part| part == ".."));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

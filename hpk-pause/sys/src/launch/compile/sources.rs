@@ -1,0 +1,148 @@
+//! Sources of mounts: opened before the pivot, while they can be named.
+
+use super::kernel_fs::PROC_ATTRIBUTES;
+use super::{Node, c};
+use crate::launch::{LaunchSpec, Mount, Propagation};
+use crate::program::{OpKind, Program, Slot, Step};
+use crate::spawn::LaunchError;
+use libc::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE};
+use std::ffi::CString;
+
+/// Shallow targets first, as container engines order them; equal depth keeps the spec's order.
+pub(super) fn ordered(mounts: &[Mount]) -> Vec<&Mount> {
+    let mut mounts: Vec<&Mount> = mounts.iter().collect();
+    mounts.sort_by_key(|mount| mount.target.split('/').filter(|part| !part.is_empty()).count());
+    mounts
+}
+
+/// Slots of opened sources.
+pub(super) struct Sources {
+    pub(super) mounts: Vec<Slot>,
+    pub(super) devices: Vec<Slot>,
+    pub(super) shm: Option<Slot>,
+    pub(super) sys: Slot,
+    pub(super) proc: Slot,
+    pub(super) gpu_libs: Option<Slot>,
+}
+
+pub(super) fn open_sources(
+    p: &mut Program,
+    spec: &LaunchSpec,
+    node: &Node,
+    mounts: &mut [&Mount],
+) -> Result<Sources, LaunchError> {
+    let slots: Vec<Slot> = mounts.iter().map(|_| p.slot()).collect();
+    // These keep their ties to the supervisor's mounts, so they are copied before the ties are cut.
+    for (mount, slot) in mounts.iter().zip(&slots).filter(|(mount, _)| mount.propagation != Propagation::Private) {
+        open_mount(p, mount, *slot, node)?;
+    }
+    let none =
+        OpKind::Mount { source: None, target: c("/", "/")?, fstype: None, flags: MS_REC | MS_PRIVATE, data: None };
+    p.push(Step::Propagation, "/", none);
+    for (mount, slot) in mounts.iter().zip(&slots).filter(|(mount, _)| mount.propagation == Propagation::Private) {
+        open_mount(p, mount, *slot, node)?;
+    }
+    let mut devices = Vec::with_capacity(node.devices.len());
+    for device in &node.devices {
+        let slot = p.slot();
+        let path = format!("/dev/{device}");
+        p.push_optional(Step::Dev, &path, OpKind::OpenTree { slot, path: c("devices", &path)?, recursive: true });
+        devices.push(slot);
+    }
+    let shm = match &spec.shm {
+        Some(path) => {
+            let slot = p.slot();
+            p.push(
+                Step::Source,
+                path.to_string_lossy(),
+                OpKind::OpenTree { slot, path: c("shm", path)?, recursive: false },
+            );
+            Some(slot)
+        }
+        None => None,
+    };
+    let gpu_libs = match &node.gpu_libs {
+        Some(path) => {
+            let slot = p.slot();
+            p.push(Step::Source, path, OpKind::OpenTree { slot, path: c("devices", path)?, recursive: true });
+            Some(slot)
+        }
+        None => None,
+    };
+    let sys = p.slot();
+    p.push(Step::Sys, "/sys", OpKind::OpenTree { slot: sys, path: c("sys", "/sys")?, recursive: true });
+    if !spec.security.writable_sys && node.mount_setattr {
+        p.push(Step::Sys, "/sys", OpKind::SetAttr { slot: sys, read_only: true, recursive: true, propagation: 0 });
+    }
+    // A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
+    let proc = p.slot();
+    p.push(Step::Proc, "/proc", OpKind::NewFs { slot: proc, fstype: c("proc", "proc")?, attributes: PROC_ATTRIBUTES });
+    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu_libs })
+}
+
+pub(super) fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node) -> Result<(), LaunchError> {
+    if !mount.target.starts_with('/') {
+        return Err(LaunchError::Invalid {
+            field: "volumeMounts.mountPath",
+            reason: format!("{:?} is not an absolute path", mount.target),
+        });
+    }
+    let source = c("volumes", &mount.source)?;
+    if let Some(mode) = mount.create_file {
+        p.push(Step::Source, mount.source.to_string_lossy(), OpKind::Touch { path: source.clone(), mode });
+    }
+    match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
+        None => p.push(
+            Step::Source,
+            mount.source.to_string_lossy(),
+            OpKind::OpenTree { slot, path: source, recursive: true },
+        ),
+        Some(path) => {
+            let (prefixes, last_components) = sub_path(path)?;
+            p.push(Step::SubPath, path, OpKind::OpenSubTree { slot, volume: source, prefixes, last_components });
+        }
+    }
+    let (set, recursive) = match mount.propagation {
+        // The copy of a private mount is private.
+        Propagation::Private => (0, false),
+        Propagation::Slave => (MS_SLAVE, true),
+        Propagation::Shared => (MS_SHARED, true),
+    };
+    if set != 0 {
+        p.push(Step::Mount, &mount.target, OpKind::SetAttr { slot, read_only: false, recursive, propagation: set });
+    }
+    if mount.read_only && node.mount_setattr {
+        let kind = OpKind::SetAttr { slot, read_only: true, recursive: mount.recursive_read_only, propagation: 0 };
+        p.push(Step::Mount, &mount.target, kind);
+    } else if mount.recursive_read_only {
+        return Err(LaunchError::Invalid {
+            field: "volumeMounts.recursiveReadOnly",
+            reason: "the node's kernel is older than 5.12 and cannot do it; use readOnly alone".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Cumulative prefixes of a subPath and their last components; `..` and absolute paths are refused.
+pub(super) fn sub_path(path: &str) -> Result<(Vec<CString>, Vec<CString>), LaunchError> {
+    let invalid =
+        |reason: &str| LaunchError::Invalid { field: "volumeMounts.subPath", reason: format!("{path:?} {reason}") };
+    if path.starts_with('/') {
+        return Err(invalid("must be relative to the volume"));
+    }
+    let mut prefixes = Vec::new();
+    let mut last = Vec::new();
+    let mut prefix = String::new();
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            return Err(invalid("must not contain \"..\""));
+        }
+        if !prefix.is_empty() {
+            prefix.push('/');
+        }
+        prefix.push_str(part);
+        prefixes.push(c("volumeMounts.subPath", &prefix)?);
+        last.push(c("volumeMounts.subPath", part)?);
+    }
+    Ok((prefixes, last))
+}
