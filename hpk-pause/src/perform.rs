@@ -17,7 +17,7 @@ use hpk_api::state::ContainerUser;
 use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, ProbeOutcome};
 use hpk_log::{LogEvent, LogHandle, LogId, LogTarget, Source};
 use hpk_sys::join::{JoinSpec, Joiner};
-use hpk_sys::launch::{FailureKind, Io, LaunchError, Launched, Launcher, Native, Security};
+use hpk_sys::launch::{FailureKind, Io, LaunchError, Launched, Launcher, Native, PidNamespace, Security};
 use hpk_sys::procfs::OomWatch;
 use hpk_sys::reap::Reaped;
 use hpk_sys::signals::{self, MountNs};
@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -91,6 +92,7 @@ struct Pending {
 }
 
 struct Running {
+    name: String,
     instance: u32,
     pid: Pid,
     pidfd: OwnedFd,
@@ -104,7 +106,7 @@ struct Running {
     working_dir: Option<String>,
     security: Security,
     oom_score_adj: Option<i32>,
-    share_pid: bool,
+    pid_namespace: PidNamespace,
     stdin_once: bool,
     want_tail: bool,
     message_file: PathBuf,
@@ -196,7 +198,8 @@ impl Performer {
         container: ContainerIndex,
         instance: u32,
     ) -> Option<Outcome> {
-        let prepared = match self.specs.prepare(pod, plan, instance) {
+        let prepared = self.pid_namespace(pod, plan).and_then(|pid| self.specs.prepare(pod, plan, instance, pid));
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return Some(Outcome::Failed(container, instance, failure)),
         };
@@ -218,6 +221,25 @@ impl Performer {
                 None
             }
             Err(error) => Some(Outcome::Failed(container, instance, failure(&error))),
+        }
+    }
+
+    /// The processes that a container is to see: those of its target, of the pod, or its own.
+    fn pid_namespace(&self, pod: &SandboxPlan, plan: &ContainerPlan) -> Result<PidNamespace, LaunchFailure> {
+        match &plan.target {
+            _ if pod.share_process_namespace => Ok(PidNamespace::Pod),
+            None => Ok(PidNamespace::Own),
+            Some(target) => {
+                let running = self.running.values().find(|running| running.name == *target);
+                let pidfd = running.map(|running| running.pidfd.try_clone());
+                match pidfd {
+                    Some(Ok(pidfd)) => Ok(PidNamespace::Of(Arc::new(pidfd))),
+                    Some(Err(error)) => Err(LaunchFailure::Create(format!("target container {target}: {error}"))),
+                    None => Err(LaunchFailure::Config(format!(
+                        "unable to find target container {target}: it is not running"
+                    ))),
+                }
+            }
         }
     }
 
@@ -251,6 +273,7 @@ impl Performer {
         self.last_logs.insert(plan.name.clone(), (instance, log));
         let user = prepared.user.clone();
         let running = Running {
+            name: plan.name,
             instance,
             pid,
             pidfd: launched.pidfd,
@@ -263,7 +286,7 @@ impl Performer {
             working_dir: prepared.spec.working_dir,
             security: prepared.spec.security,
             oom_score_adj: prepared.spec.oom_score_adj,
-            share_pid: prepared.spec.share_pid,
+            pid_namespace: prepared.spec.pid,
             stdin_once: plan.stdin_once,
             want_tail: plan.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError,
             message_file: prepared.message_file,
@@ -305,10 +328,10 @@ impl Performer {
         for task in &running.tasks {
             task.abort();
         }
-        if running.share_pid
+        if !matches!(running.pid_namespace, PidNamespace::Own)
             && let Some(ns) = running.mount_ns
         {
-            // Its end would end all of its PID namespace; where that is the pod's, the rest is ours to end.
+            // Its end ends all of a PID namespace of its own; where that is another's, the rest is ours to end.
             let _ = signals::kill_all(ns);
         }
         let cause = match cause {
@@ -405,7 +428,8 @@ impl Performer {
     /// SIGKILL to all of a container.
     pub fn kill(&mut self, container: ContainerIndex, instance: u32) {
         self.signal(container, instance, Signal::SIGKILL as i32);
-        if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance && r.share_pid)
+        if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance)
+            && !matches!(running.pid_namespace, PidNamespace::Own)
             && let Some(ns) = running.mount_ns
         {
             let _ = signals::kill_all(ns);
@@ -441,7 +465,7 @@ impl Performer {
             env: running.env.clone(),
             working_dir: running.working_dir.clone(),
             security: running.security.clone(),
-            own_pid: !running.share_pid,
+            own_pid: !matches!(running.pid_namespace, PidNamespace::Pod),
             stdin,
             tty,
             size: (0, 0),

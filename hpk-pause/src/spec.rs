@@ -8,7 +8,7 @@ use hpk_api::plan::{ContainerPlan, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, Sand
 use hpk_api::state::ContainerUser;
 use hpk_core::LaunchFailure;
 use hpk_sys::caps::CapSet;
-use hpk_sys::launch::{LaunchSpec, Mount, Propagation, Security, Upper};
+use hpk_sys::launch::{LaunchSpec, Mount, PidNamespace, Propagation, Security, Upper};
 use hpk_sys::seccomp::Filter;
 use hpk_sys::users::User;
 use std::collections::HashMap;
@@ -82,6 +82,7 @@ impl Specs {
         pod: &SandboxPlan,
         container: &ContainerPlan,
         instance: u32,
+        pid: PidNamespace,
     ) -> Result<Prepared, LaunchFailure> {
         if container.argv.is_empty() {
             return Err(LaunchFailure::Create("no command specified".to_owned()));
@@ -104,7 +105,7 @@ impl Specs {
             mounts: self.mounts(pod, container, &message_file)?,
             shm: Some(self.paths.shm()),
             security,
-            share_pid: pod.share_process_namespace,
+            pid,
             stdin: container.stdin,
             tty: container.tty,
             rlimits: Vec::new(),

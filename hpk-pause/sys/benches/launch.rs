@@ -6,7 +6,7 @@
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hpk_sys::join::{JoinSpec, Joiner};
-use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, Security, Upper};
+use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace, Upper};
 use hpk_sys::reap::{self, Poll, Reaper};
 use hpk_sys::signals;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -32,22 +32,8 @@ fn main() {
 }
 
 fn spec(rootfs: &Path, upper: PathBuf, argv: &[&str]) -> LaunchSpec {
-    LaunchSpec {
-        name: "bench".to_owned(),
-        rootfs: rootfs.to_owned(),
-        upper: Upper::Dir(upper),
-        argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
-        env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        working_dir: None,
-        mounts: Vec::new(),
-        shm: None,
-        security: Security::default(),
-        share_pid: false,
-        stdin: false,
-        tty: false,
-        rlimits: Vec::new(),
-        oom_score_adj: None,
-    }
+    let env = vec![("PATH".to_owned(), "/bin".to_owned())];
+    LaunchSpec { env, ..LaunchSpec::new("bench", rootfs, Upper::Dir(upper), argv.iter().copied()) }
 }
 
 fn wait(pid: Pid) {
@@ -105,10 +91,10 @@ fn measure(rootfs: &Path, scratch: &Path) {
     });
     let mut native = Native::new().expect("a node");
     let mut node = Native::new().expect("a node");
-    let mut launch = |upper: PathBuf, mounts: &[Mount], share_pid: bool| {
+    let mut launch = |upper: PathBuf, mounts: &[Mount], pid: PidNamespace| {
         let mut spec = spec(rootfs, upper, &["true"]);
         spec.mounts = mounts.to_vec();
-        spec.share_pid = share_pid;
+        spec.pid = pid;
         let start = Instant::now();
         let launched = node.launch(&spec).expect("a container");
         wait(launched.pid);
@@ -116,8 +102,8 @@ fn measure(rootfs: &Path, scratch: &Path) {
         // searches long for others.
         start.elapsed()
     };
-    median("launch", RUNS, |run| launch(scratch.join(format!("a{run}")), &[], false));
-    median("launch-shared-pid", RUNS, |run| launch(scratch.join(format!("s{run}")), &[], true));
+    median("launch", RUNS, |run| launch(scratch.join(format!("a{run}")), &[], PidNamespace::Own));
+    median("launch-shared-pid", RUNS, |run| launch(scratch.join(format!("s{run}")), &[], PidNamespace::Pod));
     let mut until_exec = |run: u32| {
         let upper = scratch.join(format!("e{run}"));
         let start = Instant::now();
@@ -131,22 +117,12 @@ fn measure(rootfs: &Path, scratch: &Path) {
     std::fs::create_dir_all(&volume).expect("a volume");
     let mounts: Vec<Mount> =
         (0..50).map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) }).collect();
-    median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, false));
+    median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, PidNamespace::Own));
 
     let Launched { pid, pidfd, io } =
         native.launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"])).expect("a container");
     let joiner = Joiner::new().expect("a joiner");
-    let join = JoinSpec {
-        argv: vec!["true".to_owned()],
-        env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        working_dir: None,
-        security: Security::default(),
-        own_pid: true,
-        stdin: false,
-        tty: false,
-        size: (0, 0),
-        oom_score_adj: None,
-    };
+    let join = JoinSpec { env: vec![("PATH".to_owned(), "/bin".to_owned())], ..JoinSpec::new(["true"]) };
     median("join", RUNS, |_| {
         let start = Instant::now();
         let session = joiner.start(pidfd.as_fd(), &join).and_then(|s| s.wait()).expect("a session");

@@ -24,6 +24,7 @@ pub mod launch;
 pub mod mounts;
 pub mod netdev;
 pub mod peer;
+mod pidns;
 pub mod procfs;
 pub mod program;
 pub mod pty;

@@ -7,7 +7,8 @@ use common::{World, finish, output, wait};
 use hpk_sys::caps::CapSet;
 use hpk_sys::join::{JoinSpec, Joiner};
 use hpk_sys::launch::{
-    FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, Propagation, Rlimit, Security, Step, Upper,
+    FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace, Propagation, Rlimit,
+    Security, Step, Upper,
 };
 use hpk_sys::reap::ExitCause;
 use hpk_sys::signals::{self, MountNs};
@@ -345,22 +346,13 @@ fn devices_and_shared_memory_are_shared_by_the_pod() {
 }
 
 fn join_spec(argv: &[&str]) -> JoinSpec {
-    JoinSpec {
-        argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
-        env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        working_dir: None,
-        security: Security::default(),
-        own_pid: true,
-        stdin: false,
-        tty: false,
-        size: (0, 0),
-        oom_score_adj: None,
-    }
+    let env = vec![("PATH".to_owned(), "/bin".to_owned())];
+    JoinSpec { env, ..JoinSpec::new(argv.iter().copied()) }
 }
 
-fn sleeper(world: &World, share_pid: bool) -> Launched {
+fn sleeper(world: &World, pid: PidNamespace) -> Launched {
     let mut spec = world.sh("touch /here; sleep 1000 & echo up; wait");
-    spec.share_pid = share_pid;
+    spec.pid = pid;
     let launched = start(&spec).expect("a container");
     let hpk_sys::launch::Io::Pipes { stdout, .. } = &launched.io else { panic!("pipes") };
     let mut line = [0u8; 3];
@@ -371,7 +363,7 @@ fn sleeper(world: &World, share_pid: bool) -> Launched {
 #[test]
 fn a_session_joins_a_container() {
     let world = World::new();
-    let container = sleeper(&world, false);
+    let container = sleeper(&world, PidNamespace::Own);
     let joiner = Joiner::new().expect("a joiner");
     let spec = join_spec(&["sh", "-c", "ls /here; cat /proc/1/comm; echo $$ > /tmp/pid; exit 5"]);
     let (out, err, cause) =
@@ -390,9 +382,28 @@ fn a_session_joins_a_container() {
 }
 
 #[test]
+fn a_container_joins_the_processes_of_its_target() {
+    let world = World::new();
+    let target = sleeper(&world, PidNamespace::Own);
+    let pidfd = Arc::new(target.pidfd.try_clone().expect("a descriptor"));
+    let mut spec =
+        world.sh("cat /proc/1/comm; ls /here; kill -TERM $(grep -l sleep /proc/[0-9]*/comm | head -1 | cut -d/ -f3)");
+    spec.pid = PidNamespace::Of(Arc::clone(&pidfd));
+    let (out, err, cause) = run(&spec);
+    // Its own root, the target's processes, one of which it ends.
+    assert_eq!((out.as_str(), cause), ("sh\n", ExitCause::Exited(0)), "{err}");
+    // Its shell waits for that one alone.
+    let (_, _, cause) = finish(target);
+    assert_eq!(cause, ExitCause::Exited(0));
+    assert_eq!(fails(&spec), LaunchError::NotRunning);
+    // The next one is again of the supervisor's own namespace.
+    assert_eq!(run(&world.sh("echo $$")).0, "1\n");
+}
+
+#[test]
 fn a_session_with_a_terminal_has_its_size() {
     let world = World::new();
-    let container = sleeper(&world, false);
+    let container = sleeper(&world, PidNamespace::Own);
     let joiner = Joiner::new().expect("a joiner");
     let spec = JoinSpec { tty: true, size: (33, 111), ..join_spec(&["sh", "-c", "tty; stty size; id -u"]) };
     let (out, _, cause) =
@@ -405,7 +416,7 @@ fn a_session_with_a_terminal_has_its_size() {
 #[test]
 fn a_session_group_is_killed_as_one() {
     let world = World::new();
-    let container = sleeper(&world, false);
+    let container = sleeper(&world, PidNamespace::Own);
     let joiner = Joiner::new().expect("a joiner");
     let spec = join_spec(&["sh", "-c", "sleep 1000 & sleep 1000 & echo up; wait"]);
     let session = joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait()).expect("a session");
@@ -422,7 +433,7 @@ fn a_session_group_is_killed_as_one() {
 #[test]
 fn everything_in_a_container_that_shares_the_namespace_is_found_and_killed() {
     let world = World::new();
-    let container = sleeper(&world, true);
+    let container = sleeper(&world, PidNamespace::Pod);
     let ns = MountNs::of(container.pid).expect("a namespace");
     assert_eq!(signals::members(ns).len(), 2);
     let usage = hpk_sys::procfs::usage(ns);

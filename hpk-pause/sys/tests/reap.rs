@@ -34,7 +34,7 @@ fn orphans_and_children_all_come_with_their_causes() {
     // The orphans wait for the end of the shell's input, which comes after the shell's own end.
     let script = "exec 3<&0; i=0; while [ $i -lt 300 ]; do (exit 5) & (cat <&3; exit 6) & i=$((i+1)); done; exit 7";
     let mut spec = world.sh(script);
-    spec.share_pid = true;
+    spec.pid = hpk_sys::launch::PidNamespace::Pod;
     spec.stdin = true;
     let launched = native.launch(&spec).expect("a container");
     let killed = native.launch(&world.spec(&["sh", "-c", "kill -SEGV $$; sleep 1000"])).expect("a container");

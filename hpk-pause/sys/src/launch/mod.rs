@@ -16,6 +16,7 @@ pub use native::Native;
 
 use crate::caps::CapSet;
 use crate::seccomp::Filter;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -57,8 +58,8 @@ pub struct LaunchSpec {
     pub shm: Option<PathBuf>,
     /// User, groups, capabilities.
     pub security: Security,
-    /// Share the supervisor's PID namespace; else it gets its own, its main process is PID 1 there and its end ends all.
-    pub share_pid: bool,
+    /// Which processes it sees.
+    pub pid: PidNamespace,
     /// Give it a pipe as standard input; else it reads /dev/null. A terminal is its own input.
     pub stdin: bool,
     /// Give it a terminal.
@@ -67,6 +68,44 @@ pub struct LaunchSpec {
     pub rlimits: Vec<Rlimit>,
     /// Only higher values than the supervisor's own can be had; lower ones are left at the supervisor's.
     pub oom_score_adj: Option<i32>,
+}
+
+impl LaunchSpec {
+    /// A container of this image and command: root with the default rights, nothing mounted, its own PID namespace.
+    pub fn new<S: Into<String>>(
+        name: impl Into<String>,
+        rootfs: impl Into<PathBuf>,
+        upper: Upper,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            rootfs: rootfs.into(),
+            upper,
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            working_dir: None,
+            mounts: Vec::new(),
+            shm: None,
+            security: Security::default(),
+            pid: PidNamespace::Own,
+            stdin: false,
+            tty: false,
+            rlimits: Vec::new(),
+            oom_score_adj: None,
+        }
+    }
+}
+
+/// The PID namespace of a container.
+#[derive(Clone, Debug)]
+pub enum PidNamespace {
+    /// Its own: its main process is PID 1 there, and its end ends all of it.
+    Own,
+    /// The supervisor's, shared by the pod's containers.
+    Pod,
+    /// That of another container, by a pidfd of its main process (`kubectl debug --target`).
+    Of(Arc<OwnedFd>),
 }
 
 /// Where a container's writes go.

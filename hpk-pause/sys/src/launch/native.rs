@@ -1,15 +1,16 @@
 //! The native launcher: a container of our own making in the pod's user namespace, with no process beside it.
 
 use super::compile::{self, ChildIo, Node};
-use super::{LaunchError, LaunchSpec, Launcher, Starting, Upper};
+use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting, Upper};
 use crate::caps;
 use crate::ids::Ids;
+use crate::pidns::Home;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::{self, Namespaces, Pipes};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// Nodes that every container gets where the parent has them; the last ones are GPUs and fast networks.
@@ -21,6 +22,7 @@ const GPU_LIBS: &str = "/.singularity.d/libs";
 #[derive(Debug)]
 pub struct Native {
     node: Node,
+    home: Home,
 }
 
 impl Native {
@@ -29,7 +31,7 @@ impl Native {
     /// # Errors
     /// When /proc cannot be read.
     pub fn new() -> Result<Self, LaunchError> {
-        Ok(Self { node: look_at_node()? })
+        Ok(Self { node: look_at_node()?, home: Home::open()? })
     }
 
     /// Tries what a launch needs of the kernel: a mount namespace and an overlay of `rootfs` with its upper layer below
@@ -68,7 +70,12 @@ impl Launcher for Native {
     fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError> {
         let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
         let program = compile::compile(spec, &self.node, ends.io())?;
-        spawn::start(program, Namespaces { mount: true, pid: !spec.share_pid, user: false }, pipes, ends.fds())
+        let pid = matches!(spec.pid, PidNamespace::Own);
+        let start = || spawn::start(program, Namespaces { mount: true, pid, user: false }, pipes, ends.fds());
+        match &spec.pid {
+            PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start),
+            PidNamespace::Own | PidNamespace::Pod => start(),
+        }
     }
 }
 

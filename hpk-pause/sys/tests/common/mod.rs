@@ -1,7 +1,7 @@
 //! A small image from the machine's static busybox, and helpers for real processes.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
-use hpk_sys::launch::{Io, LaunchSpec, Launched, Security, Upper};
+use hpk_sys::launch::{Io, LaunchSpec, Launched, Upper};
 use hpk_sys::reap::{ExitCause, Poll, Reaped, Reaper};
 use std::fs;
 use std::io::Read;
@@ -32,7 +32,7 @@ impl World {
         fs::copy(busybox, rootfs.join("bin/busybox")).expect("busybox");
         for applet in [
             "sh", "true", "false", "cat", "sleep", "id", "ls", "mount", "ps", "env", "pwd", "echo", "tty", "stat",
-            "touch", "head", "dd", "kill", "readlink", "grep", "stty", "setsid", "umount", "test", "hostname",
+            "touch", "head", "dd", "kill", "readlink", "grep", "cut", "stty", "setsid", "umount", "test", "hostname",
         ] {
             symlink("busybox", rootfs.join("bin").join(applet)).expect("an applet");
         }
@@ -47,22 +47,9 @@ impl World {
 
     pub fn spec(&self, argv: &[&str]) -> LaunchSpec {
         self.runs.set(self.runs.get() + 1);
-        LaunchSpec {
-            name: "test".to_owned(),
-            rootfs: self.rootfs.clone(),
-            upper: Upper::Dir(self.path(&format!("scratch/{}", self.runs.get()))),
-            argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
-            env: vec![("PATH".to_owned(), "/bin".to_owned())],
-            working_dir: None,
-            mounts: Vec::new(),
-            shm: None,
-            security: Security::default(),
-            share_pid: false,
-            stdin: false,
-            tty: false,
-            rlimits: Vec::new(),
-            oom_score_adj: None,
-        }
+        let upper = Upper::Dir(self.path(&format!("scratch/{}", self.runs.get())));
+        let env = vec![("PATH".to_owned(), "/bin".to_owned())];
+        LaunchSpec { env, ..LaunchSpec::new("test", &self.rootfs, upper, argv.iter().copied()) }
     }
 
     pub fn sh(&self, script: &str) -> LaunchSpec {

@@ -205,22 +205,9 @@ mod tests {
     use std::path::Path;
 
     fn spec(targets: &[&str]) -> LaunchSpec {
-        LaunchSpec {
-            name: "test".to_owned(),
-            rootfs: "/images/a:b,c\\d/rootfs".into(),
-            upper: Upper::Dir("/scratch/1".into()),
-            argv: vec!["true".to_owned()],
-            env: Vec::new(),
-            working_dir: None,
-            mounts: targets.iter().map(|target| Mount::new("/volume", *target)).collect(),
-            shm: None,
-            security: Security::default(),
-            share_pid: false,
-            stdin: false,
-            tty: false,
-            rlimits: Vec::new(),
-            oom_score_adj: None,
-        }
+        let upper = Upper::Dir("/scratch/1".into());
+        let mounts = targets.iter().map(|target| Mount::new("/volume", *target)).collect();
+        LaunchSpec { mounts, ..LaunchSpec::new("test", "/images/a:b,c\\d/rootfs", upper, ["true"]) }
     }
 
     fn node() -> Node {
