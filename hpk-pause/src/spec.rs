@@ -54,7 +54,17 @@ pub struct Specs {
     pod_ips: Vec<IpAddr>,
     users: Users,
     seccomp: Option<Arc<Filter>>,
+    gpu_env: Vec<(String, String)>,
 }
+
+/// Variables of GPU libraries that number a job's devices; hpk-netns hands them on from Slurm.
+const GPU_VARIABLES: [&str; 5] = [
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "GPU_DEVICE_ORDINAL",
+];
 
 /// Name in the pod, plan field, file.
 const ETC: [(&str, &str); 3] =
@@ -64,7 +74,8 @@ impl Specs {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        Self { paths, pod_ips: Vec::new(), users: HashMap::new(), seccomp: None }
+        let gpu_env = GPU_VARIABLES.iter().filter_map(|&name| Some((name.to_owned(), std::env::var(name).ok()?)));
+        Self { paths, pod_ips: Vec::new(), users: HashMap::new(), seccomp: None, gpu_env: gpu_env.collect() }
     }
 
     /// The pod's addresses and users are known.
@@ -100,7 +111,7 @@ impl Specs {
                 bytes => Upper::Limited { dir: writable, bytes },
             },
             argv: container.argv.iter().map(|a| self.fill(a)).collect(),
-            env: container.env.iter().map(|(k, v)| (k.clone(), self.fill(v))).collect(),
+            env: self.env(container),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),
             mounts: self.mounts(pod, container, &message_file)?,
             shm: Some(self.paths.shm()),
@@ -114,6 +125,13 @@ impl Specs {
         let user =
             ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups: spec.security.groups.clone() };
         Ok(Prepared { spec, user, message_file })
+    }
+
+    /// The container's own, and what Slurm says of the job's GPUs where it does not say so itself.
+    fn env(&self, container: &ContainerPlan) -> Vec<(String, String)> {
+        let own = container.env.iter().map(|(k, v)| (k.clone(), self.fill(v)));
+        let free = |name: &str| !container.env.iter().any(|(own, _)| own == name);
+        own.chain(self.gpu_env.iter().filter(|(name, _)| free(name)).cloned()).collect()
     }
 
     /// Puts the pod's addresses where the plan could not know them.

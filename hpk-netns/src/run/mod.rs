@@ -9,6 +9,7 @@
 //! say itself, because there is no supervisor to say it, goes to `launch.json` and to standard error.
 
 mod child;
+mod devices;
 mod hostpath;
 mod layout;
 mod parent;
@@ -110,19 +111,22 @@ async fn live(
     } else {
         parent::UserNamespace::SingleId
     };
+    let job: Vec<_> = std::env::vars_os().collect();
     let parts = parent::Parts {
         layout,
         apptainer: &apptainer,
         user_namespace,
         host_points: &host_points,
-        tun: plan.network.mode == NetworkMode::Overlay && Path::new("/dev/net/tun").exists(),
+        devices: devices::Devices::choose(plan.network.mode == NetworkMode::Overlay, Path::exists, |name| {
+            job.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str())
+        }),
     };
     let argv = parent::command(plan, &parts);
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
     let network = crate::network::start(plan, &places, job_id);
     let mut own = vec![("HPK_NODE", hostname())];
     own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
-    let env = parent::environment(std::env::vars_os(), &own);
+    let env = parent::environment(job.into_iter(), &own);
     let child = child::start(&argv, &env).map_err(|source| LaunchError::Start {
         program: argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
         source,

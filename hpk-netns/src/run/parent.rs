@@ -3,6 +3,7 @@
 //! `apptainer exec` gives the namespaces and the binds; nothing of the job's environment enters the pod but
 //! the few variables that the supervisor asks for (`--containall`, [`environment`]).
 
+use super::devices::{Devices, PASSED_ON};
 use super::layout::Layout;
 use hpk_api::net::NetworkMode;
 use hpk_api::paths;
@@ -26,8 +27,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) user_namespace: UserNamespace,
     /// Mount points below [`Layout::host`], in the order of the plan's host binds.
     pub(crate) host_points: &'a [PathBuf],
-    /// Whether `/dev/net/tun` is there to be bound.
-    pub(crate) tun: bool,
+    /// Of the node.
+    pub(crate) devices: Devices,
 }
 
 /// Program and arguments.
@@ -74,9 +75,10 @@ pub(crate) fn command(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> {
     for (index, host) in plan.host_binds.iter().enumerate() {
         bind(Path::new(&host.source), &format!("{}/{index}", paths::HOST), false);
     }
-    if parts.tun {
-        bind(Path::new("/dev/net/tun"), "/dev/net/tun", false);
+    for device in &parts.devices.binds {
+        bind(device, &device.to_string_lossy(), false);
     }
+    argv.extend(parts.devices.flags.iter().map(OsString::from));
     argv.push(l.parent_image.clone().into());
     argv.extend(["/hpk-pause", "--plan", "/hpk/pod/plan.json"].map(OsString::from));
     argv
@@ -98,7 +100,7 @@ fn mount(source: &Path, destination: &str, read_only: bool) -> OsString {
 
 /// The environment of `apptainer` itself: nothing of the job's `APPTAINER*`/`SINGULARITY*` settings (binds of
 /// theirs would be applied to the pod), and for the supervisor, by Apptainer's `APPTAINERENV_` rule, the job's
-/// `SLURM_*` and `HPK_*` variables.
+/// `SLURM_*` and `HPK_*` variables and those that name GPUs.
 pub(crate) fn environment(
     job: impl Iterator<Item = (OsString, OsString)>,
     own: &[(&str, String)],
@@ -108,7 +110,7 @@ pub(crate) fn environment(
         let Some(name) = key.to_str() else { continue };
         if matches!(name, "PATH" | "HOME" | "USER" | "LOGNAME" | "LANG" | "XDG_RUNTIME_DIR" | "TMPDIR") {
             env.push((key, value));
-        } else if name.starts_with("SLURM_") || name.starts_with("HPK_") {
+        } else if name.starts_with("SLURM_") || name.starts_with("HPK_") || PASSED_ON.contains(&name) {
             let inside = format!("APPTAINERENV_{name}");
             env.push((inside.into(), value));
         }
@@ -141,7 +143,7 @@ mod tests {
             apptainer: Path::new("/usr/bin/apptainer"),
             user_namespace,
             host_points: &points,
-            tun: true,
+            devices: Devices { binds: vec!["/dev/net/tun".into()], flags: vec!["--nv"] },
         };
         command(&plan(mode), &parts).iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
@@ -177,6 +179,7 @@ mod tests {
     fn environment_is_clean() {
         let job = [("APPTAINER_BIND", "/x"), ("SECRET", "s"), ("PATH", "/bin"), ("SLURM_JOB_ID", "7")];
         let env = environment(job.iter().map(|(k, v)| (k.into(), v.into())), &[("HPK_NODE", "c1".into())]);
+        assert!(line("host", UserNamespace::SubordinateIds).contains("destination=/dev/net/tun --nv /opt/"));
         let names: Vec<_> = env.iter().map(|(k, _)| k.to_string_lossy().into_owned()).collect();
         assert_eq!(names, ["PATH", "APPTAINERENV_SLURM_JOB_ID", "APPTAINERENV_HPK_NODE"]);
     }

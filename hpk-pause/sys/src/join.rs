@@ -3,8 +3,8 @@
 //! The new process is born in the container's PID namespace (`pidns`) and enters the mount namespace, and with it the
 //! container's root, itself.
 
-use crate::launch::native::{look_at_node, pipes};
-use crate::launch::{LaunchError, Security, Starting, compile_join};
+use crate::launch::native::pipes;
+use crate::launch::{LaunchError, Places, Security, Starting, compile_join};
 use crate::pidns::Home;
 use crate::spawn::{self, Namespaces};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -64,7 +64,7 @@ impl Joiner {
     /// # Errors
     /// When /proc cannot be read.
     pub fn new() -> Result<Self, LaunchError> {
-        Ok(Self { node: look_at_node()?, home: Home::open()? })
+        Ok(Self { node: crate::launch::Node::look(Places::default())?, home: Home::open()? })
     }
 
     /// Clones the process and returns at once; see [`Starting`]. The process leads a session and process group of its

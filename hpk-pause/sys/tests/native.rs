@@ -7,7 +7,7 @@ use common::{World, finish, output, wait};
 use hpk_sys::caps::CapSet;
 use hpk_sys::join::{JoinSpec, Joiner};
 use hpk_sys::launch::{
-    FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace, Propagation, Rlimit,
+    FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace, Places, Propagation, Rlimit,
     Security, Step, Upper,
 };
 use hpk_sys::reap::ExitCause;
@@ -343,6 +343,41 @@ fn devices_and_shared_memory_are_shared_by_the_pod() {
         spec.shm = Some(shm.clone());
         assert_eq!(run(&spec).0, expected);
     }
+}
+
+#[test]
+fn the_devices_of_container_engines_are_there() {
+    let world = World::new();
+    let (out, err, _) = run(&world
+        .sh("for d in null zero full random urandom tty; do test -c /dev/$d && echo $d; done; echo x > /dev/full"));
+    assert_eq!(out, "null\nzero\nfull\nrandom\nurandom\ntty\n");
+    assert!(err.contains("No space left on device"), "{err}");
+}
+
+/// No GPU is needed: the folders are fakes of what Apptainer's --nv makes in the parent container.
+#[test]
+fn fake_gpu_devices_libraries_and_tools_reach_containers() {
+    let world = World::new();
+    for dir in ["fake-dev/dri", "fake-libs", "fake-bin"] {
+        fs::create_dir_all(world.path(dir)).expect("a folder");
+    }
+    for file in
+        ["fake-dev/null", "fake-dev/nvidia0", "fake-dev/nvidiactl", "fake-dev/dri/card0", "fake-libs/libcuda.so.1"]
+    {
+        fs::write(world.path(file), file).expect("a file");
+    }
+    fs::write(world.path("fake-bin/nvidia-smi"), "#!/bin/sh\necho one GPU\n").expect("a program");
+    fs::set_permissions(world.path("fake-bin/nvidia-smi"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let places =
+        Places { dev: world.path("fake-dev"), gpu_libs: world.path("fake-libs"), gpu_tools: world.path("fake-bin") };
+    let spec = world.sh(
+        "cat /dev/nvidia0 /dev/nvidiactl /dev/dri/card0; echo; echo $LD_LIBRARY_PATH; ls $LD_LIBRARY_PATH; /usr/bin/nvidia-smi",
+    );
+    let (out, err, _) = finish(Native::with(places).expect("a node").launch(&spec).expect("a container"));
+    assert_eq!(
+        out, "fake-dev/nvidia0fake-dev/nvidiactlfake-dev/dri/card0\n/.singularity.d/libs\nlibcuda.so.1\none GPU\n",
+        "{err}"
+    );
 }
 
 fn join_spec(argv: &[&str]) -> JoinSpec {

@@ -126,6 +126,25 @@ fn debug_with_an_ephemeral_container() {
 }
 
 #[test]
+fn debug_of_a_target_at_a_terminal() {
+    let ns = Namespace::new("debug-target");
+    tools(&ns);
+    // Its own image (busybox: the target's has bash), the target's processes, a terminal of 33 by 99.
+    let run = ns.shell(&format!(
+        r#"printf 'ps\nls /bin/bash\nls -d /proc/1/root/bin/bash\nstty size\nexit 6\n' |
+           script -qec "stty rows 33 cols 99; kubectl -n $NS debug -it tools -q --image={BUSYBOX} -c dbg --target=main -- sh" /dev/null"#
+    ));
+    assert!(run.stdout.contains("sleep infinity"), "{run:?}");
+    assert!(run.stdout.contains("33 99"), "{run:?}");
+    assert!(run.stdout.contains("/proc/1/root/bin/bash\r\n"), "{run:?}");
+    assert!(run.stdout.contains("ls: /bin/bash: No such file"), "{run:?}");
+    let pod = ns.until_pod("tools", PATIENCE, |pod| {
+        pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 6
+    });
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[test]
 fn top_shows_what_a_pod_uses() {
     let ns = Namespace::new("top");
     tools(&ns);

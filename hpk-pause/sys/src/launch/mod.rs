@@ -7,8 +7,11 @@
 
 mod compile;
 pub mod native;
+mod node;
 
-pub(crate) use compile::{Node, compile_join};
+pub(crate) use compile::compile_join;
+pub(crate) use node::Node;
+pub use node::Places;
 
 pub use crate::program::Step;
 pub use crate::spawn::{FailureKind, Io, LaunchError, Launched, Starting};

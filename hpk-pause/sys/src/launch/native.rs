@@ -1,22 +1,15 @@
 //! The native launcher: a container of our own making in the pod's user namespace, with no process beside it.
 
-use super::compile::{self, ChildIo, Node};
+use super::compile::{self, ChildIo};
+use super::node::{Node, Places};
 use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting, Upper};
-use crate::caps;
-use crate::ids::Ids;
 use crate::pidns::Home;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::{self, Namespaces, Pipes};
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-
-/// Nodes that every container gets where the parent has them; the last ones are GPUs and fast networks.
-const DEVICES: [&str; 10] = ["null", "zero", "full", "random", "urandom", "tty", "fuse", "dri", "kfd", "infiniband"];
-/// Where Apptainer's --nv and --rocm put libraries.
-const GPU_LIBS: &str = "/.singularity.d/libs";
 
 /// Makes containers itself. Knows the node, holds nothing of the containers.
 #[derive(Debug)]
@@ -31,7 +24,15 @@ impl Native {
     /// # Errors
     /// When /proc cannot be read.
     pub fn new() -> Result<Self, LaunchError> {
-        Ok(Self { node: look_at_node()?, home: Home::open()? })
+        Self::with(Places::default())
+    }
+
+    /// As [`Native::new`], where the parent container's devices and GPU libraries are in other places (tests).
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn with(places: Places) -> Result<Self, LaunchError> {
+        Ok(Self { node: Node::look(places)?, home: Home::open()? })
     }
 
     /// Tries what a launch needs of the kernel: a mount namespace and an overlay of `rootfs` with its upper layer below
@@ -77,30 +78,6 @@ impl Launcher for Native {
             PidNamespace::Own | PidNamespace::Pod => start(),
         }
     }
-}
-
-pub(crate) fn look_at_node() -> Result<Node, LaunchError> {
-    let ids = Ids::of_self().map_err(|e| resources("read /proc/self/uid_map", &e))?;
-    let mut devices: Vec<String> = DEVICES.iter().map(|&name| name.to_owned()).collect();
-    devices.push("net/tun".to_owned());
-    if let Ok(entries) = std::fs::read_dir("/dev") {
-        let nvidia = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        devices.extend(nvidia.filter(|name| name.starts_with("nvidia")));
-    }
-    devices.retain(|name| Path::new("/dev").join(name).exists());
-    let libs = std::fs::read_dir(GPU_LIBS).is_ok_and(|mut entries| entries.next().is_some());
-    Ok(Node {
-        ids,
-        devices,
-        permitted: caps::permitted(),
-        last_cap: caps::last(),
-        gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
-        mount_setattr: crate::mounts::has_mount_setattr(),
-    })
-}
-
-fn resources(what: &'static str, error: &std::io::Error) -> LaunchError {
-    LaunchError::Resources { what, errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)) }
 }
 
 pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), LaunchError> {

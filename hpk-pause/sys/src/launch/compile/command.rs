@@ -1,6 +1,7 @@
 //! Standard streams, rights, environment and command: what joining processes have as well.
 
-use super::{ChildIo, Node, c};
+use super::{ChildIo, c};
+use crate::launch::node::Node;
 use crate::launch::{LaunchSpec, Security};
 use crate::program::{CStrings, OpKind, Program, Step};
 use crate::spawn::LaunchError;

@@ -1,8 +1,9 @@
 //! /dev, /proc and /sys of a container, and what of them is hidden.
 
 use super::sources::Sources;
-use super::{Node, c, c_opt};
+use super::{c, c_opt};
 use crate::launch::LaunchSpec;
+use crate::launch::node::Node;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
@@ -87,12 +88,12 @@ pub(super) fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sou
     // Kernels can be built without it.
     fs(p, Step::Dev, "mqueue", "/dev/mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, None, true)?;
     for (device, slot) in node.devices.iter().zip(&sources.devices) {
-        let path = format!("/dev/{device}");
-        let kind = OpKind::Attach { slot: *slot, target: c("devices", &path)?, fallback_read_only: false };
-        if device == "null" {
-            p.push(Step::Dev, &path, kind);
+        let path = &device.target;
+        let kind = OpKind::Attach { slot: *slot, target: c("devices", path)?, fallback_read_only: false };
+        if path == "/dev/null" {
+            p.push(Step::Dev, path, kind);
         } else {
-            p.push_optional(Step::Dev, &path, kind);
+            p.push_optional(Step::Dev, path, kind);
         }
     }
     for (path, target) in [

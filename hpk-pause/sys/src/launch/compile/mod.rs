@@ -15,6 +15,7 @@ pub(crate) use command::exec;
 use command::{DEFAULT_PATH, environment, rights, standard_io};
 pub(crate) use root::overlay;
 
+use super::node::Node;
 use super::{LaunchSpec, Security};
 use crate::ids::Ids;
 use crate::program::{OpKind, Program, Slot, Step};
@@ -25,22 +26,6 @@ use sources::{open_sources, ordered};
 use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-
-/// What is known of the node and the pod's namespaces.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Node {
-    pub(crate) ids: Ids,
-    /// Below /dev, in the order in which they are bound.
-    pub(crate) devices: Vec<String>,
-    /// The supervisor's own permitted capabilities.
-    pub(crate) permitted: u64,
-    /// Highest capability that the kernel knows.
-    pub(crate) last_cap: u8,
-    /// Libraries that Apptainer's --nv and --rocm bound into the parent.
-    pub(crate) gpu_libs: Option<String>,
-    /// mount_setattr(2) is there (5.12).
-    pub(crate) mount_setattr: bool,
-}
 
 /// Child's ends of its standard input and output, as numbers.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +73,9 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
         };
         p.push(Step::Mount, &mount.target, kind);
     }
-    if let (Some(libs), Some(slot)) = (&node.gpu_libs, attached.gpu_libs) {
-        p.push(Step::Mount, libs, OpKind::Attach { slot, target: c("devices", libs)?, fallback_read_only: false });
+    for (file, slot) in node.gpu.iter().zip(&attached.gpu) {
+        let target = c("devices", &file.target)?;
+        p.push_optional(Step::Mount, &file.target, OpKind::Attach { slot: *slot, target, fallback_read_only: false });
     }
     proc_and_sys(p, spec, node, &attached)?;
     let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");

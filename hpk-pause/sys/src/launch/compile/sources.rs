@@ -1,7 +1,8 @@
 //! Sources of mounts: opened before the pivot, while they can be named.
 
+use super::c;
 use super::kernel_fs::PROC_ATTRIBUTES;
-use super::{Node, c};
+use crate::launch::node::{Handed, Node};
 use crate::launch::{LaunchSpec, Mount, Propagation};
 use crate::program::{OpKind, Program, Slot, Step};
 use crate::spawn::LaunchError;
@@ -22,7 +23,7 @@ pub(super) struct Sources {
     pub(super) shm: Option<Slot>,
     pub(super) sys: Slot,
     pub(super) proc: Slot,
-    pub(super) gpu_libs: Option<Slot>,
+    pub(super) gpu: Vec<Slot>,
 }
 
 pub(super) fn open_sources(
@@ -44,10 +45,7 @@ pub(super) fn open_sources(
     }
     let mut devices = Vec::with_capacity(node.devices.len());
     for device in &node.devices {
-        let slot = p.slot();
-        let path = format!("/dev/{device}");
-        p.push_optional(Step::Dev, &path, OpKind::OpenTree { slot, path: c("devices", &path)?, recursive: true });
-        devices.push(slot);
+        devices.push(handed(p, device, Step::Dev)?);
     }
     let shm = match &spec.shm {
         Some(path) => {
@@ -61,14 +59,7 @@ pub(super) fn open_sources(
         }
         None => None,
     };
-    let gpu_libs = match &node.gpu_libs {
-        Some(path) => {
-            let slot = p.slot();
-            p.push(Step::Source, path, OpKind::OpenTree { slot, path: c("devices", path)?, recursive: true });
-            Some(slot)
-        }
-        None => None,
-    };
+    let gpu = node.gpu.iter().map(|file| handed(p, file, Step::Source)).collect::<Result<_, _>>()?;
     let sys = p.slot();
     p.push(Step::Sys, "/sys", OpKind::OpenTree { slot: sys, path: c("sys", "/sys")?, recursive: true });
     if !spec.security.writable_sys && node.mount_setattr {
@@ -77,7 +68,15 @@ pub(super) fn open_sources(
     // A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
     let proc = p.slot();
     p.push(Step::Proc, "/proc", OpKind::NewFs { slot: proc, fstype: c("proc", "proc")?, attributes: PROC_ATTRIBUTES });
-    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu_libs })
+    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu })
+}
+
+/// What the node may have lost since it was looked at.
+fn handed(p: &mut Program, file: &Handed, step: Step) -> Result<Slot, LaunchError> {
+    let slot = p.slot();
+    let path = c("devices", &file.source)?;
+    p.push_optional(step, file.source.to_string_lossy(), OpKind::OpenTree { slot, path, recursive: true });
+    Ok(slot)
 }
 
 pub(super) fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node) -> Result<(), LaunchError> {

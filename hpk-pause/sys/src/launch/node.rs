@@ -1,0 +1,104 @@
+//! What is known of the node and the pod's namespaces before the first launch.
+
+use super::LaunchError;
+use crate::caps;
+use crate::ids::Ids;
+use nix::errno::Errno;
+use std::path::{Path, PathBuf};
+
+/// Nodes that every container gets where the parent has them, as container engines give them; the last ones are GPUs and fast
+/// networks.
+const DEVICES: [&str; 11] =
+    ["null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun", "dri", "kfd", "infiniband"];
+/// Where Apptainer's --nv and --rocm put libraries, in the parent and so in its containers.
+const GPU_LIBS: &str = "/.singularity.d/libs";
+/// Programs that Apptainer's --nv and --rocm bring (nvliblist.conf, rocmliblist.conf), below /usr/bin.
+const GPU_TOOLS: [&str; 7] = [
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+    "rocm-smi",
+    "rocminfo",
+];
+
+/// Where the parent container has what it hands on.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Device nodes.
+    pub dev: PathBuf,
+    /// Libraries of GPUs.
+    pub gpu_libs: PathBuf,
+    /// Programs of GPUs.
+    pub gpu_tools: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { dev: "/dev".into(), gpu_libs: GPU_LIBS.into(), gpu_tools: "/usr/bin".into() }
+    }
+}
+
+/// A file or folder that containers get where they look for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Handed {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+}
+
+/// The node as the launcher sees it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Node {
+    pub(crate) ids: Ids,
+    /// Below /dev, in the order in which they are bound.
+    pub(crate) devices: Vec<Handed>,
+    /// The supervisor's own permitted capabilities.
+    pub(crate) permitted: u64,
+    /// Highest capability that the kernel knows.
+    pub(crate) last_cap: u8,
+    /// Libraries and programs of GPUs.
+    pub(crate) gpu: Vec<Handed>,
+    /// For LD_LIBRARY_PATH.
+    pub(crate) gpu_libs: Option<String>,
+    /// mount_setattr(2) is there (5.12).
+    pub(crate) mount_setattr: bool,
+}
+
+impl Node {
+    pub(crate) fn look(places: Places) -> Result<Self, LaunchError> {
+        let ids = Ids::of_self().map_err(|e| LaunchError::Resources {
+            what: "read /proc/self/uid_map",
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+        })?;
+        let libs = std::fs::read_dir(&places.gpu_libs).is_ok_and(|mut entries| entries.next().is_some());
+        Ok(Self {
+            ids,
+            devices: devices(&places.dev),
+            permitted: caps::permitted(),
+            last_cap: caps::last(),
+            gpu: if libs { gpu(&places) } else { Vec::new() },
+            gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
+            mount_setattr: crate::mounts::has_mount_setattr(),
+        })
+    }
+}
+
+fn devices(dev: &Path) -> Vec<Handed> {
+    let mut names: Vec<String> = DEVICES.iter().map(|&name| name.to_owned()).collect();
+    if let Ok(entries) = std::fs::read_dir(dev) {
+        let nvidia = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.extend(nvidia.filter(|name| name.starts_with("nvidia")));
+    }
+    let handed = names.into_iter().map(|name| Handed { source: dev.join(&name), target: format!("/dev/{name}") });
+    handed.filter(|device| device.source.exists()).collect()
+}
+
+fn gpu(places: &Places) -> Vec<Handed> {
+    let libs = Handed { source: places.gpu_libs.clone(), target: GPU_LIBS.to_owned() };
+    let tools = GPU_TOOLS
+        .iter()
+        .map(|name| Handed { source: places.gpu_tools.join(name), target: format!("/usr/bin/{name}") })
+        .filter(|tool| tool.source.exists());
+    std::iter::once(libs).chain(tools).collect()
+}
