@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, Registries, StoreConfig};
-use hpk_kubelet::api::events::Recorder;
+use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::controller::context::Context;
@@ -112,8 +112,9 @@ async fn run(args: Args) -> Result<()> {
     let facts = NodeFacts::measure(&slurm).await;
     tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
     let (facts_sender, node) = tokio::sync::watch::channel(facts);
+    let recorder = Recorder::start(client.clone(), cluster.node_name.clone());
     let ctx = Context {
-        recorder: Recorder::start(client.clone(), cluster.node_name.clone()),
+        recorder: recorder.clone(),
         services: watch::services(client.clone()),
         client: client.clone(),
         install,
@@ -152,16 +153,28 @@ async fn run(args: Args) -> Result<()> {
     tokio::spawn(collect_images(images.clone(), images_home));
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
     tokio::spawn(watch::links(link_events.links, tx.clone()));
+    let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(tell_notices(heard, recorder));
     tokio::spawn(hpk_netfacts::run(hpk_netfacts::Config {
         client: client.clone(),
         links,
         events: link_events.net,
         pod_cidr: cluster.pod_cidr.clone(),
+        node_ip: cluster.node_ip,
+        notices,
         member: args.cluster.with_file_name("run").join("member-link.json"),
     }));
     tokio::spawn(watch::pods(client, cluster.node_name, tx));
     controller.run(events, stop).await;
     Ok(())
+}
+
+/// What the network's part has to say, as events.
+async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfacts::Notice>, recorder: Recorder) {
+    while let Some(hpk_netfacts::Notice { about, warning, reason, message }) = heard.recv().await {
+        let note = if warning { Note::warning(reason, message) } else { Note::normal(reason, message) };
+        recorder.tell(about, note);
+    }
 }
 
 /// Removes images that no pod has used for a week; pods' records say what is in use.

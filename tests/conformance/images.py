@@ -82,7 +82,7 @@ def network_tools():
     """agnhost's base: a shell that is no busybox (whose sh runs applets before programs of the PATH)."""
     tree = busybox('user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n',
                    'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n')
-    for name in 'bash curl dig ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
+    for name in 'bash curl dig getent ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
         tree.program(found(name))
     for link, target in {'bin/bash': 'bash', 'bin/sh': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
         tree.symlink(link, '/usr/bin/' + target)

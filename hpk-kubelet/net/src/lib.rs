@@ -4,11 +4,12 @@
 //!  API server ─ watches ─▶ ┐                       ┌─▶ peers: address ─▶ datapath and key (when asked, and when it changes)
 //!  links ─ Up, Asked ────▶ ┴ World (pure) ─▶ pushes┼─▶ services: ClusterIP and port ─▶ endpoints (to all)
 //!                                                  ├─▶ policies: compiled for each pod (to it alone)
-//!                                                  └─▶ relays (to the control plane's member)
+//!                                                  └─▶ relays, listeners (to the control plane's member)
 //! ```
 //! [`world::World`] decides and is pure; [`run`] watches and pushes. It allocates nothing to pods: addresses come with
 //! the links that use them.
 
+pub mod balancer;
 pub mod policies;
 pub mod range;
 pub mod relays;
@@ -16,4 +17,5 @@ pub mod services;
 mod watch;
 pub mod world;
 
+pub use balancer::Notice;
 pub use watch::{Config, run};

@@ -3,7 +3,7 @@
 //! <https://kubernetes.io/docs/reference/networking/virtual-ips/>: ready endpoints; when none is ready, those that still
 //! serve while they terminate. One Node stands for the whole cluster, so internalTrafficPolicy Local means all.
 
-use hpk_api::link::{Protocol, ServiceFacts, ServicePort};
+use hpk_api::link::{Listener, Protocol, ServiceFacts, ServicePort};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use std::collections::BTreeSet;
@@ -15,11 +15,12 @@ const AFFINITY: u32 = 10_800;
 /// Label that names an EndpointSlice's service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// The facts; None for a Service without a ClusterIP (headless, ExternalName). `place` says where an endpoint is found
-/// by the datapath.
+/// The facts; None for a Service without a ClusterIP (headless, ExternalName). `node` is the Node's address, whose ports
+/// NodePort and LoadBalancer use. `place` says where an endpoint is found by the datapath.
 pub fn compile<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    node: IpAddr,
     mut place: impl FnMut(Protocol, SocketAddr) -> Option<SocketAddr>,
 ) -> Option<ServiceFacts> {
     let spec = service.spec.as_ref()?;
@@ -40,7 +41,9 @@ pub fn compile<'a>(
         let name = port.name.as_deref().unwrap_or_default();
         let found = endpoints(slices.clone(), name, protocol);
         let endpoints = found.into_iter().filter_map(|e| place(protocol, e)).collect();
-        ports.push(ServicePort { protocol, port: number, endpoints });
+        let mut also = on_node(service, port, node);
+        also.extend(elsewhere(service).map(|ip| SocketAddr::new(ip, number)).filter(|at| at.ip() != node));
+        ports.push(ServicePort { protocol, port: number, endpoints, also });
     }
     let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
     let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
@@ -51,6 +54,48 @@ pub fn compile<'a>(
         affinity_seconds,
         ports,
     })
+}
+
+/// Addresses of the node that lead to a port of a service: its node port, and a load balancer's port.
+fn on_node(service: &Service, port: &k8s_openapi::api::core::v1::ServicePort, node: IpAddr) -> Vec<SocketAddr> {
+    let own = is_ours(service).then_some(port.port);
+    let mut all: Vec<_> = [port.node_port, own]
+        .into_iter()
+        .flatten()
+        .filter_map(|n| u16::try_from(n).ok().filter(|n| *n > 0))
+        .map(|n| SocketAddr::new(node, n))
+        .collect();
+    all.dedup();
+    all
+}
+
+/// Addresses of a service that some other part of the site carries to a node: externalIPs, and what another load
+/// balancer gave.
+fn elsewhere(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let external = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
+    let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    let ingress = status.into_iter().flat_map(|l| l.ingress.iter().flatten()).filter_map(|i| i.ip.as_ref());
+    external.chain(ingress).filter_map(|ip| ip.parse().ok())
+}
+
+/// A LoadBalancer that no other implementation was asked for.
+#[must_use]
+pub fn is_ours(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|s| s.type_.as_deref() == Some("LoadBalancer") && s.load_balancer_class.is_none())
+}
+
+/// What the login node listens on for a service. SCTP is not carried.
+#[must_use]
+pub fn listeners(facts: &ServiceFacts, node: IpAddr) -> Vec<Listener> {
+    let ports = facts.ports.iter().filter(|p| p.protocol != Protocol::Sctp);
+    let listener = |port: &ServicePort, at: SocketAddr| Listener {
+        service: facts.key.clone(),
+        protocol: port.protocol,
+        at,
+        endpoints: port.endpoints.clone(),
+        affinity_seconds: facts.affinity_seconds,
+    };
+    ports.flat_map(|p| p.also.iter().filter(|at| at.ip() == node).map(move |at| listener(p, *at))).collect()
 }
 
 /// `<namespace>/<name>`.
@@ -115,6 +160,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    const NODE: &str = "10.77.0.1";
+
     fn service(spec: serde_json::Value) -> Service {
         serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "s"}, "spec": spec})).unwrap()
     }
@@ -128,7 +175,7 @@ mod tests {
     }
 
     fn facts(spec: serde_json::Value, slices: &[EndpointSlice]) -> Option<ServiceFacts> {
-        compile(&service(spec), slices.iter(), |_, e| Some(e))
+        compile(&service(spec), slices.iter(), NODE.parse().unwrap(), |_, e| Some(e))
     }
 
     #[test]
@@ -170,6 +217,25 @@ mod tests {
         assert_eq!(facts(json!({"clusterIP": "None", "ports": [{"port": 80}]}), &[]), None);
         assert_eq!(facts(json!({"type": "ExternalName", "externalName": "x"}), &[]), None);
         assert_eq!(facts(json!({"ports": [{"port": 80}]}), &[]), None);
+    }
+
+    #[test]
+    fn ports_of_the_node() {
+        let also = |extra: serde_json::Value| {
+            let mut spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 8080, "nodePort": 30001}, {"port": 9, "protocol": "SCTP"}]});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let f = facts(spec, &[]).unwrap();
+            let shown: Vec<_> = f.ports[0].also.iter().map(ToString::to_string).collect();
+            let heard: Vec<_> = listeners(&f, NODE.parse().unwrap()).iter().map(|l| l.at.to_string()).collect();
+            (shown, heard)
+        };
+        let node = vec!["10.77.0.1:30001".to_owned()];
+        let both = vec!["10.77.0.1:30001".to_owned(), "10.77.0.1:8080".to_owned()];
+        assert_eq!(also(json!({"type": "NodePort"})), (node.clone(), node.clone()));
+        assert_eq!(also(json!({"type": "LoadBalancer"})), (both.clone(), both));
+        assert_eq!(also(json!({"type": "LoadBalancer", "loadBalancerClass": "x/y"})), (node.clone(), node.clone()));
+        let outside = vec!["10.77.0.1:30001".to_owned(), "192.0.2.1:8080".to_owned()];
+        assert_eq!(also(json!({"type": "NodePort", "externalIPs": ["192.0.2.1"]})), (outside, node));
     }
 
     #[test]

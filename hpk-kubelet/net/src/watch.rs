@@ -1,5 +1,6 @@
 //! The edge: watches and links in, pushes out. One task owns the [`World`].
 
+use crate::balancer::{Balancer, Notice};
 use crate::policies::{Labels, PodInfo};
 use crate::services;
 use crate::world::{Push, To, World};
@@ -15,6 +16,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,6 +39,10 @@ pub struct Config {
     pub events: mpsc::Receiver<NetEvent>,
     /// Range of pod addresses.
     pub pod_cidr: String,
+    /// The Node's address: where NodePort and LoadBalancer listen.
+    pub node_ip: IpAddr,
+    /// What users should hear.
+    pub notices: mpsc::UnboundedSender<Notice>,
     /// Where the control plane's member finds its link's credentials (`HPK_HOME/run/member-link.json`).
     pub member: PathBuf,
 }
@@ -51,14 +57,15 @@ enum Change {
 
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
-    let Config { client, links, mut events, pod_cidr, member } = config;
+    let Config { client, links, mut events, pod_cidr, node_ip, notices, member } = config;
     match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
         Ok(()) => {}
         Err(error) => {
             tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member")
         }
     }
-    let mut world = World::new(&pod_cidr);
+    let mut world = World::new(&pod_cidr, node_ip);
+    let mut balancer = Balancer::new(client.clone(), node_ip, notices);
     let mut changes = futures::stream::select_all([
         changes::<Service>(client.clone(), |o, live| Change::Service(Box::new(o), live)),
         changes::<EndpointSlice>(client.clone(), |o, live| Change::Slice(Box::new(o), live)),
@@ -75,13 +82,21 @@ pub async fn run(config: Config) {
         let due = compile_at.unwrap_or_else(|| tokio::time::Instant::now() + Duration::from_secs(3600));
         let pushes = tokio::select! {
             event = events.recv() => match event {
-                Some(event) => on_link(&mut world, &event),
+                Some(event) => {
+                    if let NetEvent::Asked { question, .. } = &event {
+                        balancer.heard(&world, question);
+                    }
+                    on_link(&mut world, &event)
+                }
                 None => return,
             },
             Some(change) = changes.next() => {
                 let policies = !matches!(change, Change::Service(..) | Change::Slice(..));
                 if policies && compile_at.is_none() {
                     compile_at = Some(tokio::time::Instant::now() + GATHER);
+                }
+                if let Change::Service(service, live) = &change {
+                    balancer.service(service, *live);
                 }
                 on_change(&mut world, change)
             }

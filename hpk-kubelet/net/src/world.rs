@@ -7,7 +7,7 @@ use crate::policies::{self, Cluster, Labels, PodInfo};
 use crate::range::Range;
 use crate::relays::Relays;
 use crate::services;
-use hpk_api::link::{Hello, MEMBER, NetQuestion, NetUpdate, PolicyFacts, ServiceFacts};
+use hpk_api::link::{Hello, Listener, MEMBER, NetQuestion, NetUpdate, PolicyFacts, Relay, ServiceFacts};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -48,7 +48,11 @@ pub struct World {
     slices: HashMap<String, BTreeMap<String, EndpointSlice>>,
     compiled: BTreeMap<String, ServiceFacts>,
     relays: Relays,
-    relays_told: Vec<hpk_api::link::Relay>,
+    relays_told: Vec<Relay>,
+    /// The Node's address.
+    node: IpAddr,
+    /// By service.
+    listeners: BTreeMap<String, Vec<Listener>>,
     policies: BTreeMap<String, NetworkPolicy>,
     pods: BTreeMap<String, PodInfo>,
     namespaces: BTreeMap<String, Labels>,
@@ -63,9 +67,9 @@ pub struct World {
 }
 
 impl World {
-    /// `pod_cidr`: endpoints within are peers, others go through the member.
+    /// `pod_cidr`: endpoints within are peers, others go through the member. `node`: the Node's address.
     #[must_use]
-    pub fn new(pod_cidr: &str) -> Self {
+    pub fn new(pod_cidr: &str, node: IpAddr) -> Self {
         let pod_range = Range::parse(pod_cidr);
         let member = pod_range.map_or(IpAddr::from([0_u8; 4]), |r| r.first());
         Self {
@@ -75,6 +79,8 @@ impl World {
             compiled: BTreeMap::new(),
             relays: Relays::new(member),
             relays_told: Vec::new(),
+            node,
+            listeners: BTreeMap::new(),
             policies: BTreeMap::new(),
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
@@ -125,9 +131,9 @@ impl World {
     fn recompile(&mut self, key: &str) -> Vec<Push> {
         let none = BTreeMap::new();
         let slices = self.slices.get(key).unwrap_or(&none);
-        let (relays, range) = (&mut self.relays, self.pod_range);
+        let (relays, range, node) = (&mut self.relays, self.pod_range, self.node);
         let facts = self.services.get(key).and_then(|service| {
-            services::compile(service, slices.values(), |protocol, target| {
+            services::compile(service, slices.values(), node, |protocol, target| {
                 if range.is_some_and(|r| r.contains(target.ip())) {
                     Some(target)
                 } else {
@@ -144,6 +150,17 @@ impl World {
                 pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![NetUpdate::Relays(all)] });
             }
         }
+        let wanted = facts.as_ref().map(|f| services::listeners(f, node)).unwrap_or_default();
+        if self.listeners.get(key).map_or(&[][..], Vec::as_slice) != wanted {
+            if wanted.is_empty() {
+                self.listeners.remove(key);
+            } else {
+                self.listeners.insert(key.to_owned(), wanted);
+            }
+            if self.subscribed.contains(MEMBER) {
+                pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![self.all_listeners()] });
+            }
+        }
         match facts {
             Some(facts) if self.compiled.get(key) == Some(&facts) => {}
             Some(facts) => {
@@ -157,6 +174,16 @@ impl World {
             }
         }
         pushes
+    }
+
+    fn all_listeners(&self) -> NetUpdate {
+        NetUpdate::Listeners(self.listeners.values().flatten().cloned().collect())
+    }
+
+    /// A Service as it was last seen.
+    #[must_use]
+    pub fn known_service(&self, key: &str) -> Option<&Service> {
+        self.services.get(key)
     }
 
     /// Forgets relays that no service leads to any more. Not at each change: a target that is away for a moment
@@ -264,6 +291,7 @@ impl World {
         let mut facts = Vec::with_capacity(self.compiled.len() + 3);
         if uid == MEMBER {
             facts.push(NetUpdate::Relays(self.relays_told.clone()));
+            facts.push(self.all_listeners());
         }
         facts.extend(self.policy_of(uid, true).into_iter().flat_map(|p| p.facts));
         facts.extend(self.compiled.values().cloned().map(NetUpdate::Service));
@@ -283,6 +311,7 @@ impl World {
             NetQuestion::PeerByKey { public_key } => {
                 *self.peers.values().find(|p| p.key.as_ref() == Some(public_key))?.ips.first()?
             }
+            NetQuestion::NotListening { .. } => return None,
         };
         self.askers.entry(ip).or_default().insert(uid.to_owned());
         // Not known yet is not gone: a datapath that knows better keeps what it has.
@@ -362,7 +391,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_outside_goes_through_the_member_which_hears_first() {
-        let mut w = World::new("10.244.0.0/16");
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
         w.subscribed(MEMBER);
         assert!(w.slice(slice("api", "10.77.0.1")).is_empty(), "no service yet");
         let pushes = w.service(service("api", "10.96.0.1"));
@@ -377,8 +406,35 @@ mod tests {
     }
 
     #[test]
+    fn the_member_listens_for_node_ports() {
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+        let with = |port: u16| -> Service {
+            let mut s = service("web", "10.96.0.1");
+            let spec = s.spec.as_mut().unwrap();
+            spec.type_ = Some("NodePort".into());
+            spec.ports.as_mut().unwrap()[0].node_port = Some(port.into());
+            s
+        };
+        let heard = |pushes: &[Push]| {
+            pushes.iter().flat_map(|p| &p.facts).find_map(|f| match f {
+                NetUpdate::Listeners(all) => {
+                    Some(all.iter().map(|l| (l.at.to_string(), l.endpoints.len())).collect::<Vec<_>>())
+                }
+                _ => None,
+            })
+        };
+        w.service(with(30_001));
+        w.slice(slice("web", "10.244.3.3"));
+        let at = |n: u16| (format!("10.77.0.1:{n}"), 1);
+        assert_eq!(heard(&w.subscribed(MEMBER)).unwrap(), [at(30_001)]);
+        assert_eq!(heard(&w.service(with(30_001))), None, "nothing new");
+        assert_eq!(heard(&w.service(with(30_002))).unwrap(), [at(30_002)]);
+        assert!(heard(&w.service_gone("d/web")).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_subscriber_is_told_everything_and_that_it_was_everything() {
-        let mut w = World::new("10.244.0.0/16");
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
         w.service(service("a", "10.96.0.1"));
         w.service(service("b", "10.96.0.2"));
         w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
@@ -394,7 +450,7 @@ mod tests {
 
     #[test]
     fn who_asked_hears_of_changes() {
-        let mut w = World::new("10.244.0.0/16");
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
         w.up(&hello("a", "10.244.1.1", 1, "ka"));
         let ip = "10.244.1.2".parse().unwrap();
         let fact = |push: Option<Push>| match push.unwrap().facts[0].clone() {
@@ -421,7 +477,7 @@ mod tests {
 
     #[test]
     fn policies_are_pushed_when_they_change() {
-        let mut w = World::new("10.244.0.0/16");
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
         w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
         w.subscribed("u");
         assert!(w.policies().is_empty());

@@ -358,16 +358,16 @@ impl Pipeline {
             .collect();
         gone.iter().for_each(|wire| self.forget(wire));
         let services = &self.services;
-        // Kept from one side to the other: the side that starts names the service.
+        // Only the side that starts names the service; its answers go with it.
         let stale: Vec<_> = self
             .hairpins
             .iter()
             .filter(|((p, _, dst), (_, endpoint, _))| {
-                *p != proto::TCP && services.has_address(*dst) && !services.has((*dst, *p), *endpoint)
+                *p != proto::TCP && services.is_front((*dst, *p)) && !services.has((*dst, *p), *endpoint)
             })
-            .map(|(k, _)| *k)
+            .map(|((p, src, dst), (seen, endpoint, _))| [(*p, *src, *dst), (*p, *endpoint, *seen)])
             .collect();
-        for key in stale {
+        for key in stale.into_iter().flatten() {
             self.hairpins.remove(&key);
         }
     }

@@ -2,7 +2,7 @@
 //! gets. Pure; randomness and time are given.
 
 use super::policy::number;
-use hpk_api::link::ServiceFacts;
+use hpk_api::link::{ServiceFacts, ServicePort};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,7 +42,7 @@ impl Services {
     pub(crate) fn apply(&mut self, facts: ServiceFacts) {
         let mut stuck = HashMap::new();
         if let Some(old) = self.by_key.get(&facts.key) {
-            for front in fronts(old) {
+            for (front, _) in fronts(old) {
                 if let Some(s) = self.fronts.get(&front).and_then(|b| b.stuck) {
                     stuck.insert(front, s);
                 }
@@ -51,13 +51,12 @@ impl Services {
         self.remove(&facts.key);
         for ip in &facts.cluster_ips {
             *self.addresses.entry(*ip).or_default() += 1;
-            for port in &facts.ports {
-                let front = (SocketAddr::new(*ip, port.port), number(port.protocol));
-                let endpoints: Vec<_> =
-                    port.endpoints.iter().copied().filter(|e| e.is_ipv4() == ip.is_ipv4()).collect();
-                let stuck = stuck.get(&front).copied().filter(|(e, _)| endpoints.contains(e));
-                self.fronts.insert(front, Backends { endpoints, affinity: facts.affinity_seconds, stuck });
-            }
+        }
+        for (front, port) in fronts(&facts) {
+            let endpoints: Vec<_> =
+                port.endpoints.iter().copied().filter(|e| e.is_ipv4() == front.0.is_ipv4()).collect();
+            let stuck = stuck.get(&front).copied().filter(|(e, _)| endpoints.contains(e));
+            self.fronts.insert(front, Backends { endpoints, affinity: facts.affinity_seconds, stuck });
         }
         self.by_key.insert(facts.key.clone(), facts);
     }
@@ -65,7 +64,7 @@ impl Services {
     /// Forgets a service.
     pub(crate) fn remove(&mut self, key: &str) {
         let Some(old) = self.by_key.remove(key) else { return };
-        for front in fronts(&old) {
+        for (front, _) in fronts(&old) {
             self.fronts.remove(&front);
         }
         for ip in &old.cluster_ips {
@@ -91,9 +90,9 @@ impl Services {
         self.fronts.get(&front).is_some_and(|b| b.endpoints.contains(&endpoint))
     }
 
-    /// Whether an address is some service's.
-    pub(crate) fn has_address(&self, at: SocketAddr) -> bool {
-        self.addresses.contains_key(&at.ip())
+    /// Whether an address and port is some service's.
+    pub(crate) fn is_front(&self, front: Front) -> bool {
+        self.fronts.contains_key(&front)
     }
 
     /// The endpoint for a new connection. `now` in seconds; `random` picks.
@@ -117,18 +116,19 @@ impl Services {
     }
 }
 
-fn fronts(facts: &ServiceFacts) -> impl Iterator<Item = Front> {
-    facts
-        .cluster_ips
-        .iter()
-        .flat_map(|ip| facts.ports.iter().map(|p| (SocketAddr::new(*ip, p.port), number(p.protocol))))
+/// The service's own addresses, and those that others have and lend it a port of (a node's, a load balancer's).
+fn fronts(facts: &ServiceFacts) -> impl Iterator<Item = (Front, &ServicePort)> {
+    facts.ports.iter().flat_map(|port| {
+        let own = facts.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port));
+        own.chain(port.also.iter().copied()).map(move |at| ((at, number(port.protocol)), port))
+    })
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::super::packet::proto;
     use super::*;
-    use hpk_api::link::{Protocol, ServicePort};
+    use hpk_api::link::Protocol;
 
     pub(crate) fn facts(key: &str, vip: &str, port: u16, endpoints: &[&str], affinity: Option<u32>) -> ServiceFacts {
         ServiceFacts {
@@ -139,6 +139,7 @@ pub(crate) mod tests {
                 protocol: Protocol::Tcp,
                 port,
                 endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
+                also: Vec::new(),
             }],
         }
     }
@@ -159,6 +160,22 @@ pub(crate) mod tests {
         assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::Refused);
         s.remove("a/b");
         assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::NotAService);
+    }
+
+    #[test]
+    fn a_node_port_is_one_port_of_an_address_that_is_not_the_services() {
+        let mut s = Services::default();
+        let mut f = facts("a/b", "10.96.0.5", 80, &["10.244.0.1:8080"], None);
+        f.ports[0].also = vec!["10.77.0.1:30080".parse().unwrap()];
+        s.apply(f.clone());
+        let endpoint = Choice::Endpoint("10.244.0.1:8080".parse().unwrap());
+        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), endpoint);
+        assert_eq!(s.choose(front("10.77.0.1:22"), 0, 0), Choice::NotAService, "the node's own");
+        f.ports[0].endpoints.clear();
+        s.apply(f);
+        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), Choice::Refused);
+        s.remove("a/b");
+        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), Choice::NotAService);
     }
 
     #[test]

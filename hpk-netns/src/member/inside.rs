@@ -12,10 +12,11 @@ use hpk_api::link::Protocol;
 use hpk_api::net::TunOffer;
 use hpk_sys::fdpass;
 use hpk_sys::netdev::{self, NetError, Netlink, Route};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -28,6 +29,8 @@ const DEVICE: &str = "eth0";
 pub(super) enum Ask {
     /// A listening TCP or a bound UDP socket.
     Listen(Protocol, SocketAddr),
+    /// A TCP or UDP socket towards an address: not connected, which does not depend on the namespace.
+    Towards(Protocol, SocketAddr),
 }
 
 /// Its answer; with `Ok` comes the descriptor.
@@ -72,15 +75,18 @@ pub fn run(offer: &Path, asks: &Path, ip: IpAddr, mtu: u32, ranges: &[&str]) -> 
         .map_err(io::Error::from)?;
     line.push(b'\n');
     fdpass::send(&member, &line, &[tun.fd.as_fd()]).map_err(io::Error::from)?;
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let _ = serve(stream);
-        }
-    });
+    std::thread::spawn(move || serve_all(&listener));
     // The member's end of this connection closes with the member.
     let mut member = member;
     let _ = member.read_to_end(&mut Vec::new());
     Ok(())
+}
+
+/// Until the listener fails.
+pub(super) fn serve_all(listener: &UnixListener) {
+    for stream in listener.incoming().flatten() {
+        let _ = serve(stream);
+    }
 }
 
 fn range(text: &str) -> Option<Route> {
@@ -94,7 +100,15 @@ fn serve(stream: UnixStream) -> io::Result<()> {
     match serde_json::from_str::<Ask>(&line)? {
         Ask::Listen(Protocol::Udp, at) => answer(stream, UdpSocket::bind(at)),
         Ask::Listen(_, at) => answer(stream, TcpListener::bind(at)),
+        Ask::Towards(protocol, at) => answer(stream, towards(protocol, at)),
     }
+}
+
+fn towards(protocol: Protocol, at: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let kind = if protocol == Protocol::Udp { SockType::Datagram } else { SockType::Stream };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    nix::sys::socket::socket(family, kind, flags, None).map_err(io::Error::from)
 }
 
 fn answer(mut stream: UnixStream, made: io::Result<impl AsFd>) -> io::Result<()> {

@@ -5,11 +5,14 @@
 //! ```
 //! An ordinary user cannot put an interface into the login node's network; but a socket belongs to the namespace that
 //! it was made in, so a helper inside ([`inside`]) makes sockets for this process outside, and no address translation
-//! or routing is needed. It is a pod's datapath in all else: a link, facts, peers. (The other way, from the API server to
-//! a pod, leads over that pod's own link and is the kubelet's.)
+//! or routing is needed. It is a pod's datapath in all else: a link, facts, peers. The same the other way round: what
+//! comes to a service's port of the login node ([`listen`]) goes on by a socket made inside. (From the API server to
+//! a pod, another way leads over that pod's own link; it is the kubelet's.)
 
 pub mod inside;
+mod listen;
 mod relay;
+mod spread;
 
 use crate::datapath::{Cidr, Config, Datapath};
 use crate::network::{pod_mtu, receive_offer};
@@ -26,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::{TcpListener, UdpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -72,6 +75,20 @@ struct Helper {
 }
 
 impl Helper {
+    /// A connection into the pod network.
+    async fn connect(&self, at: SocketAddr) -> io::Result<TcpStream> {
+        let socket = std::net::TcpStream::from(self.ask(Ask::Towards(Protocol::Tcp, at)).await?);
+        TcpSocket::from_std_stream(socket).connect(at).await
+    }
+
+    /// A UDP socket whose peer is in the pod network.
+    async fn udp(&self, at: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = std::net::UdpSocket::from(self.ask(Ask::Towards(Protocol::Udp, at)).await?);
+        let socket = UdpSocket::from_std(socket)?;
+        socket.connect(at).await?;
+        Ok(socket)
+    }
+
     /// A socket made inside.
     async fn ask(&self, ask: Ask) -> io::Result<OwnedFd> {
         let mut stream = UnixStream::connect(&self.socket).await?;
@@ -112,6 +129,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
 
     let offers = bind(&folder.join("netns.sock"))?;
     let (questions, asked) = mpsc::channel(256);
+    let mut listeners = listen::Listeners::new(helper.clone(), questions.clone());
     let config =
         Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &net, plaintext: false };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
@@ -154,8 +172,10 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
                 ClientEvent::Up => datapath.fresh(),
                 ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
                 ClientEvent::Net(NetUpdate::Relays(wanted)) => set_relays(&mut relays, &wanted, &helper, ip).await,
+                ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
                 ClientEvent::Net(update) => datapath.learn(update),
             },
+            () = listeners.due() => listeners.again().await,
         }
     }
 }

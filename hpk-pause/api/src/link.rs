@@ -91,6 +91,17 @@ pub enum NetQuestion {
         /// Public key, base64.
         public_key: String,
     },
+    /// No question: the control plane's member cannot listen for a service.
+    NotListening {
+        /// [`Listener::service`].
+        service: String,
+        /// Where it should have listened.
+        at: SocketAddr,
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// Why, and what to do about it.
+        message: String,
+    },
 }
 
 /// The kubelet tells.
@@ -120,6 +131,24 @@ pub enum NetUpdate {
     Policy(PolicyFacts),
     /// To the control plane's member ([`MEMBER`]) only: its whole set of relays.
     Relays(Vec<Relay>),
+    /// To the control plane's member ([`MEMBER`]) only: its whole set of listeners.
+    Listeners(Vec<Listener>),
+}
+
+/// A port of the login node that leads to a service: what NodePort and LoadBalancer become.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// `<namespace>/<name>`.
+    pub service: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where to listen, in the login node's own network.
+    pub at: SocketAddr,
+    /// Where connections go, in the pod network; none: they are refused.
+    pub endpoints: Vec<SocketAddr>,
+    /// Seconds of ClientIP affinity; None: no affinity.
+    #[serde(default)]
+    pub affinity_seconds: Option<u32>,
 }
 
 /// A service endpoint outside of the pod network (the API server, CoreDNS, a host-network pod): the member listens on
@@ -157,6 +186,9 @@ pub struct ServicePort {
     pub port: u16,
     /// Where to go.
     pub endpoints: Vec<SocketAddr>,
+    /// Further addresses that lead there: node port, load balancer's and external addresses.
+    #[serde(default)]
+    pub also: Vec<SocketAddr>,
 }
 
 /// Transport protocol.

@@ -1,0 +1,441 @@
+//! Ports of the login node that lead to services: what NodePort and LoadBalancer become.
+//!
+//! ```text
+//!   client ── login node's address, node port ─▶ listener ── endpoint chosen ─▶ socket made inside ═▶ pod
+//! ```
+//! A service without endpoints refuses: its port is bound, so that nobody is given it as any free one, but does not
+//! listen. A port that cannot be bound is told to the kubelet, which tells the user, and is tried again from time to time.
+
+use super::Helper;
+use super::spread::Spread;
+use hpk_api::link::{Listener, NetQuestion, Protocol};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Connections of one listener at once.
+const CONNECTIONS: usize = 4096;
+/// Clients of one UDP listener at once.
+const CLIENTS: usize = 4096;
+/// A UDP client silent for so long is forgotten.
+const SILENT: Duration = Duration::from_secs(60);
+/// Datagrams that wait for one client's socket.
+const QUEUE: usize = 64;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// Longest wait for an endpoint to take a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long until a port that could not be bound is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// By protocol and place.
+type Key = (Protocol, SocketAddr);
+
+/// Endpoints and affinity, told to a listener's task, which owns all else.
+type Told = (Vec<SocketAddr>, Option<u32>);
+
+struct Running {
+    told: watch::Sender<Told>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A listener's endpoints, as its task knows them.
+struct Backends {
+    spread: Spread,
+    told: watch::Receiver<Told>,
+}
+
+impl Backends {
+    fn new(told: watch::Receiver<Told>) -> Self {
+        let mut new = Self { spread: Spread::default(), told };
+        new.learn();
+        new
+    }
+
+    fn learn(&mut self) {
+        let (endpoints, affinity) = self.told.borrow_and_update().clone();
+        self.spread.set(endpoints, affinity);
+    }
+
+    /// Until there is news. Safe to cancel.
+    async fn changed(&mut self) {
+        if self.told.changed().await.is_err() {
+            // The member lets this listener go: its task is ended.
+            std::future::pending::<()>().await;
+        }
+        self.learn();
+    }
+
+    fn choose(&mut self, client: SocketAddr) -> Option<SocketAddr> {
+        self.spread.choose(client.ip(), seconds(), random())
+    }
+}
+
+/// All listeners.
+pub(super) struct Listeners {
+    helper: Helper,
+    /// To the kubelet.
+    tell: mpsc::Sender<NetQuestion>,
+    running: HashMap<Key, Running>,
+    wanted: Vec<Listener>,
+    /// What was said of those that do not run: once for each reason.
+    said: HashMap<Key, String>,
+    /// When those that do not run are tried again.
+    due: Option<Instant>,
+}
+
+impl Listeners {
+    pub(super) fn new(helper: Helper, tell: mpsc::Sender<NetQuestion>) -> Self {
+        Self { helper, tell, running: HashMap::new(), wanted: Vec::new(), said: HashMap::new(), due: None }
+    }
+
+    /// Starts those that are new, ends those that are no more.
+    pub(super) async fn set(&mut self, wanted: Vec<Listener>) {
+        let is_wanted = |key: &Key| wanted.iter().any(|l| (l.protocol, l.at) == *key);
+        self.running.retain(|key, _| is_wanted(key));
+        self.said.retain(|key, _| is_wanted(key));
+        self.wanted = wanted;
+        self.again().await;
+    }
+
+    /// When something is to be tried again; never, when nothing is.
+    pub(super) async fn due(&self) {
+        match self.due {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells those that run their endpoints, and starts those that do not run.
+    pub(super) async fn again(&mut self) {
+        self.due = None;
+        for listener in std::mem::take(&mut self.wanted) {
+            self.one(&listener).await;
+            self.wanted.push(listener);
+        }
+    }
+
+    async fn one(&mut self, listener: &Listener) {
+        let key = (listener.protocol, listener.at);
+        let told = (listener.endpoints.clone(), listener.affinity_seconds);
+        if let Some(running) = self.running.get(&key) {
+            running.told.send_if_modified(|old| {
+                let news = *old != told;
+                *old = told;
+                news
+            });
+            return;
+        }
+        let (told, heard) = watch::channel(told);
+        match start(listener, Backends::new(heard), self.helper.clone()).await {
+            Ok(task) => {
+                self.said.remove(&key);
+                self.running.insert(key, Running { told, _task: task });
+            }
+            Err(error) => {
+                self.due = Some(Instant::now() + AGAIN);
+                let message = explain(&error, listener.at);
+                if self.said.insert(key, message.clone()).as_ref() != Some(&message) {
+                    let (service, at, protocol) = (listener.service.clone(), listener.at, listener.protocol);
+                    let _ = self.tell.try_send(NetQuestion::NotListening { service, at, protocol, message });
+                }
+            }
+        }
+    }
+}
+
+fn explain(error: &io::Error, at: SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "an ordinary user cannot listen on port {}: use the service's node port, or a port from 1024 on",
+                at.port()
+            )
+        }
+        io::ErrorKind::AddrInUse => {
+            format!("port {} of the login node is in use by somebody else: choose another", at.port())
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{} is no address of the host that the control plane runs on", at.ip())
+        }
+        _ => error.to_string(),
+    }
+}
+
+async fn start(listener: &Listener, backends: Backends, helper: Helper) -> io::Result<AbortOnDropHandle<()>> {
+    let at = listener.at;
+    let task = if listener.protocol == Protocol::Udp {
+        let socket = UdpSocket::bind(at).await?;
+        tokio::spawn(async move { udp(socket, backends, &helper).await })
+    } else {
+        let held = hold(at)?;
+        tokio::spawn(async move { tcp(held, at, backends, &helper).await })
+    };
+    Ok(AbortOnDropHandle::new(task))
+}
+
+/// The port, without listening: who connects is refused.
+fn hold(at: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(at)?;
+    Ok(socket)
+}
+
+/// Held while there are no endpoints, listening while there are.
+async fn tcp(held: TcpSocket, at: SocketAddr, mut backends: Backends, helper: &Helper) {
+    let mut held = Some(held);
+    loop {
+        while backends.spread.is_empty() {
+            backends.changed().await;
+        }
+        let socket = match held.take().map_or_else(|| hold(at), Ok) {
+            Ok(socket) => socket,
+            // Taken in the moment between: it may be given back.
+            Err(_) => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        match socket.listen(BACKLOG) {
+            Ok(listener) => serve(listener, &mut backends, helper).await,
+            Err(error) => {
+                eprintln!("hpk-netns: member: {at}: {error}");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+        held = hold(at).ok();
+    }
+}
+
+/// Until there are no endpoints. Connections that stand are not cut by that.
+async fn serve(listener: TcpListener, backends: &mut Backends, helper: &Helper) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => {
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    let Some(endpoint) = backends.choose(client) else { continue };
+                    let helper = helper.clone();
+                    tokio::spawn(async move {
+                        carry(stream, endpoint, &helper).await;
+                        drop(permit);
+                    });
+                }
+                // Out of descriptors: those that end free some.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            },
+            () = backends.changed() => if backends.spread.is_empty() { return },
+        }
+    }
+}
+
+async fn carry(mut stream: TcpStream, endpoint: SocketAddr, helper: &Helper) {
+    match tokio::time::timeout(CONNECT, helper.connect(endpoint)).await {
+        Ok(Ok(mut on)) => {
+            let _ = (stream.set_nodelay(true), on.set_nodelay(true));
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut on).await;
+        }
+        // A reset, as from who is not there, not an orderly end after nothing.
+        Ok(Err(_)) | Err(_) => {
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
+/// Each client has a socket of its own towards its endpoint, so that answers find their way.
+async fn udp(socket: UdpSocket, mut backends: Backends, helper: &Helper) {
+    let socket = Arc::new(socket);
+    let mut clients: HashMap<SocketAddr, (SocketAddr, mpsc::Sender<Vec<u8>>)> = HashMap::new();
+    let mut carried = JoinSet::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        tokio::select! {
+            received = socket.recv_from(&mut buffer) => {
+                // An ICMP error of an earlier answer is reported here; it concerns nobody else.
+                let Ok((len, client)) = received else { continue };
+                let datagram = buffer.get(..len).unwrap_or_default().to_vec();
+                // An endpoint that is none any more loses its clients.
+                let usable = clients.get(&client).is_some_and(|(e, q)| !q.is_closed() && backends.spread.has(*e));
+                if !usable {
+                    clients.remove(&client);
+                    if clients.len() >= CLIENTS {
+                        continue;
+                    }
+                    let Some(endpoint) = backends.choose(client) else { continue };
+                    let (queue, queued) = mpsc::channel(QUEUE);
+                    clients.insert(client, (endpoint, queue));
+                    let (socket, helper) = (socket.clone(), helper.clone());
+                    carried.spawn(async move {
+                        let _ = udp_client(&socket, client, endpoint, queued, &helper).await;
+                        client
+                    });
+                }
+                if let Some((_, queue)) = clients.get(&client) {
+                    let _ = queue.try_send(datagram);
+                }
+            }
+            () = backends.changed() => {}
+            Some(over) = carried.join_next() => {
+                if let Ok(client) = over && clients.get(&client).is_some_and(|(_, q)| q.is_closed()) {
+                    clients.remove(&client);
+                }
+            }
+        }
+    }
+}
+
+async fn udp_client(
+    socket: &UdpSocket,
+    client: SocketAddr,
+    endpoint: SocketAddr,
+    mut queued: mpsc::Receiver<Vec<u8>>,
+    helper: &Helper,
+) -> io::Result<()> {
+    let out = helper.udp(endpoint).await?;
+    let mut buffer = vec![0; 65_536];
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SILENT) => return Ok(()),
+            datagram = queued.recv() => match datagram {
+                Some(datagram) => { out.send(&datagram).await?; }
+                None => return Ok(()),
+            },
+            len = out.recv(&mut buffer) => {
+                socket.send_to(buffer.get(..len?).unwrap_or_default(), client).await?;
+            }
+        }
+    }
+}
+
+/// Of a clock that only goes forward.
+fn seconds() -> u64 {
+    static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed().as_secs()
+}
+
+/// The standard library's hash seeds are random.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member::inside;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A helper that makes sockets in the namespace of the test.
+    fn helper(dir: &std::path::Path) -> Helper {
+        let socket = dir.join("inside.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::thread::spawn(move || inside::serve_all(&listener));
+        Helper { socket }
+    }
+
+    /// A port that was free a moment ago.
+    async fn free() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    fn listener(protocol: Protocol, at: SocketAddr, endpoints: Vec<SocketAddr>) -> Listener {
+        Listener { service: "d/s".into(), protocol, at, endpoints, affinity_seconds: None }
+    }
+
+    /// Answers each connection with its name.
+    async fn server(name: &'static str) -> SocketAddr {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = server.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = server.accept().await {
+                stream.write_all(name.as_bytes()).await.unwrap();
+            }
+        });
+        at
+    }
+
+    async fn said(at: SocketAddr) -> io::Result<String> {
+        let mut text = String::new();
+        TcpStream::connect(at).await?.read_to_string(&mut text).await?;
+        Ok(text)
+    }
+
+    #[tokio::test]
+    async fn a_port_refuses_serves_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, _told) = mpsc::channel(4);
+        let mut all = Listeners::new(helper(dir.path()), tell);
+        let at = free().await;
+        all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
+        assert_eq!(said(at).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let (a, b) = (server("a").await, server("b").await);
+        all.set(vec![listener(Protocol::Tcp, at, vec![a])]).await;
+        // The listener's task takes notice in its own time.
+        let answer = loop {
+            match said(at).await {
+                Ok(text) => break text,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(answer, "a");
+        all.set(vec![listener(Protocol::Tcp, at, vec![b])]).await;
+        assert_eq!(said(at).await.unwrap(), "b");
+        all.set(vec![]).await;
+        while TcpListener::bind(at).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn datagrams_and_their_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, _told) = mpsc::channel(4);
+        let mut all = Listeners::new(helper(dir.path()), tell);
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (at, target) = (free().await, server.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while let Ok((len, from)) = server.recv_from(&mut buffer).await {
+                server.send_to(&buffer[..len], from).await.unwrap();
+            }
+        });
+        all.set(vec![listener(Protocol::Udp, at, vec![target])]).await;
+        let clients = [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+        for (n, client) in clients.iter().enumerate() {
+            client.send_to(format!("query {n}").as_bytes(), at).await.unwrap();
+        }
+        for (n, client) in clients.iter().enumerate() {
+            let mut buffer = [0; 64];
+            let (len, from) = client.recv_from(&mut buffer).await.unwrap();
+            assert_eq!((&buffer[..len], from), (format!("query {n}").as_bytes(), at));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_of_somebody_else_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut told) = mpsc::channel(4);
+        let mut all = Listeners::new(helper(dir.path()), tell);
+        let others = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = others.local_addr().unwrap();
+        for _ in 0..2 {
+            all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
+        }
+        let NetQuestion::NotListening { message, .. } = told.recv().await.unwrap() else { panic!() };
+        assert!(message.contains("in use"), "{message}");
+        assert!(told.try_recv().is_err());
+        assert!(all.due.is_some());
+        drop(others);
+        all.again().await;
+        assert!(all.due.is_none() && all.running.len() == 1);
+    }
+}
