@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
+use hpk_api::plan::Settings;
 use hpk_images::{ImageStore, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
@@ -123,7 +124,7 @@ async fn run(args: Args) -> Result<()> {
         links: links.clone(),
         node,
         defaults: Arc::new(Defaults { memory_mib: args.default_memory, ..Defaults::default() }),
-        settings: Arc::default(),
+        settings: Arc::new(settings(&slurm).await),
         home,
         cluster: cluster.clone(),
     };
@@ -175,6 +176,17 @@ async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfac
         let note = if warning { Note::warning(reason, message) } else { Note::normal(reason, message) };
         recorder.tell(about, note);
     }
+}
+
+/// What the site says of itself that pods are to know.
+async fn settings(slurm: &Slurm) -> Settings {
+    let mut settings = Settings::default();
+    match slurm.kill_wait().await {
+        Ok(Some(seconds)) => settings.kill_wait_seconds = seconds,
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, assumed = settings.kill_wait_seconds, "Slurm's KillWait is not known"),
+    }
+    settings
 }
 
 /// Removes images that no pod has used for a week; pods' records say what is in use.

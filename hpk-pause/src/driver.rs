@@ -13,11 +13,13 @@
 use crate::control::request::DriverRequest;
 use crate::network::Network;
 use crate::paths::Paths;
-use crate::perform::{Happening, Outcome, Performer};
+use crate::perform::{Happening, Outcome, Performer, ProbeRun};
 use crate::spec;
 use crate::status::StatusWriter;
+use crate::term::TermRule;
 use hpk_api::control::{ControlError, ErrorCode};
 use hpk_api::plan::SandboxPlan;
+use hpk_api::probe::ProbeKind;
 use hpk_api::state::{PodState, StopCause};
 use hpk_core::{Action, ContainerIndex, Event, Hook, Identity, Now, Supervisor};
 use hpk_sys::reap::{Poll, Reaper};
@@ -59,8 +61,8 @@ pub struct Surroundings {
     pub identity: Identity,
     /// What a former job of this pod said last.
     pub previous: Option<PodState>,
-    /// Seconds that Slurm leaves after its TERM, if known.
-    pub term_grace: Option<u32>,
+    /// What Slurm's TERM means.
+    pub term: TermRule,
 }
 
 /// The driver.
@@ -69,7 +71,7 @@ pub struct Driver {
     performer: Performer,
     paths: Paths,
     begun: Instant,
-    term_grace: Option<u32>,
+    term: TermRule,
     events: VecDeque<Event>,
     actions: Vec<Action>,
     changed: bool,
@@ -90,7 +92,7 @@ impl Driver {
             performer,
             paths,
             begun,
-            term_grace: surroundings.term_grace,
+            term: surroundings.term,
             events: VecDeque::new(),
             actions: Vec::new(),
             changed: true,
@@ -142,7 +144,7 @@ impl Driver {
                 }
                 Some(request) = inputs.requests.recv() => self.request(request),
                 Some(pid) = inputs.kills.recv() => self.performer.kill_joined(pid),
-                () = stops.recv() => self.events.push_back(self.terminated()),
+                stop = stops.recv() => self.asked_to_stop(stop),
                 () = sleep_until(deadline) => self.events.push_back(Event::Tick),
             }
         }
@@ -192,15 +194,7 @@ impl Driver {
             Action::Signal { container, instance, signal } => self.performer.signal(container, instance, signal),
             Action::Kill { container, instance } => self.performer.kill(container, instance),
             Action::Probe { container, instance, kind } => {
-                let probes = self.supervisor.container(container).map(|c| &c.probes);
-                let probe = probes.and_then(|p| match kind {
-                    hpk_api::probe::ProbeKind::Startup => p.startup.as_ref(),
-                    hpk_api::probe::ProbeKind::Liveness => p.liveness.as_ref(),
-                    hpk_api::probe::ProbeKind::Readiness => p.readiness.as_ref(),
-                });
-                if let Some(probe) = probe {
-                    self.performer.probe(container, instance, kind, probe);
-                }
+                self.probe(ProbeRun { container, instance, kind, attempt: 1 });
             }
             Action::Hook { container, instance, hook } => {
                 let lifecycle = self.supervisor.container(container).map(|c| &c.lifecycle);
@@ -215,6 +209,18 @@ impl Driver {
             Action::Cancel { container, instance } => self.performer.cancel(container, instance),
             Action::Report => self.changed = true,
             Action::Finished { succeeded } => self.finished = Some(succeeded),
+        }
+    }
+
+    fn probe(&mut self, run: ProbeRun) {
+        let probes = self.supervisor.container(run.container).map(|c| &c.probes);
+        let probe = probes.and_then(|p| match run.kind {
+            ProbeKind::Startup => p.startup.as_ref(),
+            ProbeKind::Liveness => p.liveness.as_ref(),
+            ProbeKind::Readiness => p.readiness.as_ref(),
+        });
+        if let Some(probe) = probe {
+            self.performer.probe(run, probe);
         }
     }
 
@@ -251,6 +257,7 @@ impl Driver {
                 let outcome = self.performer.started(pid, result);
                 self.came(outcome);
             }
+            Happening::ProbeAgain(run) => self.probe(run),
             Happening::Probed(container, instance, kind, outcome) => {
                 self.events.push_back(Event::ProbeDone { container, instance, kind, outcome });
             }
@@ -281,11 +288,23 @@ impl Driver {
         }
     }
 
-    /// Slurm's TERM: the orderly end, within the time that Slurm leaves.
-    fn terminated(&self) -> Event {
+    /// The orderly end: within the time that Slurm leaves, or all of the pod's own when nobody kills afterwards.
+    fn asked_to_stop(&mut self, stop: StopSignal) {
         let own = self.supervisor.plan().termination_grace_period_seconds;
-        let grace = self.term_grace.map_or(own, |left| left.min(own));
-        Event::Stop { cause: StopCause::Signal, grace_seconds: Some(grace) }
+        let now = self.now().wall.as_duration();
+        let (cause, grace) = match stop {
+            StopSignal::Slurm => self.term.at(now.unsigned_abs(), own),
+            StopSignal::Kubelet => (StopCause::Requested, own),
+        };
+        if cause != StopCause::Requested && self.supervisor.state().stopping.is_none() {
+            let (reason, what) = match cause {
+                StopCause::DeadlineExceeded => ("SlurmTimeLimit", "is near the end of its time limit"),
+                _ => ("SlurmTerminates", "is to end (scancel, preemption or a signal)"),
+            };
+            let message = format!("the Slurm job {what}: the pod ends in order, within {grace} s");
+            self.events.push_back(Event::Note { warning: true, reason: reason.to_owned(), message, container: None });
+        }
+        self.events.push_back(Event::Stop { cause, grace_seconds: Some(grace) });
     }
 
     fn request(&mut self, request: DriverRequest) {
@@ -343,21 +362,36 @@ impl Driver {
     }
 }
 
+/// Who asks for an orderly end.
+#[derive(Clone, Copy, Debug)]
+enum StopSignal {
+    /// TERM (or INT): Slurm, which kills soon.
+    Slurm,
+    /// USR1: the kubelet by `scancel --signal`, when there is no link; nothing kills afterwards.
+    Kubelet,
+}
+
 /// Signals that ask for an orderly end. PID 1 ignores what it does not listen for.
 struct Stops {
     term: Signal,
     interrupt: Signal,
+    user1: Signal,
 }
 
 impl Stops {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            user1: signal(SignalKind::user_defined1())?,
+        })
     }
 
-    async fn recv(&mut self) {
+    async fn recv(&mut self) -> StopSignal {
         tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.term.recv() => StopSignal::Slurm,
+            _ = self.interrupt.recv() => StopSignal::Slurm,
+            _ = self.user1.recv() => StopSignal::Kubelet,
         }
     }
 }

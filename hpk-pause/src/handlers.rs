@@ -12,6 +12,15 @@ use std::time::Duration;
 /// Times that a probe is tried while it cannot be made at all (upstream's maxProbeRetries).
 pub const ATTEMPTS: usize = 3;
 
+/// What a try of a probe comes to; None: it could not be made and is to be tried again.
+#[must_use]
+pub fn tried(outcome: ProbeOutcome, attempt: usize) -> Option<ProbeOutcome> {
+    match outcome {
+        ProbeOutcome::Error(_) if attempt < ATTEMPTS => None,
+        outcome => Some(outcome),
+    }
+}
+
 /// Result of an exec probe's run.
 #[must_use]
 pub fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, LaunchError>) -> ProbeOutcome {
@@ -27,18 +36,14 @@ pub fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, La
     }
 }
 
-/// A network probe with upstream's retries.
+/// A network probe, once.
 pub async fn network_probe(handler: &Handler, timeout: Duration, context: &ProbeContext) -> ProbeOutcome {
-    let mut last = String::new();
-    for _ in 0..ATTEMPTS {
-        match probe::run(handler, timeout, context).await {
-            probe::Outcome::Success => return ProbeOutcome::Success,
-            probe::Outcome::Warning(text) => return ProbeOutcome::Warning(text),
-            probe::Outcome::Failure(text) => return ProbeOutcome::Failure(text),
-            probe::Outcome::Unknown(text) => last = text,
-        }
+    match probe::run(handler, timeout, context).await {
+        probe::Outcome::Success => ProbeOutcome::Success,
+        probe::Outcome::Warning(text) => ProbeOutcome::Warning(text),
+        probe::Outcome::Failure(text) => ProbeOutcome::Failure(text),
+        probe::Outcome::Unknown(text) => ProbeOutcome::Error(text),
     }
-    ProbeOutcome::Error(last)
 }
 
 /// Result of an exec hook's run; hooks have no time limit of their own.
@@ -75,6 +80,22 @@ pub async fn run_exec(joined: Result<Joined, LaunchError>, timeout: Option<Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_could_not_be_made_is_tried_again_and_three_times_at_most() {
+        let (error, failure) = (ProbeOutcome::Error("e".to_owned()), ProbeOutcome::Failure("f".to_owned()));
+        for (outcome, attempt, again) in [
+            (&error, 1, true),
+            (&error, 2, true),
+            (&error, 3, false),
+            (&failure, 1, false),
+            (&ProbeOutcome::Success, 1, false),
+            (&ProbeOutcome::Warning(String::new()), 1, false),
+        ] {
+            let done = (!again).then(|| outcome.clone());
+            assert_eq!(tried(outcome.clone(), attempt), done, "{outcome:?} {attempt}");
+        }
+    }
 
     #[test]
     fn exec_texts_are_upstreams() {

@@ -21,3 +21,4 @@ pub mod sandbox;
 pub mod spec;
 pub mod status;
 pub mod supervise;
+pub mod term;

@@ -49,6 +49,8 @@ pub enum Happening {
         /// What came of it.
         result: Result<Launched, LaunchError>,
     },
+    /// An exec probe could not be made and is to be tried again.
+    ProbeAgain(ProbeRun),
     /// A probe's run ended.
     Probed(ContainerIndex, u32, ProbeKind, ProbeOutcome),
     /// A hook's run ended.
@@ -59,6 +61,19 @@ pub enum Happening {
     Log(LogEvent),
     /// Network, volumes and the images' users, or why not.
     Sandbox(Result<(Network, Users), String>),
+}
+
+/// One try of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeRun {
+    /// Which container.
+    pub container: ContainerIndex,
+    /// Which instance.
+    pub instance: u32,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// From 1.
+    pub attempt: usize,
 }
 
 /// What the core is to be told after an effect.
@@ -484,12 +499,20 @@ impl Performer {
         }
     }
 
-    /// Runs a probe once.
-    pub fn probe(&mut self, container: ContainerIndex, instance: u32, kind: ProbeKind, probe: &Probe) {
+    /// Runs a probe once. One that cannot be made at all is tried again as often as upstream does.
+    pub fn probe(&mut self, run: ProbeRun, probe: &Probe) {
+        let ProbeRun { container, instance, kind, attempt } = run;
+        if self.running.get(&container).is_none_or(|r| r.instance != instance) {
+            // It ended between two tries: nobody waits for the answer.
+            return;
+        }
         let timeout = Duration::from_secs(u64::from(probe.timeout_seconds.max(1)));
         let happenings = self.happenings.clone();
         let report = move |outcome| {
-            let _ = happenings.send(Happening::Probed(container, instance, kind, outcome));
+            let _ = happenings.send(match handlers::tried(outcome, attempt) {
+                Some(outcome) => Happening::Probed(container, instance, kind, outcome),
+                None => Happening::ProbeAgain(ProbeRun { attempt: attempt + 1, ..run }),
+            });
         };
         let handler = probe.handler.clone();
         let task = match handler {

@@ -6,6 +6,7 @@ use crate::options::Run;
 use crate::paths::Paths;
 use crate::perform::{Happening, Performer};
 use crate::status::{self, StatusWriter};
+use crate::term::TermRule;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::{ContainerState, PodState, RunState, Termination};
 use hpk_core::Identity;
@@ -87,7 +88,7 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
     hpk_sys::signals::ignore_sigpipe().map_err(|e| system("ignore SIGPIPE")(e.into()))?;
     let plan = read_plan(paths)?;
     let previous = read_previous(paths, &plan);
-    let surroundings = surroundings(previous);
+    let surroundings = surroundings(&plan, previous);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
@@ -161,14 +162,14 @@ fn read_previous(paths: &Paths, plan: &SandboxPlan) -> Option<PodState> {
     (state.pod.uid == plan.pod.uid && !state.finished).then_some(state)
 }
 
-fn surroundings(previous: Option<PodState>) -> Surroundings {
+fn surroundings(plan: &SandboxPlan, previous: Option<PodState>) -> Surroundings {
     let var = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
     let host_name = || nix::unistd::gethostname().ok().map(|n| n.to_string_lossy().into_owned());
     let node = var("HPK_NODE").or_else(|| var("SLURMD_NODENAME")).or_else(host_name).unwrap_or_default();
     Surroundings {
         identity: Identity { job_id: var("SLURM_JOB_ID"), node },
         previous,
-        term_grace: var("HPK_TERM_GRACE").and_then(|v| v.parse().ok()),
+        term: TermRule::new(var("SLURM_JOB_END_TIME").as_deref(), plan.settings.kill_wait_seconds),
     }
 }
 
@@ -232,6 +233,36 @@ fn remember_for_panic(paths: &Paths, state: watch::Receiver<Arc<PodState>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The very hook of a supervisor, in a process of its own: the test program runs this one test again.
+    #[test]
+    fn a_panic_leaves_word_and_ends_the_process() {
+        const FOLDER: &str = "HPK_TEST_PANIC_IN";
+        if let Some(pod) = std::env::var_os(FOLDER) {
+            let running = RunState::Running { started_at: Timestamp::UNIX_EPOCH };
+            let container = ContainerState { name: "c".to_owned(), state: running, ready: true, ..Default::default() };
+            let state = PodState { sequence: 7, containers: vec![container], ..PodState::default() };
+            let (_keep, watched) = watch::channel(Arc::new(state));
+            remember_for_panic(&Paths { pod: pod.into(), ..Paths::default() }, watched);
+            panic!("the reason");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let this = "supervise::tests::a_panic_leaves_word_and_ends_the_process";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", this, "--nocapture"])
+            .env(FOLDER, dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.status), Some(6), "{child:?}");
+        let paths = Paths { pod: dir.path().to_owned(), ..Paths::default() };
+        let state: PodState = serde_json::from_slice(&std::fs::read(paths.status()).unwrap()).unwrap();
+        assert!(state.finished && state.sequence == 8);
+        let error = state.sandbox_error.unwrap();
+        assert!(error.contains("hpk-pause has failed") && error.contains("the reason"), "{error}");
+        let RunState::Terminated(end) = &state.containers[0].state else { panic!("{:?}", state.containers[0]) };
+        assert_eq!((end.exit_code, end.reason.as_str()), (137, "ContainerStatusUnknown"));
+        assert!(!state.containers[0].ready);
+    }
 
     #[test]
     fn a_bad_plan_leaves_word() {

@@ -125,7 +125,8 @@ fn end(view: &View) -> Vec<Step> {
     if state.is_over() {
         return vec![];
     }
-    if state == JobState::Pending {
+    // A link proves that the job has begun, whatever the last look at the queue said.
+    if state == JobState::Pending && !view.linked {
         return cancel(view);
     }
     if view.finished.is_some() {
@@ -196,7 +197,7 @@ mod tests {
             ("deleted, not seen in squeue", View { job: None, deleting: Some(30), ..view() }, vec![]),
             (
                 "deleted in the queue",
-                View { job: Some((JobState::Pending, false)), deleting: Some(30), ..view() },
+                View { job: Some((JobState::Pending, false)), deleting: Some(30), linked: false, ..view() },
                 vec![Step::Cancel, Step::Later(PATIENCE)],
             ),
             ("deleted", View { deleting: Some(30), ..view() }, vec![Step::AskStop(30), Step::Later(s(40))]),
@@ -205,6 +206,11 @@ mod tests {
                 "shorter",
                 View { deleting: Some(1), stopping: stopping(Some(30), 5), ..view() },
                 vec![Step::AskStop(1), Step::Later(s(7))],
+            ),
+            (
+                "begun, though the queue has not said so yet",
+                View { job: Some((JobState::Pending, false)), deleting: Some(30), ..view() },
+                vec![Step::AskStop(30), Step::Later(s(40))],
             ),
             (
                 "without link",

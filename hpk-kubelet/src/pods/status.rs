@@ -4,7 +4,7 @@
 
 use super::admit::Refusal;
 use super::phase::{self, is_sidecar};
-use super::verdict::{Lost, Verdict, verdict};
+use super::verdict::{Lost, Verdict, has_ended, verdict};
 use crate::slurm::job::{Job, JobState};
 use hpk_api::plan::ImageRef;
 use hpk_api::state::{self as api, LaunchReport, PodState, RunState, Termination};
@@ -255,10 +255,11 @@ fn mount_statuses(container: &Container) -> Option<Vec<VolumeMountStatus>> {
 
 /// Containers whose end nobody saw.
 fn settle(current: &mut api::ContainerState, verdict: &Verdict, input: &Input<'_>, reported: bool) {
-    let job_over = input.job.is_some_and(|j| j.state.is_over());
+    let finished = input.report.is_some_and(|r| r.finished);
+    let job_over = input.job.is_some_and(|j| has_ended(j, finished));
     let alive = matches!(current.state, RunState::Running { .. });
     let unheard = !reported && matches!(current.state, RunState::Waiting { .. });
-    if !job_over || input.report.is_some_and(|r| r.finished) || !(alive || unheard) {
+    if !job_over || finished || !(alive || unheard) {
         return;
     }
     let never_ran = input.job.is_some_and(|j| j.started_at.is_none());

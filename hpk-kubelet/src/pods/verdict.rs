@@ -50,7 +50,7 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
     }
     let finished = report.is_some_and(|r| r.finished);
     let by_slurm = report.is_some_and(|r| r.stopping == Some(StopCause::Signal));
-    let job = job.filter(|j| j.state.is_over())?;
+    let job = job.filter(|j| has_ended(j, finished))?;
     if finished && !by_slurm {
         return None;
     }
@@ -88,7 +88,14 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
             format!("neither squeue nor sacct know job {id}: its end was not recorded"),
             Lost::Unknown,
         ),
-        JobState::Completed | JobState::Failed if finished => None,
+        // It ended in order, by a TERM that Slurm does not account for: `scancel --signal`, a preemption that the
+        // job was faster than. Upstream says so of a node's shutdown.
+        JobState::Completed | JobState::Failed if finished => Some(Verdict {
+            reason: "Terminated",
+            message: format!("Slurm job {id} was told to end before its pod was done"),
+            disruption: true,
+            containers: Lost::Unknown,
+        }),
         JobState::Completed | JobState::Failed => {
             let (message, containers) = match launch {
                 Some(l) => (format!("{} on node {}", l.message, l.node), Lost::NeverStarted),
@@ -105,6 +112,13 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
             fail("SlurmJobFailed", message, containers)
         }
     }
+}
+
+/// Slurm calls a job over when it begins to end it; until its processes are gone the supervisor may still have a word
+/// to say. From a node that failed there is none to come.
+#[must_use]
+pub fn has_ended(job: &Job, finished: bool) -> bool {
+    job.is_gone() || job.state.is_over() && (finished || matches!(job.state, JobState::NodeFail | JobState::BootFail))
 }
 
 fn deadline(message: String) -> Verdict {
@@ -141,7 +155,7 @@ mod tests {
             (Some(&signal), J::Timeout, Some("DeadlineExceeded")),
             (Some(&signal), J::Cancelled, Some("SlurmJobCancelled")),
             (Some(&signal), J::Preempted, Some("Preempted")),
-            (Some(&signal), J::Failed, None),
+            (Some(&signal), J::Failed, Some("Terminated")),
             (Some(&alive), J::Completed, Some("SlurmJobFailed")),
             (Some(&alive), J::NodeFail, Some("NodeLost")),
             (Some(&alive), J::OutOfMemory, Some("OOMKilled")),
@@ -154,6 +168,17 @@ mod tests {
         }
         let over = report_with(StopCause::DeadlineExceeded);
         assert_eq!(verdict(Some(&over), Some(&job(J::Running)), None).map(|v| v.reason), Some("DeadlineExceeded"));
+    }
+
+    #[test]
+    fn a_job_that_is_ending_is_not_judged_yet() {
+        let ending = |state| Job { completing: true, ..job(state) };
+        let alive = report(false, Some(StopCause::Signal));
+        assert_eq!(verdict(Some(&alive), Some(&ending(JobState::Cancelled)), None), None);
+        let done = report(true, Some(StopCause::Signal));
+        let reason = |report, state| verdict(Some(report), Some(&ending(state)), None).map(|v| v.reason);
+        assert_eq!(reason(&done, JobState::Cancelled), Some("SlurmJobCancelled"));
+        assert_eq!(reason(&alive, JobState::NodeFail), Some("NodeLost"));
     }
 
     fn report_with(cause: StopCause) -> PodState {

@@ -87,6 +87,7 @@ pub struct Client {
     sacct: Option<PathBuf>,
     scancel: PathBuf,
     sinfo: PathBuf,
+    scontrol: Option<PathBuf>,
 }
 
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.
@@ -105,6 +106,7 @@ impl Client {
             sacct: which::which("sacct").ok(),
             scancel: find("scancel")?,
             sinfo: find("sinfo")?,
+            scontrol: which::which("scontrol").ok(),
         })
     }
 
@@ -170,13 +172,14 @@ impl Client {
         self.scancel(command).await
     }
 
-    /// Sends TERM to the batch script, which begins the orderly end, with no KILL after it.
+    /// Sends USR1 to the batch script, which begins the orderly end, with no KILL after it: TERM is Slurm's own word
+    /// for an end that is followed by one.
     ///
     /// # Errors
     /// As [`Self::cancel`].
     pub async fn terminate(&self, id: &str) -> Result<(), SlurmError> {
         let mut command = Command::new(&self.scancel);
-        command.args(["--batch", "--signal=TERM"]).arg(id);
+        command.args(["--batch", "--signal=USR1"]).arg(id);
         self.scancel(command).await
     }
 
@@ -190,6 +193,18 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Seconds from Slurm's TERM to its KILL; None: the site does not say.
+    ///
+    /// # Errors
+    /// scontrol failed.
+    pub async fn kill_wait(&self) -> Result<Option<u32>, SlurmError> {
+        let Some(scontrol) = &self.scontrol else { return Ok(None) };
+        let mut command = Command::new(scontrol);
+        command.args(["show", "config"]);
+        let output = run("scontrol", command).await?;
+        Ok(cluster::kill_wait(&String::from_utf8_lossy(&output)))
     }
 
     /// What the nodes have together.

@@ -37,6 +37,13 @@ pub fn from_sinfo(text: &str) -> Capacity {
     total
 }
 
+/// KillWait of `scontrol show config`, seconds.
+#[must_use]
+pub fn kill_wait(text: &str) -> Option<u32> {
+    let value = text.lines().find_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == "KillWait"))?.1;
+    value.trim().strip_suffix("sec").unwrap_or(value).trim().parse().ok()
+}
+
 /// `64`, or `64+` when nodes of a group differ.
 fn digits(text: &str) -> u64 {
     text.trim_end_matches('+').parse().unwrap_or(0)
@@ -76,6 +83,12 @@ fn gres_list(text: &str) -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kill_wait_is_read() {
+        let text = "Configuration data as of 2026\nKeepAliveTime           = CONFIG\nKillOnBadExit           = 0\nKillWait                = 45 sec\n";
+        assert_eq!((kill_wait(text), kill_wait("KillWait = ?"), kill_wait("")), (Some(45), None, None));
+    }
 
     #[test]
     fn added_up_once_per_node() {

@@ -367,6 +367,8 @@ pub struct Settings {
     pub launcher: String,
     /// `User-Agent` version of probes: `kube-probe/<this>`.
     pub kube_version: String,
+    /// Slurm's KillWait, seconds: from its TERM to its KILL (30 s, slurm.conf(5)).
+    pub kill_wait_seconds: u32,
 }
 
 impl Default for Settings {
@@ -380,6 +382,7 @@ impl Default for Settings {
             upper_max_bytes: 0,
             launcher: "auto".to_owned(),
             kube_version: "1.37".to_owned(),
+            kill_wait_seconds: 30,
         }
     }
 }
