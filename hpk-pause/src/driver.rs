@@ -16,12 +16,13 @@ use crate::paths::Paths;
 use crate::perform::{Happening, Outcome, Performer, ProbeRun};
 use crate::spec;
 use crate::status::StatusWriter;
+use crate::storage::Meter;
 use crate::term::TermRule;
 use hpk_api::control::{ControlError, ErrorCode};
 use hpk_api::plan::SandboxPlan;
 use hpk_api::probe::ProbeKind;
 use hpk_api::state::{PodState, StopCause};
-use hpk_core::{Action, ContainerIndex, Event, Hook, Identity, Now, Supervisor};
+use hpk_core::{Action, ContainerIndex, EVICTION_GRACE_SECONDS, Event, Hook, Identity, Now, Supervisor};
 use hpk_sys::reap::{Poll, Reaper};
 use jiff::Timestamp;
 use nix::unistd::Pid;
@@ -78,12 +79,20 @@ pub struct Driver {
     finished: Option<bool>,
     reaper: Reaper,
     orphans: u64,
+    meter: Meter,
 }
 
 impl Driver {
     /// A pod that has not begun.
     #[must_use]
-    pub fn new(plan: SandboxPlan, surroundings: Surroundings, paths: Paths, performer: Performer) -> Self {
+    pub fn new(
+        plan: SandboxPlan,
+        surroundings: Surroundings,
+        paths: Paths,
+        performer: Performer,
+        happenings: mpsc::UnboundedSender<Happening>,
+    ) -> Self {
+        let meter = Meter::new(&plan, happenings);
         let begun = Instant::now();
         let now = Now { mono: Duration::ZERO, wall: Timestamp::now() };
         let supervisor = Supervisor::new(plan, surroundings.identity, surroundings.previous.as_ref(), now);
@@ -99,6 +108,7 @@ impl Driver {
             finished: None,
             reaper: Reaper::new(),
             orphans: 0,
+            meter,
         }
     }
 
@@ -133,6 +143,7 @@ impl Driver {
                 return Ok(succeeded);
             }
             let deadline = self.supervisor.next_deadline().map(|d| tokio::time::Instant::from_std(self.begun + d));
+            let measure = self.meter.due().map(tokio::time::Instant::from_std);
             tokio::select! {
                 _ = children.recv() => self.reap(),
                 Some(happening) = inputs.happenings.recv() => {
@@ -146,6 +157,7 @@ impl Driver {
                 Some(pid) = inputs.kills.recv() => self.performer.kill_joined(pid),
                 stop = stops.recv() => self.asked_to_stop(stop),
                 () = sleep_until(deadline) => self.events.push_back(Event::Tick),
+                () = sleep_until(measure) => self.meter.measure(self.supervisor.plan(), &self.paths),
             }
         }
     }
@@ -272,12 +284,28 @@ impl Driver {
                     self.events.push_back(Event::LogBytesLost(lost));
                 }
             }
+            Happening::Stored(used, took) => {
+                // Upstream's manager does not evict a pod twice.
+                let exceeded = self.meter.measured(used, took).filter(|_| self.supervisor.state().stopping.is_none());
+                if let Some(message) = exceeded {
+                    let reason = "Evicted".to_owned();
+                    self.events.push_back(Event::Note {
+                        warning: true,
+                        reason,
+                        message: message.clone(),
+                        container: None,
+                    });
+                    let grace_seconds = Some(EVICTION_GRACE_SECONDS);
+                    self.events.push_back(Event::Stop { cause: StopCause::Evicted(message), grace_seconds });
+                }
+            }
             Happening::HookFellBack(message) => {
                 let reason = "LifecycleHTTPFallback".to_owned();
                 self.events.push_back(Event::Note { warning: true, reason, message, container: None });
             }
             Happening::Sandbox(Ok((Network { pod_ips, warning }, users))) => {
                 self.performer.sandbox_made(&pod_ips, users);
+                self.meter.begin();
                 if let Some(message) = warning {
                     let reason = "NetworkNotReady".to_owned();
                     self.events.push_back(Event::Note { warning: true, reason, message, container: None });
@@ -332,7 +360,8 @@ impl Driver {
             }
             DriverRequest::Stats { answer } => {
                 let supervisor = &self.supervisor;
-                let sample = self.performer.stats(|index| supervisor.container(index).map(|c| c.name.clone()));
+                let stored = self.meter.latest(supervisor.plan(), &self.paths);
+                let sample = self.performer.stats(stored, |index| supervisor.container(index).map(|c| c.name.clone()));
                 let _ = answer.send(Ok(sample));
             }
             DriverRequest::Stop { grace_period_seconds, answer } => {

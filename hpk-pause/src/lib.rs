@@ -20,5 +20,6 @@ pub mod process;
 pub mod sandbox;
 pub mod spec;
 pub mod status;
+pub mod storage;
 pub mod supervise;
 pub mod term;

@@ -64,10 +64,16 @@ impl Paths {
         self.pod.join(files::LOGS).join(container)
     }
 
+    /// Node-local files of all containers, a folder each.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.scratch.join("containers")
+    }
+
     /// Node-local files of one instance of a container.
     #[must_use]
     pub fn instance(&self, container: &str, instance: u32) -> PathBuf {
-        self.scratch.join("containers").join(container).join(instance.to_string())
+        self.containers().join(container).join(instance.to_string())
     }
 
     /// An emptyDir volume.

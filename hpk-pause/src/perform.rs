@@ -59,6 +59,8 @@ pub enum Happening {
     HookFellBack(String),
     /// From the log's thread.
     Log(LogEvent),
+    /// What the pod has on disk, and how long it took to measure.
+    Stored(hpk_core::StorageUse, Duration),
     /// Network, volumes and the images' users, or why not.
     Sandbox(Result<(Network, Users), String>),
 }
@@ -674,7 +676,7 @@ impl Performer {
 
     /// Resource use now, read from /proc.
     #[must_use]
-    pub fn stats(&self, name: impl Fn(ContainerIndex) -> Option<String>) -> StatsSample {
+    pub fn stats(&self, stored: &hpk_core::StorageUse, name: impl Fn(ContainerIndex) -> Option<String>) -> StatsSample {
         let mut sample = StatsSample::default();
         for (&container, running) in &self.running {
             let (Some(ns), Some(name)) = (running.mount_ns, name(container)) else { continue };
@@ -690,7 +692,8 @@ impl Performer {
             sample.pod.rss_bytes += usage.rss_bytes;
             sample.pod.processes += usage.processes;
             let started_at = Some(running.started_at);
-            sample.containers.push(ContainerStats { name, started_at, usage, ..ContainerStats::default() });
+            let hpk_core::ContainerUse { rootfs, logs } = stored.containers.get(&name).copied().unwrap_or_default();
+            sample.containers.push(ContainerStats { name, started_at, usage, rootfs_bytes: rootfs, log_bytes: logs });
         }
         sample.containers.sort_by(|a, b| a.name.cmp(&b.name));
         sample

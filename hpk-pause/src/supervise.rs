@@ -118,7 +118,7 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
     })
     .map_err(system("start the log thread"))?;
     let performer = Performer::new(paths.clone(), &plan, log.clone(), happenings.clone(), kills)?;
-    let driver = Driver::new(plan, surroundings, paths.clone(), performer);
+    let driver = Driver::new(plan, surroundings, paths.clone(), performer, happenings.clone());
     let (state, watched) = watch::channel(driver.state());
     let status = StatusWriter::start(paths.status()).map_err(system("start the status thread"))?;
     remember_for_panic(paths, watched.clone());

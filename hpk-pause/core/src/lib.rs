@@ -39,6 +39,7 @@ mod probe;
 mod record;
 mod requeue;
 mod settle;
+mod storage;
 mod supervisor;
 mod text;
 mod types;
@@ -51,5 +52,6 @@ mod testing;
 #[cfg(test)]
 mod world;
 
+pub use storage::{ContainerUse, EVICTION_GRACE_SECONDS, StorageLimits, StorageUse};
 pub use supervisor::{Identity, Supervisor};
 pub use types::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};

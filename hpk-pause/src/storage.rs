@@ -1,0 +1,142 @@
+//! How much of the node's disk the pod has: measured off the event loop, as often as upstream's eviction manager does.
+//!
+//! Owns the measuring and its time; what follows from it is [`hpk_core::StorageLimits`]'s. A pod without limits is measured only
+//! when somebody asks for its statistics, so that it does not wake up.
+
+use crate::paths::Paths;
+use crate::perform::Happening;
+use hpk_api::plan::{SandboxPlan, VolumePlan};
+use hpk_core::{ContainerUse, StorageLimits, StorageUse};
+use std::collections::HashSet;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Time between two measurements (upstream's monitoring interval).
+const EVERY: Duration = Duration::from_secs(10);
+/// A measurement is followed by at least so many times its own duration of rest: large trees must not keep a core busy.
+const REST: u32 = 20;
+
+/// Measures.
+#[derive(Debug)]
+pub struct Meter {
+    limits: Option<StorageLimits>,
+    last: StorageUse,
+    measuring: bool,
+    /// Before this it is not measured again.
+    next: Option<Instant>,
+    happenings: mpsc::UnboundedSender<Happening>,
+}
+
+impl Meter {
+    /// Measures nothing before [`Meter::begin`].
+    #[must_use]
+    pub fn new(plan: &SandboxPlan, happenings: mpsc::UnboundedSender<Happening>) -> Self {
+        let limits = StorageLimits::of(plan);
+        Self { limits, last: StorageUse::default(), measuring: false, next: None, happenings }
+    }
+
+    /// The sandbox stands.
+    pub fn begin(&mut self) {
+        self.next = Some(Instant::now() + EVERY);
+    }
+
+    /// When [`Meter::measure`] is due; None: never, or it is under way.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.next.filter(|_| self.limits.is_some() && !self.measuring)
+    }
+
+    /// What was measured last; measures again, for the next who asks, when that is long ago.
+    pub fn latest(&mut self, plan: &SandboxPlan, paths: &Paths) -> &StorageUse {
+        if self.next.is_some_and(|next| next <= Instant::now()) {
+            self.measure(plan, paths);
+        }
+        &self.last
+    }
+
+    /// Begins to measure; [`Happening::Stored`] tells the end of it.
+    pub fn measure(&mut self, plan: &SandboxPlan, paths: &Paths) {
+        if std::mem::replace(&mut self.measuring, true) {
+            return;
+        }
+        let volumes = plan.volumes.iter().filter(|(_, v)| matches!(v, VolumePlan::EmptyDir { memory: false, .. }));
+        let volumes: Vec<String> = volumes.map(|(name, _)| name.clone()).collect();
+        let (paths, happenings) = (paths.clone(), self.happenings.clone());
+        tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            let used = measure(&volumes, &paths);
+            let _ = happenings.send(Happening::Stored(used, begun.elapsed()));
+        });
+    }
+
+    /// A measurement came to its end. Some: a limit is exceeded, in upstream's words.
+    pub fn measured(&mut self, used: StorageUse, took: Duration) -> Option<String> {
+        self.measuring = false;
+        self.next = Some(Instant::now() + EVERY.max(took * REST));
+        self.last = used;
+        self.limits.as_ref()?.exceeded(&self.last)
+    }
+}
+
+fn measure(volumes: &[String], paths: &Paths) -> StorageUse {
+    let mut used = StorageUse::default();
+    for name in volumes {
+        used.volumes.insert(name.clone(), tree(&paths.empty_dir(name)));
+    }
+    // Ephemeral containers come later, so the folders say which containers there are.
+    for entry in std::fs::read_dir(paths.containers()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let sizes = ContainerUse { rootfs: tree(&entry.path()), logs: tree(&paths.logs(&name)) };
+        used.containers.insert(name, sizes);
+    }
+    used
+}
+
+/// Bytes that a tree takes on its disk, as `du -x` counts: blocks, each file once. What vanishes meanwhile counts nothing.
+fn tree(root: &Path) -> u64 {
+    let Ok(meta) = std::fs::symlink_metadata(root) else { return 0 };
+    let device = meta.dev();
+    let mut total = size(&meta);
+    let mut linked = HashSet::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.dev() != device || (meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino())) {
+                continue;
+            }
+            total += size(&meta);
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    total
+}
+
+fn size(meta: &Metadata) -> u64 {
+    meta.blocks() * 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_counted_once_and_by_their_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = tree(dir.path());
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("sub/a"), vec![1u8; 100_000]).unwrap();
+        std::fs::hard_link(dir.path().join("sub/a"), dir.path().join("b")).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
+        // A hole takes no blocks.
+        std::fs::File::create(dir.path().join("hole")).unwrap().set_len(1 << 30).unwrap();
+        let grown = tree(dir.path()) - empty;
+        assert!((100_000..300_000).contains(&grown), "{grown}");
+        assert_eq!(tree(&dir.path().join("nothing")), 0);
+    }
+}
