@@ -10,6 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 /// A supervisor that says nothing for this long after a request is not going to.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a client is told when a session's connection ends before the session has said how it ended.
+pub(crate) const LOST: &str = "the connection to the pod was lost before the session ended: its node or its link to \
+    the kubelet went down, or its supervisor was killed";
+
 /// Why a request to a supervisor failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlFailure {

@@ -18,14 +18,18 @@ use hpk_api::frame::{CHUNK, channel};
 use k8s_openapi::api::core::v1::Pod;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, copy_bidirectional};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 /// Time for a request's head, and for a connection from here.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long bytes of a client that is gone may still be on their way.
+const LINGER: Duration = Duration::from_secs(2);
 /// A CONNECT has two short lines.
 const MAX_HEAD: usize = 8 << 10;
 
@@ -110,7 +114,12 @@ async fn serve<B: Backend>(mut client: UnixStream, backend: &B) -> Result<(), Eg
             // Failing to switch Nagle off costs time, not correctness.
             let _ = tcp.set_nodelay(true);
             client.write_all(ESTABLISHED).await?;
-            copy_bidirectional(&mut client, &mut tcp).await?;
+            let hangup = Hangup::watch(&client)?;
+            tokio::select! {
+                copied = copy_bidirectional(&mut client, &mut tcp) => copied.map(drop)?,
+                // A reset overtakes bytes that the server does not read.
+                () = hangup.seen() => tcp.set_zero_linger()?,
+            }
             Ok(())
         }
         Err(message) => refuse(client, EgressError::Dial { address: target, message }).await,
@@ -169,6 +178,7 @@ async fn through<B: Backend>(
         Ok((_, reader, writer)) => (reader, writer),
         Err(message) => return refuse(client, EgressError::Dial { address: address.to_string(), message }).await,
     };
+    let hangup = Hangup::watch(&client)?;
     let (mut from, mut to) = client.into_split();
     to.write_all(ESTABLISHED).await?;
     let up = async {
@@ -211,8 +221,35 @@ async fn through<B: Backend>(
     tokio::select! {
         result = down => result?,
         result = up => result?,
+        () = hangup.seen() => {}
     }
     Ok(())
+}
+
+/// Tells when the API server has closed a connection altogether, also while what it sent before cannot be delivered.
+struct Hangup(AsyncFd<OwnedFd>);
+
+impl Hangup {
+    /// tokio deprecates this registration because it cannot know that a type keeps its descriptor; `OwnedFd` does.
+    #[expect(deprecated)]
+    fn watch(client: &UnixStream) -> io::Result<Self> {
+        AsyncFd::with_interest(client.as_fd().try_clone_to_owned()?, Interest::WRITABLE).map(Self)
+    }
+
+    /// Returns some time after the close: what is deliverable has been delivered by then.
+    async fn seen(&self) {
+        loop {
+            // An error means that the runtime ends.
+            let Ok(mut guard) = self.0.ready(Interest::WRITABLE).await else { return };
+            // A half-close is none: that the peer does not send any more is another event.
+            if guard.ready().is_write_closed() {
+                break;
+            }
+            // Readiness comes by edges: the next is for room or for the close.
+            guard.clear_ready();
+        }
+        tokio::time::sleep(LINGER).await;
+    }
 }
 
 #[cfg(test)]
@@ -344,6 +381,28 @@ mod tests {
         drop((server, tcp));
         let (_, answer) = connect(&path, &target).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_hang_up_is_seen_by_a_server_that_does_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        start(&path, backend().0).unwrap();
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut client, _) = connect(&path, &server.local_addr().unwrap().to_string()).await;
+        let (tcp, _) = server.accept().await.unwrap();
+        let flood = vec![0; 64 << 10];
+        let full = Duration::from_millis(500);
+        while let Ok(written) = tokio::time::timeout(full, client.write_all(&flood)).await {
+            written.unwrap();
+        }
+        drop(client);
+        let gone = async {
+            while !tcp.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the connection is closed");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,7 @@ async fn connection<B: Backend>(
     service: Arc<Service<B>>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     socket.set_nodelay(true)?;
+    keep_alive(&socket)?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls.config.clone());
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await??;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -96,6 +98,16 @@ async fn connection<B: Backend>(
         .serve_connection(TokioIo::new(stream), handle)
         .with_upgrades()
         .await?;
+    Ok(())
+}
+
+/// A client whose machine is gone is found out by the kernel. No user timeout: it would end connections whose
+/// client is only slow to read.
+fn keep_alive(socket: &TcpStream) -> std::io::Result<()> {
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(socket, sockopt::TcpKeepCount, &4)?;
     Ok(())
 }
 

@@ -193,7 +193,12 @@ pub(crate) async fn serve<B: Backend>(
 
 fn streaming(parts: mpsc::Receiver<std::io::Result<Bytes>>) -> Response<Body> {
     let stream = futures::stream::unfold(parts, |mut parts| async move {
-        let part = parts.recv().await?;
+        let Some(part) = parts.recv().await else {
+            // Lets the connection write what it has, so that the body's end has a TLS record of its own: the API
+            // server's log over WebSocket forgets bytes that it reads together with the end (wsstream.messageCopy).
+            tokio::task::yield_now().await;
+            return None;
+        };
         Some((part.map(Frame::data), parts))
     });
     let mut response = Response::new(StreamBody::new(stream.boxed()).boxed_unsync_to_sync());
@@ -265,8 +270,11 @@ async fn from_supervisor<B: Backend>(
                     return;
                 }
                 Ok(Some(_)) => {}
-                // The pod's end or a cut link: what was read is all there is.
-                Ok(None) => return,
+                // A cut link or a killed supervisor: the client must not take it for the log's end.
+                Ok(None) => {
+                    let _ = sender.send(Err(std::io::Error::other(control::LOST))).await;
+                    return;
+                }
                 Err(e) => {
                     let _ = sender.send(Err(std::io::Error::other(e))).await;
                     return;
@@ -372,6 +380,18 @@ mod tests {
             instance(&pod(&running, &none, 0), "x", false).unwrap_err(),
             r#"container "x" in pod "p" is not available"#
         );
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_log_is_not_sent_together_with_its_last_bytes() {
+        let (sender, parts) = mpsc::channel(1);
+        sender.send(Ok(Bytes::from_static(b"last"))).await.unwrap();
+        drop(sender);
+        let mut body = streaming(parts).into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "last");
+        // Pending once: the connection flushes then.
+        assert!(futures::poll!(body.frame()).is_pending());
+        assert!(body.frame().await.is_none());
     }
 
     #[test]

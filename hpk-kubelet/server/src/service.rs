@@ -287,7 +287,7 @@ impl<B: Backend> Service<B> {
                     };
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return text(StatusCode::INTERNAL_SERVER_ERROR, "the pod's supervisor closed the session"),
+                Ok(None) => return text(StatusCode::INTERNAL_SERVER_ERROR, control::LOST),
                 Err(e) => return text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
             }
         }

@@ -9,6 +9,7 @@
 
 use crate::line::{self, LineError, Lines};
 use crate::mux::{LinkStream, Mode, Mux};
+use crate::relay;
 use crate::tls::{self, TlsError};
 use crate::transport;
 use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate, StreamOpen, Welcome};
@@ -200,8 +201,8 @@ async fn serve(mut stream: LinkStream, supervisor: PathBuf) {
     else {
         return;
     };
-    let Ok(mut socket) = UnixStream::connect(&supervisor).await else { return };
-    let _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut socket, 64 << 10, 64 << 10).await;
+    let Ok(socket) = UnixStream::connect(&supervisor).await else { return };
+    relay::join(stream, socket).await;
 }
 
 #[cfg(test)]

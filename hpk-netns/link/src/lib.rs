@@ -19,6 +19,7 @@ mod line;
 mod mux;
 #[cfg(feature = "server")]
 pub mod pki;
+mod relay;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tls;

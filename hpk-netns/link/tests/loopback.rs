@@ -135,6 +135,41 @@ async fn streams_facts_and_questions() {
     assert_eq!(server.count().await, 0);
 }
 
+#[tokio::test]
+async fn a_hang_up_is_seen_by_a_supervisor_that_does_not_read() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
+    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let path = tmp.path().join("supervisor.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let _pod = pod("uid-7", credentials, path);
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    let mut session = server.open_supervisor("uid-7").await.unwrap();
+    let (supervisor, _) = listener.accept().await.unwrap();
+    // Everything on the way is full: the socket, the window of the stream.
+    let flood = vec![7; 64 << 10];
+    let full = Duration::from_millis(500);
+    while let Ok(written) = tokio::time::timeout(full, session.write_all(&flood)).await {
+        written.unwrap();
+    }
+    drop(session);
+    // The peer's close is reported whatever is unread (EPOLLRDHUP).
+    let gone = async {
+        loop {
+            if supervisor.ready(tokio::io::Interest::READABLE).await.unwrap().is_read_closed() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.expect("the supervisor's connection is closed");
+    // Other sessions of the same link go on.
+    let mut other = server.open_supervisor("uid-7").await.unwrap();
+    other.write_all(b"x").await.unwrap();
+    let (mut supervisor, _) = listener.accept().await.unwrap();
+    assert_eq!(supervisor.read_u8().await.unwrap(), b'x');
+}
+
 /// A wire that can be cut: forwards to the server until told to drop everything.
 async fn wire(to: SocketAddr) -> (SocketAddr, mpsc::Sender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

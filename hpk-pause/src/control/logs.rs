@@ -5,7 +5,7 @@
 
 use super::handshake::Handshake;
 use super::request::{DriverRequest, LogSource};
-use super::{Context, ask};
+use super::{Context, MAX_LOG_READERS, ask};
 use hpk_api::control::{Answer, ControlError, ErrorCode, LogOptions, Reply, StreamEnd};
 use hpk_api::frame::{self, CHUNK, channel};
 use hpk_log::{Follower, LogReader, ReadOptions, ReadStatus};
@@ -13,28 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::OwnedSemaphorePermit;
-
-/// Log sessions at once, in all.
-const MAX_SESSIONS: usize = 64;
-static SESSIONS: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts a session while it lives.
-struct Slot;
-
-impl Slot {
-    fn take() -> Option<Self> {
-        let taken = SESSIONS.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < MAX_SESSIONS).then_some(n + 1));
-        taken.is_ok().then_some(Self)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        SESSIONS.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 pub(super) async fn run(
     mut handshake: Handshake,
@@ -42,8 +21,8 @@ pub(super) async fn run(
     options: LogOptions,
     counted: Option<OwnedSemaphorePermit>,
 ) {
-    let Some(slot) = Slot::take() else {
-        let message = format!("{MAX_SESSIONS} clients read logs of this pod already: end one of them");
+    let Some(slot) = context.sessions.read_logs() else {
+        let message = format!("{MAX_LOG_READERS} clients read logs of this pod already: end one of them");
         return handshake.refuse(ControlError { code: ErrorCode::Conflict, message }).await;
     };
     let (container, previous) = (options.container.clone(), options.previous);

@@ -37,6 +37,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 /// Connections served at once; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
+/// Clients that read logs at once: each has a thread.
+const MAX_LOG_READERS: usize = 64;
 
 /// What the server needs of the supervisor.
 #[derive(Clone, Debug)]
@@ -54,11 +56,15 @@ pub struct Context {
 /// Counts the sessions that stream a container's output, so that the supervisor can let its last clients read to the
 /// end before it goes.
 #[derive(Clone, Debug)]
-pub struct Sessions(Arc<Semaphore>);
+pub struct Sessions {
+    all: Arc<Semaphore>,
+    log_readers: Arc<Semaphore>,
+}
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_CONNECTIONS)))
+        let slots = |count| Arc::new(Semaphore::new(count));
+        Self { all: slots(MAX_CONNECTIONS), log_readers: slots(MAX_LOG_READERS) }
     }
 }
 
@@ -68,12 +74,17 @@ impl Sessions {
     pub async fn finished(&self, limit: Duration) {
         let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
         // A client that does not read for so long loses the rest.
-        let _ = tokio::time::timeout(limit, self.0.acquire_many(all)).await;
+        let _ = tokio::time::timeout(limit, self.all.acquire_many(all)).await;
     }
 
     /// None: so many sessions are open that no more can be counted, or the supervisor is about to go.
     fn begin(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.all).try_acquire_owned().ok()
+    }
+
+    /// A reader of logs; None: there are too many.
+    fn read_logs(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.log_readers).try_acquire_owned().ok()
     }
 }
 

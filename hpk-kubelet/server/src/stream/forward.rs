@@ -2,7 +2,7 @@
 
 use super::spdy::connection::{Connection, Incoming};
 use super::upgrade::{Channels, Protocol};
-use super::{STREAM_CREATION, ws};
+use super::{STREAM_CREATION, Stall, ws};
 use crate::backend::{Stream, SupervisorStream};
 use crate::control::{self, FrameReader, FrameWriter, stream_end};
 use bytes::Bytes;
@@ -82,7 +82,7 @@ where
                     };
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return Ok(()),
+                Ok(None) => return Err(control::LOST.to_owned()),
                 Err(e) => return Err(e.to_string()),
             }
         }
@@ -241,17 +241,27 @@ async fn websocket(channels: Channels, io: Box<dyn Stream>, pod: Pod, ports: Vec
             }
         }
     }));
+    let stall = Stall::default();
     let read = async {
         while let Some((channel, payload)) = receiver.next().await {
             if channel % 2 == 0
                 && let Some(queue) = inputs.get(usize::from(channel / 2))
             {
-                let _ = queue.send(payload).await;
+                let _ = stall.during(queue.send(payload)).await;
+            }
+        }
+    };
+    let pings = async {
+        loop {
+            stall.told().await;
+            if sender.lock().await.ping().await.is_err() {
+                return;
             }
         }
     };
     tokio::select! {
         _ = copies => sender.lock().await.close().await,
         () = read => {}
+        () = pings => {}
     }
 }

@@ -3,7 +3,7 @@
 use super::spdy::connection::{Connection, Incoming, Writer};
 use super::status::{ErrorFormat, error_payload};
 use super::upgrade::{Channels, Protocol, RemoteVersion};
-use super::{LINGER, PING, STREAM_CREATION, ws};
+use super::{LINGER, STREAM_CREATION, Stall, ws};
 use crate::backend::Stream;
 use crate::control::{FrameReader, FrameWriter, stream_end};
 use bytes::Bytes;
@@ -96,6 +96,7 @@ async fn join<F>(
     mut input: mpsc::Receiver<(u8, Bytes)>,
     mut output: Output,
     format: ErrorFormat,
+    stall: Stall,
     gone: impl Future<Output = ()>,
 ) where
     F: Future<Output = Session>,
@@ -124,12 +125,10 @@ async fn join<F>(
             std::future::pending::<()>().await;
         };
         let drain = async {
-            // A client that is gone is not seen by reading while its input waits for the process.
-            let mut pings = tokio::time::interval(PING);
             loop {
                 let frame = tokio::select! {
                     frame = reader.next() => frame,
-                    _ = pings.tick() => {
+                    () = stall.told() => {
                         output.ping().await?;
                         continue;
                     }
@@ -141,7 +140,7 @@ async fn join<F>(
                     Ok(Some((channel::ERROR, payload))) => return Ok(stream_end(&payload)),
                     Ok(Some(_)) => {}
                     Ok(None) => {
-                        return Ok(StreamEnd::Failed { message: "the pod's supervisor closed the session".to_owned() });
+                        return Ok(StreamEnd::Failed { message: crate::control::LOST.to_owned() });
                     }
                     Err(e) => return Ok(StreamEnd::Failed { message: e.to_string() }),
                 }
@@ -187,6 +186,8 @@ where
         return;
     }
     let (queue, input) = mpsc::channel(QUEUE);
+    let stall = Stall::default();
+    let told = stall.clone();
     let read = async move {
         while let Some((channel, payload)) = receiver.next().await {
             let forward = match channel {
@@ -198,11 +199,11 @@ where
             // Once the session is over its queue is gone; what still comes is read and dropped until the
             // client hangs up.
             if forward {
-                let _ = queue.send((channel, payload)).await;
+                let _ = told.during(queue.send((channel, payload))).await;
             }
         }
     };
-    join(session, input, Output::WebSocket(sender), channels.error_format(), read).await;
+    join(session, input, Output::WebSocket(sender), channels.error_format(), stall, read).await;
 }
 
 /// The streams of one SPDY client, by their type.
@@ -261,7 +262,8 @@ where
     drop(queue);
     let output = Output::Spdy { stdout: stdout.map(|s| s.out), stderr: stderr.map(|s| s.out), error: error.out };
     let closed = connection.closed.clone();
-    join(session, input, output, version.error_format(), closed.cancelled_owned()).await;
+    // The connection pings by itself.
+    join(session, input, output, version.error_format(), Stall::default(), closed.cancelled_owned()).await;
     connection.close().await;
 }
 

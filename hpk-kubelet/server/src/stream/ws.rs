@@ -114,7 +114,7 @@ pub(super) fn tunnel(socket: WebSocketStream<Io>) -> DuplexStream {
     let (ours, inner) = tokio::io::duplex(256 << 10);
     let (mut from_inner, mut to_inner) = tokio::io::split(inner);
     let (mut sink, mut stream) = socket.split();
-    tokio::spawn(async move {
+    let inward = async move {
         while let Some(Ok(message)) = stream.next().await {
             let bytes = match message {
                 Message::Binary(bytes) => bytes,
@@ -126,9 +126,11 @@ pub(super) fn tunnel(socket: WebSocketStream<Io>) -> DuplexStream {
                 break;
             }
         }
+        // What came is still to be read; what goes out may still be on its way.
         let _ = to_inner.shutdown().await;
-    });
-    tokio::spawn(async move {
+        std::future::pending::<()>().await;
+    };
+    let outward = async move {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(n @ 1..) = from_inner.read(&mut buffer).await {
             if sink.send(Message::binary(buffer[..n].to_vec())).await.is_err() {
@@ -136,6 +138,13 @@ pub(super) fn tunnel(socket: WebSocketStream<Io>) -> DuplexStream {
             }
         }
         let _ = sink.send(Message::Close(None)).await;
+    };
+    // A client that cannot be written to is gone, whatever of its own still waits to be read inside.
+    tokio::spawn(async move {
+        tokio::select! {
+            () = inward => {}
+            () = outward => {}
+        }
     });
     ours
 }

@@ -5,7 +5,7 @@
 
 use super::codec::{self, CodecError, Decoder, Encoder, Frame, reset};
 use super::headers::{Headers, get};
-use crate::stream::PING;
+use crate::stream::Stall;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -62,8 +62,9 @@ impl Connection {
         let shared = Arc::new(Mutex::new(Out { io: write, encoder: Encoder::new()? }));
         let (sender, streams) = mpsc::channel(16);
         let closed = CancellationToken::new();
-        let reader = Reader { streams: HashMap::new(), shared: shared.clone(), announce: sender };
-        tokio::spawn(ping(shared.clone(), closed.clone()));
+        let stall = Stall::default();
+        let reader = Reader { streams: HashMap::new(), shared: shared.clone(), announce: sender, stall: stall.clone() };
+        tokio::spawn(ping(shared.clone(), stall, closed.clone()));
         let done = closed.clone();
         tokio::spawn(async move {
             if let Err(e) = reader.run(read).await {
@@ -84,12 +85,12 @@ impl Connection {
 }
 
 /// Finds out that the client is gone while the reader waits for a stream's consumer and so cannot see it.
-async fn ping(shared: Arc<Mutex<Out>>, closed: CancellationToken) {
+async fn ping(shared: Arc<Mutex<Out>>, stall: Stall, closed: CancellationToken) {
     // Ids of a server's pings are even.
     for id in (2..u32::MAX).step_by(2) {
         tokio::select! {
             () = closed.cancelled() => return,
-            () = tokio::time::sleep(PING) => {}
+            () = stall.told() => {}
         }
         if shared.lock().await.send(&Frame::Ping { id }).await.is_err() {
             closed.cancel();
@@ -141,6 +142,7 @@ struct Reader {
     streams: HashMap<u32, mpsc::Sender<Bytes>>,
     shared: Arc<Mutex<Out>>,
     announce: mpsc::Sender<Incoming>,
+    stall: Stall,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +173,7 @@ impl Reader {
                 if let Some(stream) = self.streams.get(&id) {
                     // An error means that the consumer has enough: the data is dropped, as by a closed pipe.
                     if !payload.is_empty() {
-                        let _ = stream.send(payload).await;
+                        let _ = self.stall.during(stream.send(payload)).await;
                     }
                     if fin {
                         self.streams.remove(&id);
