@@ -1,7 +1,9 @@
 //! The kubelet behind its HTTPS API: pods as the controller sees them, supervisors through the link.
 
+use crate::carrier::Carriers;
 use crate::controller::Pods;
 use crate::controller::context::Context;
+use hpk_link::server::OpenError;
 use hpk_server::{Backend, NodeStats, SupervisorStream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,13 +17,15 @@ pub struct Kubelet {
     ctx: Context,
     pods: watch::Receiver<Pods>,
     started_at: Timestamp,
+    carriers: Carriers,
 }
 
 impl Kubelet {
     /// A backend that reads the controller's published pods.
     #[must_use]
     pub fn new(ctx: Context, pods: watch::Receiver<Pods>) -> Self {
-        Self { ctx, pods, started_at: Timestamp::now() }
+        let carriers = Carriers::start(ctx.links.clone(), ctx.slurm.clone(), ctx.install.netns.clone());
+        Self { ctx, pods, started_at: Timestamp::now(), carriers }
     }
 
     fn all(&self) -> watch::Ref<'_, Pods> {
@@ -49,6 +53,18 @@ impl Backend for Kubelet {
         match self.ctx.links.open_supervisor(uid).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn open_session(&self, uid: &str) -> Result<SupervisorStream, String> {
+        let job = self.all().get(uid).and_then(|p| p.job.clone());
+        match (self.ctx.links.open_supervisor(uid).await, job) {
+            (Ok(stream), _) => Ok(Box::new(stream)),
+            (Err(OpenError::NoLink { .. }), Some(job)) => {
+                self.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await?;
+                self.open_supervisor(uid).await
+            }
+            (Err(error), _) => Err(error.to_string()),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod backend;
+pub mod carrier;
 pub mod controller;
 pub mod home;
 pub mod pods;

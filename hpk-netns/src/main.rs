@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! hpk-netns run <pod folder>     start the pod's parent container and carry its network and its link
+//! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns --version
 //! ```
 
-use hpk_netns::{member, run};
+use hpk_netns::{carry, member, run};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: hpk-netns run <pod folder>
+       hpk-netns carry <pod folder>
        hpk-netns member <HPK_HOME>
        hpk-netns --version
 
@@ -24,6 +26,13 @@ fn main() -> ExitCode {
             let pod = PathBuf::from(pod);
             in_runtime(async move { run::run(&pod).await })
         }
+        ["carry", pod] => match carry::run(Path::new(pod)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("hpk-netns: carry: {error}");
+                ExitCode::FAILURE
+            }
+        },
         ["member", home] => {
             let home = PathBuf::from(home);
             in_runtime(async move { member::run(&home).await })

@@ -87,20 +87,37 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         hello,
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
-    let task = tokio::spawn(serve(config, datapath, listener, questions, node_ip));
+    let carriers = carriers(places);
+    let task = tokio::spawn(serve(config, datapath, listener, carriers, questions, node_ip));
     Network { mtu, _task: AbortOnDropHandle::new(task) }
+}
+
+/// The socket for carriers of the link, and the word in the pod's folder where it is. Without it the link can only be
+/// dialled.
+fn carriers(places: &Places<'_>) -> Option<UnixListener> {
+    let path = places.run.join(hpk_api::paths::LINK_SOCK);
+    let listener = UnixListener::bind(&path).inspect_err(|error| eprintln!("hpk-netns: {}: {error}", path.display()));
+    let file = places.pod.join(hpk_api::files::CARRIER);
+    // The pod's folder is on the shared file system: nobody waits for it.
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = std::fs::write(&file, format!("{}\n", path.display())) {
+            eprintln!("hpk-netns: {}: {error}", file.display());
+        }
+    });
+    listener.ok()
 }
 
 async fn serve(
     config: ClientConfig,
     datapath: Option<Result<Datapath, NetworkError>>,
     listener: Result<UnixListener, NetworkError>,
+    carriers: Option<UnixListener>,
     questions: mpsc::Receiver<NetQuestion>,
     node_ip: IpAddr,
 ) {
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
-    let mut link = std::pin::pin!(keep(config, events_in, questions));
+    let mut link = std::pin::pin!(keep(config, events_in, questions, carriers));
     let mut refused = false;
     let mut said = false;
     let (synced_in, synced) = watch::channel(false);

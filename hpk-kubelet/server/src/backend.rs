@@ -29,6 +29,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Text for people: the pod does not run yet or any more, or its link is down.
     fn open_supervisor(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, String>> + Send;
 
+    /// The same for somebody who waits for it: a pod whose link does not stand may be reached by dearer means.
+    ///
+    /// # Errors
+    /// As [`Self::open_supervisor`].
+    fn open_session(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, String>> + Send {
+        self.open_supervisor(uid)
+    }
+
     /// `HPK_HOME/pods/<uid>`, where the logs of pods without a supervisor are read.
     fn pod_folder(&self, uid: &str) -> PathBuf;
 

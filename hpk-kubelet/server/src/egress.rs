@@ -170,7 +170,7 @@ async fn through<B: Backend>(
     address: SocketAddr,
 ) -> Result<(), EgressError> {
     let opened: Result<_, String> = async {
-        let stream: SupervisorStream = backend.open_supervisor(uid).await?;
+        let stream: SupervisorStream = backend.open_session(uid).await?;
         control::request(stream, &Request::Dial { address }).await.map_err(|e| e.to_string())
     }
     .await;

@@ -238,7 +238,9 @@ async fn from_supervisor<B: Backend>(
     uid: &str,
     options: &LogOptions,
 ) -> Result<mpsc::Receiver<std::io::Result<Bytes>>, Option<String>> {
-    let stream = backend.open_supervisor(uid).await.map_err(|_| None)?;
+    // What is in the files already needs no dear way to the pod; following does.
+    let opened = if options.follow { backend.open_session(uid).await } else { backend.open_supervisor(uid).await };
+    let stream = opened.map_err(|_| None)?;
     let (_, mut frames, writer) = match control::request(stream, &Request::Logs(options.clone())).await {
         Ok(answered) => answered,
         Err(ControlFailure::Refused(e)) => return Err(Some(e.message)),

@@ -235,7 +235,7 @@ impl<B: Backend> Service<B> {
         what: &ControlRequest,
     ) -> Result<(control::FrameReader, control::FrameWriter), Response<Body>> {
         let stream =
-            self.backend.open_supervisor(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+            self.backend.open_session(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
         match control::request(stream, what).await {
             Ok((_, reader, writer)) => Ok((reader, writer)),
             Err(e) => {
@@ -321,7 +321,7 @@ impl<B: Backend> Service<B> {
         };
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         // One try now, so that a pod that does not run is an HTTP error; later ones fail each for itself.
-        if let Err(why) = self.backend.open_supervisor(&uid).await {
+        if let Err(why) = self.backend.open_session(&uid).await {
             return text(StatusCode::INTERNAL_SERVER_ERROR, why);
         }
         let who = forward::Pod { name: name.to_owned(), uid: uid.clone() };
@@ -342,7 +342,7 @@ impl<B: Backend> Service<B> {
 }
 
 async fn dial<B: backend::Backend>(backend: &Arc<B>, uid: &str) -> Result<SupervisorStream, String> {
-    backend.open_supervisor(uid).await
+    backend.open_session(uid).await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

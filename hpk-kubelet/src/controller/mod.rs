@@ -49,6 +49,8 @@ pub struct PodInfo {
     pub pod: Arc<Pod>,
     /// A link stands.
     pub linked: bool,
+    /// Its job, while that runs.
+    pub job: Option<String>,
 }
 
 /// All pods by UID.

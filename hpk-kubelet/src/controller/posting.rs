@@ -2,6 +2,7 @@
 
 use super::{Controller, PodInfo, tasks};
 use crate::pods::status;
+use crate::slurm::job::JobState;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ impl Controller {
             if let Some(status) = entry.current.as_ref().or(entry.posted.as_ref()) {
                 pod.status = Some(status.clone());
             }
-            Some(PodInfo { pod: Arc::new(pod), linked: entry.link.is_some() })
+            let job = entry.job.as_ref().filter(|j| j.state == JobState::Running).map(|j| j.id.clone());
+            Some(PodInfo { pod: Arc::new(pod), linked: entry.link.is_some(), job })
         });
         self.seen.send_modify(|pods| match info {
             Some(info) => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A Slurm command that did not do its work.
 #[derive(Debug, Error)]
@@ -88,6 +88,8 @@ pub struct Client {
     scancel: PathBuf,
     sinfo: PathBuf,
     scontrol: Option<PathBuf>,
+    /// Needed by the link's carrier of last resort only.
+    srun: Option<PathBuf>,
 }
 
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.
@@ -107,6 +109,7 @@ impl Client {
             scancel: find("scancel")?,
             sinfo: find("sinfo")?,
             scontrol: which::which("scontrol").ok(),
+            srun: which::which("srun").ok(),
         })
     }
 
@@ -205,6 +208,30 @@ impl Client {
         command.args(["show", "config"]);
         let output = run("scontrol", command).await?;
         Ok(cluster::kill_wait(&String::from_utf8_lossy(&output)))
+    }
+
+    /// Starts `netns carry <folder>` as a step beside the others of a job, on its first node, with its standard
+    /// streams piped to us.
+    ///
+    /// # Errors
+    /// There is no srun, or it cannot be started; what Slurm says comes on its standard error.
+    pub fn step(&self, job: &str, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
+        let srun = self.srun.as_ref().ok_or(SlurmError::NotFound { command: "srun" })?;
+        let mut command = Command::new(srun);
+        command
+            .args(["--overlap", "--nodes=1", "--ntasks=1", "--relative=0", "--mpi=none", "--quiet", "--input=0"])
+            .args(["--job-name=hpk-link", "--chdir=/"])
+            .arg(format!("--jobid={job}"))
+            .arg(netns)
+            .arg("carry")
+            .arg(folder)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(k, _)| k.to_str().is_some_and(keep)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command.spawn().map_err(|source| SlurmError::Run { command: "srun", source })
     }
 
     /// What the nodes have together.

@@ -4,8 +4,11 @@
 //!        ┌──────────── failed, cut: wait (back-off with jitter) ───────────┐
 //!        ▼                                                                 │
 //!   read link.json ─▶ dial ─▶ TLS ─▶ hello ─▶ up: streams, net facts ──────┘
-//!                                       └─ refused for good ─▶ end
+//!                      ▲                └─ refused for good ─▶ end
+//!                      └─ or a carrier: a connection that the kubelet made to come here by other means
 //! ```
+//! A carrier comes when the kubelet has no link of this pod, so it takes the place of whatever this end believes to
+//! have. The same bytes go over it, TLS included.
 
 use crate::line::{self, LineError, Lines};
 use crate::mux::{LinkStream, Mode, Mux};
@@ -17,8 +20,10 @@ use rustls::pki_types::ServerName;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -82,15 +87,24 @@ enum LinkError {
 /// Keeps the link until the kubelet refuses it for good (the reason is returned) or the future is dropped.
 ///
 /// Questions are taken from `questions` while the link is up; those asked while it is down wait in the queue.
+/// `carriers` lies in a folder of the user's own.
 pub async fn keep(
     config: ClientConfig,
     events: mpsc::Sender<ClientEvent>,
     mut questions: mpsc::Receiver<NetQuestion>,
+    carriers: Option<UnixListener>,
 ) -> String {
     let mut pause = PAUSE_FIRST;
+    let mut carrier = None;
     loop {
         let began = tokio::time::Instant::now();
-        let error = attempt(&config, &events, &mut questions).await;
+        let error = tokio::select! {
+            error = attempt(&config, carrier.take(), &events, &mut questions) => error,
+            stream = arrival(carriers.as_ref()) => {
+                carrier = Some(stream);
+                continue;
+            }
+        };
         if let LinkError::Refused(message) = error {
             return message;
         }
@@ -98,9 +112,26 @@ pub async fn keep(
         if began.elapsed() >= HELD {
             pause = PAUSE_FIRST;
         }
-        tokio::time::sleep(jittered(pause, random())).await;
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause, random())) => {}
+            stream = arrival(carriers.as_ref()) => carrier = Some(stream),
+        }
         pause = (pause * 2).min(PAUSE_LONGEST);
     }
+}
+
+/// The next carrier; never, when none can come.
+async fn arrival(carriers: Option<&UnixListener>) -> UnixStream {
+    if let Some(carriers) = carriers {
+        loop {
+            match carriers.accept().await {
+                Ok((stream, _)) => return stream,
+                // Out of descriptors, as a rule.
+                Err(_) => tokio::time::sleep(PAUSE_LONGEST).await,
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Half of the pause to all of it: many pods that lost one kubelet do not come back at one instant.
@@ -117,10 +148,11 @@ fn random() -> u64 {
 
 async fn attempt(
     config: &ClientConfig,
+    carrier: Option<UnixStream>,
     events: &mpsc::Sender<ClientEvent>,
     questions: &mut mpsc::Receiver<NetQuestion>,
 ) -> LinkError {
-    match live(config, events, questions).await {
+    match live(config, carrier, events, questions).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -128,6 +160,7 @@ async fn attempt(
 
 async fn live(
     config: &ClientConfig,
+    carrier: Option<UnixStream>,
     events: &mpsc::Sender<ClientEvent>,
     questions: &mut mpsc::Receiver<NetQuestion>,
 ) -> Result<std::convert::Infallible, LinkError> {
@@ -136,7 +169,10 @@ async fn live(
     let credentials: LinkCredentials =
         serde_json::from_slice(&bytes).map_err(|source| LinkError::Parse { path: path(), source })?;
     let deadline = tokio::time::Instant::now() + SET_UP;
-    let stream = tokio::time::timeout_at(deadline, dial(&credentials)).await.map_err(|_| LinkError::Timeout)??;
+    let stream: Box<dyn Stream> = match carrier {
+        Some(carrier) => Box::new(timely(deadline, secure(&credentials, carrier)).await?),
+        None => Box::new(timely(deadline, dial(&credentials)).await?),
+    };
     let (mux, opener, mut inbound) = Mux::new(stream.compat(), Mode::Client);
     // A task of its own: streams make progress whatever this one waits for. Dropping the handle ends it.
     let mut driver = AbortOnDropHandle::new(tokio::spawn(mux.drive()));
@@ -185,12 +221,27 @@ async fn live(
     }
 }
 
-async fn dial(credentials: &LinkCredentials) -> Result<tokio_rustls::client::TlsStream<TcpStream>, LinkError> {
-    let config = tls::client(&credentials.ca, &credentials.cert, &credentials.key)?;
-    let name = ServerName::try_from(credentials.server_name.clone()).map_err(|e| TlsError::Verifier(e.to_string()))?;
+/// A dialled or a carried connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn timely<T>(
+    deadline: tokio::time::Instant,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    tokio::time::timeout_at(deadline, work).await.map_err(|_| LinkError::Timeout)?
+}
+
+async fn dial(credentials: &LinkCredentials) -> Result<TlsStream<TcpStream>, LinkError> {
     let failed = |source| LinkError::Dial { address: credentials.address, source };
     let stream = TcpStream::connect(credentials.address).await.map_err(failed)?;
     transport::prepare(&stream).map_err(failed)?;
+    secure(credentials, stream).await
+}
+
+async fn secure<S: Stream>(credentials: &LinkCredentials, stream: S) -> Result<TlsStream<S>, LinkError> {
+    let config = tls::client(&credentials.ca, &credentials.cert, &credentials.key)?;
+    let name = ServerName::try_from(credentials.server_name.clone()).map_err(|e| TlsError::Verifier(e.to_string()))?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(LinkError::Handshake)
 }
 

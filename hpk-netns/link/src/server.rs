@@ -20,7 +20,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// TLS and hello together.
 const SET_UP: Duration = Duration::from_secs(10);
+/// The same through a carrier, whose other end is started first.
+const CARRIED_SET_UP: Duration = Duration::from_secs(60);
 /// Handshakes at once: what strangers can occupy.
 const HANDSHAKES: usize = 64;
 /// Chunks of facts that wait for one link.
@@ -115,11 +118,18 @@ pub struct Events {
 }
 
 /// Handle on the running server; clones are one server. It ends when the runtime does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LinkServer {
-    ask: mpsc::Sender<Ask>,
+    out: Out,
+    acceptor: tokio_rustls::TlsAcceptor,
     ca: Arc<LinkCa>,
     advertised: SocketAddr,
+}
+
+impl std::fmt::Debug for LinkServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkServer").field("advertised", &self.advertised).finish_non_exhaustive()
+    }
 }
 
 impl LinkServer {
@@ -134,10 +144,38 @@ impl LinkServer {
         let (ask, asked) = mpsc::channel(1024);
         let (link_events, links) = mpsc::channel(1024);
         let (net_events, net) = mpsc::channel(1024);
-        let out = Out { ask: ask.clone(), links: link_events, net: net_events };
+        let out = Out { ask, links: link_events, net: net_events };
         tokio::spawn(registry(asked));
-        tokio::spawn(accept(listener, acceptor, out));
-        Ok((Self { ask, ca, advertised }, Events { links, net }))
+        tokio::spawn(accept(listener, acceptor.clone(), out.clone()));
+        Ok((Self { out, acceptor, ca, advertised }, Events { links, net }))
+    }
+
+    /// Serves a link that came by other means than our listener, until it ends; the text says why it did.
+    pub async fn carry<S>(&self, stream: S) -> String
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match tokio::time::timeout(CARRIED_SET_UP, greet(stream, self.acceptor.clone(), &self.out)).await {
+            Ok(Some(link)) => Box::pin(live(link, self.out.clone())).await,
+            Ok(None) => "its handshake failed".to_owned(),
+            Err(_) => format!("no handshake within {} s", CARRIED_SET_UP.as_secs()),
+        }
+    }
+
+    /// Where pods dial.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.advertised
+    }
+
+    /// Returns when a link of the pod stands.
+    pub async fn up(&self, uid: &str) {
+        let (answer, up) = oneshot::channel();
+        let _ = self.out.ask.send(Ask::Await { uid: uid.to_owned(), answer }).await;
+        if up.await.is_err() {
+            // The registry is gone: the runtime ends.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Credentials for a pod, to be written to its `link.json` (0600). They stay valid across kubelet restarts.
@@ -156,7 +194,7 @@ impl LinkServer {
     pub async fn open_supervisor(&self, uid: &str) -> Result<LinkStream, OpenError> {
         let (answer, opener) = oneshot::channel();
         let down = || OpenError::Down { uid: uid.to_owned() };
-        self.ask.send(Ask::Opener { uid: uid.to_owned(), answer }).await.map_err(|_| down())?;
+        self.out.ask.send(Ask::Opener { uid: uid.to_owned(), answer }).await.map_err(|_| down())?;
         let opener = opener.await.map_err(|_| down())?.ok_or_else(|| OpenError::NoLink { uid: uid.to_owned() })?;
         let mut stream = opener.open().await.map_err(|_| down())?;
         line::write(&mut stream, &StreamOpen::Supervisor).await.map_err(|_| down())?;
@@ -166,32 +204,32 @@ impl LinkServer {
     /// Sends facts to one pod, in order; nothing when it has no link or has not subscribed.
     pub async fn push(&self, uid: &str, facts: &[NetUpdate]) {
         if let Some(chunk) = chunk(facts) {
-            let _ = self.ask.send(Ask::Push { uid: uid.to_owned(), chunk }).await;
+            let _ = self.out.ask.send(Ask::Push { uid: uid.to_owned(), chunk }).await;
         }
     }
 
     /// Sends facts to every pod that subscribed; serialised once.
     pub async fn broadcast(&self, facts: &[NetUpdate]) {
         if let Some(chunk) = chunk(facts) {
-            let _ = self.ask.send(Ask::Broadcast { chunk }).await;
+            let _ = self.out.ask.send(Ask::Broadcast { chunk }).await;
         }
     }
 
     /// Refuses a pod for good: its link is cut, and its next dial is told not to come back. For pods that the
     /// kubelet does not know; [`Self::readmit`] takes it back.
     pub async fn refuse(&self, uid: &str, message: &str) {
-        let _ = self.ask.send(Ask::Refuse { uid: uid.to_owned(), message: Some(message.to_owned()) }).await;
+        let _ = self.out.ask.send(Ask::Refuse { uid: uid.to_owned(), message: Some(message.to_owned()) }).await;
     }
 
     /// Takes back [`Self::refuse`], and frees its memory once the pod's job is gone.
     pub async fn readmit(&self, uid: &str) {
-        let _ = self.ask.send(Ask::Refuse { uid: uid.to_owned(), message: None }).await;
+        let _ = self.out.ask.send(Ask::Refuse { uid: uid.to_owned(), message: None }).await;
     }
 
     /// How many links stand, for metrics.
     pub async fn count(&self) -> usize {
         let (answer, count) = oneshot::channel();
-        let _ = self.ask.send(Ask::Count { answer }).await;
+        let _ = self.out.ask.send(Ask::Count { answer }).await;
         count.await.unwrap_or(0)
     }
 }
@@ -212,6 +250,7 @@ enum Ask {
     Subscribed { uid: String, id: u64, facts: mpsc::Sender<Arc<[u8]>>, done: oneshot::Sender<()> },
     Ended { uid: String, id: u64, answer: oneshot::Sender<bool> },
     Opener { uid: String, answer: oneshot::Sender<Option<Opener>> },
+    Await { uid: String, answer: oneshot::Sender<()> },
     Push { uid: String, chunk: Arc<[u8]> },
     Broadcast { chunk: Arc<[u8]> },
     Refuse { uid: String, message: Option<String> },
@@ -239,6 +278,7 @@ impl Entry {
 async fn registry(mut asked: mpsc::Receiver<Ask>) {
     let mut links: HashMap<String, Entry> = HashMap::new();
     let mut refused: HashMap<String, String> = HashMap::new();
+    let mut awaited: HashMap<String, Vec<oneshot::Sender<()>>> = HashMap::new();
     let mut next_id = 0_u64;
     while let Some(ask) = asked.recv().await {
         match ask {
@@ -248,6 +288,9 @@ async fn registry(mut asked: mpsc::Receiver<Ask>) {
                     continue;
                 }
                 next_id += 1;
+                for waiting in awaited.remove(&uid).unwrap_or_default() {
+                    let _ = waiting.send(());
+                }
                 if let Some(old) = links.insert(uid, Entry { id: next_id, opener, cut, facts: None }) {
                     old.cut.cancel();
                 }
@@ -268,6 +311,18 @@ async fn registry(mut asked: mpsc::Receiver<Ask>) {
             }
             Ask::Opener { uid, answer } => {
                 let _ = answer.send(links.get(&uid).map(|e| e.opener.clone()));
+            }
+            Ask::Await { uid, answer } => {
+                if links.contains_key(&uid) {
+                    let _ = answer.send(());
+                    continue;
+                }
+                // Those who gave up are not kept.
+                awaited.retain(|_, waiting| {
+                    waiting.retain(|w| !w.is_closed());
+                    !waiting.is_empty()
+                });
+                awaited.entry(uid).or_default().push(answer);
             }
             Ask::Push { uid, chunk } => {
                 if let Some(entry) = links.get(&uid) {
@@ -314,7 +369,11 @@ async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, out:
         let (acceptor, out) = (acceptor.clone(), out.clone());
         tokio::spawn(async move {
             let deadline = tokio::time::Instant::now() + SET_UP;
-            let greeted = tokio::time::timeout_at(deadline, greet(stream, acceptor, &out)).await;
+            let greeted = tokio::time::timeout_at(deadline, async {
+                transport::prepare(&stream).ok()?;
+                greet(stream, acceptor, &out).await
+            })
+            .await;
             drop(permit);
             if let Ok(Some(link)) = greeted {
                 // Boxed: the state of a link's life is not carried through its handshake.
@@ -334,8 +393,10 @@ struct Link {
     cut: CancellationToken,
 }
 
-async fn greet(stream: TcpStream, acceptor: tokio_rustls::TlsAcceptor, out: &Out) -> Option<Link> {
-    transport::prepare(&stream).ok()?;
+async fn greet<S>(stream: S, acceptor: tokio_rustls::TlsAcceptor, out: &Out) -> Option<Link>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let stream = acceptor.accept(stream).await.ok()?;
     let certificate = stream.get_ref().1.peer_certificates()?.first()?.clone().into_owned();
     let (mux, opener, mut inbound) = Mux::new(stream.compat(), Mode::Server);
@@ -383,7 +444,8 @@ fn check(hello: &Hello, certificate: &CertificateDer<'_>) -> Result<(), String> 
     Ok(())
 }
 
-async fn live(mut link: Link, out: Out) {
+/// Serves a link to its end; says why it ended.
+async fn live(mut link: Link, out: Out) -> String {
     let uid = link.uid.clone();
     // The control plane's member is no pod: the controller need not know.
     let is_pod = uid != MEMBER;
@@ -397,10 +459,11 @@ async fn live(mut link: Link, out: Out) {
     // Replaced by a newer connection: the pod's link is up.
     if current.await.unwrap_or(true) {
         if is_pod {
-            let _ = out.links.send(LinkEvent::Down { uid: uid.clone(), reason }).await;
+            let _ = out.links.send(LinkEvent::Down { uid: uid.clone(), reason: reason.clone() }).await;
         }
         let _ = out.net.send(NetEvent::Down { uid }).await;
     }
+    reason
 }
 
 /// Until the link ends; says why.

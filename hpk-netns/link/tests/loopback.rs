@@ -41,6 +41,10 @@ fn write_credentials(folder: &Path, name: &str, credentials: &hpk_api::link::Lin
 }
 
 fn pod(uid: &str, credentials: PathBuf, supervisor: PathBuf) -> Pod {
+    pod_with(uid, credentials, supervisor, None)
+}
+
+fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Option<UnixListener>) -> Pod {
     let hello = Hello {
         version: hpk_api::VERSION,
         pod_uid: uid.to_owned(),
@@ -52,7 +56,7 @@ fn pod(uid: &str, credentials: PathBuf, supervisor: PathBuf) -> Pod {
     };
     let (events_in, events) = mpsc::channel(64);
     let (questions, asked) = mpsc::channel(64);
-    let task = tokio::spawn(keep(ClientConfig { credentials, hello, supervisor }, events_in, asked));
+    let task = tokio::spawn(keep(ClientConfig { credentials, hello, supervisor }, events_in, asked, carriers));
     Pod { events, questions, task }
 }
 
@@ -168,6 +172,38 @@ async fn a_hang_up_is_seen_by_a_supervisor_that_does_not_read() {
     other.write_all(b"x").await.unwrap();
     let (mut supervisor, _) = listener.accept().await.unwrap();
     assert_eq!(supervisor.read_u8().await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn a_carrier_brings_the_link_where_the_kubelet_cannot_be_dialled() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
+    // Nothing listens at the address that the pod knows.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut credentials = server.issue("uid-8").unwrap();
+    credentials.address = closed;
+    let credentials = write_credentials(tmp.path(), "link", &credentials);
+    let path = tmp.path().join("link.sock");
+    let carriers = UnixListener::bind(&path).unwrap();
+    let mut pod = pod_with("uid-8", credentials, echo_socket(tmp.path()), Some(carriers));
+    assert!(matches!(pod.event().await, ClientEvent::Down { .. }));
+    for _ in 0..2 {
+        let carrier = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let serving = server.clone();
+        let carried = tokio::spawn(async move { serving.carry(carrier).await });
+        tokio::time::timeout(LONG, server.up("uid-8")).await.expect("the link stands");
+        assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+        let mut session = server.open_supervisor("uid-8").await.unwrap();
+        session.write_all(b"hello").await.unwrap();
+        let mut back = [0; 5];
+        session.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"hello");
+        // The carrier ends: so do its sessions, and the next one is taken.
+        carried.abort();
+        let _ = carried.await;
+        let read = tokio::time::timeout(LONG, session.read_to_end(&mut Vec::new())).await.expect("the session ends");
+        drop(read);
+    }
 }
 
 /// A wire that can be cut: forwards to the server until told to drop everything.

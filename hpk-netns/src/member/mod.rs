@@ -162,7 +162,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);
-    let mut link = std::pin::pin!(keep(link, events_in, asked));
+    let mut link = std::pin::pin!(keep(link, events_in, asked, None));
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {

@@ -37,6 +37,8 @@ pub mod paths {
     pub const SUPERVISOR_SOCK: &str = "supervisor.sock";
     /// hpk-netns' socket (network set-up, TUN hand-over), inside [`RUN`].
     pub const NETNS_SOCK: &str = "netns.sock";
+    /// hpk-netns' socket for a carrier of the link, where the kubelet cannot be dialled; inside [`RUN`].
+    pub const LINK_SOCK: &str = "link.sock";
 }
 
 /// File names in `HPK_HOME/pods/<uid>/`.
@@ -53,6 +55,8 @@ pub mod files {
     pub const LINK: &str = "link.json";
     /// Written by hpk-netns: [`crate::state::LaunchReport`].
     pub const LAUNCH: &str = "launch.json";
+    /// Written by hpk-netns: path of [`crate::paths::LINK_SOCK`] on its node.
+    pub const CARRIER: &str = "carrier";
     /// Folder of CRI logs: `logs/<container>/<restart count>.log`.
     pub const LOGS: &str = "logs";
     /// Folder of volumes that the kubelet fills: `volumes/<name>/`.

@@ -1,0 +1,178 @@
+//! The link's carrier of last resort: where a node cannot dial us, `srun --overlap` in the pod's job carries the bytes.
+//!
+//! ```text
+//!  a session is wanted, no link ─▶ wait a little for the link ─▶ srun … hpk-netns carry ─▶ link over its stdin/stdout
+//!                                        └─ comes by itself: nothing to do                  └─ ends with the job
+//! ```
+//! One task owns which pods have a carrier. A carrier costs a Slurm step and a process on this node, so it is started
+//! only when somebody wants a session; it then stays, and serves whatever comes later. A pod that manages to dial us
+//! takes over from it.
+
+use crate::slurm::client::Client as Slurm;
+use hpk_link::server::LinkServer;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::sync::{mpsc, oneshot};
+
+/// A link that is on its way needs no carrier.
+const ON_ITS_WAY: Duration = Duration::from_secs(3);
+/// Longest wait for a carrier: Slurm starts a step.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// How much of srun's own words is kept, bytes.
+const WORDS: u64 = 4096;
+
+/// Starts carriers; clones are one.
+#[derive(Clone, Debug)]
+pub struct Carriers {
+    links: LinkServer,
+    ask: mpsc::Sender<Ask>,
+}
+
+#[derive(Debug)]
+enum Ask {
+    /// Start one, if there is none; answered when it ends.
+    Want {
+        uid: String,
+        job: String,
+        folder: PathBuf,
+        ended: oneshot::Sender<String>,
+    },
+    Ended {
+        uid: String,
+        why: String,
+    },
+}
+
+impl Carriers {
+    /// Carriers run `netns` in the pods' jobs.
+    #[must_use]
+    pub fn start(links: LinkServer, slurm: Slurm, netns: PathBuf) -> Self {
+        let (ask, asked) = mpsc::channel(64);
+        let starter = Starter { links: links.clone(), slurm, netns, tell: ask.clone() };
+        tokio::spawn(keep(asked, starter));
+        Self { links, ask }
+    }
+
+    /// Returns when a link of the pod, which runs as `job`, stands.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub async fn link(&self, uid: &str, job: &str, folder: &Path) -> Result<(), String> {
+        if tokio::time::timeout(ON_ITS_WAY, self.links.up(uid)).await.is_ok() {
+            return Ok(());
+        }
+        let gone = || "the kubelet is ending".to_owned();
+        let (ended, end) = oneshot::channel();
+        let want = Ask::Want { uid: uid.to_owned(), job: job.to_owned(), folder: folder.to_path_buf(), ended };
+        self.ask.send(want).await.map_err(|_| gone())?;
+        tokio::select! {
+            () = self.links.up(uid) => Ok(()),
+            why = end => Err(format!(
+                "the pod's node cannot reach {}, and srun did not carry the link either: {}",
+                self.links.address(),
+                why.unwrap_or_else(|_| gone())
+            )),
+            () = tokio::time::sleep(PATIENCE) => Err(format!(
+                "the pod's node cannot reach {}, and srun brought no link within {} s",
+                self.links.address(),
+                PATIENCE.as_secs()
+            )),
+        }
+    }
+}
+
+struct Starter {
+    links: LinkServer,
+    slurm: Slurm,
+    netns: PathBuf,
+    tell: mpsc::Sender<Ask>,
+}
+
+async fn keep(mut asked: mpsc::Receiver<Ask>, starter: Starter) {
+    let mut running: HashMap<String, Vec<oneshot::Sender<String>>> = HashMap::new();
+    while let Some(ask) = asked.recv().await {
+        match ask {
+            Ask::Want { uid, job, folder, ended } => match running.get_mut(&uid) {
+                Some(waiting) => {
+                    waiting.retain(|w| !w.is_closed());
+                    waiting.push(ended);
+                }
+                None => match starter.slurm.step(&job, &starter.netns, &folder) {
+                    Ok(child) => {
+                        tracing::info!(%uid, %job, "no link: srun carries it");
+                        running.insert(uid.clone(), vec![ended]);
+                        let (links, tell) = (starter.links.clone(), starter.tell.clone());
+                        tokio::spawn(async move {
+                            let why = carry(&links, child).await;
+                            tracing::info!(%uid, why, "the carrier ended");
+                            let _ = tell.send(Ask::Ended { uid, why }).await;
+                        });
+                    }
+                    Err(error) => drop(ended.send(error.to_string())),
+                },
+            },
+            Ask::Ended { uid, why } => {
+                for waiting in running.remove(&uid).unwrap_or_default() {
+                    let _ = waiting.send(why.clone());
+                }
+            }
+        }
+    }
+}
+
+/// Serves the link over a step until either ends.
+async fn carry(links: &LinkServer, mut child: Child) -> String {
+    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return "srun has no standard streams".to_owned();
+    };
+    let stderr = child.stderr.take();
+    let words = tokio::spawn(async move {
+        let mut text = Vec::new();
+        if let Some(mut stderr) = stderr {
+            let _ = (&mut stderr).take(WORDS).read_to_end(&mut text).await;
+            // What comes after is read and forgotten, so that srun is not held up.
+            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+        }
+        String::from_utf8_lossy(&text).trim().to_owned()
+    });
+    let why = links.carry(Pipes { stdin, stdout }).await;
+    // Its streams are closed: the step ends by itself, and is ended if it does not.
+    if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+    match tokio::time::timeout(Duration::from_secs(1), words).await {
+        Ok(Ok(words)) if !words.is_empty() => words,
+        _ => why,
+    }
+}
+
+/// A process's standard streams as one.
+struct Pipes {
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+}
+
+impl AsyncRead for Pipes {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdout).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Pipes {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stdin).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdin).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdin).poll_shutdown(cx)
+    }
+}
