@@ -106,6 +106,11 @@ e2e: site-up ## the end-to-end cases on the site
 	@$(phase) "end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
 
+.PHONY: long
+long: site-up ## the cases that take minutes: back-off over six restarts, no control plane for two minutes, time limits
+	@$(phase) "long end-to-end cases"
+	@cargo test --locked -p hpk-e2e -- --ignored --test-threads=1 --nocapture
+
 .PHONY: conformance
 conformance: site-up ## upstream Kubernetes' own end-to-end tests (hours; SET=node FOCUS=regex)
 	@tests/conformance/run.sh $(or $(SET),node) $(if $(FOCUS),--focus '$(FOCUS)')

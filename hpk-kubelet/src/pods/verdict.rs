@@ -98,7 +98,11 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
         }),
         JobState::Completed | JobState::Failed => {
             let (message, containers) = match launch {
-                Some(l) => (format!("{} on node {}", l.message, l.node), Lost::NeverStarted),
+                // Of a supervisor that was there and is no more, containers may have run.
+                Some(l) => {
+                    let lost = if l.step == "supervisor" { Lost::Unknown } else { Lost::NeverStarted };
+                    (format!("{} on node {}", l.message, l.node), lost)
+                }
                 None => {
                     let code = job.exit_code.unwrap_or(0);
                     (
@@ -195,5 +199,8 @@ mod tests {
         let verdict = verdict(None, Some(&job(JobState::Failed)), Some(&launch)).expect("a verdict");
         assert_eq!(verdict.message, "host path /x does not exist on node c1");
         assert_eq!(verdict.containers, Lost::NeverStarted);
+        let killed = LaunchReport { step: "supervisor".into(), ..launch };
+        let verdict = super::verdict(None, Some(&job(JobState::Failed)), Some(&killed)).expect("a verdict");
+        assert_eq!(verdict.containers, Lost::Unknown, "it may have run containers");
     }
 }

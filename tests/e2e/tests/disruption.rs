@@ -2,8 +2,9 @@
 //! runs it alone, so nothing else depends on the kubelet meanwhile.
 
 use hpk_e2e::{Namespace, PATIENCE, eventually, job_of, sacct, sx};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Held by the case that may hurt the kubelet.
 static TURN: Mutex<()> = Mutex::new(());
@@ -62,4 +63,67 @@ fn pods_created_and_deleted_while_the_kubelet_is_away() {
     ns.wait_phase("new", "Succeeded");
     ns.wait(&["pod", "old"], "--for=delete");
     assert_eq!(job_of(ns.name(), "old"), None);
+}
+
+/// Everything about a pod is decided on its node: two minutes without a control plane are nothing to it.
+#[test]
+#[ignore = "takes the control plane away for two minutes: make long"]
+fn pods_live_on_without_kubelet_and_api_server() {
+    let _turn = turn();
+    let ns = Namespace::new("alone");
+    ns.run_script("crash", "Always", "echo boom; sleep 1; exit 1");
+    let mut sick = ns.script_pod("sick", "Always", "touch /tmp/ok; sleep 30; rm /tmp/ok; exec sleep 600");
+    sick["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    sick["spec"]["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["cat", "/tmp/ok"]}, "periodSeconds": 2, "failureThreshold": 2});
+    ns.apply(&sick.to_string());
+    let mut tired = ns.script_pod("tired", "Always", "touch /tmp/ok; sleep 60; rm /tmp/ok; exec sleep 600");
+    tired["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["cat", "/tmp/ok"]}, "periodSeconds": 2, "failureThreshold": 1});
+    ns.apply(&tired.to_string());
+    ns.wait_ready("sick");
+    ns.wait_ready("tired");
+    ns.until_pod("crash", PATIENCE, |pod| restarts(pod) >= 1);
+    let folder =
+        |pod: &str| format!("/home/alice/.hpk/pods/{}", ns.get("pod", pod)["metadata"]["uid"].as_str().unwrap());
+    let folders = ["crash", "sick", "tired"].map(|pod| (pod, folder(pod)));
+    let before = restarts(&ns.get("pod", "crash"));
+
+    // Their keeper stops first, so that nobody starts them again.
+    let signal = |signal: &str, program: &str| sx("login", Some("alice"), &["pkill", signal, "-x", program]);
+    signal("-STOP", "hpk").ok();
+    signal("-KILL", "hpk-kubelet").ok();
+    signal("-KILL", "kube-apiserver").ok();
+    std::thread::sleep(Duration::from_secs(120));
+    let gone = hpk_e2e::kubectl(&["get", "--raw", "/readyz"]);
+    let truth = folders.map(|(pod, folder)| {
+        let text = sx("login", Some("alice"), &["cat", &format!("{folder}/status.json")]).stdout;
+        (pod, serde_json::from_str::<Value>(&text).expect("status.json"))
+    });
+    signal("-CONT", "hpk").ok();
+    gone.err();
+
+    eventually("the API server is back", PATIENCE, || {
+        (hpk_e2e::kubectl(&["get", "--raw", "/readyz"]).code == Some(0)).then_some(())
+    });
+    for (pod, state) in truth {
+        let count = state["containers"][0]["restart_count"].as_u64().expect("a count");
+        println!("{pod}: {count} restarts before the control plane came back");
+        let now = ns.until_pod(pod, PATIENCE, |pod| restarts(pod) >= count);
+        // A crash may have come in between, more have not: the next is 80 s away.
+        assert!(restarts(&now) <= count + 1, "{pod}: {} restarts, not {count}", restarts(&now));
+        match pod {
+            "crash" => assert!(count >= before + 2, "it was restarted meanwhile: {before} then {count}"),
+            "sick" => assert!(count >= 2, "probed and restarted meanwhile: {count}"),
+            _ => {
+                assert_eq!(count, 0);
+                ns.wait(&["pod", "tired"], "--for=condition=Ready=false");
+            }
+        }
+    }
+    ns.until_event("sick", "Killing", "failed liveness probe, will be restarted");
+}
+
+fn restarts(pod: &Value) -> u64 {
+    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0)
 }
