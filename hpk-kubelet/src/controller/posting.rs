@@ -1,6 +1,7 @@
 //! What others see of a pod: its status at the API server and in the kubelet API, up to its removal.
 
 use super::{Controller, PodInfo, tasks};
+use crate::pods::reconcile::Stage;
 use crate::pods::status;
 use crate::slurm::job::JobState;
 use jiff::Timestamp;
@@ -16,6 +17,11 @@ impl Controller {
             self.publish(uid);
             return;
         };
+        if entry.stage == Stage::New && pod.metadata.deletion_timestamp.is_some() {
+            // Its folder is gone, or never was: a finalizer keeps the object, whose last status is the truth.
+            self.publish(uid);
+            return;
+        }
         entry.current = Some(wanted.clone());
         if entry.posting {
             self.publish(uid);

@@ -36,7 +36,10 @@ pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the s
 /// The verdict on a pod. None: its containers' states say everything.
 #[must_use]
 pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&LaunchReport>) -> Option<Verdict> {
-    match report.and_then(|r| r.stopping.as_ref()) {
+    let finished = report.is_some_and(|r| r.finished);
+    // As upstream's status manager has it: no terminal phase while containers may still run.
+    let over = finished || job.is_some_and(|j| has_ended(j, finished));
+    match report.and_then(|r| r.stopping.as_ref()).filter(|_| over) {
         Some(StopCause::DeadlineExceeded) => return Some(deadline(DEADLINE_MESSAGE.to_owned())),
         Some(StopCause::Evicted(message)) => {
             return Some(Verdict {
@@ -48,7 +51,6 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
         }
         _ => {}
     }
-    let finished = report.is_some_and(|r| r.finished);
     let by_slurm = report.is_some_and(|r| r.stopping == Some(StopCause::Signal));
     let job = job.filter(|j| has_ended(j, finished))?;
     if finished && !by_slurm {
@@ -170,8 +172,11 @@ mod tests {
         ] {
             assert_eq!(verdict(report, Some(&job(state)), None).map(|v| v.reason), reason, "{report:?} {state:?}");
         }
-        let over = report_with(StopCause::DeadlineExceeded);
-        assert_eq!(verdict(Some(&over), Some(&job(J::Running)), None).map(|v| v.reason), Some("DeadlineExceeded"));
+        let late = |finished| report(finished, Some(StopCause::DeadlineExceeded));
+        let reason = |report: PodState, state| verdict(Some(&report), Some(&job(state)), None).map(|v| v.reason);
+        assert_eq!(reason(late(false), J::Running), None, "its containers are still ending");
+        assert_eq!(reason(late(true), J::Running), Some("DeadlineExceeded"));
+        assert_eq!(reason(late(false), J::Failed), Some("DeadlineExceeded"));
     }
 
     #[test]
@@ -183,10 +188,6 @@ mod tests {
         let reason = |report, state| verdict(Some(report), Some(&ending(state)), None).map(|v| v.reason);
         assert_eq!(reason(&done, JobState::Cancelled), Some("SlurmJobCancelled"));
         assert_eq!(reason(&alive, JobState::NodeFail), Some("NodeLost"));
-    }
-
-    fn report_with(cause: StopCause) -> PodState {
-        report(false, Some(cause))
     }
 
     #[test]
