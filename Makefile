@@ -106,6 +106,11 @@ e2e: site-up ## the end-to-end cases on the site
 	@$(phase) "end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
 
+.PHONY: fuzz
+fuzz: tools ## coverage-guided fuzzing of the parsers and of the supervisor's decisions (SECONDS_EACH=60)
+	@. images/lib.sh && need c++ g++
+	@CARGO_TARGET_DIR= tests/fuzz/run.sh $(or $(SECONDS_EACH),60)
+
 .PHONY: long
 long: site-up ## the cases that take minutes: back-off over six restarts, no control plane for two minutes, time limits
 	@$(phase) "long end-to-end cases"
