@@ -11,6 +11,7 @@
 //! period under way there is no timer and it does not wake.
 
 use crate::control::request::DriverRequest;
+use crate::helper::Helper;
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::perform::{Happening, Outcome, Performer, ProbeRun};
@@ -80,6 +81,7 @@ pub struct Driver {
     reaper: Reaper,
     orphans: u64,
     meter: Meter,
+    helper: Helper,
 }
 
 impl Driver {
@@ -90,9 +92,10 @@ impl Driver {
         surroundings: Surroundings,
         paths: Paths,
         performer: Performer,
+        helper: Helper,
         happenings: mpsc::UnboundedSender<Happening>,
     ) -> Self {
-        let meter = Meter::new(&plan, happenings);
+        let meter = Meter::new(&plan, helper.clone(), happenings);
         let begun = Instant::now();
         let now = Now { mono: Duration::ZERO, wall: Timestamp::now() };
         let supervisor = Supervisor::new(plan, surroundings.identity, surroundings.previous.as_ref(), now);
@@ -109,6 +112,7 @@ impl Driver {
             reaper: Reaper::new(),
             orphans: 0,
             meter,
+            helper,
         }
     }
 
@@ -176,7 +180,7 @@ impl Driver {
     fn make_sandbox(&self, happenings: mpsc::UnboundedSender<Happening>) {
         let plan = self.supervisor.plan().clone();
         let paths = self.paths.clone();
-        tokio::task::spawn_blocking(move || {
+        self.helper.run(move || {
             let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
                 crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
                 Ok((network, spec::users(&plan, &paths)))

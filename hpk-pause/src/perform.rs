@@ -5,6 +5,7 @@
 
 use crate::control::request::{AttachSession, ExecSession, LogSource, StatsSample, Stdio};
 use crate::handlers;
+use crate::helper::Helper;
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::probe::{HookDone, ProbeContext};
@@ -150,6 +151,7 @@ pub struct Performer {
     launcher: Box<dyn Launcher>,
     joiner: Joiner,
     log: LogHandle,
+    helper: Helper,
     happenings: mpsc::UnboundedSender<Happening>,
     kills: mpsc::UnboundedSender<Pid>,
     processes: HashMap<Pid, Owner>,
@@ -174,6 +176,7 @@ impl Performer {
         paths: Paths,
         plan: &SandboxPlan,
         log: LogHandle,
+        helper: Helper,
         happenings: mpsc::UnboundedSender<Happening>,
         kills: mpsc::UnboundedSender<Pid>,
     ) -> Result<Self, LaunchError> {
@@ -184,6 +187,7 @@ impl Performer {
             launcher: Box::new(Native::new()?),
             joiner: Joiner::new()?,
             log,
+            helper,
             happenings,
             kills,
             processes: HashMap::new(),
@@ -428,7 +432,7 @@ impl Performer {
 
     /// Removes the writable layer of an instance, off the event loop: it may hold many files.
     fn discard(&self, folder: PathBuf) {
-        tokio::task::spawn_blocking(move || {
+        self.helper.run(move || {
             // What is left goes with the job's folder.
             let _ = std::fs::remove_dir_all(folder);
         });

@@ -3,6 +3,7 @@
 //! Owns the measuring and its time; what follows from it is [`hpk_core::StorageLimits`]'s. A pod without limits is measured only
 //! when somebody asks for its statistics, so that it does not wake up.
 
+use crate::helper::Helper;
 use crate::paths::Paths;
 use crate::perform::Happening;
 use hpk_api::plan::{SandboxPlan, VolumePlan};
@@ -27,15 +28,16 @@ pub struct Meter {
     measuring: bool,
     /// Before this it is not measured again.
     next: Option<Instant>,
+    helper: Helper,
     happenings: mpsc::UnboundedSender<Happening>,
 }
 
 impl Meter {
     /// Measures nothing before [`Meter::begin`].
     #[must_use]
-    pub fn new(plan: &SandboxPlan, happenings: mpsc::UnboundedSender<Happening>) -> Self {
+    pub fn new(plan: &SandboxPlan, helper: Helper, happenings: mpsc::UnboundedSender<Happening>) -> Self {
         let limits = StorageLimits::of(plan);
-        Self { limits, last: StorageUse::default(), measuring: false, next: None, happenings }
+        Self { limits, last: StorageUse::default(), measuring: false, next: None, helper, happenings }
     }
 
     /// The sandbox stands.
@@ -65,7 +67,7 @@ impl Meter {
         let volumes = plan.volumes.iter().filter(|(_, v)| matches!(v, VolumePlan::EmptyDir { memory: false, .. }));
         let volumes: Vec<String> = volumes.map(|(name, _)| name.clone()).collect();
         let (paths, happenings) = (paths.clone(), self.happenings.clone());
-        tokio::task::spawn_blocking(move || {
+        self.helper.run(move || {
             let begun = Instant::now();
             let used = measure(&volumes, &paths);
             let _ = happenings.send(Happening::Stored(used, begun.elapsed()));

@@ -2,6 +2,7 @@
 
 use crate::control;
 use crate::driver::{Driver, Inputs, Outputs, Surroundings};
+use crate::helper::Helper;
 use crate::options::Run;
 use crate::paths::Paths;
 use crate::perform::{Happening, Performer};
@@ -89,12 +90,8 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
     let plan = read_plan(paths)?;
     let previous = read_previous(paths, &plan);
     let surroundings = surroundings(&plan, previous);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(8)
-        .thread_keep_alive(std::time::Duration::from_secs(1))
-        .build()
-        .map_err(system("start the event loop"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the event loop"))?;
     let result = runtime.block_on(live(plan, surroundings, paths));
     runtime.shutdown_background();
     result
@@ -117,8 +114,9 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
         let _ = from_log.send(Happening::Log(event));
     })
     .map_err(system("start the log thread"))?;
-    let performer = Performer::new(paths.clone(), &plan, log.clone(), happenings.clone(), kills)?;
-    let driver = Driver::new(plan, surroundings, paths.clone(), performer, happenings.clone());
+    let helper = Helper::start().map_err(system("start the helper thread"))?;
+    let performer = Performer::new(paths.clone(), &plan, log.clone(), helper.clone(), happenings.clone(), kills)?;
+    let driver = Driver::new(plan, surroundings, paths.clone(), performer, helper, happenings.clone());
     let (state, watched) = watch::channel(driver.state());
     let status = StatusWriter::start(paths.status()).map_err(system("start the status thread"))?;
     remember_for_panic(paths, watched.clone());

@@ -79,6 +79,11 @@ pub(crate) struct Pod {
 impl Pod {
     /// Starts it.
     pub(crate) fn start(plan: &Value) -> Self {
+        Self::start_under(&[], plan, &[])
+    }
+
+    /// Starts it by another command (`prlimit …`, a shell that stays PID 1), with more options.
+    pub(crate) fn start_under(wrapper: &[&str], plan: &Value, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("hpk").tempdir_in("/tmp").unwrap();
         let bin = dir.path().join("images/busybox/rootfs/bin");
         for sub in ["pod", "scratch", "host", "run", "images/busybox/rootfs/etc", "images/busybox/rootfs/tmp"] {
@@ -88,7 +93,7 @@ impl Pod {
         std::fs::copy(busybox(), bin.join("busybox")).unwrap();
         for tool in [
             "sh", "true", "false", "sleep", "echo", "cat", "ls", "ps", "kill", "id", "touch", "rm", "mkdir", "date",
-            "seq", "printf", "hostname", "stat", "wc", "tty", "setsid", "test",
+            "seq", "printf", "hostname", "stat", "wc", "tty", "setsid", "test", "grep",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(tool)).unwrap();
         }
@@ -108,6 +113,7 @@ impl Pod {
                 "--kill-child",
                 "--",
             ])
+            .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_hpk-pause"))
             .args([
                 "--plan",
@@ -123,6 +129,7 @@ impl Pod {
                 "--run",
                 "run",
             ])
+            .args(options)
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .spawn()
