@@ -168,6 +168,17 @@ fn an_exec_probe_that_cannot_start_is_an_error_and_no_failure() {
 }
 
 #[test]
+fn a_probes_output_is_cut_at_ten_kibibytes() {
+    let wordy = json!({"probes": {"readiness": probe("seq 100000; exit 1", 1, 1)}});
+    let mut pod = Pod::start(&plan("Always", vec![with(container("c", SERVER), wordy)]));
+    let state = pod.until("a failure", |s| events(s).iter().any(|e| e.starts_with("Unhealthy: ")));
+    let event = events(&state).into_iter().find(|e| e.starts_with("Unhealthy: ")).unwrap();
+    let output = event.strip_prefix("Unhealthy: Readiness probe failed: ").unwrap();
+    assert_eq!(output.len(), 10 << 10);
+    assert!(output.starts_with("1\n2\n3\n"), "its beginning is kept");
+}
+
+#[test]
 fn usr1_is_the_kubelets_stop_with_all_of_the_grace_period() {
     let slow = container("c", "trap 'sleep 1.5; echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
     // Slurm's TERM would leave nothing of a KillWait of 1 s.

@@ -2,6 +2,8 @@
 //!
 //! The conditions' rules and texts are upstream's (kubelet/status/generate.go).
 
+mod messages;
+
 use super::admit::Refusal;
 use super::phase::{self, is_sidecar};
 use super::verdict::{Lost, Verdict, has_ended, verdict};
@@ -72,9 +74,12 @@ pub fn status(input: Input<'_>) -> PodStatus {
         }),
         None => verdict(input.report, input.job, input.launch),
     };
-    let init = init_statuses(&input, spec, judged.as_ref());
+    let mut init = init_statuses(&input, spec, judged.as_ref());
     let mut main = main_statuses(&input, spec, judged.as_ref());
-    let ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
+    let mut ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
+    for statuses in [&mut init, &mut main, &mut ephemeral] {
+        messages::cut(spec, statuses);
+    }
     let all: Vec<ContainerStatus> = init.iter().chain(&main).cloned().collect();
     main.sort_by(|a, b| a.name.cmp(&b.name));
 

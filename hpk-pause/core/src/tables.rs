@@ -128,6 +128,24 @@ mod restarts {
     }
 
     #[test]
+    fn changed_resources_start_the_back_off_afresh_and_a_changed_command_does_not() {
+        let change = |what: fn(&mut ContainerPlan)| {
+            let mut world = running(Always, container("c"));
+            world.exit("c", 1);
+            world.launch("c");
+            world.exit("c", 1);
+            assert_eq!(world.shown("c"), "Waiting(CrashLoopBackOff)");
+            let mut new = container("c");
+            what(&mut new);
+            world.event(Event::Update(Box::new(Update { containers: vec![new], ..Update::default() })));
+            world.is_starting("c")
+        };
+        assert!(change(|c| c.resources.limits.extend([("cpu".to_owned(), 500)])));
+        assert!(change(|c| c.resources.requests.extend([("memory".to_owned(), 1 << 20)])));
+        assert!(!change(|c| c.argv.push("x".to_owned())));
+    }
+
+    #[test]
     fn start_error_is_an_instance_and_create_error_is_not() {
         let mut world = World::ready(pod(Always, vec![], named(&["c"])));
         world.launch_fails("c", LaunchFailure::Create("no".to_owned()));
@@ -446,6 +464,26 @@ mod probes {
         let events = world.events();
         assert!(events.contains(&"ProbeWarning: Readiness probe warning: Probe terminated redirects".to_owned()));
         assert!(events.contains(&"Unhealthy: Readiness probe errored and resulted in unknown state: boom".to_owned()));
+    }
+
+    #[test]
+    fn what_has_ended_is_neither_started_nor_ready_and_begins_with_unknown() {
+        let mut c = container("c");
+        c.probes.startup = Some(probe(1, 1, 3));
+        c.probes.readiness = Some(probe(1, 1, 3));
+        let mut world = running(Always, c);
+        let both = |world: &World| (world.state("c").started, world.state("c").ready);
+        world.pass(1.0);
+        world.probe("c", ProbeKind::Startup, ProbeOutcome::Success);
+        world.probe("c", ProbeKind::Readiness, ProbeOutcome::Success);
+        assert_eq!(both(&world), (true, true));
+        world.exit("c", 1);
+        assert_eq!(both(&world), (false, false));
+        world.launch("c");
+        assert_eq!(both(&world), (false, false), "the former instance's results are not the new one's");
+        world.pass(1.0);
+        world.probe("c", ProbeKind::Startup, ProbeOutcome::Success);
+        assert_eq!(both(&world), (true, false));
     }
 
     #[test]
