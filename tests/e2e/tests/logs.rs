@@ -11,9 +11,9 @@ fn follower_loses_nothing_at_a_rotation() {
     // 100 bytes a line: 13 MB, where a file is rotated at 10 MiB. It waits until the follower reads.
     let script = format!(
         "echo ready; until [ -e /tmp/go ]; do sleep 0.1; done; \
-         awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf \"%099d\\n\", i }}'; echo end; exec sleep 600"
+         awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf \"%099d\\n\", i }}'; echo end"
     );
-    ns.run_script("talk", "Always", &script);
+    ns.run_script("talk", "Never", &script);
     ns.wait_ready("talk");
     // Whatever is not the next number is printed; then how far it came.
     let follow = "kubectl -n $NS logs -f talk | awk '\

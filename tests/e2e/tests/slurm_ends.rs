@@ -51,6 +51,21 @@ fn scancel_leaves_time_for_the_last_word() {
     assert_eq!(ns.kubectl(&["logs", "slow"]).ok(), "up\nhook\ngot TERM");
 }
 
+/// What the kubelet does for a deletion when it has no link to the supervisor: a signal that Slurm follows by no KILL.
+#[test]
+fn usr1_through_slurm_leaves_all_of_the_grace_period() {
+    let ns = Namespace::new("usr1");
+    let mut pod = talkative(&ns, "slow");
+    // Longer than KillWait, 10 s on this site.
+    pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /proc/1/fd/1; sleep 12; echo hook ends > /proc/1/fd/1"]}}});
+    ns.apply(&pod.to_string());
+    ns.wait_ready("slow");
+    sx("login", Some("alice"), &["scancel", "--batch", "--signal=USR1", &job(&ns, "slow").id]).ok();
+    let end = ns.until_pod("slow", PATIENCE, |pod| terminated(pod).is_object());
+    assert_eq!(terminated(&end)["exitCode"], 0, "{}", terminated(&end));
+    assert_eq!(ns.kubectl(&["logs", "slow"]).ok(), "up\nhook\nhook ends\ngot TERM");
+}
+
 #[test]
 fn killed_supervisor_ends_the_job_and_the_pod_says_so() {
     let ns = Namespace::new("nosupervisor");
