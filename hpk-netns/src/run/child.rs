@@ -1,11 +1,13 @@
 //! The parent container as a child process: started, signalled, waited for; its stderr passed on while the last
 //! lines are kept for the report.
 
+use hpk_sys::userns::{self, Surroundings, UsernsChild, UsernsError, Users};
 use std::ffi::OsString;
 use std::io;
-use std::process::{ExitStatus, Stdio};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How much of the child's last output a report quotes, bytes.
@@ -16,6 +18,7 @@ pub(crate) struct Signals {
     term: Signal,
     interrupt: Signal,
     user1: Signal,
+    child: Signal,
 }
 
 impl Signals {
@@ -25,50 +28,90 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user1: signal(SignalKind::user_defined1())?,
+            child: signal(SignalKind::child())?,
         })
     }
 
-    async fn next(&mut self) -> nix::sys::signal::Signal {
+    /// The next one for the pod, or None when a child ended.
+    async fn next(&mut self) -> Option<nix::sys::signal::Signal> {
         use nix::sys::signal::Signal;
         tokio::select! {
-            _ = self.term.recv() => Signal::SIGTERM,
+            _ = self.term.recv() => Some(Signal::SIGTERM),
             // SIGINT asks for the same orderly end; Apptainer would not forward it as such.
-            _ = self.interrupt.recv() => Signal::SIGTERM,
-            _ = self.user1.recv() => Signal::SIGUSR1,
+            _ = self.interrupt.recv() => Some(Signal::SIGTERM),
+            _ = self.user1.recv() => Some(Signal::SIGUSR1),
+            _ = self.child.recv() => None,
         }
     }
 }
 
-/// Starts the parent container.
-pub(crate) fn start(argv: &[OsString], env: &[(OsString, OsString)]) -> io::Result<Child> {
-    let Some((program, args)) = argv.split_first() else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    Command::new(program)
-        .args(args)
-        .env_clear()
-        .envs(env.iter().map(|(k, v)| (k, v)))
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
+/// What the parent container is started as.
+pub(crate) struct Start {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    /// User and UTS namespaces are made for it, and a network namespace if so; else it makes its own.
+    pub(crate) namespaces: Option<NewNamespaces>,
+}
+
+/// See [`Start::namespaces`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewNamespaces {
+    pub(crate) network: bool,
+}
+
+/// The parent container at work.
+pub(crate) struct Child {
+    child: UsernsChild,
+    stderr: pipe::Receiver,
+}
+
+/// Why it did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Namespace(#[from] UsernsError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Start {
+    /// Starts it. The id maps take a few milliseconds, so this is done beside the runtime.
+    pub(crate) async fn start(self) -> Result<Child, StartError> {
+        let (reader, writer) = io::pipe()?;
+        let stdin = std::fs::File::open("/dev/null")?;
+        let child = tokio::task::spawn_blocking(move || self.blocking(stdin.into(), writer.into()));
+        let child = child.await.map_err(io::Error::other)??;
+        Ok(Child { child, stderr: pipe::Receiver::from_owned_fd(reader.into())? })
+    }
+
+    fn blocking(&self, stdin: OwnedFd, stderr: OwnedFd) -> Result<UsernsChild, UsernsError> {
+        let around = Surroundings {
+            users: self.namespaces.map_or(Users::Callers, |_| Users::most()),
+            host_name: self.namespaces.is_some(),
+            network: self.namespaces.is_some_and(|n| n.network),
+            mounts: false,
+            env: Some(&self.env),
+            folder: Some(Path::new("/")),
+            stdin: Some(stdin),
+            stderr: Some(stderr),
+        };
+        userns::start(&self.program, &self.args, around)
+    }
 }
 
 /// How the child ended and the last of what it said.
 pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
+    /// 0–255, or 128+n for a signal n.
+    pub(crate) code: i32,
     pub(crate) tail: String,
 }
 
 /// Runs the child to its end, forwarding signals to it.
-pub(crate) async fn supervise(mut child: Child, signals: &mut Signals) -> io::Result<Ended> {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(nix::unistd::Pid::from_raw);
-    let stderr = child.stderr.take();
+pub(crate) async fn supervise(child: Child, signals: &mut Signals) -> io::Result<Ended> {
+    let Child { child, mut stderr } = child;
     let reader = tokio::spawn(async move {
         let mut tail = Vec::with_capacity(TAIL);
-        let Some(mut stderr) = stderr else { return tail };
         let mut own = tokio::io::stderr();
         let mut buffer = vec![0; 4096];
         while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
@@ -83,19 +126,18 @@ pub(crate) async fn supervise(mut child: Child, signals: &mut Signals) -> io::Re
         let _ = own.flush().await;
         tail
     });
-    let status = loop {
-        tokio::select! {
-            status = child.wait() => break status?,
-            signal = signals.next() => {
-                if let Some(pid) = pid {
-                    // The child is not reaped yet (wait is pending), so the number is still its own.
-                    let _ = nix::sys::signal::kill(pid, signal);
-                }
-            }
+    let code = loop {
+        // After each listening: an end between two of them is not missed.
+        if let Some(code) = child.try_wait().map_err(io::Error::other)? {
+            break code;
+        }
+        if let Some(signal) = signals.next().await {
+            // The child is not reaped yet, so the number is still its own.
+            let _ = nix::sys::signal::kill(child.pid(), signal);
         }
     };
     // Helpers of Apptainer may hold the pipe a little longer; the report does not wait for them for long.
     let tail = tokio::time::timeout(std::time::Duration::from_millis(500), reader).await;
     let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
-    Ok(Ended { status, tail: String::from_utf8_lossy(&tail).trim().to_owned() })
+    Ok(Ended { code, tail: String::from_utf8_lossy(&tail).trim().to_owned() })
 }

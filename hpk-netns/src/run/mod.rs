@@ -15,7 +15,6 @@ mod layout;
 mod parent;
 mod report;
 mod scratch;
-mod subids;
 
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
@@ -42,8 +41,8 @@ enum LaunchError {
     NoApptainer { source: which::Error },
     #[error("the parent image {} is missing: install HPK where the compute nodes see it, or set HPK_PREFIX", path.display())]
     NoParentImage { path: PathBuf },
-    #[error("cannot start {program}: {source}")]
-    Start { program: String, source: std::io::Error },
+    #[error("cannot start {}: {source}", program.display())]
+    Start { program: PathBuf, source: child::StartError },
     #[error("{0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -105,35 +104,30 @@ async fn live(
     if !layout.parent_image.is_dir() {
         return Err(LaunchError::NoParentImage { path: layout.parent_image.clone() });
     }
-    let name = ["SLURM_JOB_USER", "USER", "LOGNAME"].iter().find_map(|k| std::env::var(k).ok());
-    let user_namespace = if subids::available(nix::unistd::getuid().as_raw(), name.as_deref()) {
-        parent::UserNamespace::SubordinateIds
-    } else {
-        parent::UserNamespace::SingleId
-    };
+    let mode = plan.network.mode;
     let job: Vec<_> = std::env::vars_os().collect();
     let parts = parent::Parts {
         layout,
-        apptainer: &apptainer,
-        user_namespace,
         host_points: &host_points,
-        devices: devices::Devices::choose(plan.network.mode == NetworkMode::Overlay, Path::exists, |name| {
+        devices: devices::Devices::choose(mode == NetworkMode::Overlay, Path::exists, |name| {
             job.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str())
         }),
     };
-    let argv = parent::command(plan, &parts);
+    let args = parent::arguments(plan, &parts);
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
     let network = crate::network::start(plan, &places, job_id);
     let mut own = vec![("HPK_NODE", hostname())];
     own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
-    let child = child::start(&argv, &env).map_err(|source| LaunchError::Start {
-        program: argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
-        source,
-    })?;
+    let namespaces = (parent::Namespaces::of(mode) == parent::Namespaces::Ours)
+        .then_some(child::NewNamespaces { network: mode != NetworkMode::Host });
+    let child = child::Start { program: apptainer.clone(), args, env, namespaces }
+        .start()
+        .await
+        .map_err(|source| LaunchError::Start { program: apptainer, source })?;
     let ended = child::supervise(child, signals).await?;
     drop(network);
-    let code = report::exit_code(ended.status);
+    let code = ended.code;
     if !report::supervisor_finished(&layout.pod, job_id) {
         let had_status = layout.pod.join(hpk_api::files::STATUS).exists();
         let (step, message) = report::explain(code, &ended.tail, had_status);

@@ -11,54 +11,44 @@ use hpk_api::plan::SandboxPlan;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// How the user namespace of the pod is made.
+/// Who makes the user, network and UTS namespaces of the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UserNamespace {
-    /// Apptainer maps the user to root and the subordinate ids behind (`--fakeroot`).
-    SubordinateIds,
-    /// No subordinate ids: `unshare` maps the user to root, alone; Apptainer keeps that namespace.
-    SingleId,
+pub(crate) enum Namespaces {
+    /// hpk-netns, before Apptainer starts, which keeps them. With subordinate ids or without, it is one way, and it takes
+    /// less time than `--fakeroot`, which asks its helpers one after the other and through a shell.
+    Ours,
+    /// Apptainer (`--fakeroot`, `--net`): only it can run a site's CNI configuration.
+    Apptainers,
+}
+
+impl Namespaces {
+    /// The rule.
+    pub(crate) fn of(mode: NetworkMode) -> Self {
+        if mode == NetworkMode::Cni { Self::Apptainers } else { Self::Ours }
+    }
 }
 
 /// What the command is made from beside the plan.
 pub(crate) struct Parts<'a> {
     pub(crate) layout: &'a Layout,
-    pub(crate) apptainer: &'a Path,
-    pub(crate) user_namespace: UserNamespace,
     /// Mount points below [`Layout::host`], in the order of the plan's host binds.
     pub(crate) host_points: &'a [PathBuf],
     /// Of the node.
     pub(crate) devices: Devices,
 }
 
-/// Program and arguments.
-pub(crate) fn command(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> {
-    let own_network = plan.network.mode != NetworkMode::Host;
+/// Arguments of `apptainer`.
+pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> {
     let mut argv: Vec<OsString> = Vec::with_capacity(32);
-    let mut add = |arg: &str| argv.push(arg.into());
-    if parts.user_namespace == UserNamespace::SingleId {
-        ["unshare", "--user", "--map-root-user", "--uts"].into_iter().for_each(&mut add);
-        if own_network {
-            add("--net");
-        }
-        add("--");
-    }
-    argv.push(parts.apptainer.into());
     let mut add = |arg: &str| argv.push(arg.into());
     // --no-eval: plan data reaches hpk-pause as it is. --no-init: hpk-pause itself is PID 1.
     ["--quiet", "exec", "--containall", "--no-init", "--no-eval", "--no-home", "--hostname"]
         .into_iter()
         .for_each(&mut add);
     add(&plan.hostname);
-    if parts.user_namespace == UserNamespace::SubordinateIds {
-        ["--fakeroot", "--uts"].into_iter().for_each(&mut add);
-        if own_network {
-            let network = match plan.network.mode {
-                NetworkMode::Cni => plan.network.cni_network.as_deref().unwrap_or("none"),
-                _ => "none",
-            };
-            ["--net", "--network", network].into_iter().for_each(&mut add);
-        }
+    if Namespaces::of(plan.network.mode) == Namespaces::Apptainers {
+        ["--fakeroot", "--uts", "--net", "--network"].into_iter().for_each(&mut add);
+        add(plan.network.cni_network.as_deref().unwrap_or("none"));
     }
     let l = parts.layout;
     let mut bind = |source: &Path, destination: &str, read_only: bool| {
@@ -134,42 +124,30 @@ mod tests {
         .unwrap()
     }
 
-    fn line(mode: &str, user_namespace: UserNamespace) -> String {
+    fn line(mode: &str) -> String {
         let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
         let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
         let points = [layout.host.join("0")];
         let parts = Parts {
             layout: &layout,
-            apptainer: Path::new("/usr/bin/apptainer"),
-            user_namespace,
             host_points: &points,
             devices: Devices { binds: vec!["/dev/net/tun".into()], flags: vec!["--nv"] },
         };
-        command(&plan(mode), &parts).iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        arguments(&plan(mode), &parts).iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
-    fn network_flags_follow_the_mode() {
-        assert!(line("overlay", UserNamespace::SubordinateIds).contains(" --fakeroot --uts --net --network none "));
-        assert!(line("cni", UserNamespace::SubordinateIds).contains(" --net --network site "));
-        let host = line("host", UserNamespace::SubordinateIds);
-        assert!(host.contains("--fakeroot") && !host.contains("--net "));
-    }
-
-    #[test]
-    fn without_subordinate_ids_unshare_makes_the_namespaces() {
-        let own = line("overlay", UserNamespace::SingleId);
-        assert!(
-            own.starts_with("unshare --user --map-root-user --uts --net -- /usr/bin/apptainer --quiet exec"),
-            "{own}"
-        );
-        assert!(!own.contains("--fakeroot"));
-        assert!(line("host", UserNamespace::SingleId).starts_with("unshare --user --map-root-user --uts -- "));
+    fn only_a_sites_network_is_apptainers_to_make() {
+        assert!(line("cni").contains(" --fakeroot --uts --net --network site "));
+        for mode in ["overlay", "host"] {
+            let line = line(mode);
+            assert!(!line.contains("--fakeroot") && !line.contains("--net") && !line.contains("--uts"), "{line}");
+        }
     }
 
     #[test]
     fn binds_are_quoted_and_images_read_only() {
-        let text = line("overlay", UserNamespace::SubordinateIds);
+        let text = line("overlay");
         assert!(text.contains("--mount type=bind,\"source=/data,1\",destination=/hpk/host/0"), "{text}");
         assert!(text.contains("--mount type=bind,source=/h/images,destination=/hpk/images,ro"), "{text}");
         assert!(text.ends_with("/opt/share/hpk/pause /hpk-pause --plan /hpk/pod/plan.json"), "{text}");
@@ -179,7 +157,7 @@ mod tests {
     fn environment_is_clean() {
         let job = [("APPTAINER_BIND", "/x"), ("SECRET", "s"), ("PATH", "/bin"), ("SLURM_JOB_ID", "7")];
         let env = environment(job.iter().map(|(k, v)| (k.into(), v.into())), &[("HPK_NODE", "c1".into())]);
-        assert!(line("host", UserNamespace::SubordinateIds).contains("destination=/dev/net/tun --nv /opt/"));
+        assert!(line("host").contains("destination=/dev/net/tun --nv /opt/"));
         let names: Vec<_> = env.iter().map(|(k, _)| k.to_string_lossy().into_owned()).collect();
         assert_eq!(names, ["PATH", "APPTAINERENV_SLURM_JOB_ID", "APPTAINERENV_HPK_NODE"]);
     }

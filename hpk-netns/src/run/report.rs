@@ -4,14 +4,7 @@ use hpk_api::files;
 use hpk_api::state::{LaunchReport, PodState};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
-
-/// 0–255, or 128+n for a signal n.
-pub(crate) fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|n| 128 + n)).unwrap_or(255)
-}
 
 /// Writes the report by rename, so that a reader sees all of it or none.
 pub(crate) fn write(pod: &Path, report: &LaunchReport) -> io::Result<()> {
@@ -73,11 +66,5 @@ mod tests {
             serde_json::from_slice(&std::fs::read(tmp.path().join(files::LAUNCH)).unwrap()).unwrap();
         assert_eq!(read, report);
         assert!(!tmp.path().join(".launch.json.new").exists());
-    }
-
-    #[test]
-    fn signals_become_128_and_more() {
-        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
-        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
     }
 }

@@ -55,20 +55,11 @@ pub(crate) fn folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
 /// Removes a folder with all its content; a folder that is not there is fine. Content that belongs to
 /// subordinate ids (a container's own users) is removed from inside a user namespace that maps them.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => remove_as_root_inside(path),
-        other => other,
+    match hpk_sys::userns::remove_tree(path) {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(io::Error::other(format!("rm ended with code {code}"))),
+        Err(error) => Err(io::Error::other(error)),
     }
-}
-
-/// `unshare` of util-linux maps the caller's subordinate ids; `rm` inside then owns every file.
-fn remove_as_root_inside(path: &Path) -> io::Result<()> {
-    let status = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "--map-auto", "--", "rm", "-rf", "--"])
-        .arg(path)
-        .status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("unshare rm: {status}"))) }
 }
 
 fn private(path: &Path, uid: u32) -> Result<(), ScratchError> {

@@ -318,11 +318,8 @@ pub(crate) struct Namespaces {
     pub(crate) mount: bool,
     pub(crate) pid: bool,
     pub(crate) user: bool,
-}
-
-/// A child with user and mount namespaces of its own and the caller's standard input and output.
-pub(crate) fn start_in_userns(program: Program, child_ends: Vec<OwnedFd>) -> Result<Starting, LaunchError> {
-    start(program, Namespaces { mount: true, pid: false, user: true }, None, child_ends)
+    pub(crate) network: bool,
+    pub(crate) host_name: bool,
 }
 
 /// Clones a child that runs the program. `child_ends` are closed in the parent.
@@ -343,6 +340,12 @@ pub(crate) fn start(
     }
     if namespaces.pid {
         flags |= libc::CLONE_NEWPID as u64;
+    }
+    if namespaces.network {
+        flags |= libc::CLONE_NEWNET as u64;
+    }
+    if namespaces.host_name {
+        flags |= libc::CLONE_NEWUTS as u64;
     }
     let report_fd = childs.as_raw_fd();
     let (pid, pidfd) = match clone(flags).map_err(LaunchError::Clone)? {

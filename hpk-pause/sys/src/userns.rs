@@ -1,24 +1,24 @@
 //! User namespaces outside of a pod: programs that run with a user's whole range of subordinate ids, for unpacking images
-//! with their owners and deleting files that containers left.
+//! with their owners, deleting files that containers left, and a pod's parent container.
 //!
 //! ```text
-//! parent: clone3(NEWUSER, NEWNS) ─▶ newuidmap, newgidmap (or one id) ─▶ "go" ─▶ wait
+//! parent: clone3(NEWUSER, …) ─▶ newuidmap and newgidmap, side by side (or one id) ─▶ "go" ─▶ wait
 //! child:  waits for "go" ─▶ becomes uid 0 ─▶ exec
 //! ```
 
 use crate::ids::Ids;
 use crate::launch::native::pipe;
 use crate::program::{CStrings, OpKind, Program, Step};
-use crate::spawn::{self, LaunchError};
+use crate::spawn::{self, LaunchError, Namespaces};
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Pid, Uid};
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use thiserror::Error;
 
 /// A user's ranges in /etc/subuid and /etc/subgid.
@@ -102,8 +102,48 @@ pub enum UsernsError {
     Wait(Errno),
 }
 
-/// A program in a user namespace of its own, as its uid 0, with a mount namespace of its own.
-/// Standard input, output and error are the caller's.
+/// Whose ids a program runs with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Users {
+    /// The caller's: no user namespace.
+    #[default]
+    Callers,
+    /// Uid and gid 0 are the caller, there are no others.
+    One,
+    /// Uid and gid 0 are the caller, 1 … the subordinate ids.
+    Range(SubIds),
+}
+
+impl Users {
+    /// The most that the calling user can have: a range where there is one and newuidmap is installed.
+    #[must_use]
+    pub fn most() -> Self {
+        SubIds::of_self().filter(|_| has_mappers()).map_or(Self::One, Self::Range)
+    }
+}
+
+/// What a program starts in. The default is what the caller has.
+#[derive(Debug, Default)]
+pub struct Surroundings<'a> {
+    /// User namespace.
+    pub users: Users,
+    /// A mount namespace of its own.
+    pub mounts: bool,
+    /// A network namespace of its own.
+    pub network: bool,
+    /// A host name of its own.
+    pub host_name: bool,
+    /// The whole environment.
+    pub env: Option<&'a [(OsString, OsString)]>,
+    /// Working directory.
+    pub folder: Option<&'a Path>,
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A program that [`start`] started.
 #[derive(Debug)]
 pub struct UsernsChild {
     pid: Pid,
@@ -129,33 +169,37 @@ impl UsernsChild {
     /// When something else has waited for it.
     pub fn wait(self) -> Result<i32, UsernsError> {
         loop {
-            match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED) {
-                Ok(WaitStatus::Exited(_, code)) => return Ok(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(UsernsError::Wait(errno)),
+            if let Some(code) = self.ended(WaitPidFlag::WEXITED)? {
+                return Ok(code);
             }
+        }
+    }
+
+    /// As [`UsernsChild::wait`], without blocking: None while it runs. To be called when SIGCHLD came.
+    ///
+    /// # Errors
+    /// When something else has waited for it, or it had been seen to end before.
+    pub fn try_wait(&self) -> Result<Option<i32>, UsernsError> {
+        self.ended(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+    }
+
+    fn ended(&self, flags: WaitPidFlag) -> Result<Option<i32>, UsernsError> {
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, code)) => Ok(Some(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(128 + signal as i32)),
+            Ok(_) | Err(Errno::EINTR) => Ok(None),
+            Err(errno) => Err(UsernsError::Wait(errno)),
         }
     }
 }
 
-/// Starts `program` with `args` (argv[0] is added) and this process's environment. Inside, uid and gid 0 are the caller, and
-/// 1 … are the subordinate ids where the user has a range and newuidmap is installed; else only 0 exists.
-/// Blocks until the program executes.
-///
-/// # Errors
-/// See [`UsernsError`].
-pub fn spawn(program: &Path, args: &[OsString]) -> Result<UsernsChild, UsernsError> {
-    let ids = SubIds::of_self().filter(|_| has_mappers());
-    spawn_with(program, args, ids)
-}
-
-/// [`spawn`] and wait.
+/// Runs `program` with `args` (argv[0] is added) to its end, with the most ids that the user can have and mounts of its own.
+/// Its exit code, or 128 + signal. Blocks.
 ///
 /// # Errors
 /// See [`UsernsError`].
 pub fn run(program: &Path, args: &[OsString]) -> Result<i32, UsernsError> {
-    spawn(program, args)?.wait()
+    start(program, args, Surroundings { users: Users::most(), mounts: true, ..Surroundings::default() })?.wait()
 }
 
 /// Whether the set-uid helpers are installed.
@@ -167,51 +211,34 @@ pub fn has_mappers() -> bool {
     in_path("newuidmap") && in_path("newgidmap")
 }
 
-fn cstring(text: &std::ffi::OsStr) -> Result<CString, LaunchError> {
+fn cstring(text: &OsStr) -> Result<CString, LaunchError> {
     CString::new(text.as_bytes())
         .map_err(|_| LaunchError::Invalid { field: "args", reason: "an argument contains a NUL character".to_owned() })
 }
 
-/// As [`spawn`], with these subordinate ids, or with only one id.
+/// Starts `program` with `args` (argv[0] is added). Blocks until the program executes.
 ///
 /// # Errors
 /// See [`UsernsError`].
-pub fn spawn_with(program: &Path, args: &[OsString], ids: Option<SubIds>) -> Result<UsernsChild, UsernsError> {
-    let mut argv = vec![cstring(program.as_os_str())?];
-    for arg in args {
-        argv.push(cstring(arg)?);
-    }
-    let mut env = Vec::new();
-    for (name, value) in std::env::vars_os() {
-        let mut entry = name;
-        entry.push("=");
-        entry.push(value);
-        env.push(cstring(&entry)?);
-    }
+pub fn start(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Result<UsernsChild, UsernsError> {
     let (go_read, go_write) = pipe()?;
-    let mut steps = Program::default();
-    steps.push(Step::Process, "signals", OpKind::ResetSignals);
-    steps.push(
-        Step::Namespaces,
-        "wait for id maps",
-        OpKind::WaitGo { fd: go_read.as_raw_fd(), other: go_write.as_raw_fd() },
-    );
-    if ids.is_some() {
-        steps.push(Step::Identity, "groups", OpKind::SetGroups(Vec::new()));
-    }
-    steps.push(Step::Identity, "gid 0", OpKind::SetGid(0));
-    steps.push(Step::Identity, "uid 0", OpKind::SetUid(0));
-    let candidates = vec![cstring(program.as_os_str())?];
-    let exec = OpKind::Exec { candidates, argv: CStrings::new(argv), envp: CStrings::new(env) };
-    steps.push(Step::Exec, program.to_string_lossy(), exec);
-    let starting = spawn::start_in_userns(steps, vec![go_read]).map_err(|error| match error {
+    let steps = steps(program, args, &around, (go_read.as_raw_fd(), go_write.as_raw_fd()))?;
+    let namespaces = Namespaces {
+        mount: around.mounts,
+        user: around.users != Users::Callers,
+        network: around.network,
+        host_name: around.host_name,
+        pid: false,
+    };
+    let starting = spawn::start(steps, namespaces, None, vec![go_read]).map_err(|error| match error {
         LaunchError::Clone(errno) => UsernsError::Refused(errno),
         other => UsernsError::Launch(other),
     })?;
     let pid = starting.pid();
-    let mapped = match ids {
-        Some(ids) => map_range(pid, ids),
-        None => map_one(pid),
+    let mapped = match around.users {
+        Users::Callers => Ok(()),
+        Users::One => map_one(pid),
+        Users::Range(ids) => map_range(pid, ids),
     };
     if let Err(error) = mapped {
         // Closing our end without a word ends the child.
@@ -231,6 +258,50 @@ pub fn spawn_with(program: &Path, args: &[OsString], ids: Option<SubIds>) -> Res
     }
 }
 
+/// What the child does: `go` is the pipe that tells it that its ids are there.
+fn steps(
+    program: &Path,
+    args: &[OsString],
+    around: &Surroundings<'_>,
+    go: (RawFd, RawFd),
+) -> Result<Program, LaunchError> {
+    let mut steps = Program::default();
+    steps.push(Step::Process, "signals", OpKind::ResetSignals);
+    steps.push(Step::Namespaces, "wait for id maps", OpKind::WaitGo { fd: go.0, other: go.1 });
+    if matches!(around.users, Users::Range(_)) {
+        steps.push(Step::Identity, "groups", OpKind::SetGroups(Vec::new()));
+    }
+    if around.users != Users::Callers {
+        steps.push(Step::Identity, "gid 0", OpKind::SetGid(0));
+        steps.push(Step::Identity, "uid 0", OpKind::SetUid(0));
+    }
+    for (fd, to, name) in [(&around.stdin, 0, "standard input"), (&around.stderr, 2, "standard error")] {
+        if let Some(fd) = fd {
+            steps.push(Step::Stdio, name, OpKind::Dup { from: fd.as_raw_fd(), to, owner: None });
+        }
+    }
+    if let Some(folder) = around.folder {
+        let path = cstring(folder.as_os_str())?;
+        steps.push(Step::WorkingDir, folder.to_string_lossy(), OpKind::Chdir { path });
+    }
+    let argv = std::iter::once(program.as_os_str()).chain(args.iter().map(OsString::as_os_str));
+    let argv = argv.map(cstring).collect::<Result<_, _>>()?;
+    let entry = |(name, value): (&OsStr, &OsStr)| {
+        let mut entry = name.to_owned();
+        entry.push("=");
+        entry.push(value);
+        cstring(&entry)
+    };
+    let env = match around.env {
+        Some(env) => env.iter().map(|(n, v)| entry((n, v))).collect::<Result<_, _>>()?,
+        None => std::env::vars_os().map(|(n, v)| entry((&n, &v))).collect::<Result<_, _>>()?,
+    };
+    let candidates = vec![cstring(program.as_os_str())?];
+    let exec = OpKind::Exec { candidates, argv: CStrings::new(argv), envp: CStrings::new(env) };
+    steps.push(Step::Exec, program.to_string_lossy(), exec);
+    Ok(steps)
+}
+
 fn map_one(pid: Pid) -> Result<(), UsernsError> {
     let write = |name: &str, text: String| {
         let path = format!("/proc/{pid}/{name}");
@@ -242,19 +313,37 @@ fn map_one(pid: Pid) -> Result<(), UsernsError> {
 }
 
 fn map_range(pid: Pid, ids: SubIds) -> Result<(), UsernsError> {
-    mapper("newuidmap", pid, Uid::current().as_raw(), ids.uids)?;
-    mapper("newgidmap", pid, Gid::current().as_raw(), ids.gids)
+    // Side by side: each takes a millisecond or two of a pod's start.
+    let uids = Mapper::start("newuidmap", pid, Uid::current().as_raw(), ids.uids);
+    let gids = Mapper::start("newgidmap", pid, Gid::current().as_raw(), ids.gids);
+    // Both are waited for, whatever became of the first.
+    let (uids, gids) = (uids.and_then(Mapper::finish), gids.and_then(Mapper::finish));
+    uids.and(gids)
 }
 
-fn mapper(program: &'static str, pid: Pid, own: u32, (first, count): (u32, u32)) -> Result<(), UsernsError> {
-    let args =
-        [pid.to_string(), "0".into(), own.to_string(), "1".into(), "1".into(), first.to_string(), count.to_string()];
-    let failed = |message| UsernsError::Map { program, message };
-    let output = Command::new(program).args(args).output().map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(());
+/// One of the set-uid helpers at work.
+struct Mapper {
+    program: &'static str,
+    child: Child,
+}
+
+impl Mapper {
+    fn start(program: &'static str, pid: Pid, own: u32, (first, count): (u32, u32)) -> Result<Self, UsernsError> {
+        let numbers = [0, own, 1, 1, first, count].map(|n| n.to_string());
+        let mut command = Command::new(program);
+        command.arg(pid.to_string()).args(numbers).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|e| UsernsError::Map { program, message: e.to_string() })?;
+        Ok(Self { program, child })
     }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+
+    fn finish(self) -> Result<(), UsernsError> {
+        let failed = |message| UsernsError::Map { program: self.program, message };
+        let output = self.child.wait_with_output().map_err(|e| failed(e.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
 }
 
 /// Whether the calling process is already uid 0 of a namespace with more ids than one.

@@ -72,7 +72,8 @@ impl Launcher for Native {
         let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
         let program = compile::compile(spec, &self.node, ends.io())?;
         let pid = matches!(spec.pid, PidNamespace::Own);
-        let start = || spawn::start(program, Namespaces { mount: true, pid, user: false }, pipes, ends.fds());
+        let start =
+            || spawn::start(program, Namespaces { mount: true, pid, ..Namespaces::default() }, pipes, ends.fds());
         match &spec.pid {
             PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start),
             PidNamespace::Own | PidNamespace::Pod => start(),
