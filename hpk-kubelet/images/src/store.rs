@@ -214,6 +214,12 @@ impl ImageStore {
         self.inner.known(&Source::parse(image).ok()?).await
     }
 
+    /// How to run an image that is in the store.
+    #[must_use]
+    pub fn config(&self, image: &ImageRef) -> Option<ImageConfig> {
+        read_json(&self.inner.config.root.join(&image.folder).join("config.json"))
+    }
+
     /// The root file system of an image.
     #[must_use]
     pub fn rootfs(&self, image: &ImageRef) -> PathBuf {

@@ -1,15 +1,20 @@
 //! Fetches what a pod refers to: configMaps, secrets and service-account tokens, by name.
 
 use crate::render::services;
-use crate::render::sources::{References, Sources, TokenKey};
+use crate::render::sources::{References, Sources, TokenKey, Versions};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
 use kube::api::{Api, PostParams};
 use kube::{Client, Error};
-use std::collections::BTreeMap;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error as ThisError;
+
+/// Between attempts to renew a token.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// An object could not be asked for (which is not the same as its not being there).
 #[derive(Debug, ThisError)]
@@ -36,19 +41,31 @@ pub struct Token {
 }
 
 impl Token {
-    /// Upstream's rule: older than 80 % of its life, or than 24 hours.
+    /// Whether it is time for a new one.
     #[must_use]
     pub fn is_stale(&self, now: Timestamp) -> bool {
-        let age = now.as_second() - self.issued.as_second();
+        now.as_second() >= self.renew_at()
+    }
+
+    /// When it is, in seconds of Unix time. Upstream's rule: at 80 % of its life, or after 24 hours.
+    fn renew_at(&self) -> i64 {
         let life = self.expires.as_second() - self.issued.as_second();
-        age * 5 >= life * 4 || age >= 24 * 3600
+        self.issued.as_second() + (life * 4 / 5 + i64::from(life * 4 % 5 > 0)).min(24 * 3600)
     }
 }
 
 /// A pod's tokens, kept between renewals.
 pub type Tokens = BTreeMap<TokenKey, Token>;
 
-/// Fetches everything that `pod` refers to. Tokens that are not stale are kept.
+/// When the first of `tokens` must be renewed; None: there are none. A renewal that failed is tried again after
+/// [`AGAIN`].
+#[must_use]
+pub fn renewal(tokens: &Tokens, now: Timestamp) -> Option<Duration> {
+    let wait = |t: &Token| Duration::from_secs(u64::try_from(t.renew_at() - now.as_second()).unwrap_or(0));
+    tokens.values().map(wait).min().map(|wait| wait.max(AGAIN))
+}
+
+/// Fetches everything that `pod` refers to. Tokens that are not stale are kept. `versions`: what was read.
 ///
 /// # Errors
 /// An object that could not be asked for. One that does not exist is left out instead.
@@ -57,21 +74,20 @@ pub async fn sources(
     pod: &Pod,
     all_services: &[Arc<Service>],
     tokens: &mut Tokens,
+    versions: &mut Versions,
 ) -> Result<Sources, FetchError> {
     let references = References::of(pod);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut found = Sources::default();
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    for name in &references.config_maps {
-        let object = config_maps.get_opt(name).await.map_err(|e| failed("configmap", name, e))?;
-        found.config_maps.extend(object.map(|o| (name.clone(), o)));
-    }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    for name in &references.secrets {
-        let object = secrets.get_opt(name).await.map_err(|e| failed("secret", name, e))?;
-        found.secrets.extend(object.map(|o| (name.clone(), o)));
-    }
+    (found.config_maps, found.secrets) = futures::try_join!(
+        get_all(&config_maps, "configmap", &references.config_maps),
+        get_all(&secrets, "secret", &references.secrets)
+    )?;
+    *versions = found.versions(namespace, &references);
     let now = Timestamp::now();
+    tokens.retain(|key, _| references.tokens.contains(key));
     for key in &references.tokens {
         if tokens.get(key).is_none_or(|t| t.is_stale(now)) {
             match request_token(client, pod, key).await {
@@ -90,6 +106,23 @@ pub async fn sources(
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
     found.service_variables = services::variables(all_services.iter().map(AsRef::as_ref), namespace, links);
     Ok(found)
+}
+
+/// The objects of these names; those that do not exist are left out.
+async fn get_all<K>(
+    api: &Api<K>,
+    kind: &'static str,
+    names: &BTreeSet<String>,
+) -> Result<BTreeMap<String, K>, FetchError>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let gets = names.iter().map(|name| async move {
+        let object = api.get_opt(name).await.map_err(|e| failed(kind, name, e))?;
+        Ok(object.map(|object| (name.clone(), object)))
+    });
+    let found = futures::future::try_join_all(gets).await?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 fn failed(kind: &'static str, name: &str, source: Error) -> FetchError {
@@ -129,12 +162,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renewal() {
+    fn renewed_in_time() {
         let at = |s| Timestamp::from_second(s).expect("time");
         let token = |life| Token { text: String::new(), issued: at(0), expires: at(life) };
         assert!(!token(3607).is_stale(at(2885)));
         assert!(token(3607).is_stale(at(2886)));
         assert!(!token(1_000_000).is_stale(at(86_399)));
         assert!(token(1_000_000).is_stale(at(86_400)));
+        let key = |audience: &str| TokenKey { audience: audience.into(), expiration_seconds: 0 };
+        let tokens: Tokens = [(key("a"), token(3607)), (key("b"), token(1_000_000))].into();
+        assert_eq!(renewal(&tokens, at(0)), Some(Duration::from_secs(2886)));
+        assert_eq!(renewal(&tokens, at(2880)), Some(AGAIN), "due, or its renewal failed");
+        assert_eq!(renewal(&Tokens::new(), at(0)), None);
     }
 }

@@ -3,3 +3,4 @@
 pub mod events;
 pub mod fetch;
 pub mod node;
+pub mod references;

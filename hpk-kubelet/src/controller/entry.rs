@@ -77,6 +77,8 @@ pub struct Entry {
     pub sent: Vec<String>,
     /// When to look for changed references again.
     pub refresh_at: Option<Instant>,
+    /// The time for which there is a timer.
+    pub refresh_timer: Option<Instant>,
     /// A refresh runs.
     pub refreshing: bool,
     /// Status that the API took last.
@@ -123,6 +125,7 @@ impl Entry {
             images: BTreeMap::new(),
             sent: Vec::new(),
             refresh_at: None,
+            refresh_timer: None,
             refreshing: false,
             posted: None,
             current: None,

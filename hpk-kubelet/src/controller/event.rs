@@ -45,6 +45,11 @@ pub enum Event {
         /// For the next one.
         memory: Box<Memory>,
     },
+    /// An object that this pod refers to is not what the pod has read.
+    ReferencesChanged {
+        /// Pod.
+        uid: String,
+    },
     /// Slurm answered about these jobs.
     Jobs {
         /// Ids asked for.

@@ -25,9 +25,11 @@ mod tasks;
 pub use event::{Event, Sender};
 
 use crate::api::events::Note;
+use crate::api::references::Watches;
 use crate::pods::address::Pool;
 use crate::pods::admit;
 use crate::pods::folder::{self, Record};
+use crate::pods::plan::Image;
 use crate::pods::reconcile::{self, Stage, Step};
 use context::Context;
 use entry::Entry;
@@ -60,6 +62,7 @@ pub type Pods = HashMap<String, PodInfo>;
 pub struct Controller {
     ctx: Context,
     tx: Sender,
+    watches: Watches,
     entries: HashMap<String, Entry>,
     pool: Option<Pool>,
     /// When to look at an entry again.
@@ -89,17 +92,34 @@ impl Controller {
                 entry.plan = home.plan().map(Box::new);
                 entry.launch = home.launch();
                 if let Some(report) = home.status() {
+                    entry.sent = report.ephemeral_containers.iter().map(|c| c.name.clone()).collect();
                     entry.take_report(report, Instant::now());
                 }
+                // What runs needs no pull, and no word about one.
+                let had = entry.record.images.iter();
+                entry.images = had
+                    .filter_map(|(name, image_ref)| {
+                        let config = ctx.images.config(image_ref)?;
+                        Some((name.clone(), Image { image_ref: image_ref.clone(), config }))
+                    })
+                    .collect();
             }
             entries.insert(uid, entry);
         }
         let used = entries.values().flat_map(|e: &Entry| e.record.pod_ips.clone());
         let pool = Pool::new(&ctx.cluster.pod_cidr, used);
         tracing::info!(pods = entries.len(), "pods found on disk");
+        let changes = tx.clone();
+        let watches = Watches::start(ctx.client.clone(), move |uid| {
+            let changes = changes.clone();
+            async move {
+                let _ = changes.send(Event::ReferencesChanged { uid }).await;
+            }
+        });
         Self {
             ctx,
             tx,
+            watches,
             entries,
             pool,
             timers: BinaryHeap::new(),
@@ -174,6 +194,7 @@ impl Controller {
             Event::Prepared { uid, result, memory } => self.prepared(&uid, *result, *memory),
             Event::Submitted { uid, result } => self.submitted(&uid, result),
             Event::Refreshed { uid, result, memory } => self.refreshed(&uid, *result, *memory),
+            Event::ReferencesChanged { uid } => self.references_changed(&uid),
             Event::Jobs { asked, found, complete } => self.jobs(&asked, found, complete),
             Event::JobsFailed => self.asking = false,
             Event::Link(event) => self.link(event),

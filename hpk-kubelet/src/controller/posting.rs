@@ -65,6 +65,7 @@ impl Controller {
             self.later(uid, Duration::from_secs(5));
             return;
         }
+        self.watches.release(uid);
         if let Some(entry) = self.entries.remove(uid) {
             if let Some(pool) = &mut self.pool {
                 pool.release(&entry.record.pod_ips);

@@ -11,6 +11,7 @@ use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::unsupported;
 use crate::render::atomic;
+use crate::render::sources::Versions;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
 use hpk_api::net::NetworkMode;
@@ -28,6 +29,8 @@ pub struct Memory {
     pub backoff: Backoff,
     /// Tokens.
     pub tokens: Tokens,
+    /// What was read of the references.
+    pub versions: Versions,
     /// Attempts that failed in a row.
     pub failures: u32,
     /// Unsupported fields were told.
@@ -162,7 +165,7 @@ async fn make(
 ) -> Result<Made, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let services = ctx.services.state();
-    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.tokens).await {
+    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.tokens, &mut memory.versions).await {
         Ok(sources) => sources,
         Err(error) => {
             // Just bound pods are unknown to the Node authorizer for a moment: told only when it lasts.

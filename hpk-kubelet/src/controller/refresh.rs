@@ -1,23 +1,42 @@
-//! A running pod's references: when they are looked at again, and what came of it.
+//! A running pod's references: when they are read again, and what came of it.
+//!
+//! Changes of configMaps and secrets are told by [`crate::api::references`]; a time is kept only for tokens and for
+//! what failed.
 
 use super::prepare::{Held, Memory, Refreshed};
 use super::{Controller, tasks};
+use crate::api::fetch;
 use crate::pods::reconcile::Stage;
+use jiff::Timestamp;
 use std::time::{Duration, Instant};
 
-/// References are looked at again this often (upstream's syncFrequency).
-pub(super) const REFRESH: Duration = Duration::from_secs(45);
+/// Without tokens and without failures there is nothing to wait for but news.
+const IDLE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long until the references must be read again: `retry`, or when a token must be renewed.
+pub(super) fn next(memory: &Memory, retry: Option<Duration>) -> Duration {
+    let renewal = fetch::renewal(&memory.tokens, Timestamp::now());
+    retry.into_iter().chain(renewal).fold(IDLE, Duration::min)
+}
 
 impl Controller {
+    /// An object that the pod refers to is not what it has read.
+    pub(super) fn references_changed(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.retry_at = None;
+        entry.refresh_at = entry.refresh_at.map(|_| Instant::now());
+        self.advance(uid);
+    }
+
     /// Looks at a running pod's references when it is time.
     pub(super) fn refresh(&mut self, uid: &str) {
         let now = Instant::now();
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        let alive = entry.stage == Stage::Submitted
-            && !entry.refreshing
-            && entry.finished_at.is_none()
-            && entry.job.as_ref().is_none_or(|j| !j.state.is_over());
-        if !alive {
+        if entry.stage != Stage::Submitted || entry.refreshing {
+            return;
+        }
+        if entry.finished_at.is_some() || entry.job.as_ref().is_some_and(|j| j.state.is_over()) {
+            self.watches.release(uid);
             return;
         }
         let (Some(pod), Some(plan)) = (entry.pod.clone(), entry.plan.clone()) else { return };
@@ -26,7 +45,10 @@ impl Controller {
         }
         let at = *entry.refresh_at.get_or_insert(now);
         if at > now {
-            self.later(uid, at - now);
+            // One timer for each time, however often the pod has news.
+            if entry.refresh_timer.replace(at) != Some(at) {
+                self.later(uid, at - now);
+            }
             return;
         }
         entry.refreshing = true;
@@ -40,12 +62,9 @@ impl Controller {
     }
 
     pub(super) fn refreshed(&mut self, uid: &str, result: Result<Refreshed, Held>, memory: Memory) {
-        let now = Instant::now();
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.refreshing = false;
-        entry.memory = Some(memory);
-        let mut wait = REFRESH;
-        match result {
+        let retry = match result {
             Ok(fresh) => {
                 entry.held = fresh.waiting;
                 entry.images = fresh.images;
@@ -58,15 +77,13 @@ impl Controller {
                     entry.plan = Some(plan);
                 }
                 let _ = self.ctx.folder(uid).write_record(&entry.record);
-                wait = fresh.retry.unwrap_or(REFRESH).min(REFRESH);
+                fresh.retry
             }
-            Err(held) => {
-                if let Some(retry) = held.retry {
-                    wait = retry.min(REFRESH);
-                }
-            }
-        }
-        entry.refresh_at = Some(now + wait);
+            Err(held) => held.retry,
+        };
+        entry.refresh_at = Some(Instant::now() + next(&memory, retry));
+        self.watches.claim(uid, memory.versions.clone());
+        entry.memory = Some(memory);
         self.advance(uid);
     }
 }

@@ -1,8 +1,7 @@
 //! From a pod to its job: preparing, submitting, and when either is tried again.
 
 use super::prepare::{Held, Memory, Ready};
-use super::refresh::REFRESH;
-use super::{Controller, tasks};
+use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
 use crate::pods::address::Pool;
 use crate::pods::folder::Progress;
@@ -39,6 +38,7 @@ impl Controller {
     pub(super) fn prepared(&mut self, uid: &str, result: Result<Ready, Held>, memory: Memory) {
         let Some(entry) = self.entries.get_mut(uid).filter(|e| e.stage == Stage::Preparing) else { return };
         entry.preparing = None;
+        self.watches.claim(uid, memory.versions.clone());
         entry.memory = Some(memory);
         match result {
             Ok(ready) => {
@@ -93,7 +93,7 @@ impl Controller {
                 entry.record.job_id = Some(id);
                 entry.stage = Stage::Submitted;
                 entry.job_since = now;
-                entry.refresh_at = Some(now + REFRESH);
+                entry.refresh_at = entry.memory.as_ref().map(|memory| now + refresh::next(memory, None));
                 if let Err(error) = self.ctx.folder(uid).write_record(&entry.record) {
                     // The comment of the job finds it again.
                     tracing::error!(%uid, %error, "record not written");

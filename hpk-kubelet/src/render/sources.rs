@@ -25,6 +25,49 @@ pub struct TokenKey {
     pub expiration_seconds: i64,
 }
 
+/// Kind of an object that pods refer to by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// ConfigMap.
+    ConfigMap,
+    /// Secret.
+    Secret,
+}
+
+/// One object that pods refer to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// resourceVersion of an object; None: there is no such object.
+pub type Version = Option<String>;
+
+/// What was read of each reference.
+pub type Versions = BTreeMap<ObjectKey, Version>;
+
+impl Sources {
+    /// The versions of `references` that these sources hold.
+    #[must_use]
+    pub fn versions(&self, namespace: &str, references: &References) -> Versions {
+        let key = |kind, name: &String| ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() };
+        let config_maps = references.config_maps.iter().map(|name| {
+            let version = self.config_maps.get(name).and_then(|o| o.metadata.resource_version.clone());
+            (key(Kind::ConfigMap, name), version)
+        });
+        let secrets = references.secrets.iter().map(|name| {
+            let version = self.secrets.get(name).and_then(|o| o.metadata.resource_version.clone());
+            (key(Kind::Secret, name), version)
+        });
+        config_maps.chain(secrets).collect()
+    }
+}
+
 /// Names that a pod refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {

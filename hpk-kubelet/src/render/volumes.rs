@@ -92,10 +92,10 @@ const DEFAULT_MODE: i32 = 0o644;
 pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources, facts: &Facts) -> Option<Result<Payload, VolumeError>> {
     let mut filler = Filler { pod, volume: &volume.name, sources, facts, payload: Payload::new() };
     let done = if let Some(v) = &volume.config_map {
-        filler.config_map(&v.name, v.items.as_deref(), mode(v.default_mode), v.optional == Some(true))
+        filler.config_map(&v.name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
     } else if let Some(v) = &volume.secret {
         let name = v.secret_name.as_deref().unwrap_or_default();
-        filler.secret(name, v.items.as_deref(), mode(v.default_mode), v.optional == Some(true))
+        filler.secret(name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
     } else if let Some(v) = &volume.downward_api {
         filler.downward(v.items.as_deref().unwrap_or_default(), mode(v.default_mode))
     } else if let Some(v) = &volume.projected {
@@ -108,6 +108,22 @@ pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources, facts: &Facts) -> 
 
 fn mode(given: Option<i32>) -> u32 {
     u32::try_from(given.unwrap_or(DEFAULT_MODE)).unwrap_or(0o644) & 0o7777
+}
+
+/// Which keys of an object become files, and how.
+struct Wanted<'a> {
+    /// None or empty: all.
+    items: Option<&'a [KeyToPath]>,
+    /// Mode of files that have none of their own.
+    mode: u32,
+    /// An object or key that is missing is no error.
+    optional: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(items: Option<&'a [KeyToPath]>, mode: u32, optional: Option<bool>) -> Self {
+        Self { items, mode, optional: optional == Some(true) }
+    }
 }
 
 struct Filler<'a> {
@@ -129,44 +145,33 @@ impl Filler<'_> {
         Ok(())
     }
 
-    fn config_map(
-        &mut self,
-        name: &str,
-        items: Option<&[KeyToPath]>,
-        mode: u32,
-        optional: bool,
-    ) -> Result<(), VolumeError> {
-        let data = match self.sources.config_maps.get(name) {
-            Some(map) => config_map_data(map),
-            None if optional => return Ok(()),
-            None => return Err(VolumeError::NoConfigMap { volume: self.volume.to_owned(), name: name.to_owned() }),
-        };
-        self.keys(data, items, mode, optional, "config")
+    fn config_map(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), VolumeError> {
+        let data = self.sources.config_maps.get(name).map(config_map_data);
+        let missing = |volume, name| VolumeError::NoConfigMap { volume, name };
+        self.keys("config", name, data, wanted, missing)
     }
 
-    fn secret(
-        &mut self,
-        name: &str,
-        items: Option<&[KeyToPath]>,
-        mode: u32,
-        optional: bool,
-    ) -> Result<(), VolumeError> {
-        let data = match self.sources.secrets.get(name) {
-            Some(secret) => secret_data(secret),
-            None if optional => return Ok(()),
-            None => return Err(VolumeError::NoSecret { volume: self.volume.to_owned(), name: name.to_owned() }),
-        };
-        self.keys(data, items, mode, optional, "secret")
+    fn secret(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), VolumeError> {
+        let data = self.sources.secrets.get(name).map(secret_data);
+        let missing = |volume, name| VolumeError::NoSecret { volume, name };
+        self.keys("secret", name, data, wanted, missing)
     }
 
+    /// Files from the keys of one object; `data`: None when there is no such object.
     fn keys(
         &mut self,
-        mut data: BTreeMap<String, Vec<u8>>,
-        items: Option<&[KeyToPath]>,
-        default_mode: u32,
-        optional: bool,
         kind: &'static str,
+        name: &str,
+        data: Option<BTreeMap<String, Vec<u8>>>,
+        wanted: Wanted<'_>,
+        missing: impl Fn(String, String) -> VolumeError,
     ) -> Result<(), VolumeError> {
+        let Wanted { items, mode: default_mode, optional } = wanted;
+        let mut data = match data {
+            Some(data) => data,
+            None if optional => return Ok(()),
+            None => return Err(missing(self.volume.to_owned(), name.to_owned())),
+        };
         let Some(items) = items.filter(|i| !i.is_empty()) else {
             for (key, value) in data {
                 self.put(&key, value, default_mode)?;
@@ -212,10 +217,10 @@ impl Filler<'_> {
         let default_mode = mode(volume.default_mode);
         for source in volume.sources.iter().flatten() {
             if let Some(s) = &source.config_map {
-                self.config_map(&s.name, s.items.as_deref(), default_mode, s.optional == Some(true))?;
+                self.config_map(&s.name, Wanted::of(s.items.as_deref(), default_mode, s.optional))?;
             }
             if let Some(s) = &source.secret {
-                self.secret(&s.name, s.items.as_deref(), default_mode, s.optional == Some(true))?;
+                self.secret(&s.name, Wanted::of(s.items.as_deref(), default_mode, s.optional))?;
             }
             if let Some(s) = &source.downward_api {
                 self.downward(s.items.as_deref().unwrap_or_default(), default_mode)?;

@@ -6,6 +6,7 @@ use super::core::{Action, Core, Event, Id, Spec, State};
 use super::{ask, process};
 use crate::components::{Component, Kind};
 use crate::home::Home;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 /// What other tasks tell the owner.
 enum Note {
@@ -256,20 +258,36 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 }
 
 async fn serve(listener: UnixListener, snapshots: watch::Receiver<Snapshot>, notes: mpsc::Sender<Note>) {
+    let mut answers = JoinSet::new();
+    let mut news = snapshots.clone();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if control::is_ours(&stream) {
-                    tokio::spawn(answer(stream, snapshots.clone(), notes.clone()));
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if control::is_ours(&stream) => {
+                    answers.spawn(answer(stream, snapshots.clone(), notes.clone()));
                 }
-            }
-            Err(e) => {
-                // Out of descriptors, most likely; those in use are closed again.
-                say(&format!("accept: {e}"));
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            }
+                Ok(_) => {}
+                Err(error) => {
+                    say(&format!("accept: {error}"));
+                    if is_out_of_room(&error) {
+                        // Room comes when a client goes or when a program ends, which changes the snapshot.
+                        news.mark_unchanged();
+                        tokio::select! {
+                            Some(_) = answers.join_next() => {}
+                            _ = news.changed() => {}
+                        }
+                    }
+                }
+            },
+            Some(_) = answers.join_next() => {}
         }
     }
+}
+
+/// The connection that waits stays in the queue, so accepting at once again would fail for ever.
+fn is_out_of_room(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 async fn answer(
