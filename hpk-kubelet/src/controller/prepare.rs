@@ -282,6 +282,12 @@ pub async fn refresh(
         update.active_deadline_seconds = made.plan.active_deadline_seconds;
         plan.active_deadline_seconds = made.plan.active_deadline_seconds;
     }
+    for added in &update.ephemeral_containers {
+        let path = format!("spec.ephemeralContainers[{}]", added.name);
+        for item in unsupported(pod, network.mode == NetworkMode::Host).iter().filter(|u| u.field.starts_with(&path)) {
+            ctx.recorder.pod(pod, Note::warning("Unsupported", item.message()));
+        }
+    }
     let waiting = made
         .plan
         .init_containers

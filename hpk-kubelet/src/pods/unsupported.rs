@@ -1,6 +1,12 @@
 //! Fields of a pod that HPK does not carry out: each is told by an event, never ignored in silence.
+//!
+//! The table of all fields of a pod, with what becomes of each, is in this module's tests; it fails when
+//! Kubernetes' API gains a field.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use super::plan::as_container;
+use crate::slurm::flags;
+use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
+use std::borrow::Cow;
 
 /// A field that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,20 +34,29 @@ pub fn unsupported(pod: &Pod, host_network: bool) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
+    if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(flags::MPI_ANNOTATION)) {
+        tell(
+            false,
+            format!("metadata.annotations[{}]", flags::MPI_ANNOTATION),
+            "a pod runs on one node: mpirun in the container starts its ranks there",
+        );
+    }
     pod_fields(spec, &mut tell);
     for volume in spec.volumes.iter().flatten() {
         volume_fields(volume, &mut tell);
     }
-    for (kind, container) in containers(spec) {
-        container_fields(&kind, container, host_network, &mut tell);
+    for (path, container) in containers(spec) {
+        container_fields(&path, &container, host_network, &mut tell);
     }
     list
 }
 
-fn containers(spec: &PodSpec) -> impl Iterator<Item = (String, &Container)> {
-    let init = spec.init_containers.iter().flatten().map(|c| (format!("initContainers[{}]", c.name), c));
-    let main = spec.containers.iter().map(|c| (format!("containers[{}]", c.name), c));
-    init.chain(main)
+fn containers(spec: &PodSpec) -> impl Iterator<Item = (String, Cow<'_, Container>)> {
+    let init = spec.init_containers.iter().flatten().map(|c| ("initContainers", Cow::Borrowed(c)));
+    let main = spec.containers.iter().map(|c| ("containers", Cow::Borrowed(c)));
+    let added =
+        spec.ephemeral_containers.iter().flatten().map(|e| ("ephemeralContainers", Cow::Owned(as_container(e))));
+    init.chain(main).chain(added).map(|(kind, container)| (format!("{kind}[{}]", container.name), container))
 }
 
 fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str)) {
@@ -58,6 +73,13 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if spec.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()) {
         tell(false, "spec.runtimeClassName".into(), "every pod runs under Apptainer");
     }
+    if spec.priority.is_some_and(|p| p != 0) {
+        tell(
+            false,
+            "spec.priorityClassName".into(),
+            "Slurm orders the jobs: --qos or --nice in the annotation slurm-job.hpk.io/flags",
+        );
+    }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
         tell(
             true,
@@ -68,6 +90,16 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if let Some(context) = &spec.security_context {
         if context.se_linux_options.is_some() {
             tell(false, "spec.securityContext.seLinuxOptions".into(), "labels are the site's to set");
+        }
+        if context.se_linux_change_policy.is_some() {
+            tell(false, "spec.securityContext.seLinuxChangePolicy".into(), "labels are the site's to set");
+        }
+        if context.supplemental_groups_policy.as_deref() == Some("Strict") {
+            tell(
+                false,
+                "spec.securityContext.supplementalGroupsPolicy".into(),
+                "groups that the image gives the user are kept, as with Merge",
+            );
         }
         if context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost") {
             tell(false, "spec.securityContext.appArmorProfile".into(), "profiles are the site's to load");
@@ -88,17 +120,41 @@ fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static s
         || volume.host_path.is_some()
         || volume.image.is_some();
     if !supported {
-        let kind = volume_kind(volume);
         tell(
             true,
-            field(kind),
+            field(&volume_kind(volume)),
             "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image",
         );
+    }
+    if volume.empty_dir.as_ref().is_some_and(|e| e.mode.is_some()) {
+        tell(false, field("emptyDir.mode"), "it is 0777; fsGroup sets its group");
+    }
+    let owners = [
+        (
+            "configMap",
+            volume.config_map.as_ref().is_some_and(|v| v.default_user.is_some() || any_user(v.items.as_deref())),
+        ),
+        ("secret", volume.secret.as_ref().is_some_and(|v| v.default_user.is_some() || any_user(v.items.as_deref()))),
+        (
+            "downwardAPI",
+            volume.downward_api.as_ref().is_some_and(|v| v.default_user.is_some() || any_file_user(v.items.as_deref())),
+        ),
+        ("projected", volume.projected.as_ref().is_some_and(|v| v.default_user.is_some())),
+    ];
+    for (kind, _) in owners.iter().filter(|(_, asked)| *asked) {
+        tell(false, field(&format!("{kind}.defaultUser or user")), FILES_OWNER);
     }
     if volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages")) {
         tell(true, field("emptyDir.medium"), "use Memory or the node's disk");
     }
     for (index, source) in volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten().enumerate() {
+        let asked = source.config_map.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
+            || source.secret.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
+            || source.downward_api.as_ref().is_some_and(|s| any_file_user(s.items.as_deref()))
+            || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some());
+        if asked {
+            tell(false, field(&format!("projected.sources[{index}].(items.)user")), FILES_OWNER);
+        }
         if source.cluster_trust_bundle.is_some() {
             tell(
                 true,
@@ -116,20 +172,21 @@ fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static s
     }
 }
 
-fn volume_kind(volume: &Volume) -> &'static str {
-    match volume {
-        v if v.persistent_volume_claim.is_some() => "persistentVolumeClaim",
-        v if v.ephemeral.is_some() => "ephemeral",
-        v if v.csi.is_some() => "csi",
-        v if v.nfs.is_some() => "nfs",
-        v if v.git_repo.is_some() => "gitRepo",
-        v if v.iscsi.is_some() => "iscsi",
-        v if v.fc.is_some() => "fc",
-        v if v.cephfs.is_some() => "cephfs",
-        v if v.rbd.is_some() => "rbd",
-        v if v.glusterfs.is_some() => "glusterfs",
-        _ => "(source)",
-    }
+const FILES_OWNER: &str = "the files belong to root of the container; fsGroup and modes let others read them";
+
+fn any_user(items: Option<&[KeyToPath]>) -> bool {
+    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
+}
+
+fn any_file_user(items: Option<&[DownwardAPIVolumeFile]>) -> bool {
+    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
+}
+
+/// The name of the volume's source, as the API has it, whichever that is.
+fn volume_kind(volume: &Volume) -> String {
+    let object = serde_json::to_value(volume).unwrap_or_default();
+    let mut keys = object.as_object().into_iter().flatten().map(|(key, _)| key.clone());
+    keys.find(|key| key != "name").unwrap_or_else(|| "(source)".to_owned())
 }
 
 fn container_fields(
@@ -154,7 +211,49 @@ fn container_fields(
             );
         }
     }
+    for mount in container.volume_mounts.iter().flatten().filter(|m| m.bind_mount_options.is_some()) {
+        tell(
+            false,
+            field(&format!("volumeMounts[{}].bindMountOptions", mount.mount_path)),
+            "mounts are nosuid and nodev as it is, for a job has no rights of root",
+        );
+    }
+    let probes = [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ];
+    for (name, _) in probes.iter().filter(|(_, probe)| probe.as_ref().is_some_and(asks_for_tls)) {
+        tell(false, field(&format!("{name}.grpc.mode")), "the probe connects without TLS");
+    }
+    for (name, _) in probes.iter().filter(|(_, probe)| probe.as_ref().is_some_and(asks_for_http2)) {
+        tell(false, field(&format!("{name}.httpGet.protocol")), "the probe speaks HTTP/1.1");
+    }
+    let restarted = container.resize_policy.iter().flatten().find(|p| p.restart_policy == "RestartContainer");
+    if let Some(policy) = restarted {
+        tell(
+            false,
+            field(&format!("resizePolicy[{}]", policy.resource_name)),
+            "a container goes on while its resources change",
+        );
+    }
+    let resources = container.resources.iter();
+    let mut asked: Vec<&String> =
+        resources.flat_map(|r| [&r.requests, &r.limits]).flatten().flat_map(|m| m.keys()).collect();
+    asked.sort();
+    asked.dedup();
+    for name in asked {
+        let remedy = match name.as_str() {
+            "ephemeral-storage" => "the node's disk is the site's to share out; emptyDir.sizeLimit is kept",
+            n if n.starts_with("hugepages-") => "huge pages are the site's to share out",
+            _ => continue,
+        };
+        tell(false, field(&format!("resources[{name}]")), remedy);
+    }
     let context = container.security_context.as_ref();
+    if context.is_some_and(|c| c.windows_options.is_some()) {
+        tell(false, field("securityContext.windowsOptions"), "only linux runs here");
+    }
     if context.is_some_and(|c| c.se_linux_options.is_some()) {
         tell(false, field("securityContext.seLinuxOptions"), "labels are the site's to set");
     }
@@ -164,13 +263,28 @@ fn container_fields(
     for variable in container.env.iter().flatten() {
         if variable.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some()) {
             tell(
-                false,
+                true,
                 field(&format!("env[{}].valueFrom.fileKeyRef", variable.name)),
                 "let the container read the file",
             );
         }
     }
 }
+
+fn asks_for_tls(probe: &Probe) -> bool {
+    probe.grpc.as_ref().and_then(|g| g.mode.as_deref()).is_some_and(|mode| mode != "Plaintext")
+}
+
+fn asks_for_http2(probe: &Probe) -> bool {
+    probe
+        .http_get
+        .as_ref()
+        .and_then(|g| g.protocol.as_deref())
+        .is_some_and(|p| !p.starts_with("HTTP1") && p != "HTTP/1.1")
+}
+
+#[cfg(test)]
+mod fields;
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,9 @@ pub const ANNOTATION: &str = "slurm-job.hpk.io/flags";
 /// The older key of the same meaning; [`ANNOTATION`] comes after it and so wins.
 pub const OLD_ANNOTATION: &str = "slurm.hpk.io/flags";
 
+/// Annotation for flags of srun for MPI steps, which there are not yet: it is announced.
+pub const MPI_ANNOTATION: &str = "slurm-job.hpk.io/mpi-flags";
+
 /// A bad annotation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FlagsError {
