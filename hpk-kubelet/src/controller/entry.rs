@@ -10,7 +10,7 @@ use crate::pods::status::{self, Waiting};
 use crate::slurm::job::Job;
 use crate::slurm::pace::Interest;
 use hpk_api::plan::SandboxPlan;
-use hpk_api::state::{LaunchReport, PodState};
+use hpk_api::state::{LaunchReport, PodState, RunState};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::BTreeMap;
@@ -137,7 +137,6 @@ impl Entry {
 
     /// Takes a report of the supervisor if it is newer than what is known. Returns whether it was.
     pub fn take_report(&mut self, report: PodState, now: Instant) -> bool {
-        // The first report of a later job (a requeue) counts from 1 again.
         let same_job = self.report.as_ref().is_some_and(|r| r.job_id == report.job_id);
         if same_job && self.report.as_ref().is_some_and(|r| r.sequence >= report.sequence) {
             return false;
@@ -158,8 +157,30 @@ impl Entry {
         if self.job.as_ref().is_none_or(|j| j.state != job.state) {
             self.job_since = now;
         }
+        if self.job.as_ref().is_some_and(|old| old.was_requeued(&job)) {
+            self.requeued();
+        }
         self.job = Some(job);
         true
+    }
+
+    /// Slurm runs the job from its beginning once more. The next supervisor goes on from this one's counts, but it
+    /// numbers its reports and events from 1 again.
+    fn requeued(&mut self) {
+        self.record.last_event = 0;
+        self.launch = None;
+        let Some(report) = self.report.as_mut().filter(|report| !report.finished) else { return };
+        report.sequence = 0;
+        report.events.clear();
+        report.pod_ips.clear();
+        report.sandbox_ready = false;
+        for container in report.init_containers.iter_mut().chain(&mut report.containers) {
+            if matches!(container.state, RunState::Running { .. }) {
+                container.state = RunState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() };
+            }
+            container.ready = false;
+            container.started = false;
+        }
     }
 
     /// For [`crate::pods::reconcile`].

@@ -76,6 +76,13 @@ impl Controller {
         }
         if news {
             if job.state == JobState::Pending
+                && before.as_ref().is_some_and(|(state, _)| *state != JobState::Pending)
+                && let Some(pod) = &entry.pod
+            {
+                let text = format!("Slurm has put job {} back into its queue: the pod starts again", job.id);
+                self.ctx.recorder.pod(pod, Note::warning("SlurmRequeued", text));
+                let _ = home.write_record(&entry.record);
+            } else if job.state == JobState::Pending
                 && before.is_some_and(|(_, reason)| reason != job.reason)
                 && !matches!(job.reason.as_str(), "" | "None" | "Priority")
                 && let Some(pod) = &entry.pod

@@ -93,6 +93,14 @@ impl Job {
         }
     }
 
+    /// Between `self` and `later`, what was known before and after, the job has been put back into the queue.
+    #[must_use]
+    pub fn was_requeued(&self, later: &Self) -> bool {
+        let other_start =
+            later.started_at.is_some() && self.started_at.is_some() && later.started_at != self.started_at;
+        self.state != JobState::Pending && (later.state == JobState::Pending || other_start)
+    }
+
     /// Over and gone from its node.
     #[must_use]
     pub fn is_gone(&self) -> bool {

@@ -127,3 +127,90 @@ fn pods_live_on_without_kubelet_and_api_server() {
 fn restarts(pod: &Value) -> u64 {
     pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0)
 }
+
+/// `hpk status -o json` says that everything serves.
+fn all_serve() -> Option<()> {
+    (sx("login", Some("alice"), &["hpk", "status", "-o", "json"]).code == Some(0)).then_some(())
+}
+
+/// Kills a program of alice's control plane; the path of its keys tells it from anyone else's.
+fn kill_component(program: &str) {
+    let pattern = format!("^/bin/{program} .*/home/alice/.hpk/");
+    sx("login", Some("alice"), &["pkill", "-KILL", "-u", "alice", "-f", &pattern]).ok();
+}
+
+#[test]
+fn etcd_and_the_api_server_killed_while_pods_run() {
+    let _turn = turn();
+    let ns = Namespace::new("cpkill");
+    ns.run_script("lives", "Always", "sleep 600");
+    ns.run_script("ends", "Never", "sleep 4; exit 3");
+    ns.wait_ready("lives");
+    let before = job_of(ns.name(), "lives").expect("the job");
+    for program in ["etcd", "kube-apiserver", "kube-controller-manager", "coredns"] {
+        kill_component(program);
+        eventually("the control plane serves again", PATIENCE, all_serve);
+    }
+    let ends = ns.until_pod("ends", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(ends["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], json!(3));
+    let lives = ns.get("pod", "lives");
+    assert_eq!(lives["status"]["containerStatuses"][0]["restartCount"], json!(0));
+    assert_eq!(job_of(ns.name(), "lives").map(|job| job.id), Some(before.id));
+    ns.run_script("after", "Never", "exit 0");
+    ns.wait_phase("after", "Succeeded");
+}
+
+#[test]
+fn down_and_up_again_loses_nothing() {
+    let _turn = turn();
+    let ns = Namespace::new("downup");
+    ns.kubectl(&["create", "configmap", "kept", "--from-literal=colour=blue"]).ok();
+    ns.run_script("lives", "Always", "echo begun; sleep 600");
+    ns.run_script("ends", "Never", "sleep 2; echo last words; exit 3");
+    ns.wait_ready("lives");
+    ns.wait_phase("ends", "Running");
+    let before = job_of(ns.name(), "lives").expect("the job");
+
+    let down = sx("login", Some("alice"), &["hpk", "down"]);
+    assert!(down.ok().contains("go on"), "it says what becomes of the jobs: {}", down.stdout);
+    assert_eq!(sx("login", Some("alice"), &["pgrep", "-u", "alice", "etcd|kube-|coredns|hpk-kubelet"]).stdout, "");
+    assert_eq!(job_of(ns.name(), "lives").map(|job| job.id), Some(before.id.clone()), "jobs go on");
+    eventually("a pod ends meanwhile", PATIENCE, || job_of(ns.name(), "ends").is_none().then_some(()));
+
+    sx("login", Some("alice"), &["hpk", "up"]).ok();
+    let ends = ns.until_pod("ends", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(ends["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], json!(3));
+    assert_eq!(ns.kubectl(&["logs", "ends"]).ok(), "last words");
+    ns.wait_ready("lives");
+    let lives = ns.get("pod", "lives");
+    assert_eq!(lives["status"]["containerStatuses"][0]["restartCount"], json!(0));
+    assert_eq!(job_of(ns.name(), "lives").map(|job| job.id), Some(before.id));
+    assert_eq!(ns.kubectl(&["logs", "lives"]).ok(), "begun");
+    assert_eq!(ns.get("configmap", "kept")["data"]["colour"], "blue");
+    for pod in ["lives", "ends"] {
+        assert_eq!(sacct(ns.name(), pod).len(), 1, "{pod} was submitted once");
+    }
+}
+
+#[test]
+fn a_restarted_kubelet_says_nothing_of_images_that_run() {
+    let _turn = turn();
+    let ns = Namespace::new("quiet");
+    ns.run_script("lives", "Always", "sleep 600");
+    ns.wait_ready("lives");
+    ns.until_event("lives", "Started", "");
+    signal_kubelet("-KILL");
+    // A label reaches the pod's status only through the kubelet's own look at the pod.
+    ns.kubectl(&["label", "pod", "lives", "seen=yes"]).ok();
+    ns.run_script("after", "Never", "exit 0");
+    ns.wait_phase("after", "Succeeded");
+    let pulled = ns.kubectl(&[
+        "get",
+        "events",
+        "--field-selector=involvedObject.name=lives",
+        "-o",
+        "jsonpath={range .items[*]}{.reason}={.count}{\"\\n\"}{end}",
+    ]);
+    let counts: Vec<&str> = pulled.ok().lines().filter(|l| l.starts_with("Pull")).collect();
+    assert_eq!(counts, ["Pulled=1"], "{}", pulled.stdout);
+}
