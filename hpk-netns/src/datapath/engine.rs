@@ -338,7 +338,7 @@ impl Engine {
         let mut piece = std::mem::take(&mut self.piece);
         let mut segments = Segments::new(bytes, &view, &header);
         while segments.write_next(&mut piece) {
-            let need = piece.len() + OVERHEAD;
+            let need = piece.len() + if peer.tunnel.is_some() { OVERHEAD } else { 0 };
             if !self.batch.accepts(to, need) {
                 send_batch(&mut self.batch, &mut self.udp);
             }
