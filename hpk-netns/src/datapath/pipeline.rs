@@ -86,6 +86,20 @@ impl Flow {
         };
         now.saturating_sub(self.last) > lifetime
     }
+
+    fn touch(&mut self, view: &View, from_pod: bool, now: u64) {
+        self.last = now;
+        if from_pod {
+            self.heard_local = true;
+        } else {
+            self.heard_remote = true;
+        }
+        if view.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            self.closing = true;
+        } else if view.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+            self.closing = false;
+        }
+    }
 }
 
 /// Pieces of a packet share addresses, protocol and identification.
@@ -261,17 +275,8 @@ impl Pipeline {
     }
 
     fn touch(&mut self, wire: &Wire, view: &View, from_pod: bool, now: u64) {
-        let Some(flow) = self.flows.get_mut(wire) else { return };
-        flow.last = now;
-        if from_pod {
-            flow.heard_local = true;
-        } else {
-            flow.heard_remote = true;
-        }
-        if view.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-            flow.closing = true;
-        } else if view.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-            flow.closing = false;
+        if let Some(flow) = self.flows.get_mut(wire) {
+            flow.touch(view, from_pod, now);
         }
     }
 
@@ -292,22 +297,26 @@ impl Pipeline {
             return matches!(self.outbound_piece(packet, view), Outbound::Loop);
         }
         let wire = Wire { protocol: view.protocol, local: view.destination(), remote: view.source() };
-        let (accepted, src, dst) = match self.flows.get(&wire) {
-            Some(flow) if !flow.expired(view.protocol, now) => match flow.service {
-                Some(t) => (true, t.service, t.client),
-                None => (true, wire.remote, wire.local),
-            },
+        // One look-up for all but a connection's first packet: this runs once for each piece of a stream.
+        let (accepted, src, dst) = match self.flows.get_mut(&wire) {
+            Some(flow) if !flow.expired(view.protocol, now) => {
+                flow.touch(view, false, now);
+                match flow.service {
+                    Some(t) => (true, t.service, t.client),
+                    None => (true, wire.remote, wire.local),
+                }
+            }
             _ if is_icmp_error(packet, view) => (self.undo_quoted(packet, view), wire.remote, wire.local),
             _ => {
                 let admitted = self.policy.admits(view.src, view.protocol, view.dst_port);
                 if admitted {
                     self.track(wire, None, now);
+                    self.touch(&wire, view, false, now);
                 }
                 (admitted, wire.remote, wire.local)
             }
         };
-        if accepted {
-            self.touch(&wire, view, false, now);
+        if accepted && (src, dst) != (view.source(), view.destination()) {
             packet::rewrite(packet, view, src, dst, false);
         }
         if view.fragment == Fragment::First {
