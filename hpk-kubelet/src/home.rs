@@ -55,6 +55,12 @@ impl Home {
         self.root.join("images")
     }
 
+    /// `addresses`: up to where pod addresses were given ([`crate::pods::address`]).
+    #[must_use]
+    pub fn addresses(&self) -> PathBuf {
+        self.root.join("addresses")
+    }
+
     /// `pki/`
     #[must_use]
     pub fn pki(&self) -> PathBuf {

@@ -107,7 +107,8 @@ impl Controller {
             entries.insert(uid, entry);
         }
         let used = entries.values().flat_map(|e: &Entry| e.record.pod_ips.clone());
-        let pool = Pool::new(&ctx.cluster.pod_cidr, used);
+        let mark = std::fs::read_to_string(ctx.home.addresses()).ok().and_then(|text| text.trim().parse().ok());
+        let pool = Pool::new(&ctx.cluster.pod_cidr, used, mark);
         tracing::info!(pods = entries.len(), "pods found on disk");
         let changes = tx.clone();
         let watches = Watches::start(ctx.client.clone(), move |uid| {

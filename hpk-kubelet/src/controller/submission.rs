@@ -4,7 +4,7 @@ use super::prepare::{Held, Memory, Ready};
 use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
 use crate::pods::address::Pool;
-use crate::pods::folder::Progress;
+use crate::pods::folder::{self, Progress};
 use crate::pods::reconcile::Stage;
 use crate::pods::status::Waiting;
 use crate::slurm::client::SlurmError;
@@ -16,8 +16,15 @@ impl Controller {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let Some(pod) = entry.pod.clone() else { return };
         if self.ctx.network_mode(&pod) == NetworkMode::Overlay && entry.record.pod_ips.is_empty() {
-            match self.pool.as_mut().and_then(Pool::take) {
-                Some(ip) => entry.record.pod_ips = vec![ip],
+            let given = self.pool.as_mut().and_then(Pool::take);
+            // Before the address is used, so that no kubelet after this one gives it again too soon.
+            if let Some(mark) = self.pool.as_mut().and_then(Pool::due)
+                && let Err(error) = folder::replace(&self.ctx.home.addresses(), format!("{mark}\n").as_bytes(), 0o600)
+            {
+                tracing::warn!(%error, "cannot write up to where pod addresses were given: a restart may give some again");
+            }
+            match given {
+                Some(ips) => entry.record.pod_ips = ips,
                 None => {
                     let text = format!(
                         "no free pod address in {}: it can be enlarged in cluster.json",
