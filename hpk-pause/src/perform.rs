@@ -106,6 +106,8 @@ struct Pending {
     instance: u32,
     prepared: Prepared,
     plan: ContainerPlan,
+    /// None: it was gone before anybody looked.
+    mount_ns: Option<MountNs>,
     ended: Option<hpk_sys::reap::ExitCause>,
 }
 
@@ -232,7 +234,9 @@ impl Performer {
         match self.launcher.start(&prepared.spec) {
             Ok(starting) => {
                 let pid = starting.pid();
-                let pending = Pending { container, instance, prepared, plan: plan.clone(), ended: None };
+                // Now, when it is far from its command: one that ends at once cannot be asked after its start.
+                let mount_ns = MountNs::of(pid).ok();
+                let pending = Pending { container, instance, prepared, plan: plan.clone(), mount_ns, ended: None };
                 self.processes.insert(pid, Owner::Starting(Box::new(pending)));
                 let happenings = self.happenings.clone();
                 tokio::spawn(async move {
@@ -267,7 +271,7 @@ impl Performer {
     /// A start came to its end.
     pub fn started(&mut self, pid: Pid, result: Result<Launched, LaunchError>) -> Option<Outcome> {
         let Some(Owner::Starting(pending)) = self.processes.remove(&pid) else { return None };
-        let Pending { container, instance, prepared, plan, ended } = *pending;
+        let Pending { container, instance, prepared, plan, mount_ns, ended } = *pending;
         let launched = match result {
             Ok(launched) => launched,
             Err(error) => {
@@ -301,7 +305,7 @@ impl Performer {
             log,
             stdin,
             terminal,
-            mount_ns: MountNs::of(pid).ok(),
+            mount_ns,
             writable: prepared_folder(&prepared),
             env: prepared.spec.env,
             working_dir: prepared.spec.working_dir,
