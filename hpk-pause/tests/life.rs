@@ -184,9 +184,7 @@ fn usr1_is_the_kubelets_stop_with_all_of_the_grace_period() {
     // Slurm's TERM would leave nothing of a KillWait of 1 s.
     let mut pod = Pod::start(&with(plan("Always", vec![slow]), json!({"settings": {"kill_wait_seconds": 1}})));
     pod.until("it runs", |s| shown(s, "c") == "Running");
-    while pod.log("c", 0).is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    pod.until_log("c", 0, "up");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pod.supervisor()), nix::sys::signal::Signal::SIGUSR1).unwrap();
     let (_, state) = pod.end();
     assert_eq!(pod.log("c", 0), ["up", "bye"]);

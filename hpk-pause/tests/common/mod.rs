@@ -226,9 +226,25 @@ impl Pod {
 
     /// Content of a log, without times.
     pub(crate) fn log(&self, container: &str, instance: u32) -> Vec<String> {
-        let path = self.dir.path().join(format!("pod/logs/{container}/{instance}.log"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()).collect()
+        self.log_file(container, instance).unwrap_or_else(|e| panic!("{container}/{instance}.log: {e}"))
+    }
+
+    /// Waits until a log has this line. Its file comes a moment after the container runs.
+    pub(crate) fn until_log(&self, container: &str, instance: u32, line: &str) {
+        let begun = Instant::now();
+        loop {
+            let log = self.log_file(container, instance).unwrap_or_default();
+            if log.iter().any(|l| l == line) {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "{container}/{instance}.log has no line {line:?}: {log:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn log_file(&self, container: &str, instance: u32) -> std::io::Result<Vec<String>> {
+        let text = std::fs::read_to_string(self.dir.path().join(format!("pod/logs/{container}/{instance}.log")))?;
+        Ok(text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()).collect())
     }
 
     /// The scratch folder, for the files of a test.
