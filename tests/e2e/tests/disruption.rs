@@ -171,8 +171,7 @@ fn down_and_up_again_loses_nothing() {
     ns.wait_phase("ends", "Running");
     let before = job_of(ns.name(), "lives").expect("the job");
 
-    let down = sx("login", Some("alice"), &["hpk", "down"]);
-    assert!(down.ok().contains("go on"), "it says what becomes of the jobs: {}", down.stdout);
+    sx("login", Some("alice"), &["hpk", "down"]).ok();
     assert_eq!(sx("login", Some("alice"), &["pgrep", "-u", "alice", "etcd|kube-|coredns|hpk-kubelet"]).stdout, "");
     assert_eq!(job_of(ns.name(), "lives").map(|job| job.id), Some(before.id.clone()), "jobs go on");
     eventually("a pod ends meanwhile", PATIENCE, || job_of(ns.name(), "ends").is_none().then_some(()));
