@@ -69,9 +69,11 @@ fn nothing_of_a_pod_is_anyone_elses_to_read() {
 
     // Folders of alice's that others may enter, and files right below them that others may read: none. (What lies
     // in a closed folder keeps the modes that its volume asks for.)
-    let open = sx("login", None, &["find", "/home/alice/.hpk", "-maxdepth", "2", "-type", "d", "-perm", "/077"]);
-    assert_eq!(open.ok(), "");
-    let files = ["find", "/home/alice/.hpk", "-maxdepth", "3", "(", "-path", "*/images/*", "-prune", ")", "-o"];
+    // An image's own folders have the modes that the image gives them.
+    let below = ["find", "/home/alice/.hpk", "-maxdepth", "3", "(", "-path", "*/images/*", "-prune", ")", "-o"];
+    let folders = [&below[..2], &["-maxdepth", "2"], &below[4..], &["-type", "d", "-perm", "/077", "-print"]].concat();
+    assert_eq!(sx("login", None, &folders).ok(), "");
+    let files = below;
     let written = [files.as_slice(), &["-type", "f", "-perm", "/077", "-print"]].concat();
     assert_eq!(sx("login", None, &written).ok(), "");
 
