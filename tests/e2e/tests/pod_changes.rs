@@ -62,6 +62,7 @@ fn a_new_image_restarts_the_container_in_its_running_pod() {
 }
 
 #[test]
+#[ignore = "Slurm holds a requeued job back for minutes: make long"]
 fn a_requeued_job_is_the_same_pod() {
     let ns = Namespace::new("requeue");
     let mut pod = ns.script_pod("again", "Always", "echo begun; sleep 600");
