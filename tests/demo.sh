@@ -33,14 +33,17 @@ alice kubectl delete namespace demo --ignore-not-found --timeout=60s >/dev/null
 alice kubectl create namespace demo >/dev/null
 k wait --for=create serviceaccount/default --timeout=30s >/dev/null
 began=$EPOCHREALTIME
-for example in two-containers job crashloop deployment; do apply $example.yaml; done
+for example in two-containers job crashloop deployment mpi; do apply $example.yaml; done
 
-say "Four examples are applied: two containers in a pod, a Job, a crashing container, a Deployment of 3."
+say "Five examples are applied: two containers in a pod, a Job, a crashing container, a Deployment of 3, an MPI program."
 wait_for "two-containers: both containers are ready, in one Slurm job" --for=condition=Ready pod/pair
 wait_for "deployment: three replicas are available" --for=condition=Available deployment/web
 wait_for "job: four pods, two at a time, are complete" --for=condition=Complete job/pi
 wait_for "crashloop: the container exited with 42 and is restarted with growing delays" \
   --for=jsonpath='{.status.containerStatuses[0].state.waiting.reason}'=CrashLoopBackOff pod/crash
+wait_for "mpi: the program ended well" --for=jsonpath='{.status.phase}'=Succeeded pod/ring
+k logs ring | grep -q 'the token passed 4 ranks' || { k logs ring; die "mpi: the token should have passed 4 ranks"; }
+phase "  ok: mpi: the token passed 4 ranks"
 phase "all of it in $(awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f", b - a}') s"
 
 say "What Kubernetes says, and what Slurm says: every pod is one job, <namespace>/<pod>."

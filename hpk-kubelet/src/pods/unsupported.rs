@@ -242,13 +242,8 @@ fn container_fields(
         resources.flat_map(|r| [&r.requests, &r.limits]).flatten().flat_map(|m| m.keys()).collect();
     asked.sort();
     asked.dedup();
-    for name in asked {
-        let remedy = match name.as_str() {
-            "ephemeral-storage" => "the node's disk is the site's to share out; emptyDir.sizeLimit is kept",
-            n if n.starts_with("hugepages-") => "huge pages are the site's to share out",
-            _ => continue,
-        };
-        tell(false, field(&format!("resources[{name}]")), remedy);
+    for name in asked.into_iter().filter(|name| name.starts_with("hugepages-")) {
+        tell(false, field(&format!("resources[{name}]")), "huge pages are the site's to share out");
     }
     let context = container.security_context.as_ref();
     if context.is_some_and(|c| c.windows_options.is_some()) {

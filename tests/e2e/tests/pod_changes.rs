@@ -102,10 +102,10 @@ fn fields_without_effect_are_told_by_name() {
     let ns = Namespace::new("told");
     let mut pod = ns.script_pod("odd", "Never", "exit 0");
     pod["spec"]["hostPID"] = json!(true);
-    pod["spec"]["containers"][0]["resources"]["limits"] = json!({"ephemeral-storage": "1Gi"});
+    pod["spec"]["containers"][0]["resources"]["limits"] = json!({"hugepages-2Mi": "2Mi"});
     ns.apply(&pod.to_string());
     ns.until_event("odd", "Unsupported", "spec.hostPID");
-    ns.until_event("odd", "Unsupported", "spec.containers[main].resources[ephemeral-storage]");
+    ns.until_event("odd", "Unsupported", "spec.containers[main].resources[hugepages-2Mi]");
     // It runs all the same.
     ns.wait_phase("odd", "Succeeded");
 }

@@ -186,7 +186,7 @@ const TYPES: &[Type] = &[
             ("ports", Inner),
             ("readinessProbe", Inner),
             ("resizePolicy", Told(r#"[{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]"#)),
-            ("resources", Told(r#"{"limits": {"ephemeral-storage": "1Gi", "hugepages-2Mi": "2Mi"}}"#)),
+            ("resources", Told(r#"{"limits": {"hugepages-2Mi": "2Mi"}}"#)),
             ("restartPolicy", Done),
             ("restartPolicyRules", Done),
             ("securityContext", Inner),
