@@ -48,6 +48,10 @@ tools:
 	@command -v cargo >/dev/null || { echo "Rust 1.95 or later is needed: https://rustup.rs"; exit 1; }
 	@[ -n "$(KUBERNETES_BIN)" ] || command -v go >/dev/null || \
 	  { echo "Go 1.26 or later is needed: https://go.dev/dl (or KUBERNETES_BIN=folder of a Kubernetes release)"; exit 1; }
+	@# Cargo goes by times of files: what another checkout left would seem fresh beside older files of this one.
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@[ "$$(cat $(CARGO_TARGET_DIR)/checkout 2>/dev/null)" = "$(CURDIR)" ] || \
+	  { rm -rf $(CARGO_TARGET_DIR)/{,*/}{debug,release}/.fingerprint/hpk* && echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/checkout; }
 
 .PHONY: build
 build: tools ## HPK's programs; hpk-pause and hpk-netns are static

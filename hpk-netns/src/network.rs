@@ -12,8 +12,10 @@ use hpk_api::net::{NetworkMode, TunAnswer, TunOffer};
 use hpk_api::plan::SandboxPlan;
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use std::io;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
@@ -100,7 +102,10 @@ fn carriers(places: &Places<'_>) -> Option<UnixListener> {
     let file = places.pod.join(hpk_api::files::CARRIER);
     // The pod's folder is on the shared file system: nobody waits for it.
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = std::fs::write(&file, format!("{}\n", path.display())) {
+        let text = format!("{}\n", path.display());
+        let mut options = std::fs::File::options();
+        let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&file);
+        if let Err(error) = opened.and_then(|mut f| f.write_all(text.as_bytes())) {
             eprintln!("hpk-netns: {}: {error}", file.display());
         }
     });

@@ -7,6 +7,7 @@
 use hpk_api::state::PodState;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -117,7 +118,7 @@ fn write_all(shared: &Shared, path: &Path) {
 /// As the file system says.
 pub fn write(path: &Path, state: &PodState, sync: bool) -> io::Result<()> {
     let temporary = path.with_extension("json.tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(state)?)?;
     if sync {
         file.sync_all()?;

@@ -11,6 +11,7 @@ use crate::supervise::control::{Client, ControlError, Phase, Request};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
 /// `hpk down`.
@@ -19,7 +20,7 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
     home.create()?;
     let progress = Progress::new();
     let lock_path = home.run().join("up.lock");
-    let lock = File::options().create(true).write(true).truncate(false).open(&lock_path)?;
+    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&lock_path)?;
     lock.try_lock()
         .with_context(|| format!("another hpk up or down is at work ({} is locked)", lock_path.display()))?;
 

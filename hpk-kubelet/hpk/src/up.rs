@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime};
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     let timeout = Duration::from_secs(args.timeout);
 
     let lock_path = home.run().join("up.lock");
-    let lock = File::options().create(true).write(true).truncate(false).open(&lock_path)?;
+    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&lock_path)?;
     lock.try_lock()
         .with_context(|| format!("another hpk up or down is at work ({} is locked)", lock_path.display()))?;
 
@@ -194,7 +195,7 @@ fn write_kubeconfigs(layout: &Layout) -> Result<()> {
 /// Starts `hpk supervise` and returns when its socket is there.
 fn start_supervisor(home: &Home) -> Result<()> {
     let log_path = home.log().join("supervisor.log");
-    let log = File::options().create(true).append(true).open(&log_path)?;
+    let log = File::options().create(true).append(true).mode(0o600).open(&log_path)?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg("supervise")
         .arg("--home")
@@ -241,7 +242,7 @@ pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
 /// Held by the supervisor for its life.
 fn lock_supervisor(home: &Home) -> Result<File> {
     let path = home.run().join("supervisor.lock");
-    let lock = File::options().create(true).write(true).truncate(false).open(&path)?;
+    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
     lock.try_lock().with_context(|| {
         format!(
             "another supervisor holds {}: if hpk down does not reach it, end the process hpk supervise",

@@ -100,12 +100,15 @@ impl Folder {
         &self.path
     }
 
-    /// Makes the folder (0700).
+    /// Makes the folder, and in it those of logs and volumes (0700).
     ///
     /// # Errors
     /// The file system's.
     pub fn create(&self) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+        let closed = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        closed(&self.path)?;
+        closed(&self.path.join(files::LOGS))?;
+        closed(&self.path.join(files::VOLUMES))
     }
 
     /// Path of a volume that the kubelet fills.
@@ -137,6 +140,8 @@ impl Folder {
         if let Some(link) = link {
             self.write_json(files::LINK, link, 0o600)?;
         }
+        // Slurm appends to it and would make it for all to read.
+        fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.path.join(files::JOB_OUTPUT))?;
         replace(&self.path.join(files::JOB_SCRIPT), script.as_bytes(), 0o700)
     }
 

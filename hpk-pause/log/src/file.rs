@@ -39,7 +39,7 @@ impl LogFile {
         if self.open.is_none() {
             fs::create_dir_all(&self.dir)?;
             let path = self.dir.join(rotate::live_name(self.restart_count));
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
             let size = file.metadata()?.len();
             self.open = Some((file, size));
         }

@@ -67,11 +67,16 @@ fn nothing_of_a_pod_is_anyone_elses_to_read() {
     ns.wait_ready("holder");
     let uid = ns.get("pod", "holder")["metadata"]["uid"].as_str().unwrap().to_owned();
 
-    // Folders of alice's that others may enter: none. (What lies in a closed folder nobody else can reach.)
-    // An image's own folders have the modes that the image gives them.
-    let below = ["find", "/home/alice/.hpk", "-maxdepth", "3", "(", "-path", "*/images/*", "-prune", ")", "-o"];
-    let folders = [&below[..2], &["-maxdepth", "2"], &below[4..], &["-type", "d", "-perm", "/077", "-print"]].concat();
-    assert_eq!(sx("login", None, &folders).ok(), "");
+    // Folders of alice's that others may enter, and files that others may read: none. What lies in a closed folder
+    // keeps its own modes: images' content, and volumes' as the volume asks for.
+    let top = ["/home/alice/.hpk", "-maxdepth", "1", "-type", "d"];
+    let pod = format!("/home/alice/.hpk/pods/{uid}");
+    let below = [pod.as_str(), "-maxdepth", "3", "-path", "*/volumes/*", "-prune", "-o"];
+    for of in [&top[..], &[&below[..], &["-type", "f"]].concat(), &[pod.as_str(), "-maxdepth", "1", "-type", "d"]] {
+        let found = |more: &[&str]| sx("login", None, &[&["find"], of, more].concat()).ok().to_owned();
+        assert_ne!(found(&["-print"]), "", "there is something to look at: {of:?}");
+        assert_eq!(found(&["-perm", "/077", "-print"]), "");
+    }
 
     // On the compute node: folders of the pod, and command lines.
     let node = hpk_e2e::job_of(ns.name(), "holder").unwrap().node;
