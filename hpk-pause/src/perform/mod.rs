@@ -1,0 +1,208 @@
+//! Actions become effects here: processes are started, signalled, joined and reaped, their logs opened.
+//!
+//! Owns every process of the pod that the supervisor started, by id. Decides nothing: restarts, time-outs and
+//! order are the core's. Never waits: what takes time reports by [`Happening`].
+//!
+//! `start`: a container to its command; `end`: signals, deaths and what is kept of them; `joined`: probes, hooks and
+//! sessions; `answers`: what control clients ask for.
+
+mod answers;
+mod end;
+mod joined;
+mod start;
+
+use crate::helper::Helper;
+use crate::network::Network;
+use crate::paths::Paths;
+use crate::probe::ProbeContext;
+use crate::spec::{Prepared, Specs, Users};
+use hpk_api::plan::{ContainerPlan, SandboxPlan};
+use hpk_api::probe::ProbeKind;
+use hpk_api::state::ContainerUser;
+use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, ProbeOutcome};
+use hpk_log::{LogEvent, LogHandle, LogId};
+use hpk_sys::join::Joiner;
+use hpk_sys::launch::{LaunchError, Launched, Launcher, Native, PidNamespace, Security};
+use hpk_sys::procfs::OomWatch;
+use hpk_sys::signals::MountNs;
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+/// Reported to the driver's loop by tasks and threads.
+#[derive(Debug)]
+pub enum Happening {
+    /// A container's command is executed, or it failed.
+    Started {
+        /// The child.
+        pid: Pid,
+        /// What came of it.
+        result: Result<Launched, LaunchError>,
+    },
+    /// An exec probe could not be made and is to be tried again.
+    ProbeAgain(ProbeRun),
+    /// A probe's run ended.
+    Probed(ContainerIndex, u32, ProbeKind, ProbeOutcome),
+    /// A hook's run ended.
+    Hooked(ContainerIndex, u32, Hook, Result<(), HookFailure>),
+    /// An https hook was answered by plain http: text of the event LifecycleHTTPFallback.
+    HookFellBack(String),
+    /// From the log's thread.
+    Log(LogEvent),
+    /// What the pod has on disk, and how long it took to measure.
+    Stored(hpk_core::StorageUse, Duration),
+    /// Network, volumes and the images' users, or why not.
+    Sandbox(Result<(Network, Users), String>),
+}
+
+/// One try of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeRun {
+    /// Which container.
+    pub container: ContainerIndex,
+    /// Which instance.
+    pub instance: u32,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// From 1.
+    pub attempt: usize,
+}
+
+/// What the core is to be told after an effect.
+#[derive(Debug)]
+pub enum Outcome {
+    /// [`hpk_core::Event::Launched`]
+    Launched(ContainerIndex, u32, ContainerUser),
+    /// [`hpk_core::Event::LaunchFailed`]
+    Failed(ContainerIndex, u32, LaunchFailure),
+    /// [`hpk_core::Event::Exited`]
+    Exited(ContainerIndex, u32, Exit),
+}
+
+enum Owner {
+    /// A container's first process that has not yet executed its command; its end, should it come first.
+    Starting(Box<Pending>),
+    /// A running container's first process.
+    Container(ContainerIndex),
+    /// A process that joined a container.
+    Joined(oneshot::Sender<i32>),
+    /// Nobody asks any more.
+    Nobody,
+}
+
+struct Pending {
+    container: ContainerIndex,
+    instance: u32,
+    prepared: Prepared,
+    plan: ContainerPlan,
+    /// None: it was gone before anybody looked.
+    mount_ns: Option<MountNs>,
+    ended: Option<hpk_sys::reap::ExitCause>,
+}
+
+struct Running {
+    name: String,
+    instance: u32,
+    pid: Pid,
+    pidfd: OwnedFd,
+    log: Option<LogId>,
+    /// Writing end of its standard input, or its terminal.
+    stdin: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    /// None: it was gone before anybody looked.
+    mount_ns: Option<MountNs>,
+    env: Vec<(String, String)>,
+    working_dir: Option<String>,
+    security: Security,
+    oom_score_adj: Option<i32>,
+    pid_namespace: PidNamespace,
+    stdin_once: bool,
+    want_tail: bool,
+    message_file: PathBuf,
+    writable: PathBuf,
+    started_at: jiff::Timestamp,
+    tasks: Vec<AbortHandle>,
+}
+
+struct Draining {
+    container: ContainerIndex,
+    instance: u32,
+    cause: ExitCause,
+    at: jiff::Timestamp,
+    oom: bool,
+    want_tail: bool,
+    message_file: PathBuf,
+    writable: PathBuf,
+}
+
+/// Performs the core's actions.
+pub struct Performer {
+    paths: Paths,
+    specs: Specs,
+    launcher: Box<dyn Launcher>,
+    joiner: Joiner,
+    log: LogHandle,
+    helper: Helper,
+    happenings: mpsc::UnboundedSender<Happening>,
+    kills: mpsc::UnboundedSender<Pid>,
+    processes: HashMap<Pid, Owner>,
+    running: HashMap<ContainerIndex, Running>,
+    draining: HashMap<LogId, Draining>,
+    /// Ended, and no log to drain.
+    undrained: Vec<Draining>,
+    last_logs: HashMap<String, (u32, Option<LogId>)>,
+    oom: Option<OomWatch>,
+    oom_seen: u64,
+    probes: ProbeContext,
+    sessions: u64,
+    exec_pids: HashMap<u64, Pid>,
+}
+
+impl Performer {
+    /// Looks at the node once.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn new(
+        paths: Paths,
+        plan: &SandboxPlan,
+        log: LogHandle,
+        helper: Helper,
+        happenings: mpsc::UnboundedSender<Happening>,
+        kills: mpsc::UnboundedSender<Pid>,
+    ) -> Result<Self, LaunchError> {
+        let oom = OomWatch::find();
+        Ok(Self {
+            specs: Specs::new(paths.clone()),
+            paths,
+            launcher: Box::new(Native::new()?),
+            joiner: Joiner::new()?,
+            log,
+            helper,
+            happenings,
+            kills,
+            processes: HashMap::new(),
+            running: HashMap::new(),
+            draining: HashMap::new(),
+            undrained: Vec::new(),
+            last_logs: HashMap::new(),
+            oom_seen: oom.as_ref().and_then(OomWatch::kills).unwrap_or(0),
+            oom,
+            probes: ProbeContext { pod_ip: [127, 0, 0, 1].into(), kube_version: plan.settings.kube_version.clone() },
+            sessions: 0,
+            exec_pids: HashMap::new(),
+        })
+    }
+
+    /// The pod's addresses and users are known.
+    pub fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users) {
+        self.specs.sandbox_made(ips.to_vec(), users);
+        if let Some(&first) = ips.first() {
+            self.probes.pod_ip = first;
+        }
+    }
+}
