@@ -12,6 +12,8 @@ SITE_DIR ?= /var/tmp/hpk-site
 CARGO_TARGET_DIR ?= $(HPK_CACHE)/cargo-target
 # release, or dev for quick rounds while developing
 PROFILE ?= release
+# where `make install` puts HPK
+PREFIX ?= $(HOME)/.local
 # A folder with an official Kubernetes release's programs, instead of building them
 KUBERNETES_BIN ?=
 export HPK_CACHE SITE_DIR CARGO_TARGET_DIR
@@ -39,7 +41,7 @@ demo: site-up ## from a bare Debian machine to pods on Slurm: build, bring up, s
 	@tests/demo.sh
 
 .PHONY: test
-test: lint unit e2e ## all that a newcomer needs to see green: format, lints, unit tests, cases on the site
+test: lint deny unit e2e ## all that a newcomer needs to see green: format, lints, licences, unit tests, cases on the site
 	@$(phase) "all tests passed"
 
 .PHONY: tools
@@ -81,8 +83,9 @@ site: ## the bare site: Slurm, registry, users, without HPK
 	@tests/site/up.sh
 
 .PHONY: install
-install: build control-plane ## HPK into ~alice/.local of the site
-	@tests/site/install.sh
+install: build control-plane ## HPK for you, below PREFIX (default ~/.local), no root needed
+	@images/install.sh $(PREFIX)
+	@$(phase) "HPK is in $(PREFIX); with $(PREFIX)/bin in your PATH: hpk doctor, then hpk up"
 
 .PHONY: site-up
 site-up: tools ## the site, and HPK in it as alice: node Ready

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Lays out HPK below a prefix of one's own: programs, the control plane's image
+# and the parent image of pods. Files that did not change are left alone; the
+# others are replaced by rename, so that a running program is not hurt. Prints the
+# names of those that changed, a line each.
+#
+#   install.sh PREFIX      from CARGO_TARGET_DIR (PROFILE, default release) and the
+#                          control plane's product
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/lib.sh"
+prefix=${1:?usage: install.sh PREFIX}
+
+profile=${PROFILE:-release}
+[ "$profile" = dev ] && profile=debug
+target=${CARGO_TARGET_DIR:-$HPK_CACHE/cargo-target}
+static=$target/x86_64-unknown-linux-gnu/$profile
+control_plane=$("$here/control-plane/build.sh" ${KUBERNETES_BIN:+--kubernetes-bin "$KUBERNETES_BIN"} | tail -n 1)
+
+put() { # put SOURCE DESTINATION MODE
+  [ -e "$1" ] || die "$1 is missing: run make build"
+  mkdir -p "$(dirname "$2")"
+  cmp -s "$1" "$2" && return
+  cp --reflink=auto "$1" "$2.new"
+  chmod "$3" "$2.new"
+  mv "$2.new" "$2"
+  basename "$2"
+}
+put "$target/$profile/hpk" "$prefix/bin/hpk" 755
+put "$target/$profile/hpk-kubelet" "$prefix/bin/hpk-kubelet" 755
+put "$control_plane/bin/kubectl" "$prefix/bin/kubectl" 755
+put "$static/hpk-pause" "$prefix/libexec/hpk/hpk-pause" 755
+put "$static/hpk-netns" "$prefix/libexec/hpk/hpk-netns" 755
+put "$control_plane/control-plane.sif" "$prefix/share/hpk/control-plane.sif" 644
+if ! cmp -s "$static/hpk-pause" "$prefix/share/hpk/pause/hpk-pause"; then
+  "$here/pause/build.sh" "$static/hpk-pause" "$prefix/share/hpk/pause"
+fi
