@@ -10,7 +10,7 @@ use crate::datapath::{Cidr, Config, Datapath};
 use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate};
 use hpk_api::net::{NetworkMode, TunAnswer, TunOffer};
 use hpk_api::plan::SandboxPlan;
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use std::io;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a pod's start waits for the services to be known. Without the link it starts without them.
@@ -44,7 +45,16 @@ enum NetworkError {
 pub(crate) struct Network {
     /// Interface MTU for the pod, bytes, when it is an overlay.
     pub(crate) mtu: Option<u32>,
-    _task: AbortOnDropHandle<()>,
+    leave: CancellationToken,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Network {
+    /// Ends it when the sessions that are under way have had their last bytes.
+    pub(crate) async fn finish(self) {
+        self.leave.cancel();
+        let _ = self.task.await;
+    }
 }
 
 /// Folders that the network uses.
@@ -90,8 +100,9 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
-    let task = tokio::spawn(serve(config, datapath, listener, carriers, questions, node_ip));
-    Network { mtu, _task: AbortOnDropHandle::new(task) }
+    let leave = CancellationToken::new();
+    let task = tokio::spawn(serve(config, datapath, listener, carriers, questions, node_ip, leave.clone()));
+    Network { mtu, leave, task: AbortOnDropHandle::new(task) }
 }
 
 /// The socket for carriers of the link, and the word in the pod's folder where it is. Without it the link can only be
@@ -119,10 +130,11 @@ async fn serve(
     carriers: Option<UnixListener>,
     questions: mpsc::Receiver<NetQuestion>,
     node_ip: IpAddr,
+    leave: CancellationToken,
 ) {
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
-    let mut link = std::pin::pin!(keep(config, events_in, questions, carriers));
+    let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
     let mut refused = false;
     let mut said = false;
     let (synced_in, synced) = watch::channel(false);
@@ -134,10 +146,14 @@ async fn serve(
     }
     loop {
         tokio::select! {
-            why = &mut link, if !refused => {
-                eprintln!("hpk-netns: the kubelet refused the link: {why}");
-                refused = true;
-            }
+            end = &mut link, if !refused => match end {
+                Kept::Refused(why) => {
+                    eprintln!("hpk-netns: the kubelet refused the link: {why}");
+                    refused = true;
+                }
+                Kept::Left => return,
+            },
+            () = leave.cancelled(), if refused => return,
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => {
                     said = false;

@@ -1,7 +1,14 @@
 //! `/containerLogs`: what is asked for, whether there is a log, and where its bytes come from.
 //!
 //! A running pod's log comes through its supervisor, which knows of every byte and can follow; the log of a
-//! pod without one is read from the pod's folder.
+//! pod without one is read from the pod's folder. A client that is still reading when the supervisor ends gets the
+//! rest from there too:
+//!
+//! ```text
+//!   supervisor ── bytes, positions ──▶ client
+//!       └─ lost ─▶ files, from the last position on ─┬─ the instance has ended ─▶ the log's end
+//!                                                    └─ nobody knows that it has ─▶ a broken response, never a false end
+//! ```
 
 use crate::backend::Backend;
 use crate::control::{self, ControlFailure};
@@ -9,16 +16,18 @@ use crate::respond::{Body, text};
 use crate::route::Query;
 use bytes::Bytes;
 use futures::StreamExt;
-use hpk_api::control::{LogOptions, Request, StreamEnd};
+use hpk_api::control::{LogOptions, LogPosition, Request, StreamEnd};
 use hpk_api::cri_log::Stream;
 use hpk_api::frame::channel;
-use hpk_log::{LogReader, ReadOptions, ReadStatus};
+use hpk_api::state::{PodState, RunState};
+use hpk_log::{LogReader, ReadError, ReadOptions, ReadStatus};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -98,6 +107,7 @@ pub(crate) fn options(query: &Query, container: &str, now: Timestamp) -> Result<
         limit_bytes: at_least(number("limitBytes")?, 1)?,
         timestamps: flag("timestamps"),
         stream,
+        positions: true,
     })
 }
 
@@ -178,16 +188,15 @@ pub(crate) async fn serve<B: Backend>(
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
     };
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    match from_supervisor(backend, &uid, &options).await {
+    let running = status_of(&pod, container).and_then(|s| s.state.as_ref()).is_some_and(|s| s.running.is_some());
+    let files = Files { pod: backend.pod_folder(&uid), options, running };
+    match from_supervisor(backend, &uid, restart_count, &files).await {
         Ok(body) => streaming(body),
         Err(Some(refused)) => text(StatusCode::BAD_REQUEST, refused),
-        Err(None) => {
-            let folder = backend.pod_folder(&uid).join(hpk_api::files::LOGS).join(container);
-            match from_folder(folder, restart_count, &options).await {
-                Ok(body) => streaming(body),
-                Err(e) => text(StatusCode::BAD_REQUEST, e),
-            }
-        }
+        Err(None) => match files.whole(restart_count).await {
+            Ok(body) => streaming(body),
+            Err(e) => text(StatusCode::BAD_REQUEST, e),
+        },
     }
 }
 
@@ -232,16 +241,22 @@ where
     })
 }
 
+type Parts = mpsc::Sender<std::io::Result<Bytes>>;
+
 /// Through the supervisor. `Err(None)`: there is none to be asked.
 async fn from_supervisor<B: Backend>(
     backend: &Arc<B>,
     uid: &str,
-    options: &LogOptions,
+    restart_count: u32,
+    files: &Files,
 ) -> Result<mpsc::Receiver<std::io::Result<Bytes>>, Option<String>> {
-    // What is in the files already needs no dear way to the pod; following does.
-    let opened = if options.follow { backend.open_session(uid).await } else { backend.open_supervisor(uid).await };
-    let stream = opened.map_err(|_| None)?;
-    let (_, mut frames, writer) = match control::request(stream, &Request::Logs(options.clone())).await {
+    let stream = match backend.open_supervisor(uid).await {
+        Ok(stream) => stream,
+        // What is in the files already needs no dear way to the pod; following does.
+        Err(_) if !files.options.follow || files.has_ended(restart_count).await => return Err(None),
+        Err(_) => backend.open_session(uid).await.map_err(|_| None)?,
+    };
+    let (_, mut frames, writer) = match control::request(stream, &Request::Logs(files.options.clone())).await {
         Ok(answered) => answered,
         Err(ControlFailure::Refused(e)) => return Err(Some(e.message)),
         Err(e) => {
@@ -250,10 +265,13 @@ async fn from_supervisor<B: Backend>(
         }
     };
     let (sender, parts) = mpsc::channel(QUEUE);
+    let files = files.clone();
     tokio::spawn(async move {
         // Kept: dropping it would be a half-close.
         let _writer = writer;
-        loop {
+        // How far it has come, and what was sent after that.
+        let (mut position, mut beyond) = (None, 0);
+        let lost = loop {
             let part = tokio::select! {
                 part = frames.next() => part,
                 // The client went away: closing the connection tells the supervisor.
@@ -261,9 +279,13 @@ async fn from_supervisor<B: Backend>(
             };
             match part {
                 Ok(Some((channel::STDOUT | channel::STDERR, bytes))) => {
+                    beyond += bytes.len();
                     if sender.send(Ok(bytes)).await.is_err() {
                         return;
                     }
+                }
+                Ok(Some((channel::POSITION, payload))) => {
+                    (position, beyond) = (serde_json::from_slice::<LogPosition>(&payload).ok(), 0);
                 }
                 Ok(Some((channel::ERROR, payload))) => {
                     if let StreamEnd::Failed { message } = control::stream_end(&payload) {
@@ -272,51 +294,124 @@ async fn from_supervisor<B: Backend>(
                     return;
                 }
                 Ok(Some(_)) => {}
-                // A cut link or a killed supervisor: the client must not take it for the log's end.
-                Ok(None) => {
-                    let _ = sender.send(Err(std::io::Error::other(control::LOST))).await;
-                    return;
-                }
-                Err(e) => {
-                    let _ = sender.send(Err(std::io::Error::other(e))).await;
-                    return;
-                }
+                // A cut link or an ended supervisor: the client must not take it for the log's end.
+                Ok(None) => break control::LOST.to_owned(),
+                Err(e) => break e.to_string(),
             }
+        };
+        match position {
+            Some(position) => files.go_on(position, beyond, lost, sender).await,
+            // A supervisor of a version that tells none.
+            None => drop(sender.send(Err(std::io::Error::other(lost))).await),
         }
     });
     Ok(parts)
 }
 
-/// From the pod's folder; follows nothing, since nobody writes there any more.
-async fn from_folder(
-    folder: std::path::PathBuf,
-    restart_count: u32,
-    options: &LogOptions,
-) -> Result<mpsc::Receiver<std::io::Result<Bytes>>, String> {
-    let read = ReadOptions::from(options);
-    let mut reader = tokio::task::spawn_blocking(move || LogReader::open(&folder, restart_count, read))
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
-    let (sender, parts) = mpsc::channel(QUEUE);
-    tokio::task::spawn_blocking(move || {
-        loop {
-            let mut out = Vec::new();
-            let status = reader.read(&mut out);
-            if !out.is_empty() && sender.blocking_send(Ok(Bytes::from(out))).is_err() {
-                return;
+/// A log in the pod's folder, read without its supervisor; grows no more, as far as anybody can tell here.
+#[derive(Clone)]
+struct Files {
+    pod: PathBuf,
+    options: LogOptions,
+    /// As far as the kubelet knew when it was asked.
+    running: bool,
+}
+
+impl Files {
+    fn folder(&self) -> PathBuf {
+        self.pod.join(hpk_api::files::LOGS).join(&self.options.container)
+    }
+
+    /// Whether the instance will write no more: the kubelet knew it, or the supervisor left word.
+    async fn has_ended(&self, restart_count: u32) -> bool {
+        if !self.running {
+            return true;
+        }
+        let (status, container) = (self.pod.join(hpk_api::files::STATUS), self.options.container.clone());
+        let read = move || has_ended(&status, &container, restart_count);
+        tokio::task::spawn_blocking(read).await.unwrap_or(false)
+    }
+
+    /// A log that nobody follows through its supervisor.
+    async fn whole(&self, restart_count: u32) -> Result<mpsc::Receiver<std::io::Result<Bytes>>, String> {
+        let (folder, options) = (self.folder(), ReadOptions::from(&self.options));
+        // Asked before reading: what is read after it is then complete.
+        let ended = !self.options.follow || self.has_ended(restart_count).await;
+        let reader = tokio::task::spawn_blocking(move || LogReader::open(&folder, restart_count, options));
+        let reader = reader.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let (sender, parts) = mpsc::channel(QUEUE);
+        tokio::task::spawn_blocking(move || {
+            let limit_reached = pass_on(reader, 0, &sender);
+            if !ended && limit_reached == Some(false) {
+                let _ = sender.blocking_send(Err(std::io::Error::other(control::LOST)));
             }
-            match status {
-                Ok(ReadStatus::More) => {}
-                Ok(ReadStatus::CaughtUp | ReadStatus::LimitReached) => return,
-                Err(e) => {
-                    let _ = sender.blocking_send(Err(std::io::Error::other(e)));
-                    return;
-                }
+        });
+        Ok(parts)
+    }
+
+    /// The rest after a position and so many bytes; then, unless the log is known to be at its end, that it was lost.
+    async fn go_on(&self, position: LogPosition, beyond: usize, lost: String, sender: Parts) {
+        let ended = self.has_ended(position.restart_count).await;
+        let (folder, options) = (self.folder(), ReadOptions::from(&self.options));
+        let work = move || {
+            let rest = LogReader::resume(&folder, options, &position);
+            let limit_reached = match rest {
+                Ok(reader) => pass_on(reader, beyond, &sender),
+                Err(e) => return fail(&sender, e),
+            };
+            if !ended && limit_reached == Some(false) {
+                let _ = sender.blocking_send(Err(std::io::Error::other(lost)));
+            }
+        };
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
+}
+
+fn fail(sender: &Parts, error: ReadError) {
+    let _ = sender.blocking_send(Err(std::io::Error::other(error)));
+}
+
+/// Sends what the reader has, without its first `skip` bytes. None when nobody listens any more or it failed; else
+/// whether the limit was reached.
+fn pass_on(mut reader: LogReader, mut skip: usize, sender: &Parts) -> Option<bool> {
+    loop {
+        let mut out = Vec::new();
+        let status = reader.read(&mut out);
+        let known = skip.min(out.len());
+        skip -= known;
+        let bytes = Bytes::from(out).slice(known..);
+        if !bytes.is_empty() && sender.blocking_send(Ok(bytes)).is_err() {
+            return None;
+        }
+        match status {
+            Ok(ReadStatus::More) => {}
+            Ok(status) => return Some(status == ReadStatus::LimitReached),
+            Err(e) => {
+                fail(sender, e);
+                return None;
             }
         }
-    });
-    Ok(parts)
+    }
+}
+
+/// Reads the supervisor's last word on a container.
+fn has_ended(status: &Path, container: &str, restart_count: u32) -> bool {
+    let Some(state) = std::fs::read(status).ok().and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else {
+        return false;
+    };
+    let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
+    let found = all.find(|c| c.name == container);
+    state.finished
+        || found.is_some_and(|c| {
+            c.restart_count > restart_count
+                || (c.restart_count == restart_count
+                    && match &c.state {
+                        RunState::Running { .. } => false,
+                        RunState::Terminated(_) => true,
+                        // In back-off; else a word from before its start.
+                        RunState::Waiting { .. } => c.last_termination.is_some(),
+                    })
+        })
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@
 //!                      ▲                └─ refused for good ─▶ end
 //!                      └─ or a carrier: a connection that the kubelet made to come here by other means
 //! ```
+//! Asked to leave, it lets the streams that are under way come to their end first, for a while: a process's last words
+//! may still be on their way when its supervisor is gone.
+//!
 //! A carrier comes when the kubelet has no link of this pod, so it takes the place of whatever this end believes to
 //! have. The same bytes go over it, TLS included.
 
@@ -25,6 +28,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// First pause between two dials.
@@ -35,6 +39,9 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(15);
 const HELD: Duration = Duration::from_secs(30);
 /// Dial, TLS and hello together.
 const SET_UP: Duration = Duration::from_secs(10);
+
+/// Longest wait for streams when asked to leave: a client that does not read holds the job up for so long.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// What the client needs to know.
 #[derive(Clone, Debug)]
@@ -82,9 +89,20 @@ enum LinkError {
     Refused(String),
     #[error("the link went down: {0}")]
     Down(String),
+    #[error("left")]
+    Left,
 }
 
-/// Keeps the link until the kubelet refuses it for good (the reason is returned) or the future is dropped.
+/// How [`keep`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The kubelet refused the link for good, for this reason.
+    Refused(String),
+    /// It was asked to leave and has.
+    Left,
+}
+
+/// Keeps the link until the kubelet refuses it for good, `leave` is cancelled, or the future is dropped.
 ///
 /// Questions are taken from `questions` while the link is up; those asked while it is down wait in the queue.
 /// `carriers` lies in a folder of the user's own.
@@ -93,20 +111,23 @@ pub async fn keep(
     events: mpsc::Sender<ClientEvent>,
     mut questions: mpsc::Receiver<NetQuestion>,
     carriers: Option<UnixListener>,
-) -> String {
+    leave: CancellationToken,
+) -> Kept {
     let mut pause = PAUSE_FIRST;
     let mut carrier = None;
     loop {
         let began = tokio::time::Instant::now();
         let error = tokio::select! {
-            error = attempt(&config, carrier.take(), &events, &mut questions) => error,
+            error = attempt(&config, carrier.take(), &events, &mut questions, &leave) => error,
             stream = arrival(carriers.as_ref()) => {
                 carrier = Some(stream);
                 continue;
             }
         };
-        if let LinkError::Refused(message) = error {
-            return message;
+        match error {
+            LinkError::Refused(message) => return Kept::Refused(message),
+            LinkError::Left => return Kept::Left,
+            _ => {}
         }
         let _ = events.send(ClientEvent::Down { reason: error.to_string() }).await;
         if began.elapsed() >= HELD {
@@ -115,6 +136,7 @@ pub async fn keep(
         tokio::select! {
             () = tokio::time::sleep(jittered(pause, random())) => {}
             stream = arrival(carriers.as_ref()) => carrier = Some(stream),
+            () = leave.cancelled() => return Kept::Left,
         }
         pause = (pause * 2).min(PAUSE_LONGEST);
     }
@@ -151,8 +173,9 @@ async fn attempt(
     carrier: Option<UnixStream>,
     events: &mpsc::Sender<ClientEvent>,
     questions: &mut mpsc::Receiver<NetQuestion>,
+    leave: &CancellationToken,
 ) -> LinkError {
-    match live(config, carrier, events, questions).await {
+    match live(config, carrier, events, questions, leave).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -163,6 +186,7 @@ async fn live(
     carrier: Option<UnixStream>,
     events: &mpsc::Sender<ClientEvent>,
     questions: &mut mpsc::Receiver<NetQuestion>,
+    leave: &CancellationToken,
 ) -> Result<std::convert::Infallible, LinkError> {
     let path = || config.credentials.clone();
     let bytes = std::fs::read(&config.credentials).map_err(|source| LinkError::Credentials { path: path(), source })?;
@@ -171,7 +195,10 @@ async fn live(
     let deadline = tokio::time::Instant::now() + SET_UP;
     let stream: Box<dyn Stream> = match carrier {
         Some(carrier) => Box::new(timely(deadline, secure(&credentials, carrier)).await?),
-        None => Box::new(timely(deadline, dial(&credentials)).await?),
+        None => tokio::select! {
+            dialled = timely(deadline, dial(&credentials)) => Box::new(dialled?),
+            () = leave.cancelled() => return Err(LinkError::Left),
+        },
     };
     let (mux, opener, mut inbound) = Mux::new(stream.compat(), Mode::Client);
     // A task of its own: streams make progress whatever this one waits for. Dropping the handle ends it.
@@ -191,6 +218,7 @@ async fn live(
     let net = tokio::select! {
         greeted = tokio::time::timeout_at(deadline, greet) => greeted.map_err(|_| LinkError::Timeout)??,
         end = &mut driver => return Err(LinkError::Down(end.unwrap_or_else(|e| e.to_string()))),
+        () = leave.cancelled() => return Err(LinkError::Left),
     };
     let _ = events.send(ClientEvent::Up).await;
 
@@ -206,6 +234,18 @@ async fn live(
                 streams.spawn(serve(stream, socket));
             }
             Some(_) = streams.join_next() => {}
+            () = leave.cancelled() => {
+                // New streams are refused.
+                drop(inbound);
+                let last = async {
+                    while streams.join_next().await.is_some() {}
+                    // With the last opener gone, the connection is closed in order.
+                    drop((updates, write, opener));
+                    let _ = (&mut driver).await;
+                };
+                let _ = tokio::time::timeout(LEAVE, last).await;
+                return Err(LinkError::Left);
+            }
             update = updates.next::<NetUpdate>() => {
                 match update {
                     Ok(update) => { let _ = events.send(ClientEvent::Net(update)).await; }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hpk_api::link::{Hello, NetQuestion, NetUpdate};
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use hpk_link::server::{Events, LinkEvent, LinkServer, NetEvent, OpenError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -18,7 +19,8 @@ const LONG: Duration = Duration::from_secs(20);
 struct Pod {
     events: mpsc::Receiver<ClientEvent>,
     questions: mpsc::Sender<NetQuestion>,
-    task: tokio::task::JoinHandle<String>,
+    task: tokio::task::JoinHandle<Kept>,
+    leave: CancellationToken,
 }
 
 impl Pod {
@@ -56,8 +58,10 @@ fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Opti
     };
     let (events_in, events) = mpsc::channel(64);
     let (questions, asked) = mpsc::channel(64);
-    let task = tokio::spawn(keep(ClientConfig { credentials, hello, supervisor }, events_in, asked, carriers));
-    Pod { events, questions, task }
+    let leave = CancellationToken::new();
+    let config = ClientConfig { credentials, hello, supervisor };
+    let task = tokio::spawn(keep(config, events_in, asked, carriers, leave.clone()));
+    Pod { events, questions, task, leave }
 }
 
 /// Echoes all it gets on every connection.
@@ -284,7 +288,51 @@ async fn a_refused_pod_does_not_come_back() {
     server.refuse("uid-4", "no such pod").await;
     let pod = pod("uid-4", credentials, echo_socket(tmp.path()));
     let why = tokio::time::timeout(LONG, pod.task).await.expect("ends").unwrap();
-    assert_eq!(why, "no such pod");
+    assert_eq!(why, Kept::Refused("no such pod".to_owned()));
+}
+
+/// The supervisor speaks its last words and is gone, with most of them still on their way.
+#[tokio::test]
+async fn last_words_arrive_before_the_pod_leaves() {
+    const LENGTH: usize = 8 << 20;
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
+    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let path = tmp.path().join("speaks.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut pod = pod("uid-7", credentials, path);
+    assert!(matches!(pod.event().await, ClientEvent::Up));
+    link_event(&mut events).await;
+    let mut stream = server.open_supervisor("uid-7").await.unwrap();
+    stream.write_all(b"speak\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut supervisor, _) = listener.accept().await.unwrap();
+    let (spoken, leave) = (tokio::sync::oneshot::channel::<()>(), pod.leave.clone());
+    let speaker = tokio::spawn(async move {
+        let mut asked = [0; 6];
+        supervisor.read_exact(&mut asked).await.unwrap();
+        supervisor.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        drop(supervisor);
+        leave.cancel();
+        let _ = spoken.0.send(());
+    });
+    // Read up to where the speaker has just ended: the rest is in the buffers on the way.
+    let mut buffer = vec![0; 64 << 10];
+    let (mut got, mut spoken) = (0, spoken.1);
+    while spoken.try_recv().is_err() {
+        got += stream.read(&mut buffer).await.unwrap();
+    }
+    speaker.await.unwrap();
+    assert!(got < LENGTH, "nothing was left on the way");
+    loop {
+        match stream.read(&mut buffer).await.unwrap() {
+            0 => break,
+            length => got += length,
+        }
+    }
+    assert_eq!(got, LENGTH);
+    drop(stream);
+    assert_eq!(tokio::time::timeout(LONG, pod.task).await.expect("ends").unwrap(), Kept::Left);
 }
 
 #[tokio::test]
@@ -296,7 +344,7 @@ async fn strangers_get_nothing() {
     let credentials = write_credentials(tmp.path(), "mine", &server.issue("uid-5").unwrap());
     let liar = pod("uid-6", credentials, echo_socket(tmp.path()));
     let why = tokio::time::timeout(LONG, liar.task).await.expect("ends").unwrap();
-    assert!(why.contains("another pod"), "{why}");
+    assert!(matches!(&why, Kept::Refused(why) if why.contains("another pod")), "{why:?}");
 
     // A certificate of another authority.
     let other = hpk_link::pki::LinkCa::load_or_create(&tmp.path().join("other")).unwrap();

@@ -19,7 +19,7 @@ use crate::network::{pod_mtu, receive_offer};
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
 use std::io;
@@ -31,6 +31,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Below HPK_HOME: credentials that the kubelet writes.
@@ -162,11 +163,14 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);
-    let mut link = std::pin::pin!(keep(link, events_in, asked, None));
+    let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {
-            why = &mut link => return Err(MemberError::Refused(why)),
+            end = &mut link => return Err(MemberError::Refused(match end {
+                Kept::Refused(why) => why,
+                Kept::Left => "left".to_owned(),
+            })),
             ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => datapath.fresh(),

@@ -126,7 +126,7 @@ async fn live(
         .await
         .map_err(|source| LaunchError::Start { program: apptainer, source })?;
     let ended = child::supervise(child, signals).await?;
-    drop(network);
+    network.finish().await;
     let code = ended.code;
     if !report::supervisor_finished(&layout.pod, job_id) {
         let had_status = layout.pod.join(hpk_api::files::STATUS).exists();

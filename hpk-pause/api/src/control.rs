@@ -109,6 +109,28 @@ pub struct LogOptions {
     /// Only `stdout` or `stderr`; None: both.
     #[serde(default)]
     pub stream: Option<crate::cri_log::Stream>,
+    /// Tell on channel 5 ([`LogPosition`]) how far the frames so far have come.
+    #[serde(default)]
+    pub positions: bool,
+}
+
+/// A place in a container's log, from which somebody else may go on: the kubelet does, in the same files, when the
+/// supervisor ends before a slow client has read all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// Which instance's log.
+    pub restart_count: u32,
+    /// Inode of the file.
+    pub inode: u64,
+    /// When the file was last written, nanoseconds since 1970: finds it again once it has been compressed.
+    pub modified_nanos: u64,
+    /// Uncompressed bytes of the file that are done with.
+    pub offset: u64,
+    /// The next record begins a line.
+    pub at_line_start: bool,
+    /// Bytes that `limit_bytes` still allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<u64>,
 }
 
 /// What to run.

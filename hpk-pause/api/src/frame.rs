@@ -14,6 +14,8 @@ pub mod channel {
     pub const ERROR: u8 = 3;
     /// Terminal size: one JSON [`crate::control::TerminalSize`].
     pub const RESIZE: u8 = 4;
+    /// Where a log's reader is after the frames before: one JSON [`crate::control::LogPosition`]; only when asked for.
+    pub const POSITION: u8 = 5;
     /// Half-close: payload is one byte, the channel that ended.
     pub const CLOSE: u8 = 255;
 }

@@ -8,7 +8,7 @@
 
 use crate::rotate;
 use flate2::read::MultiGzDecoder;
-use hpk_api::control::LogOptions;
+use hpk_api::control::{LogOptions, LogPosition};
 use hpk_api::cri_log::{self, Stream};
 use jiff::Timestamp;
 use memchr::memchr;
@@ -17,11 +17,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 const BLOCK: usize = 64 << 10;
 /// A line that is no record of ours and longer than this is skipped in pieces.
 const MAX_LINE: usize = 1 << 20;
+/// [`LogPosition::offset`] of a file that has been read to its end.
+const DONE: u64 = u64::MAX;
 
 /// Which records, and how to show them: [`LogOptions`] without the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,8 @@ struct Part {
 #[derive(Debug)]
 struct Current {
     content: Content,
+    /// Uncompressed bytes of the file that are done with.
+    offset: u64,
     /// Bytes read and not yet used.
     buffer: Vec<u8>,
     used: usize,
@@ -111,14 +115,14 @@ struct Current {
 }
 
 enum Content {
-    Plain { file: File, offset: u64 },
+    Plain(File),
     Gz(Box<MultiGzDecoder<File>>),
 }
 
 impl std::fmt::Debug for Content {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Plain { offset, .. } => write!(f, "Plain({offset})"),
+            Self::Plain(_) => write!(f, "Plain"),
             Self::Gz(_) => write!(f, "Gz"),
         }
     }
@@ -130,7 +134,25 @@ impl LogReader {
     /// # Errors
     /// When the folder or a file cannot be read.
     pub fn open(dir: &Path, restart_count: u32, options: ReadOptions) -> Result<Self, ReadError> {
-        let mut reader = Self {
+        let mut reader = Self::new(dir, restart_count, options);
+        reader.plan().map_err(|source| ReadError { path: reader.live_path(), source })?;
+        Ok(reader)
+    }
+
+    /// Goes on from where another reader with the same options was.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn resume(dir: &Path, options: ReadOptions, position: &LogPosition) -> Result<Self, ReadError> {
+        let mut reader = Self::new(dir, position.restart_count, options);
+        reader.at_line_start = position.at_line_start;
+        reader.remaining = position.remaining.unwrap_or(u64::MAX);
+        reader.plan_from(position).map_err(|source| ReadError { path: reader.live_path(), source })?;
+        Ok(reader)
+    }
+
+    fn new(dir: &Path, restart_count: u32, options: ReadOptions) -> Self {
+        Self {
             dir: dir.to_owned(),
             restart_count,
             since_text: options.since.map(|t| format!("{t:.9}")),
@@ -140,9 +162,37 @@ impl LogReader {
             current: None,
             last: (0, SystemTime::UNIX_EPOCH),
             at_line_start: true,
+        }
+    }
+
+    /// Where the reader is: after what it has read so far.
+    ///
+    /// # Errors
+    /// When the next file cannot be looked at.
+    pub fn position(&self) -> Result<LogPosition, ReadError> {
+        let (inode, modified, offset) = match (&self.current, self.queue.front()) {
+            (Some(current), _) => (current.inode, current.modified(), current.offset),
+            (None, Some(part)) => {
+                let meta = match &part.file {
+                    Some(file) => file.metadata(),
+                    None => std::fs::metadata(&part.path),
+                };
+                let seen = meta.and_then(|meta| Ok((meta.ino(), meta.modified()?)));
+                let (inode, modified) = seen.map_err(|source| ReadError { path: part.path.clone(), source })?;
+                (inode, modified, part.skip)
+            }
+            // That file is done with.
+            (None, None) => (self.last.0, self.last.1, DONE),
         };
-        reader.plan().map_err(|source| ReadError { path: reader.live_path(), source })?;
-        Ok(reader)
+        let since_epoch = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(LogPosition {
+            restart_count: self.restart_count,
+            inode,
+            modified_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+            offset,
+            at_line_start: self.at_line_start,
+            remaining: self.options.limit_bytes.map(|_| self.remaining),
+        })
     }
 
     /// Appends client bytes to `out`, about 64 KiB at most.
@@ -197,6 +247,36 @@ impl LogReader {
         Ok(())
     }
 
+    /// Fills the queue from a position on.
+    fn plan_from(&mut self, position: &LogPosition) -> io::Result<()> {
+        let (live, rotated) = self.snapshot()?;
+        let live = live.map(|file| file.metadata().map(|meta| (file, meta.ino()))).transpose()?;
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(position.modified_nanos);
+        let in_live = live.as_ref().is_some_and(|(_, inode)| *inode == position.inode);
+        let first = if in_live {
+            None
+        } else {
+            let same = rotated.iter().position(|entry| entry.inode == position.inode);
+            // Compressed since, which keeps the time of its last record.
+            same.or_else(|| rotated.iter().position(|entry| entry.gz && entry.modified >= modified))
+        };
+        let done = |found: bool| if found { position.offset } else { 0 };
+        if let Some(newest) = rotated.last() {
+            self.last = (newest.inode, newest.modified);
+        }
+        for (index, entry) in rotated.into_iter().enumerate().skip(first.unwrap_or(usize::MAX)) {
+            let skip = done(Some(index) == first);
+            if skip == DONE {
+                continue;
+            }
+            self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None });
+        }
+        if let Some((file, _)) = live {
+            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: done(in_live), file: Some(file) });
+        }
+        Ok(())
+    }
+
     /// The live file, open, and the rotated ones that belong before it, seen in one consistent moment.
     fn snapshot(&self) -> io::Result<(Option<File>, Vec<rotate::Rotated>)> {
         let live_path = self.live_path();
@@ -234,7 +314,7 @@ impl LogReader {
                 return Ok(if limit_reached { ReadStatus::LimitReached } else { ReadStatus::More });
             }
             // At its end. The live file may grow, all others are done with.
-            let live = self.queue.is_empty() && matches!(current.content, Content::Plain { .. });
+            let live = self.queue.is_empty() && matches!(current.content, Content::Plain(_));
             if live && inode_of(&live_path) == Some(current.inode) {
                 current.forget_torn();
                 return Ok(ReadStatus::CaughtUp);
@@ -364,10 +444,11 @@ impl Current {
             io::copy(&mut (&mut decoder).take(skip), &mut io::sink())?;
             Content::Gz(Box::new(decoder))
         } else {
-            Content::Plain { file, offset: skip }
+            Content::Plain(file)
         };
         Ok(Self {
             content,
+            offset: skip,
             buffer: Vec::new(),
             used: 0,
             modified: meta.modified()?,
@@ -378,7 +459,7 @@ impl Current {
 
     fn modified(&self) -> SystemTime {
         match &self.content {
-            Content::Plain { file, .. } => file.metadata().and_then(|m| m.modified()).unwrap_or(self.modified),
+            Content::Plain(file) => file.metadata().and_then(|m| m.modified()).unwrap_or(self.modified),
             Content::Gz(_) => self.modified,
         }
     }
@@ -400,8 +481,8 @@ impl Current {
             let start = self.buffer.len();
             self.buffer.resize(start + BLOCK, 0);
             let count = match &mut self.content {
-                Content::Plain { file, offset } => {
-                    file.read_at(&mut self.buffer[start..], *offset + (start - self.used) as u64)
+                Content::Plain(file) => {
+                    file.read_at(&mut self.buffer[start..], self.offset.saturating_add((start - self.used) as u64))
                 }
                 Content::Gz(decoder) => decoder.read(&mut self.buffer[start..]),
             };
@@ -414,9 +495,7 @@ impl Current {
 
     /// So many bytes of the file are done with.
     fn advance(&mut self, bytes: u64) {
-        if let Content::Plain { offset, .. } = &mut self.content {
-            *offset += bytes;
-        }
+        self.offset = self.offset.saturating_add(bytes);
     }
 
     /// An unfinished line is read again when it is whole: its writer may take it back (a full disk).

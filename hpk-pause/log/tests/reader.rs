@@ -136,11 +136,83 @@ proptest! {
         prop_assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&expected));
     }
 
+    /// A second reader goes on from where a first one was, whether the log was rotated and compressed meanwhile or not.
+    #[test]
+    fn another_reader_goes_on(
+        records in records(),
+        cuts in prop::collection::vec(1usize..60, 0..6),
+        (gz, gz_later) in any::<(bool, bool)>(),
+        tail in prop::option::of(0u64..70),
+        limit in prop::option::of(0u64..400),
+        timestamps in any::<bool>(),
+        reads in 0usize..7,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        // Files are told apart by when they were last written.
+        let later = |(n, record): (usize, Record)| Record { second: START + n as u64, ..record };
+        let records: Vec<Record> = records.into_iter().enumerate().map(later).collect();
+        write(dir.path(), &records, &cuts, gz);
+        let options = ReadOptions { tail_lines: tail, limit_bytes: limit, timestamps, ..ReadOptions::default() };
+        let mut reader = LogReader::open(dir.path(), 7, options.clone()).unwrap();
+        let mut out = Vec::new();
+        for _ in 0..reads {
+            reader.read(&mut out).unwrap();
+        }
+        let position = reader.position().unwrap();
+        if gz_later && !gz {
+            for entry in fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).filter(|p| !p.ends_with("7.log")) {
+                compress(&entry);
+            }
+        }
+        let mut second = LogReader::resume(dir.path(), options.clone(), &position).unwrap();
+        while second.read(&mut out).unwrap() == ReadStatus::More {}
+        let expected = expected(&records, &options);
+        prop_assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected));
+    }
+
     #[test]
     fn is_total_on_any_file(content in prop::collection::vec(any::<u8>(), 0..3000), tail in prop::option::of(0u64..5)) {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("7.log"), content).unwrap();
         read(dir.path(), ReadOptions { tail_lines: tail, ..ReadOptions::default() });
+    }
+}
+
+/// As the rotation does it: the time of the last record stays.
+fn compress(path: &Path) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    let file = fs::File::create(path.with_added_extension("gz")).unwrap();
+    let mut encoder = GzEncoder::new(&file, Compression::fast());
+    encoder.write_all(&fs::read(path).unwrap()).unwrap();
+    encoder.finish().unwrap();
+    file.set_modified(modified).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_place_inside_a_file_is_found_again_when_the_file_is_compressed() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |n: usize| format!("2026-11-23T20:00:00.000000000Z stdout F {n:099}\n");
+    let live = dir.path().join("7.log");
+    fs::write(&live, (0..5000).map(line).collect::<String>()).unwrap();
+    let mut reader = LogReader::open(dir.path(), 7, ReadOptions::default()).unwrap();
+    let mut out = Vec::new();
+    reader.read(&mut out).unwrap();
+    reader.read(&mut out).unwrap();
+    let position = reader.position().unwrap();
+    assert!(position.offset > 0 && out.len() < 5000 * 100);
+    let rotated = dir.path().join("7.log.20261123-200000");
+    fs::rename(&live, &rotated).unwrap();
+    fs::write(&live, (5000..6000).map(line).collect::<String>()).unwrap();
+    for compressed in [false, true] {
+        if compressed {
+            compress(&rotated);
+        }
+        let mut all = out.clone();
+        let mut second = LogReader::resume(dir.path(), ReadOptions::default(), &position).unwrap();
+        while second.read(&mut all).unwrap() == ReadStatus::More {}
+        assert_eq!(all.len(), 6000 * 100);
+        assert!(all.chunks(100).enumerate().all(|(n, line)| line == format!("{n:099}\n").as_bytes()));
     }
 }
 

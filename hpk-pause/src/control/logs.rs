@@ -81,12 +81,18 @@ fn follow(
     let log = |error: hpk_log::ReadError| Failure::Log(error.to_string());
     let mut reader = LogReader::open(&source.dir, source.restart_count, ReadOptions::from(options)).map_err(log)?;
     let (mut text, mut frames) = (Vec::new(), Vec::new());
+    if options.positions {
+        tell_position(&reader, &mut frames).map_err(log)?;
+    }
     loop {
         // Asked before reading: what is read after it is then complete.
         let ended = follower.is_none_or(Follower::ended);
         let status = reader.read(&mut text).map_err(log)?;
         for part in text.chunks(CHUNK) {
             frame::encode(channel::STDOUT, part, &mut frames);
+        }
+        if options.positions && !text.is_empty() {
+            tell_position(&reader, &mut frames).map_err(log)?;
         }
         stream.write_all(&frames).map_err(Failure::Client)?;
         text.clear();
@@ -97,6 +103,12 @@ fn follow(
             (ReadStatus::CaughtUp | ReadStatus::LimitReached, _) => return Ok(()),
         }
     }
+}
+
+fn tell_position(reader: &LogReader, frames: &mut Vec<u8>) -> Result<(), hpk_log::ReadError> {
+    let position = serde_json::to_vec(&reader.position()?).unwrap_or_default();
+    frame::encode(channel::POSITION, &position, frames);
+    Ok(())
 }
 
 /// Sleeps until the log has grown or the client is gone.

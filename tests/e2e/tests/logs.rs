@@ -28,6 +28,30 @@ fn follower_loses_nothing_at_a_rotation() {
     assert_eq!(tail.ok(), (LINES / 2).to_string());
 }
 
+/// The client reads nothing until the pod's job has left Slurm, its supervisor and its link with it; far more is
+/// waiting than the buffers on the way hold.
+#[test]
+fn a_slow_follower_gets_the_rest_after_the_pod_has_gone() {
+    const LINES: usize = 400_000;
+    let ns = Namespace::new("slow");
+    let script = format!(
+        "echo ready; until [ -e /tmp/go ]; do sleep 0.1; done; \
+         awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf \"%099d\\n\", i }}'; echo end"
+    );
+    ns.run_script("talk", "Never", &script);
+    ns.wait_ready("talk");
+    let read = ns.shell(
+        "timeout 150 kubectl -n $NS logs -f talk | {
+            read first; kubectl -n $NS exec talk -- touch /tmp/go
+            while squeue -h -n $NS/talk | grep -q .; do sleep 0.5; done
+            awk '$1 == \"end\" { print \"end\"; next } $1 + 0 != n + 1 { print \"after \" n \": \" $0; exit } \
+                { n++ } END { print n }'
+         }",
+    );
+    assert_eq!(read.stdout.trim_end(), format!("end\n{LINES}"), "{read:?}");
+    assert_eq!(read.stderr, "", "{read:?}");
+}
+
 #[test]
 fn since_gives_what_is_young_enough_with_its_time() {
     let ns = Namespace::new("since");
