@@ -256,7 +256,11 @@ impl LogReader {
         let first = if in_live {
             None
         } else {
-            let same = rotated.iter().position(|entry| entry.inode == position.inode);
+            // The inode of a file that was compressed and removed may be another file's now: a compressed one is itself only
+            // with the same time.
+            let is_it =
+                |entry: &rotate::Rotated| entry.inode == position.inode && (!entry.gz || entry.modified == modified);
+            let same = rotated.iter().position(is_it);
             // Compressed since, which keeps the time of its last record.
             same.or_else(|| rotated.iter().position(|entry| entry.gz && entry.modified >= modified))
         };
