@@ -32,6 +32,6 @@ put "$control_plane/bin/kubectl" "$prefix/bin/kubectl" 755
 put "$static/hpk-pause" "$prefix/libexec/hpk/hpk-pause" 755
 put "$static/hpk-netns" "$prefix/libexec/hpk/hpk-netns" 755
 put "$control_plane/control-plane.sif" "$prefix/share/hpk/control-plane.sif" 644
-if ! cmp -s "$static/hpk-pause" "$prefix/share/hpk/pause/hpk-pause"; then
+if ! cmp -s "$static/hpk-pause" "$prefix/share/hpk/pause/hpk-pause" || [ "$here/pause/build.sh" -nt "$prefix/share/hpk/pause" ]; then
   "$here/pause/build.sh" "$static/hpk-pause" "$prefix/share/hpk/pause"
 fi

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::plan::Settings;
+use hpk_api::plan::{LauncherChoice, Settings};
 use hpk_images::{ImageStore, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
@@ -181,6 +181,14 @@ async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfac
 /// What the site says of itself that pods are to know.
 async fn settings(slurm: &Slurm) -> Settings {
     let mut settings = Settings::default();
+    if let Ok(text) = std::env::var("HPK_LAUNCHER") {
+        match LauncherChoice::parse(&text) {
+            Some(choice) => settings.launcher = choice,
+            None => {
+                tracing::warn!(HPK_LAUNCHER = text, "no such launcher: write auto, native or apptainer; auto is used")
+            }
+        }
+    }
     match slurm.kill_wait().await {
         Ok(Some(seconds)) => settings.kill_wait_seconds = seconds,
         Ok(None) => {}

@@ -20,6 +20,13 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Ok(Command::Inner) => match hpk_sys::launch::nested::inner() {
+            Ok(never) => match never {},
+            Err(errno) => {
+                eprintln!("hpk-pause: inner: {}; this is for the nested launcher alone", errno.desc());
+                ExitCode::from(2)
+            }
+        },
         Ok(Command::Version) => {
             println!("hpk-pause {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

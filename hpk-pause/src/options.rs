@@ -10,6 +10,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Talk to a running supervisor: the arguments after `ctl`.
     Ctl(Vec<String>),
+    /// Become a container's command where Apptainer has made its root file system: for the nested launcher alone.
+    Inner,
     /// Print the version.
     Version,
     /// Print the usage.
@@ -60,6 +62,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, UsageErr
             |name: &str| args.next().map(PathBuf::from).ok_or_else(|| UsageError::NoValue(name.to_owned()));
         match arg.as_str() {
             "ctl" => return Ok(Command::Ctl(args.collect())),
+            "inner" => return Ok(Command::Inner),
             "--version" | "-V" => return Ok(Command::Version),
             "--help" | "-h" => return Ok(Command::Help),
             "--allow-not-init" => run.allow_not_init = true,
@@ -92,6 +95,7 @@ mod tests {
         assert_eq!((run.paths.socket(), run.allow_not_init), ("r/supervisor.sock".into(), true));
         assert_eq!(of("ctl status --plan"), Ok(Command::Ctl(vec!["status".into(), "--plan".into()])));
         assert_eq!(of("--version"), Ok(Command::Version));
+        assert_eq!(of("inner"), Ok(Command::Inner));
         assert_eq!(of(""), Err(UsageError::NoPlan));
         assert_eq!(of("--plan"), Err(UsageError::NoValue("--plan".into())));
         assert_eq!(of("--plam x"), Err(UsageError::Unknown("--plam".into())));

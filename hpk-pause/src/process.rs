@@ -27,13 +27,23 @@ pub async fn started(starting: Starting) -> Result<Launched, LaunchError> {
     };
     // The unsafe successor asks for a promise that `Starting`, which owns its descriptor, keeps anyway.
     #[allow(deprecated)]
-    let mut starting = AsyncFd::with_interest(starting, Interest::READABLE).map_err(resources)?;
+    let mut waiting = AsyncFd::with_interest(starting, Interest::READABLE).map_err(resources)?;
     loop {
-        let mut guard = starting.readable_mut().await.map_err(resources)?;
-        if let Some(result) = guard.get_inner_mut().try_finish() {
+        let mut guard = waiting.readable_mut().await.map_err(resources)?;
+        let starting = guard.get_inner_mut();
+        if let Some(result) = starting.try_finish() {
             return result;
         }
-        guard.clear_ready();
+        if starting.goes_on() {
+            // From here it is another descriptor that tells.
+            let mut starting = waiting.into_inner();
+            starting.go_on();
+            #[allow(deprecated)]
+            let next = AsyncFd::with_interest(starting, Interest::READABLE).map_err(resources)?;
+            waiting = next;
+        } else {
+            guard.clear_ready();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! What concerns one container only (a missing key, a refused securityContext, an image that cannot be
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
-use super::{probes, security};
+use super::{launcher, probes, security};
 use crate::quantity;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
@@ -156,7 +156,10 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
             .map(|g| security::id("supplementalGroups", g))
             .collect::<Result<_, _>>()?,
         fs_group: context.fs_group.map(|g| security::id("fsGroup", g)).transpose()?,
-        settings: input.settings.clone(),
+        settings: Settings {
+            launcher: launcher::asked(input.pod).ok().flatten().unwrap_or(input.settings.launcher),
+            ..input.settings.clone()
+        },
     };
     Ok(Planned { plan, payloads, warnings })
 }

@@ -3,6 +3,7 @@
 //! The table of all fields of a pod, with what becomes of each, is in this module's tests; it fails when
 //! Kubernetes' API gains a field.
 
+use super::launcher;
 use super::plan::as_container;
 use crate::slurm::flags;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
@@ -40,6 +41,10 @@ pub fn unsupported(pod: &Pod, host_network: bool) -> Vec<Unsupported> {
             format!("metadata.annotations[{}]", flags::MPI_ANNOTATION),
             "a pod runs on one node: mpirun in the container starts its ranks there",
         );
+    }
+    if launcher::asked(pod).is_err() {
+        let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
+        tell(true, field, "write auto, native or apptainer, or leave it out");
     }
     pod_fields(spec, &mut tell);
     for volume in spec.volumes.iter().flatten() {
@@ -288,16 +293,20 @@ mod tests {
 
     #[test]
     fn each_is_named() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {"hostPID": true, "hostIPC": false,
+        let annotations = json!({launcher::ANNOTATION: "runc"});
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"annotations": annotations}, "spec": {"hostPID": true, "hostIPC": false,
             "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "x"}}, {"name": "e", "emptyDir": {}}],
             "containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 2}],
-                "volumeMounts": [{"name": "e", "mountPath": "/e", "mountPropagation": "Bidirectional"}]}]}}))
+                "volumeMounts": [{"name": "e", "mountPath": "/e", "mountPropagation": "Bidirectional"}]}]}}),
+        )
         .expect("pod");
         let found = unsupported(&pod, false);
         let fields: Vec<_> = found.iter().map(|u| (u.field.as_str(), u.fatal)).collect();
         assert_eq!(
             fields,
             [
+                ("metadata.annotations[runtime.hpk.io/launcher]", true),
                 ("spec.hostPID", false),
                 ("spec.volumes[d].persistentVolumeClaim", true),
                 ("spec.containers[c].ports.hostPort", false),

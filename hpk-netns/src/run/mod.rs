@@ -12,6 +12,7 @@ mod child;
 mod devices;
 mod hostpath;
 mod layout;
+mod nested;
 mod parent;
 mod report;
 mod scratch;
@@ -106,8 +107,15 @@ async fn live(
     }
     let mode = plan.network.mode;
     let job: Vec<_> = std::env::vars_os().collect();
+    let nested = nested::Nested::choose(
+        plan.settings.launcher,
+        &nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        &std::fs::canonicalize(&apptainer).unwrap_or_else(|_| apptainer.clone()),
+        Path::exists,
+    );
     let parts = parent::Parts {
         layout,
+        nested: nested.as_ref(),
         host_points: &host_points,
         devices: devices::Devices::choose(mode == NetworkMode::Overlay, Path::exists, |name| {
             job.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str())
@@ -117,6 +125,7 @@ async fn live(
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
     let network = crate::network::start(plan, &places, job_id);
     let mut own = vec![("HPK_NODE", hostname())];
+    own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
     own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
     let namespaces = (parent::Namespaces::of(mode) == parent::Namespaces::Ours)

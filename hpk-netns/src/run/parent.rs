@@ -5,6 +5,7 @@
 
 use super::devices::{Devices, PASSED_ON};
 use super::layout::Layout;
+use super::nested::Nested;
 use hpk_api::net::NetworkMode;
 use hpk_api::paths;
 use hpk_api::plan::SandboxPlan;
@@ -35,6 +36,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) host_points: &'a [PathBuf],
     /// Of the node.
     pub(crate) devices: Devices,
+    /// The node's Apptainer, where the pod's containers may need it.
+    pub(crate) nested: Option<&'a Nested>,
 }
 
 /// Arguments of `apptainer`.
@@ -67,6 +70,14 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
     }
     for device in &parts.devices.binds {
         bind(device, &device.to_string_lossy(), false);
+    }
+    if let Some(nested) = parts.nested {
+        for folder in &nested.folders {
+            bind(folder, &folder.to_string_lossy(), true);
+        }
+        if let Some(fuse) = &nested.fuse {
+            bind(fuse, &fuse.to_string_lossy(), false);
+        }
     }
     argv.extend(parts.devices.flags.iter().map(OsString::from));
     argv.push(l.parent_image.clone().into());
@@ -128,8 +139,10 @@ mod tests {
         let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
         let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
         let points = [layout.host.join("0")];
+        let nested = Nested { folders: vec!["/usr".into()], fuse: None, program: "/usr/bin/apptainer".into() };
         let parts = Parts {
             layout: &layout,
+            nested: Some(&nested),
             host_points: &points,
             devices: Devices { binds: vec!["/dev/net/tun".into()], flags: vec!["--nv"] },
         };
@@ -157,7 +170,10 @@ mod tests {
     fn environment_is_clean() {
         let job = [("APPTAINER_BIND", "/x"), ("SECRET", "s"), ("PATH", "/bin"), ("SLURM_JOB_ID", "7")];
         let env = environment(job.iter().map(|(k, v)| (k.into(), v.into())), &[("HPK_NODE", "c1".into())]);
-        assert!(line("host").contains("destination=/dev/net/tun --nv /opt/"));
+        assert!(
+            line("host")
+                .contains("destination=/dev/net/tun --mount type=bind,source=/usr,destination=/usr,ro --nv /opt/")
+        );
         let names: Vec<_> = env.iter().map(|(k, _)| k.to_string_lossy().into_owned()).collect();
         assert_eq!(names, ["PATH", "APPTAINERENV_SLURM_JOB_ID", "APPTAINERENV_HPK_NODE"]);
     }

@@ -363,12 +363,38 @@ pub struct Settings {
     pub log_max_files: u32,
     /// Size limit of a container's writable layer, bytes; 0: none.
     pub upper_max_bytes: u64,
-    /// Launcher: `auto`, `native` or `apptainer`.
-    pub launcher: String,
+    /// Who makes the containers.
+    pub launcher: LauncherChoice,
     /// `User-Agent` version of probes: `kube-probe/<this>`.
     pub kube_version: String,
     /// Slurm's KillWait, seconds: from its TERM to its KILL (30 s, slurm.conf(5)).
     pub kill_wait_seconds: u32,
+}
+
+/// Who makes the containers of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LauncherChoice {
+    /// The supervisor itself where the kernel gives a user namespace an overlay, else Apptainer.
+    #[default]
+    Auto,
+    /// The supervisor itself.
+    Native,
+    /// An Apptainer inside the job's.
+    Apptainer,
+}
+
+impl LauncherChoice {
+    /// `auto`, `native` or `apptainer`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "native" => Some(Self::Native),
+            "apptainer" => Some(Self::Apptainer),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -380,7 +406,7 @@ impl Default for Settings {
             log_max_bytes: 10 << 20,
             log_max_files: 5,
             upper_max_bytes: 0,
-            launcher: "auto".to_owned(),
+            launcher: LauncherChoice::Auto,
             kube_version: "1.37".to_owned(),
             kill_wait_seconds: 30,
         }

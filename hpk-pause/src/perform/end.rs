@@ -3,7 +3,7 @@
 use super::{Draining, Outcome, Owner, Performer};
 use hpk_core::{ContainerIndex, Exit, ExitCause};
 use hpk_log::LogEvent;
-use hpk_sys::launch::PidNamespace;
+use hpk_sys::launch::{PidNamespace, nested};
 use hpk_sys::procfs::OomWatch;
 use hpk_sys::reap::Reaped;
 use hpk_sys::signals;
@@ -43,7 +43,9 @@ impl Performer {
         for task in &running.tasks {
             task.abort();
         }
-        if !matches!(running.pid_namespace, PidNamespace::Own)
+        if let Some(apptainer) = running.apptainer_ns {
+            nested::sweep(running.pidfd.as_fd(), apptainer, running.mount_ns);
+        } else if !matches!(running.pid_namespace, PidNamespace::Own)
             && let Some(ns) = running.mount_ns
         {
             // Its end ends all of a PID namespace of its own; where that is another's, the rest is ours to end.

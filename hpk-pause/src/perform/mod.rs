@@ -4,11 +4,12 @@
 //! order are the core's. Never waits: what takes time reports by [`Happening`].
 //!
 //! `start`: a container to its command; `end`: signals, deaths and what is kept of them; `joined`: probes, hooks and
-//! sessions; `answers`: what control clients ask for.
+//! sessions; `answers`: what control clients ask for; `launcher`: who makes the containers.
 
 mod answers;
 mod end;
 mod joined;
+mod launcher;
 mod start;
 
 use crate::helper::Helper;
@@ -22,7 +23,7 @@ use hpk_api::state::ContainerUser;
 use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, ProbeOutcome};
 use hpk_log::{LogEvent, LogHandle, LogId};
 use hpk_sys::join::Joiner;
-use hpk_sys::launch::{LaunchError, Launched, Launcher, Native, PidNamespace, Security};
+use hpk_sys::launch::{LaunchError, Launched, Launcher, PidNamespace, Security};
 use hpk_sys::procfs::OomWatch;
 use hpk_sys::signals::MountNs;
 use nix::unistd::Pid;
@@ -115,6 +116,8 @@ struct Running {
     terminal: Option<OwnedFd>,
     /// None: it was gone before anybody looked.
     mount_ns: Option<MountNs>,
+    /// Where Apptainer stands between: the namespace of Apptainer and its FUSE helpers.
+    apptainer_ns: Option<MountNs>,
     env: Vec<(String, String)>,
     working_dir: Option<String>,
     security: Security,
@@ -178,9 +181,9 @@ impl Performer {
         let oom = OomWatch::find();
         Ok(Self {
             specs: Specs::new(paths.clone()),
-            paths,
-            launcher: Box::new(Native::new()?),
+            launcher: launcher::choose(plan.settings.launcher, &paths)?,
             joiner: Joiner::new()?,
+            paths,
             log,
             helper,
             happenings,

@@ -119,7 +119,7 @@ fn measure(rootfs: &Path, scratch: &Path) {
         (0..50).map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) }).collect();
     median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, PidNamespace::Own));
 
-    let Launched { pid, pidfd, io } =
+    let Launched { pid, pidfd, io, .. } =
         native.launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"])).expect("a container");
     let joiner = Joiner::new().expect("a joiner");
     let join = JoinSpec { env: vec![("PATH".to_owned(), "/bin".to_owned())], ..JoinSpec::new(["true"]) };

@@ -4,6 +4,7 @@
 
 use crate::signals::{MountNs, members};
 use nix::unistd::Pid;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Use of a container's processes.
@@ -19,6 +20,14 @@ pub struct Usage {
     pub processes: u32,
     /// Threads.
     pub threads: u32,
+}
+
+/// The process of a pidfd, by its number in the caller's PID namespace; None when it is gone or elsewhere.
+#[must_use]
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<Pid> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    (number > 0).then(|| Pid::from_raw(number))
 }
 
 /// Use of everything in a mount namespace.

@@ -2,6 +2,7 @@
 //!
 //! Owns the list of operations and the strings that they need. It never executes anything: that is `child`'s.
 
+use serde::{Deserialize, Serialize};
 use std::ffi::{CString, c_char, c_int};
 
 /// Stage of a container's set-up, for messages: the step and its path say what failed.
@@ -49,6 +50,8 @@ pub enum Step {
     Capabilities,
     /// Seccomp filter and no_new_privs.
     Seccomp,
+    /// The start of a nested Apptainer.
+    Nested,
     /// The command itself.
     Exec,
 }
@@ -79,17 +82,18 @@ impl Step {
             Self::Identity => "change user and groups",
             Self::Capabilities => "set capabilities",
             Self::Seccomp => "set the seccomp filter",
+            Self::Nested => "start Apptainer",
             Self::Exec => "exec",
         }
     }
 }
 
 /// A number of the child's table of descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Slot(pub(crate) usize);
 
 /// One thing to do in the child. All paths are absolute and NUL-terminated.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum OpKind {
     /// Default dispositions, empty mask.
     ResetSignals,
@@ -230,12 +234,32 @@ pub(crate) enum OpKind {
         fd: c_int,
         other: c_int,
     },
+    /// Lazy umount of what is mounted there.
+    Unmount {
+        path: CString,
+    },
+    /// Removes a file.
+    Unlink {
+        path: CString,
+    },
+    /// Keeps a file open, a namespace for instance.
+    Hold {
+        slot: Slot,
+        path: CString,
+    },
+    /// Copies of descriptors that outlive exec, at fixed numbers: the slots from `slots` on, `fds` as (from, to), the
+    /// report socket at `report`.
+    HandOver {
+        slots: c_int,
+        fds: Vec<(c_int, c_int)>,
+        report: c_int,
+    },
     /// End without exec.
     Exit,
 }
 
 /// One BPF instruction (`struct sock_filter`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[repr(C)]
 pub(crate) struct SockFilter {
     pub(crate) code: u16,
@@ -245,21 +269,34 @@ pub(crate) struct SockFilter {
 }
 
 /// A NULL-terminated array of C strings.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Vec<CString>", into = "Vec<CString>")]
 pub(crate) struct CStrings {
     // Kept for the pointers below: a CString's heap block does not move when the Vec does.
-    _strings: Vec<CString>,
+    strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
 impl CStrings {
     pub(crate) fn new(strings: Vec<CString>) -> Self {
         let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
-        Self { _strings: strings, pointers }
+        Self { strings, pointers }
     }
 
     pub(crate) fn as_ptr(&self) -> *const *const c_char {
         self.pointers.as_ptr()
+    }
+}
+
+impl From<CStrings> for Vec<CString> {
+    fn from(list: CStrings) -> Self {
+        list.strings
+    }
+}
+
+impl From<Vec<CString>> for CStrings {
+    fn from(strings: Vec<CString>) -> Self {
+        Self::new(strings)
     }
 }
 

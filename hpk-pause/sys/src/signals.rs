@@ -40,6 +40,11 @@ impl MountNs {
     pub fn of(pid: Pid) -> Result<Self, Errno> {
         namespace(pid.as_raw())
     }
+
+    /// By its inode, of 32 bits as all of the kernel's namespaces have (`ns_common.inum`).
+    pub(crate) fn numbered(inode: u32) -> Self {
+        Self(u64::from(inode))
+    }
 }
 
 fn namespace(pid: i32) -> Result<MountNs, Errno> {

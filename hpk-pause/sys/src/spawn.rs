@@ -10,9 +10,11 @@
 
 use crate::child;
 use crate::program::{Program, Step};
+use crate::signals::MountNs;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use nix::unistd::Pid;
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use thiserror::Error;
@@ -62,6 +64,9 @@ pub enum LaunchError {
         /// Cause.
         errno: Errno,
     },
+    /// Nested Apptainer ended before it came to the container's command.
+    #[error("apptainer could not make the container: {0}")]
+    Apptainer(String),
     /// clone3 failed: usually a limit on processes.
     #[error("cannot create a process: {}", .0.desc())]
     Clone(Errno),
@@ -102,9 +107,12 @@ impl LaunchError {
             | Self::GroupsDenied
             | Self::Setup { step: Step::SubPath, .. } => FailureKind::Config,
             Self::Exec { .. } | Self::Setup { step: Step::WorkingDir, .. } => FailureKind::Start,
-            Self::Setup { .. } | Self::Clone(_) | Self::Resources { .. } | Self::NotRunning | Self::Killed => {
-                FailureKind::Create
-            }
+            Self::Setup { .. }
+            | Self::Apptainer(_)
+            | Self::Clone(_)
+            | Self::Resources { .. }
+            | Self::NotRunning
+            | Self::Killed => FailureKind::Create,
         }
     }
 }
@@ -144,7 +152,9 @@ pub enum Io {
 pub struct Launched {
     /// In the supervisor's PID namespace; leader of its own session and process group.
     pub pid: Pid,
-    /// Refers to the process even after it was reaped.
+    /// The command's process where Apptainer stands between: `pid` is Apptainer's then.
+    pub inner: Option<InnerProcess>,
+    /// Refers to the command's process even after it was reaped.
     pub pidfd: OwnedFd,
     /// Its input and output.
     pub io: Io,
@@ -160,6 +170,29 @@ pub struct Starting {
     master: Option<OwnedFd>,
     ops: Vec<(Step, String)>,
     done: bool,
+    inner: Option<Inner>,
+    /// Where the inner program reports; see [`Starting::go_on`].
+    next: Option<OwnedFd>,
+    /// The command's process, where it is not the child itself, with its mount namespace.
+    main: Option<(OwnedFd, MountNs)>,
+}
+
+/// A container's own process and mount namespace, where its first process is not the supervisor's child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerProcess {
+    /// In the supervisor's PID namespace; None: it has ended already.
+    pub pid: Option<Pid>,
+    /// Of the container.
+    pub mount_ns: MountNs,
+}
+
+/// The second half of a nested launch.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    /// What Apptainer says.
+    pub(crate) words: File,
+    /// Of the inner program's operations.
+    pub(crate) labels: Vec<(Step, String)>,
 }
 
 #[derive(Debug)]
@@ -201,6 +234,19 @@ impl Starting {
         self.receive(MsgFlags::MSG_DONTWAIT)
     }
 
+    /// Does the launch go on in another process? Then [`Starting::go_on`] is due.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Follows the launch into the next process: the descriptor becomes another one, so whatever waits for it begins anew.
+    pub fn go_on(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.report = next;
+        }
+    }
+
     /// Blocks until the command is executed or failed. Not for the event loop: a set-up can hang on a file system.
     ///
     /// # Errors
@@ -210,6 +256,7 @@ impl Starting {
             if let Some(result) = self.receive(MsgFlags::empty()) {
                 return result;
             }
+            self.go_on();
         }
     }
 
@@ -234,8 +281,8 @@ impl Starting {
         }
         loop {
             let mut buffer = [0u8; child::MESSAGE];
-            let mut control = nix::cmsg_space!([RawFd; 1]);
-            let (bytes, fd) = {
+            let mut control = nix::cmsg_space!([RawFd; 2]);
+            let (bytes, mut fds) = {
                 let mut iov = [IoSliceMut::new(&mut buffer)];
                 match recvmsg::<()>(
                     self.report.as_raw_fd(),
@@ -243,11 +290,11 @@ impl Starting {
                     Some(&mut control),
                     flags | MsgFlags::MSG_CMSG_CLOEXEC,
                 ) {
-                    Ok(message) => (message.bytes, received_fd(&message)),
+                    Ok(message) => (message.bytes, received_fds(&message)),
                     Err(Errno::EINTR) => continue,
                     Err(Errno::EAGAIN) => return None,
                     // The child died with unread data on its side: as an end.
-                    Err(_) => (0, None),
+                    Err(_) => (0, Vec::new()),
                 }
             };
             if bytes == 0 {
@@ -255,7 +302,15 @@ impl Starting {
                 return Some(self.finished());
             }
             match word(&buffer, 0) {
-                child::TAG_TERMINAL => self.master = fd,
+                child::TAG_TERMINAL => self.master = fds.pop(),
+                child::TAG_INNER => {
+                    self.main = fds.pop().map(|pidfd| (pidfd, MountNs::numbered(word(&buffer, 1))));
+                    self.next = fds.pop();
+                    if let Some(inner) = self.inner.take() {
+                        self.ops = inner.labels;
+                    }
+                    return None;
+                }
                 child::TAG_ERROR => {
                     self.done = true;
                     return Some(Err(self.failed(word(&buffer, 1), word(&buffer, 2))));
@@ -278,16 +333,23 @@ impl Starting {
 
     /// The socket is closed: by exec, or by death before it.
     fn finished(&mut self) -> Result<Launched, LaunchError> {
+        if let Some(inner) = &mut self.inner {
+            return Err(LaunchError::Apptainer(crate::launch::nested::last_words(&mut inner.words)));
+        }
         let pidfd = self.pidfd.try_clone().map_err(|e| LaunchError::Resources {
             what: "duplicate a descriptor",
             errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
         })?;
+        let (inner, pidfd) = match self.main.take() {
+            Some((main, mount_ns)) => (Some(InnerProcess { pid: crate::procfs::pid_of(main.as_fd()), mount_ns }), main),
+            None => (None, pidfd),
+        };
         let io = match (self.master.take(), self.pipes.take()) {
             (Some(master), _) => Io::Pty { master },
             (None, Some(pipes)) => Io::Pipes { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr },
             (None, None) => return Err(LaunchError::Killed),
         };
-        Ok(Launched { pid: self.pid, pidfd, io })
+        Ok(Launched { pid: self.pid, inner, pidfd, io })
     }
 }
 
@@ -296,14 +358,12 @@ fn word(buffer: &[u8; child::MESSAGE], index: usize) -> u32 {
     buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-fn received_fd(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Option<OwnedFd> {
-    let mut found = None;
-    for control in message.cmsgs().ok()? {
+fn received_fds(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Vec<OwnedFd> {
+    let mut found = Vec::new();
+    for control in message.cmsgs().into_iter().flatten() {
         if let ControlMessageOwned::ScmRights(fds) = control {
-            for fd in fds {
-                // SAFETY: the kernel has just installed this descriptor for us, nobody else knows it.
-                found = Some(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
+            // SAFETY: the kernel has just installed these descriptors for us, nobody else knows them.
+            found.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
     found
@@ -320,6 +380,19 @@ pub(crate) struct Namespaces {
     pub(crate) user: bool,
     pub(crate) network: bool,
     pub(crate) host_name: bool,
+}
+
+/// As [`start`], of a program that ends in Apptainer, which runs the inner one.
+pub(crate) fn start_nested(
+    program: Program,
+    namespaces: Namespaces,
+    pipes: Option<Pipes>,
+    child_ends: Vec<OwnedFd>,
+    inner: Inner,
+) -> Result<Starting, LaunchError> {
+    let mut starting = start(program, namespaces, pipes, child_ends)?;
+    starting.inner = Some(inner);
+    Ok(starting)
 }
 
 /// Clones a child that runs the program. `child_ends` are closed in the parent.
@@ -355,7 +428,7 @@ pub(crate) fn start(
     drop(childs);
     drop(child_ends);
     let ops = program.ops.into_iter().map(|op| (op.step, op.label)).collect();
-    Ok(Starting { pid, pidfd, report, pipes, master: None, ops, done: false })
+    Ok(Starting { pid, pidfd, report, pipes, master: None, ops, done: false, inner: None, next: None, main: None })
 }
 
 enum Fork {

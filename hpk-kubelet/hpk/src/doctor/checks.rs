@@ -192,7 +192,7 @@ fn overlay() -> Finding {
         Ok(_) => Finding::warning(
             CHECK,
             "cannot be mounted",
-            "Linux 5.11 or later; without, containers start by nested Apptainer, about 0.1 s slower each",
+            "Linux 5.11 or later; without, containers start by a nested Apptainer, some 0.2 s slower each",
         ),
         Err(e) => Finding::warning(CHECK, format!("unshare: {e}"), "install util-linux to check"),
     }

@@ -23,6 +23,8 @@ use terminal::terminal;
 pub(crate) const TAG_ERROR: u32 = 1;
 /// A terminal's master travels with this message.
 pub(crate) const TAG_TERMINAL: u32 = 2;
+/// A nested container goes on with the socket that travels with this message, from the process whose pidfd comes second.
+pub(crate) const TAG_INNER: u32 = 3;
 /// Size of a message: tag, operation's index, errno, reserved.
 pub(crate) const MESSAGE: usize = 16;
 
@@ -233,9 +235,41 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             }
             Err(worst)
         }
+        OpKind::Unmount { path } => {
+            // SAFETY: a C string.
+            check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })?;
+            Ok(())
+        }
+        OpKind::Unlink { path } => {
+            // SAFETY: a C string.
+            check(unsafe { libc::unlink(path.as_ptr()) })?;
+            Ok(())
+        }
+        OpKind::Hold { slot, path } => {
+            let fd = open(path, libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+            store(slots, slot.0, fd)
+        }
+        OpKind::HandOver { slots: first, fds, report: to } => {
+            for (number, &fd) in (*first..).zip(slots.iter()) {
+                if fd >= 0 {
+                    duplicate(fd, number)?;
+                }
+            }
+            for &(from, to) in fds {
+                duplicate(from, to)?;
+            }
+            duplicate(report, *to)
+        }
         OpKind::WaitGo { fd, other } => wait_go(*fd, *other),
         OpKind::Exit => exit(0),
     }
+}
+
+/// The copy has no close-on-exec flag.
+fn duplicate(from: c_int, to: c_int) -> Outcome {
+    // SAFETY: plain system call.
+    check(unsafe { libc::dup2(from, to) })?;
+    Ok(())
 }
 
 fn store(slots: &mut [c_int], index: usize, fd: c_int) -> Outcome {

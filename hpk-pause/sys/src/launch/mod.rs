@@ -1,12 +1,14 @@
 //! How a container's main process comes to be.
 //!
 //! A [`LaunchSpec`] is a container with everything resolved; a [`Launcher`] makes a process of it. The native maker
-//! ([`native::Native`]) builds the container itself in the pod's user namespace.
+//! ([`native::Native`]) builds the container itself in the pod's user namespace; the nested one
+//! ([`nested::NestedApptainer`]) has Apptainer make the root file system, where the kernel has no overlay for users.
 //! Launchers keep nothing of a container: when its processes are gone, so are its mounts, and only its writable layer
 //! ([`Upper`]) remains, which the caller removes.
 
 mod compile;
 pub mod native;
+pub mod nested;
 mod node;
 
 pub(crate) use compile::compile_join;
@@ -14,8 +16,9 @@ pub(crate) use node::Node;
 pub use node::Places;
 
 pub use crate::program::Step;
-pub use crate::spawn::{FailureKind, Io, LaunchError, Launched, Starting};
+pub use crate::spawn::{FailureKind, InnerProcess, Io, LaunchError, Launched, Starting};
 pub use native::Native;
+pub use nested::NestedApptainer;
 
 use crate::caps::CapSet;
 use crate::seccomp::Filter;

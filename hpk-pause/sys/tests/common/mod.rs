@@ -22,7 +22,8 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let dir = tempfile::tempdir_in("/var/tmp").expect("a scratch folder");
+        let dir = tempfile::tempdir_in(std::env::var_os("HPK_SYS_SCRATCH").unwrap_or_else(|| "/var/tmp".into()))
+            .expect("a scratch folder");
         let rootfs = dir.path().join("rootfs");
         for folder in ["bin", "etc", "tmp", "root"] {
             fs::create_dir_all(rootfs.join(folder)).expect("an image folder");

@@ -8,21 +8,23 @@
 
 mod command;
 mod kernel_fs;
+mod nested;
 mod root;
 mod sources;
 
 pub(crate) use command::exec;
 use command::{DEFAULT_PATH, environment, rights, standard_io};
+pub(crate) use nested::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compile_nested};
 pub(crate) use root::overlay;
 
 use super::node::Node;
-use super::{LaunchSpec, Security};
+use super::{LaunchSpec, Mount, Security};
 use crate::ids::Ids;
 use crate::program::{OpKind, Program, Slot, Step};
 use crate::spawn::LaunchError;
 use kernel_fs::{dev, proc_and_sys};
 use root::root_file_system;
-use sources::{open_sources, ordered};
+use sources::{Sources, open_sources, ordered};
 use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -59,11 +61,24 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     }
     stdin_from_null(p, spec, io)?;
     let mut mounts = ordered(&spec.mounts);
-    let attached = open_sources(p, spec, node, &mut mounts)?;
+    let attached = open_sources(p, spec, node, &mut mounts, true)?;
     let targets: Vec<(Slot, String)> =
         attached.mounts.iter().zip(&mounts).map(|(slot, mount)| (*slot, mount.target.clone())).collect();
     root_file_system(p, spec, &targets)?;
-    dev(p, spec, node, &attached)?;
+    inside(p, spec, node, &mounts, &attached, io)?;
+    Ok(program)
+}
+
+/// From the new root to the command.
+fn inside(
+    p: &mut Program,
+    spec: &LaunchSpec,
+    node: &Node,
+    mounts: &[&Mount],
+    attached: &Sources,
+    io: Option<ChildIo>,
+) -> Result<(), LaunchError> {
+    dev(p, spec, node, attached)?;
     for (mount, slot) in mounts.iter().zip(&attached.mounts) {
         let fallback = mount.read_only && !node.mount_setattr;
         let kind = OpKind::Attach {
@@ -77,7 +92,7 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
         let target = c("devices", &file.target)?;
         p.push_optional(Step::Mount, &file.target, OpKind::Attach { slot: *slot, target, fallback_read_only: false });
     }
-    proc_and_sys(p, spec, node, &attached)?;
+    proc_and_sys(p, spec, node, attached)?;
     let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
     if working_dir != "/" {
         p.push(Step::WorkingDir, working_dir, OpKind::MkdirAll { path: c("workingDir", working_dir)?, mode: 0o755 });
@@ -100,8 +115,7 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
     p.push(Step::Process, "umask", OpKind::Umask(0o022));
     rights(p, &spec.security, node);
-    exec(p, &spec.argv, environment(spec, node))?;
-    Ok(program)
+    exec(p, &spec.argv, environment(spec, node))
 }
 
 /// securityContext against the ids that exist here.
@@ -186,7 +200,7 @@ mod tests {
     use super::root::overlay_escape;
     use super::sources::sub_path;
     use super::*;
-    use crate::launch::{Mount, Upper};
+    use crate::launch::Upper;
     use proptest::prelude::*;
     use std::path::Path;
 

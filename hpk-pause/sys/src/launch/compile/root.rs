@@ -8,7 +8,7 @@ use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOSUID};
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `:`, `,` and `\` mean something in overlay's options.
 pub(super) fn overlay_escape(path: &Path) -> Vec<u8> {
@@ -22,13 +22,8 @@ pub(super) fn overlay_escape(path: &Path) -> Vec<u8> {
     out
 }
 
-/// `targets`: mount points to come, absolute.
-pub(crate) fn overlay(
-    p: &mut Program,
-    rootfs: &Path,
-    upper: &Upper,
-    targets: &[(Slot, String)],
-) -> Result<CString, LaunchError> {
+/// Makes the folders of a writable layer, and the tmpfs that limits it: its upper and work folders.
+pub(super) fn layers(p: &mut Program, upper: &Upper) -> Result<(PathBuf, PathBuf), LaunchError> {
     let dir = match upper {
         Upper::Dir(dir) | Upper::Limited { dir, .. } => dir,
     };
@@ -49,6 +44,17 @@ pub(crate) fn overlay(
     for (path, mode) in [(&upper_dir, 0o755), (&work_dir, 0o700)] {
         p.push(Step::Upper, path.to_string_lossy(), OpKind::MkdirAll { path: c("upper", path)?, mode });
     }
+    Ok((upper_dir, work_dir))
+}
+
+/// `targets`: mount points to come, absolute.
+pub(crate) fn overlay(
+    p: &mut Program,
+    rootfs: &Path,
+    upper: &Upper,
+    targets: &[(Slot, String)],
+) -> Result<CString, LaunchError> {
+    let (upper_dir, work_dir) = layers(p, upper)?;
     let root = stage(p, targets)?;
     // volatile (5.10): the layer dies with the container, and without it the end of a container waits until all dirty data of
     // the scratch file system is on disk (150 ms and more on a busy node).

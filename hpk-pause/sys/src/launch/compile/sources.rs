@@ -31,6 +31,7 @@ pub(super) fn open_sources(
     spec: &LaunchSpec,
     node: &Node,
     mounts: &mut [&Mount],
+    with_proc: bool,
 ) -> Result<Sources, LaunchError> {
     let slots: Vec<Slot> = mounts.iter().map(|_| p.slot()).collect();
     // These keep their ties to the supervisor's mounts, so they are copied before the ties are cut.
@@ -65,10 +66,17 @@ pub(super) fn open_sources(
     if !spec.security.writable_sys && node.mount_setattr {
         p.push(Step::Sys, "/sys", OpKind::SetAttr { slot: sys, read_only: true, recursive: true, propagation: 0 });
     }
-    // A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
     let proc = p.slot();
-    p.push(Step::Proc, "/proc", OpKind::NewFs { slot: proc, fstype: c("proc", "proc")?, attributes: PROC_ATTRIBUTES });
+    if with_proc {
+        new_proc(p, proc)?;
+    }
     Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu })
+}
+
+/// A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
+pub(super) fn new_proc(p: &mut Program, slot: Slot) -> Result<(), LaunchError> {
+    p.push(Step::Proc, "/proc", OpKind::NewFs { slot, fstype: c("proc", "proc")?, attributes: PROC_ATTRIBUTES });
+    Ok(())
 }
 
 /// What the node may have lost since it was looked at.
