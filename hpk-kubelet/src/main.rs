@@ -19,7 +19,7 @@ use hpk_link::server::LinkServer;
 use hpk_server::{ServerConfig, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -152,7 +152,8 @@ async fn run(args: Args) -> Result<()> {
     hpk_server::start(api, server, backend)?;
     let controller = Controller::new(ctx, tx.clone(), seen);
     tokio::spawn(collect_images(images.clone(), images_home));
-    tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender));
+    let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
+    tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender, way_out));
     tokio::spawn(watch::links(link_events.links, tx.clone()));
     let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(tell_notices(heard, recorder));
@@ -163,6 +164,7 @@ async fn run(args: Args) -> Result<()> {
         pod_cidr: cluster.pod_cidr.clone(),
         node_ip: cluster.node_ip,
         notices,
+        outward,
         member: args.cluster.with_file_name("run").join("member-link.json"),
     }));
     tokio::spawn(watch::pods(client, cluster.node_name, tx));

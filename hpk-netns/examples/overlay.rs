@@ -41,8 +41,15 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
     // No shortcut between these: a folder of each one's own.
     let own = folder.join(pod.to_string());
     std::fs::create_dir_all(&own).unwrap();
-    let config =
-        Config { addresses: vec![pod], pod_range: vec![Cidr::parse(range).unwrap()], node_ip, folder: &own, plaintext };
+    let config = Config {
+        addresses: vec![pod],
+        pod_range: vec![Cidr::parse(range).unwrap()],
+        service_range: Vec::new(),
+        outward: None,
+        node_ip,
+        folder: &own,
+        plaintext,
+    };
     let datapath = Datapath::start(config, questions).unwrap();
     let socket = folder.join(format!("{pod}.sock"));
     let _ = std::fs::remove_file(&socket);

@@ -4,4 +4,5 @@ pub mod carry;
 pub mod datapath;
 pub mod member;
 pub mod network;
+mod outward;
 pub mod run;

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::datapath::{Cidr, Config, Datapath};
+use crate::outward::{NotHad, Outward};
 use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate};
 use hpk_api::net::{NetworkMode, TunAnswer, TunOffer};
 use hpk_api::plan::SandboxPlan;
@@ -72,10 +73,17 @@ pub(crate) struct Places<'a> {
 pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>) -> Network {
     let (ask, questions) = mpsc::channel(256);
     let node_ip = node_ip(places.pod, plan.network.host_ip);
-    let datapath = (plan.network.mode == NetworkMode::Overlay).then(|| {
+    let ranges = |text: &str| text.split(',').filter_map(|c| Cidr::parse(c.trim())).collect();
+    let overlay = plan.network.mode == NetworkMode::Overlay;
+    let outward = overlay.then(|| Outward::find(&plan.network.pod_ips, pod_mtu(node_ip), &plan.network.host_ports));
+    let (ask_outward, asked_outward) = mpsc::channel(1);
+    let tell = ask.clone();
+    let datapath = overlay.then(|| {
         let config = Config {
             addresses: plan.network.pod_ips.clone(),
-            pod_range: plan.network.pod_cidr.split(',').filter_map(|c| Cidr::parse(c.trim())).collect(),
+            pod_range: ranges(&plan.network.pod_cidr),
+            service_range: ranges(&plan.network.service_cidr),
+            outward: outward.as_ref().is_some_and(Outward::exists).then_some(ask_outward),
             node_ip,
             folder: places.net,
             plaintext: plan.network.plaintext,
@@ -92,6 +100,7 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
         pod_ips: plan.network.pod_ips.clone(),
+        outward: outward.as_ref().map(Outward::exists),
     };
     let mtu = running.map(|_| pod_mtu(node_ip));
     let config = ClientConfig {
@@ -100,8 +109,10 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
+    let outside = outward.map(|outward| Outside { outward, asked: asked_outward, tell, login: plan.network.host_ip });
     let leave = CancellationToken::new();
-    let task = tokio::spawn(serve(config, datapath, listener, carriers, questions, node_ip, leave.clone()));
+    let link = LinkParts { config, carriers, questions, leave: leave.clone() };
+    let task = tokio::spawn(serve(link, datapath, listener, node_ip, outside));
     Network { mtu, leave, task: AbortOnDropHandle::new(task) }
 }
 
@@ -123,15 +134,25 @@ fn carriers(places: &Places<'_>) -> Option<UnixListener> {
     listener.ok()
 }
 
-async fn serve(
+/// What the link to the kubelet is made of.
+struct LinkParts {
     config: ClientConfig,
+    /// Streams that somebody else has dialled.
+    carriers: Option<UnixListener>,
+    /// For the kubelet.
+    questions: mpsc::Receiver<NetQuestion>,
+    /// Cancelled when the pod is over.
+    leave: CancellationToken,
+}
+
+async fn serve(
+    link: LinkParts,
     datapath: Option<Result<Datapath, NetworkError>>,
     listener: Result<UnixListener, NetworkError>,
-    carriers: Option<UnixListener>,
-    questions: mpsc::Receiver<NetQuestion>,
     node_ip: IpAddr,
-    leave: CancellationToken,
+    mut outside: Option<Outside>,
 ) {
+    let LinkParts { config, carriers, questions, leave } = link;
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
@@ -178,10 +199,19 @@ async fn serve(
                     }
                 }
             },
+            Some(()) = asked(outside.as_mut()) => {
+                if let (Some(outside), Some(Ok(datapath))) = (&mut outside, &datapath) {
+                    outside.start(datapath);
+                }
+            }
             Some((offer, fd, stream)) = offers.recv() => {
                 let answer = match (&datapath, fd) {
                     (Some(Ok(datapath)), Some(fd)) => {
                         datapath.attach(fd, offer.vnet_hdr);
+                        if let Some(outside) = outside.as_mut().filter(|o| o.outward.has_ports()) {
+                            outside.open_ports(node_ip);
+                            outside.start(datapath);
+                        }
                         TunAnswer::Ready { node: node.clone(), node_ip: Some(node_ip) }
                     }
                     (Some(Err(error)), _) => TunAnswer::Failed { message: error.to_string() },
@@ -192,6 +222,43 @@ async fn serve(
                 tokio::spawn(answer_offer(stream, answer, synced.clone(), wait));
             }
         }
+    }
+}
+
+/// The pod's way out of the cluster, and who asks for it.
+struct Outside {
+    outward: Outward,
+    asked: mpsc::Receiver<()>,
+    /// To the kubelet.
+    tell: mpsc::Sender<NetQuestion>,
+    /// The Node's address.
+    login: Option<IpAddr>,
+}
+
+impl Outside {
+    fn start(&mut self, datapath: &Datapath) {
+        let way = self.outward.start();
+        if let Err(error) = &way {
+            eprintln!("hpk-netns: no way out of the cluster: {error}");
+        }
+        datapath.outward(way.ok());
+    }
+
+    /// Those that cannot be had are told to the kubelet.
+    fn open_ports(&mut self, node_ip: IpAddr) {
+        for NotHad { port, at, message } in self.outward.check_ports(node_ip, self.login) {
+            eprintln!("hpk-netns: host port {}: {message}", port.host_port);
+            let question = NetQuestion::NotListening { service: None, at, protocol: port.protocol, message };
+            let _ = self.tell.try_send(question);
+        }
+    }
+}
+
+/// Never, without an outside.
+async fn asked(outside: Option<&mut Outside>) -> Option<()> {
+    match outside {
+        Some(outside) => outside.asked.recv().await,
+        None => std::future::pending().await,
     }
 }
 

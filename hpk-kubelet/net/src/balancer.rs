@@ -65,13 +65,30 @@ impl Balancer {
         }
     }
 
-    /// What the member says that is no question.
-    pub(crate) fn heard(&self, world: &World, question: &NetQuestion) {
+    /// What the member, or the pod `uid`, says that is no question.
+    pub(crate) fn heard(&self, world: &World, uid: &str, question: &NetQuestion) {
         let NetQuestion::NotListening { service, at, protocol, message } = question else { return };
-        tracing::warn!(%service, %at, ?protocol, %message, "no listener");
-        if let Some(service) = world.known_service(service) {
-            let protocol = format!("{protocol:?}").to_uppercase();
-            self.tell(service, true, "PortNotAvailable", format!("{protocol} {at}: {message}"));
+        tracing::warn!(?service, uid, %at, ?protocol, %message, "no listener");
+        let message = format!("{} {at}: {message}", format!("{protocol:?}").to_uppercase());
+        match service {
+            Some(key) => {
+                if let Some(service) = world.known_service(key) {
+                    self.tell(service, true, "PortNotAvailable", message);
+                }
+            }
+            None => {
+                if let Some(pod) = world.known_pod(uid) {
+                    let about = ObjectReference {
+                        api_version: Some("v1".to_owned()),
+                        kind: Some("Pod".to_owned()),
+                        name: Some(pod.name.clone()),
+                        namespace: Some(pod.namespace.clone()),
+                        uid: Some(uid.to_owned()),
+                        ..ObjectReference::default()
+                    };
+                    let _ = self.notices.send(Notice { about, warning: true, reason: "HostPortNotAvailable", message });
+                }
+            }
         }
     }
 

@@ -18,6 +18,8 @@ pub type Labels = BTreeMap<String, String>;
 pub struct PodInfo {
     /// Its namespace.
     pub namespace: String,
+    /// Its name.
+    pub name: String,
     /// Its labels.
     pub labels: Labels,
     /// Its addresses.
@@ -199,6 +201,7 @@ mod tests {
     fn world() -> (BTreeMap<String, PodInfo>, BTreeMap<String, Labels>) {
         let pod = |namespace: &str, l: &str, ip: &str| PodInfo {
             namespace: namespace.into(),
+            name: String::new(),
             labels: labels(l),
             ips: vec![ip.parse().unwrap()],
             ports: vec![("web".into(), Protocol::Tcp, 8080)],

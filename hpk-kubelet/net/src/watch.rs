@@ -14,13 +14,13 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How long changes of pods and policies are gathered before policies are compiled anew.
 const GATHER: Duration = Duration::from_millis(50);
@@ -43,6 +43,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// What users should hear.
     pub notices: mpsc::UnboundedSender<Notice>,
+    /// Which compute nodes have a way out of the cluster, as pods' links say.
+    pub outward: watch::Sender<BTreeMap<String, bool>>,
     /// Where the control plane's member finds its link's credentials (`HPK_HOME/run/member-link.json`).
     pub member: PathBuf,
 }
@@ -57,7 +59,7 @@ enum Change {
 
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
-    let Config { client, links, mut events, pod_cidr, node_ip, notices, member } = config;
+    let Config { client, links, mut events, pod_cidr, node_ip, notices, outward, member } = config;
     match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
         Ok(()) => {}
         Err(error) => {
@@ -83,8 +85,14 @@ pub async fn run(config: Config) {
         let pushes = tokio::select! {
             event = events.recv() => match event {
                 Some(event) => {
-                    if let NetEvent::Asked { question, .. } = &event {
-                        balancer.heard(&world, question);
+                    match &event {
+                        NetEvent::Asked { uid, question } => balancer.heard(&world, uid, question),
+                        NetEvent::Up { hello } => {
+                            if let Some(has) = hello.outward {
+                                outward.send_if_modified(|nodes| nodes.insert(hello.node.clone(), has) != Some(has));
+                            }
+                        }
+                        _ => {}
                     }
                     on_link(&mut world, &event)
                 }
@@ -191,7 +199,8 @@ fn pod_info(pod: &Pod) -> PodInfo {
     let ports = containers.flat_map(|c| c.ports.iter().flatten()).filter_map(|p| {
         Some((p.name.clone()?, services::protocol(p.protocol.as_deref())?, u16::try_from(p.container_port).ok()?))
     });
-    PodInfo { namespace: pod.namespace().unwrap_or_default(), labels, ips, ports: ports.collect() }
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    PodInfo { namespace, name, labels, ips, ports: ports.collect() }
 }
 
 /// Additions and deletions of one kind, for ever; what vanished while a watch was broken counts as deleted.

@@ -180,6 +180,12 @@ impl World {
         NetUpdate::Listeners(self.listeners.values().flatten().cloned().collect())
     }
 
+    /// A pod as it was last seen.
+    #[must_use]
+    pub fn known_pod(&self, uid: &str) -> Option<&PodInfo> {
+        self.pods.get(uid)
+    }
+
     /// A Service as it was last seen.
     #[must_use]
     pub fn known_service(&self, key: &str) -> Option<&Service> {
@@ -357,6 +363,7 @@ mod tests {
             datapath: Some(([10, 77, 0, 11], port).into()),
             public_key: Some(key.into()),
             pod_ips: vec![ip.parse().unwrap()],
+            outward: None,
         }
     }
 

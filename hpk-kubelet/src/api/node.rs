@@ -81,6 +81,7 @@ pub async fn keep(
     slurm: Slurm,
     images: ImageStore,
     facts: watch::Sender<NodeFacts>,
+    way_out: watch::Receiver<BTreeMap<String, bool>>,
 ) {
     tokio::spawn(keep_lease(client.clone(), cluster.node_name.clone()));
     let nodes: Api<Node> = Api::all(client);
@@ -104,7 +105,8 @@ pub async fn keep(
             }
         }
         let stored = images.list().unwrap_or_default();
-        let body = status(&cluster, &facts.borrow().clone(), &system, &stored, posted.as_ref());
+        let body =
+            status(&cluster, &facts.borrow().clone(), &system, &stored, &way_out.borrow().clone(), posted.as_ref());
         let same = posted.as_ref().is_some_and(|old| same_but_times(old, &body));
         if same && posted_at.elapsed() < REPORT {
             continue;
@@ -201,6 +203,7 @@ fn status(
     facts: &NodeFacts,
     system: &SystemInfo,
     images: &[StoredImage],
+    way_out: &BTreeMap<String, bool>,
     posted: Option<&NodeStatus>,
 ) -> Value {
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
@@ -228,6 +231,7 @@ fn status(
             json!({"names": names, "sizeBytes": i.size})
         })
         .collect();
+    let (outward, reason, message) = outward(way_out);
     json!({
         "capacity": facts.resources(),
         "allocatable": facts.resources(),
@@ -239,6 +243,7 @@ fn status(
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
             condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            condition("OutwardNetwork", outward, reason, &message),
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": cluster.kubelet_addr.port()}},
@@ -259,6 +264,23 @@ fn status(
         },
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
     })
+}
+
+/// Whether pods reach addresses outside of the cluster: status, reason and message of the condition. `nodes`: the
+/// compute nodes that pods ran on.
+fn outward(nodes: &BTreeMap<String, bool>) -> (&'static str, &'static str, String) {
+    let without: Vec<&str> = nodes.iter().filter(|(_, has)| !**has).map(|(node, _)| node.as_str()).collect();
+    if nodes.is_empty() {
+        ("Unknown", "NoPodYet", "known when a pod has run".to_owned())
+    } else if without.is_empty() {
+        ("True", "UserModeStack", "pods reach addresses outside of the cluster".to_owned())
+    } else {
+        let message = format!(
+            "pods on {} reach no address outside of the cluster: neither passt nor slirp4netns is in PATH there",
+            without.join(", ")
+        );
+        ("False", "NoUserModeStack", message)
+    }
 }
 
 /// Lease of 40 s, renewed every 10 s.
@@ -308,5 +330,19 @@ pub async fn delete_pod(pods: &Api<k8s_openapi::api::core::v1::Pod>, name: &str,
         // Gone, or another pod of the same name.
         Err(Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outward;
+
+    #[test]
+    fn the_way_out_is_said_with_the_nodes_that_have_none() {
+        let of = |nodes: &[(&str, bool)]| outward(&nodes.iter().map(|(n, has)| ((*n).to_owned(), *has)).collect());
+        assert_eq!(of(&[]).0, "Unknown");
+        assert_eq!(of(&[("c1", true)]).0, "True");
+        let (status, _, message) = of(&[("c1", true), ("c2", false)]);
+        assert!(status == "False" && message.contains("on c2 "), "{message}");
     }
 }

@@ -9,7 +9,7 @@ use crate::render::resolv::Resolv;
 use crate::slurm::client::Client as Slurm;
 use crate::slurm::request::Defaults;
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::net::{NetworkMode, NetworkPlan};
+use hpk_api::net::{HostPort, NetworkMode, NetworkPlan};
 use hpk_api::plan::Settings;
 use hpk_images::ImageStore;
 use hpk_link::server::LinkServer;
@@ -49,6 +49,21 @@ pub struct Context {
     pub settings: Arc<Settings>,
 }
 
+/// Ports of the compute node that a pod asks for.
+fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let ports = containers.flat_map(|c| c.ports.iter().flatten()).filter_map(|p| {
+        Some(HostPort {
+            protocol: hpk_netfacts::services::protocol(p.protocol.as_deref())?,
+            host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+            host_port: p.host_port.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0)?,
+            container_port: u16::try_from(p.container_port).ok()?,
+        })
+    });
+    ports.collect()
+}
+
 impl Context {
     /// A pod's folder.
     #[must_use]
@@ -68,6 +83,7 @@ impl Context {
             mtu: 0,
             cni_network: None,
             plaintext: false,
+            host_ports: if mode == NetworkMode::Overlay { host_ports(pod) } else { Vec::new() },
             host_ip: Some(self.cluster.node_ip),
         }
     }

@@ -14,7 +14,6 @@ use crate::render::atomic;
 use crate::render::sources::Versions;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
-use hpk_api::net::NetworkMode;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -67,7 +66,7 @@ fn retry(memory: &mut Memory) -> Option<Duration> {
 pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mut Memory) -> Result<Ready, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let network = ctx.network(pod, &record.pod_ips);
-    let list = unsupported(pod, network.mode == NetworkMode::Host);
+    let list = unsupported(pod, network.mode);
     if !memory.told {
         for item in &list {
             tell(Note::warning("Unsupported", item.message()));
@@ -284,7 +283,7 @@ pub async fn refresh(
     }
     for added in &update.ephemeral_containers {
         let path = format!("spec.ephemeralContainers[{}]", added.name);
-        for item in unsupported(pod, network.mode == NetworkMode::Host).iter().filter(|u| u.field.starts_with(&path)) {
+        for item in unsupported(pod, network.mode).iter().filter(|u| u.field.starts_with(&path)) {
             ctx.recorder.pod(pod, Note::warning("Unsupported", item.message()));
         }
     }

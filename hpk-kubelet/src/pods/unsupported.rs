@@ -6,6 +6,7 @@
 use super::launcher;
 use super::plan::as_container;
 use crate::slurm::flags;
+use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
 use std::borrow::Cow;
 
@@ -31,7 +32,7 @@ impl Unsupported {
 
 /// Everything in the pod that HPK does not carry out.
 #[must_use]
-pub fn unsupported(pod: &Pod, host_network: bool) -> Vec<Unsupported> {
+pub fn unsupported(pod: &Pod, network: NetworkMode) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
@@ -51,7 +52,7 @@ pub fn unsupported(pod: &Pod, host_network: bool) -> Vec<Unsupported> {
         volume_fields(volume, &mut tell);
     }
     for (path, container) in containers(spec) {
-        container_fields(&path, &container, host_network, &mut tell);
+        container_fields(&path, &container, network, &mut tell);
     }
     list
 }
@@ -197,15 +198,16 @@ fn volume_kind(volume: &Volume) -> String {
 fn container_fields(
     path: &str,
     container: &Container,
-    host_network: bool,
+    network: NetworkMode,
     tell: &mut impl FnMut(bool, String, &'static str),
 ) {
     let field = |name: &str| format!("spec.{path}.{name}");
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         tell(true, field("volumeDevices"), "block devices belong to the node's administrator");
     }
-    if !host_network && container.ports.iter().flatten().any(|p| p.host_port.is_some_and(|n| n > 0)) {
-        tell(false, field("ports.hostPort"), "use a Service, or hostNetwork");
+    let has_host_port = || container.ports.iter().flatten().any(|p| p.host_port.is_some_and(|n| n > 0));
+    if network == NetworkMode::Cni && has_host_port() {
+        tell(false, field("ports.hostPort"), "chain the portmap plug-in to the site's network, or use a Service");
     }
     for mount in container.volume_mounts.iter().flatten() {
         if mount.mount_propagation.as_deref() == Some("Bidirectional") {
@@ -301,7 +303,7 @@ mod tests {
                 "volumeMounts": [{"name": "e", "mountPath": "/e", "mountPropagation": "Bidirectional"}]}]}}),
         )
         .expect("pod");
-        let found = unsupported(&pod, false);
+        let found = unsupported(&pod, NetworkMode::Cni);
         let fields: Vec<_> = found.iter().map(|u| (u.field.as_str(), u.fatal)).collect();
         assert_eq!(
             fields,
@@ -313,6 +315,7 @@ mod tests {
                 ("spec.containers[c].volumeMounts[/e].mountPropagation", false),
             ]
         );
-        assert!(unsupported(&Pod::default(), false).is_empty());
+        assert_eq!(unsupported(&pod, NetworkMode::Overlay).len(), found.len() - 1, "carried there");
+        assert!(unsupported(&Pod::default(), NetworkMode::Overlay).is_empty());
     }
 }

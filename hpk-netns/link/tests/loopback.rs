@@ -55,6 +55,7 @@ fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Opti
         datapath: None,
         public_key: None,
         pod_ips: Vec::new(),
+        outward: None,
     };
     let (events_in, events) = mpsc::channel(64);
     let (questions, asked) = mpsc::channel(64);

@@ -4,6 +4,7 @@
 use super::batch::Batch;
 use super::coalesce::Coalescer;
 use super::keys::PublicKey;
+use super::outward::{self, Offered, Way};
 use super::packet::{self, View};
 use super::peers::{Lookup, Peers};
 use super::pipeline::{Outbound, Pipeline};
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Fresh,
     /// The pod's TUN.
     Tun { fd: OwnedFd, vnet_hdr: bool },
+    /// The way out of the cluster that was asked for.
+    Outward(Option<Way>),
     /// End the thread.
     Stop,
 }
@@ -58,6 +61,10 @@ pub(crate) struct Setup {
     pub(crate) addresses: Vec<IpAddr>,
     /// Addresses that pods have.
     pub(crate) pod_range: Vec<Cidr>,
+    /// Addresses that services have.
+    pub(crate) service_range: Vec<Cidr>,
+    /// Where a way out of the cluster is asked for.
+    pub(crate) outward: Option<tokio::sync::mpsc::Sender<()>>,
     pub(crate) udp: UdpPort,
     pub(crate) local: Option<LocalPort>,
     /// Folder of the local sockets.
@@ -80,6 +87,9 @@ struct Counters {
 pub(crate) struct Engine {
     pipeline: Pipeline,
     pod_range: Vec<Cidr>,
+    service_range: Vec<Cidr>,
+    ask_outward: Option<tokio::sync::mpsc::Sender<()>>,
+    outward: outward::State,
     tun: Option<OwnedFd>,
     vnet: bool,
     udp: UdpPort,
@@ -109,6 +119,9 @@ impl Engine {
         Self {
             pipeline: Pipeline::new(setup.addresses, setup.seed),
             pod_range: setup.pod_range,
+            service_range: setup.service_range,
+            ask_outward: setup.outward,
+            outward: outward::State::default(),
             tun: None,
             vnet: true,
             own: setup.udp.address().ok(),
@@ -151,6 +164,9 @@ impl Engine {
             if ready.local {
                 self.take_from_neighbours(&mut frame);
             }
+            if ready.outward {
+                self.take_from_outside(&mut plain);
+            }
             if self.now.duration_since(self.ticked) >= TICK {
                 self.tick(&mut plain);
             }
@@ -165,7 +181,7 @@ impl Engine {
         } else {
             PollTimeout::NONE
         };
-        let mut fds = Vec::with_capacity(4);
+        let mut fds = Vec::with_capacity(5);
         fds.push(PollFd::new(self.wake.as_fd(), PollFlags::POLLIN));
         fds.push(PollFd::new(self.udp.as_fd(), PollFlags::POLLIN));
         // A negative descriptor cannot be expressed: absent ones are left out, and their places remembered.
@@ -177,12 +193,26 @@ impl Engine {
             fds.push(PollFd::new(local.as_fd(), PollFlags::POLLIN));
             fds.len() - 1
         });
+        let outward = match &self.outward {
+            outward::State::Open(link) => {
+                let full = if link.is_full() { PollFlags::POLLOUT } else { PollFlags::empty() };
+                fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN | full));
+                Some(fds.len() - 1)
+            }
+            _ => None,
+        };
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return None,
         }
         let is = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
-        Some(Ready { commands: is(0), udp: is(1), tun: tun.is_some_and(is), local: local.is_some_and(is) })
+        Some(Ready {
+            commands: is(0),
+            udp: is(1),
+            tun: tun.is_some_and(is),
+            local: local.is_some_and(is),
+            outward: outward.is_some_and(is),
+        })
     }
 
     /// Seconds since the start, for the pure parts.
@@ -203,6 +233,7 @@ impl Engine {
             match self.commands.try_recv() {
                 Ok(Command::Tun { fd, vnet_hdr }) => (self.tun, self.vnet) = (Some(fd), vnet_hdr),
                 Ok(Command::Fresh) => self.told.clear(),
+                Ok(Command::Outward(way)) => self.open_outward(way),
                 Ok(Command::Fact(fact)) => self.learn(fact, scratch),
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
@@ -289,8 +320,7 @@ impl Engine {
             Outbound::Loop => self.write_frame(frame),
             Outbound::Send(ip) => {
                 if !self.pod_range.iter().any(|range| range.contains(ip)) {
-                    // No way out of the pod network in the datapath: say so.
-                    return self.answer_refusal(bytes, &view);
+                    return self.out_of_cluster(ip, frame);
                 }
                 match self.peers.lookup(ip, frame, self.now) {
                     Lookup::Peer(index) => self.send_frame(index, frame, scratch),
@@ -308,6 +338,86 @@ impl Engine {
             frame.extend_from_slice(&answer);
             self.write_frame(&frame);
         }
+    }
+
+    // ---- to and from the world
+
+    /// A frame for an address that is no pod's.
+    fn out_of_cluster(&mut self, ip: IpAddr, frame: &[u8]) {
+        if self.ask_outward.is_none() || self.service_range.iter().any(|range| range.contains(ip)) {
+            return self.no_way(frame);
+        }
+        match self.outward.offer(frame, self.now) {
+            Offered::Send => self.send_outward(frame),
+            Offered::Wait { ask: true } => {
+                if let Some(ask) = &self.ask_outward {
+                    // Full: asked already.
+                    let _ = ask.try_send(());
+                }
+            }
+            Offered::Wait { ask: false } => {}
+            Offered::Refuse => self.no_way(frame),
+        }
+    }
+
+    fn no_way(&mut self, frame: &[u8]) {
+        self.counters.refused += 1;
+        let Some(bytes) = frame.get(vnet::LEN..) else { return };
+        let Some(view) = packet::parse(bytes) else { return };
+        if let Some(answer) = refuse::no_way(bytes, &view) {
+            let mut frame = vec![0; vnet::LEN];
+            frame.extend_from_slice(&answer);
+            self.write_frame(&frame);
+        }
+    }
+
+    fn open_outward(&mut self, way: Option<Way>) {
+        for frame in self.outward.answered(way, self.now) {
+            match self.outward {
+                outward::State::Open(_) => self.send_outward(&frame),
+                _ => self.no_way(&frame),
+            }
+        }
+    }
+
+    /// Cut and with checksums: behind the stack are others than datapaths.
+    fn send_outward(&mut self, frame: &[u8]) {
+        let Some((header, bytes)) = Header::decode(frame) else { return };
+        let Some(view) = packet::parse(bytes) else { return };
+        let Some(link) = self.outward.link() else { return };
+        let mut piece = std::mem::take(&mut self.piece);
+        let mut segments = Segments::new(bytes, &view, &header);
+        let mut alive = true;
+        while alive && segments.write_next(&mut piece) {
+            if let Some(view) = packet::parse(&piece) {
+                packet::complete(&mut piece, &view);
+            }
+            alive = link.send(&piece);
+        }
+        self.piece = piece;
+        if !alive {
+            self.outward = outward::State::shut(self.now);
+        }
+    }
+
+    fn take_from_outside(&mut self, plain: &mut [u8]) {
+        for _ in 0..TURN {
+            let Some(link) = self.outward.link() else { return };
+            let alive = link.flush() && link.receive();
+            if !alive {
+                self.outward = outward::State::shut(self.now);
+                break;
+            }
+            let mut any = false;
+            while let Some(len) = self.outward.link().and_then(|link| link.next(plain)) {
+                any = true;
+                self.deliver(len, plain);
+            }
+            if !any {
+                break;
+            }
+        }
+        self.flush_tun();
     }
 
     /// A frame (virtio header and packet) to a peer.
@@ -588,6 +698,7 @@ struct Ready {
     udp: bool,
     tun: bool,
     local: bool,
+    outward: bool,
 }
 
 /// The peer whose session a receiver index names (boringtun counts sessions in the low byte).

@@ -4,6 +4,9 @@
 //!   pod's TUN ─▶ engine ─▶ pipeline (services, connections, policy) ─▶ cut ─▶ WireGuard ─▶ UDP, many at once
 //!   pod's TUN ◀─ engine ◀─ join ◀─ pipeline ◀──────────────────────────── WireGuard ◀─ UDP, many at once
 //! ```
+//! What is neither a pod's nor a service's goes to a user-mode network stack on the node ([`outward`]), after the same
+//! services and policy.
+//!
 //! One thread of its own ([`engine`]) owns all state; everything that decides is pure and tested by properties.
 //!
 //! Between datapaths transport checksums are not kept: encryption vouches for the bytes between two TUNs, so the
@@ -14,6 +17,7 @@ mod checksum;
 mod coalesce;
 mod engine;
 mod keys;
+mod outward;
 mod packet;
 mod peers;
 mod pipeline;
@@ -34,6 +38,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
+pub use outward::{Framing, Way};
 pub use policy::Cidr;
 
 /// What a datapath is made for.
@@ -47,6 +52,11 @@ pub struct Config<'a> {
     pub node_ip: IpAddr,
     /// Our user's folder on this node, for packets between its pods.
     pub folder: &'a Path,
+    /// Ranges of services' addresses: what is none is nobody's, and never the world's.
+    pub service_range: Vec<Cidr>,
+    /// Asked once for each time that a way out of the cluster is needed: answered by [`Datapath::outward`]. None: there
+    /// is none.
+    pub outward: Option<tokio::sync::mpsc::Sender<()>>,
     /// No encryption.
     pub plaintext: bool,
 }
@@ -76,6 +86,8 @@ impl Datapath {
         let setup = Setup {
             addresses: config.addresses,
             pod_range: config.pod_range,
+            service_range: config.service_range,
+            outward: config.outward,
             udp,
             local,
             folder: config.folder.to_path_buf(),
@@ -95,6 +107,11 @@ impl Datapath {
     /// Packets flow from and to this TUN from now on.
     pub fn attach(&self, fd: OwnedFd, vnet_hdr: bool) {
         self.send(engine::Command::Tun { fd, vnet_hdr });
+    }
+
+    /// The way out of the cluster; None: there is none.
+    pub fn outward(&self, way: Option<Way>) {
+        self.send(engine::Command::Outward(way));
     }
 
     /// The link came up: all facts will be told again.

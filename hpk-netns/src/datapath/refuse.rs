@@ -11,8 +11,33 @@ pub(crate) fn refuse(original: &[u8], view: &View) -> Option<Vec<u8>> {
     }
     match view.protocol {
         proto::TCP => reset(original, view),
-        proto::UDP | proto::SCTP => unreachable(original, view),
+        proto::UDP | proto::SCTP => unreachable(original, view, Why::Port),
         _ => None,
+    }
+}
+
+/// The answer to a packet that no way leads on from here.
+pub(crate) fn no_way(original: &[u8], view: &View) -> Option<Vec<u8>> {
+    match (view.fragment, view.protocol) {
+        (Fragment::Later, _) => None,
+        (_, proto::TCP | proto::UDP | proto::SCTP) => unreachable(original, view, Why::Network),
+        _ => None,
+    }
+}
+
+/// What is unreachable: RFC 792 type 3, RFC 4443 type 1.
+#[derive(Clone, Copy)]
+enum Why {
+    Network,
+    Port,
+}
+
+impl Why {
+    fn codes(self) -> (u8, u8) {
+        match self {
+            Self::Network => (0, 0),
+            Self::Port => (3, 4),
+        }
     }
 }
 
@@ -43,15 +68,15 @@ fn reset(original: &[u8], view: &View) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// RFC 792 type 3 code 3; RFC 4443 type 1 code 4.
-fn unreachable(original: &[u8], view: &View) -> Option<Vec<u8>> {
+fn unreachable(original: &[u8], view: &View, why: Why) -> Option<Vec<u8>> {
+    let (code4, code6) = why.codes();
     let v4 = view.src.is_ipv4();
     // As much of the original as fits without fragmentation anywhere; its headers at least.
     let quoted = original.get(..view.total.min(if v4 { 548 } else { 1200 }))?;
     let protocol = if v4 { proto::ICMP } else { proto::ICMPV6 };
     let mut out = ip_header(view, protocol, 8 + quoted.len())?;
     let start = out.len();
-    out.extend(if v4 { [3, 3, 0, 0] } else { [1, 4, 0, 0] });
+    out.extend(if v4 { [3, code4, 0, 0] } else { [1, code6, 0, 0] });
     out.extend([0; 4]);
     out.extend_from_slice(quoted);
     let covered = out.get(start..)?;
@@ -127,6 +152,7 @@ mod tests {
         let ask = build("10.0.0.1:40000".parse().unwrap(), "10.96.0.10:53".parse().unwrap(), proto::UDP, 0, b"query");
         let answer = refuse(&ask, &parse(&ask).unwrap()).unwrap();
         assert_eq!(answer[20..22], [3, 3]);
+        assert_eq!(no_way(&ask, &parse(&ask).unwrap()).unwrap()[20..22], [3, 0]);
         assert_eq!(Sum::default().bytes(&answer[20..]).folded(), 0xffff);
         assert_eq!(answer[28..], ask[..]);
         let ask6 = build("[fd00::1]:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap(), proto::UDP, 0, b"query");

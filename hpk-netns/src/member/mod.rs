@@ -14,6 +14,8 @@ mod listen;
 mod relay;
 mod spread;
 
+pub(crate) use listen::explain as explain_bind;
+
 use crate::datapath::{Cidr, Config, Datapath};
 use crate::network::{pod_mtu, receive_offer};
 use crate::run::member_folders;
@@ -131,8 +133,15 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let offers = bind(&folder.join("netns.sock"))?;
     let (questions, asked) = mpsc::channel(256);
     let mut listeners = listen::Listeners::new(helper.clone(), questions.clone());
-    let config =
-        Config { addresses: vec![ip], pod_range: vec![pods], node_ip: cluster.node_ip, folder: &net, plaintext: false };
+    let config = Config {
+        addresses: vec![ip],
+        pod_range: vec![pods],
+        service_range: Vec::new(),
+        outward: None,
+        node_ip: cluster.node_ip,
+        folder: &net,
+        plaintext: false,
+    };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child =
         start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
@@ -160,6 +169,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         datapath: Some(datapath.endpoint),
         public_key: datapath.public_key.clone(),
         pod_ips: vec![ip],
+        outward: None,
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);

@@ -56,6 +56,9 @@ pub struct Hello {
     /// The pod's addresses, when the network is an overlay.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// Whether this node has a program that leads out of the cluster; None: not looked for.
+    #[serde(default)]
+    pub outward: Option<bool>,
 }
 
 /// The link of the control plane's member of the pod network: in place of a pod's UID.
@@ -91,10 +94,10 @@ pub enum NetQuestion {
         /// Public key, base64.
         public_key: String,
     },
-    /// No question: the control plane's member cannot listen for a service.
+    /// No question: somebody cannot listen, the control plane's member for a service, a pod for its host port.
     NotListening {
-        /// [`Listener::service`].
-        service: String,
+        /// [`Listener::service`]; None: the pod's own.
+        service: Option<String>,
         /// Where it should have listened.
         at: SocketAddr,
         /// TCP or UDP.

@@ -39,9 +39,26 @@ pub struct NetworkPlan {
     /// Overlay packets between nodes are not encrypted: only for a network that nobody else can send into.
     #[serde(default)]
     pub plaintext: bool,
+    /// Ports of the compute node that lead to the pod (hostPort); empty for the node's own network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
     /// Address of the Node object (status.hostIP).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
+}
+
+/// A container port's hostPort.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// TCP or UDP.
+    pub protocol: crate::link::Protocol,
+    /// Address of the node; None: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// Port of the node.
+    pub host_port: u16,
+    /// Port of the pod.
+    pub container_port: u16,
 }
 
 /// What the supervisor sends to hpk-netns over `netns.sock` once its namespace stands; for
