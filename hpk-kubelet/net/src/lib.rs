@@ -14,6 +14,7 @@ pub mod policies;
 pub mod range;
 pub mod relays;
 pub mod services;
+pub mod stand_ins;
 mod watch;
 pub mod world;
 

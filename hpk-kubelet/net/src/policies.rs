@@ -148,7 +148,7 @@ fn select<'a>(
         .collect()
 }
 
-fn single(ip: IpAddr) -> PolicyPeer {
+pub(crate) fn single(ip: IpAddr) -> PolicyPeer {
     PolicyPeer { cidr: format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 }), except: Vec::new() }
 }
 

@@ -50,6 +50,12 @@ impl Relays {
             .collect()
     }
 
+    /// Where one listens: the member's address, its port.
+    #[must_use]
+    pub fn place(&self, relay: &Relay) -> SocketAddr {
+        SocketAddr::new(self.member, relay.port)
+    }
+
     /// Keeps those that still stand for something.
     pub fn retain(&mut self, used: impl Fn(Protocol, SocketAddr) -> bool) {
         let member = self.member;

@@ -100,13 +100,14 @@ pub async fn run(config: Config) {
             },
             Some(change) = changes.next() => {
                 let policies = !matches!(change, Change::Service(..) | Change::Slice(..));
-                if policies && compile_at.is_none() {
-                    compile_at = Some(tokio::time::Instant::now() + GATHER);
-                }
                 if let Change::Service(service, live) = &change {
                     balancer.service(service, *live);
                 }
-                on_change(&mut world, change)
+                let pushes = on_change(&mut world, change);
+                if (policies || world.policies_due()) && compile_at.is_none() {
+                    compile_at = Some(tokio::time::Instant::now() + GATHER);
+                }
+                pushes
             }
             () = tokio::time::sleep_until(due), if compile_at.is_some() => {
                 compile_at = None;

@@ -7,6 +7,7 @@ use crate::policies::{self, Cluster, Labels, PodInfo};
 use crate::range::Range;
 use crate::relays::Relays;
 use crate::services;
+use crate::stand_ins::{self, DNS_SERVICE, StandIn};
 use hpk_api::link::{Hello, Listener, MEMBER, NetQuestion, NetUpdate, PolicyFacts, Relay, ServiceFacts};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -57,6 +58,8 @@ pub struct World {
     pods: BTreeMap<String, PodInfo>,
     namespaces: BTreeMap<String, Labels>,
     policy_told: HashMap<String, PolicyFacts>,
+    /// What policies mean has changed since [`World::policies`].
+    policies_due: bool,
     peers: HashMap<String, Peer>,
     by_ip: HashMap<IpAddr, String>,
     /// Who asked for an address, and is told when its owner changes.
@@ -85,6 +88,7 @@ impl World {
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             policy_told: HashMap::new(),
+            policies_due: false,
             peers: HashMap::new(),
             by_ip: HashMap::new(),
             askers: HashMap::new(),
@@ -146,6 +150,7 @@ impl World {
         let all = self.relays.all();
         if all != self.relays_told {
             self.relays_told.clone_from(&all);
+            self.policies_due = true;
             if self.subscribed.contains(MEMBER) {
                 pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![NetUpdate::Relays(all)] });
             }
@@ -160,6 +165,9 @@ impl World {
             if self.subscribed.contains(MEMBER) {
                 pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![self.all_listeners()] });
             }
+        }
+        if let Some(dns) = facts.as_ref().filter(|_| key == DNS_SERVICE) {
+            self.pods.insert(DNS_SERVICE.to_owned(), stand_ins::dns_pod(dns));
         }
         match facts {
             Some(facts) if self.compiled.get(key) == Some(&facts) => {}
@@ -256,14 +264,32 @@ impl World {
     /// Policies anew for every subscribed pod; only what changed is pushed. To be called a moment after a burst of
     /// changes of pods, namespaces and policies.
     pub fn policies(&mut self) -> Vec<Push> {
+        self.policies_due = false;
         let subscribed: Vec<String> = self.subscribed.iter().cloned().collect();
         subscribed.into_iter().filter_map(|uid| self.policy_of(&uid, false)).collect()
+    }
+
+    /// Whether [`Self::policies`] is to be called although neither pods, namespaces nor policies changed.
+    #[must_use]
+    pub fn policies_due(&self) -> bool {
+        self.policies_due
+    }
+
+    fn stand_ins(&self) -> Vec<StandIn> {
+        let dns = self.compiled.get(DNS_SERVICE);
+        let stand_in = |relay: &Relay| {
+            let (protocol, at) = (relay.protocol, self.relays.place(relay));
+            let named = dns.into_iter().flat_map(|dns| stand_ins::dns_names(dns, protocol, at));
+            StandIn { protocol, at, targets: std::iter::once(relay.target).chain(named).collect() }
+        };
+        self.relays_told.iter().map(stand_in).collect()
     }
 
     fn policy_of(&mut self, uid: &str, always: bool) -> Option<Push> {
         let pod = self.pods.get(uid)?;
         let cluster = Cluster { pods: &self.pods, namespaces: &self.namespaces };
-        let facts = policies::compile(pod, self.policies.values(), cluster);
+        let mut facts = policies::compile(pod, self.policies.values(), cluster);
+        stand_ins::extend(&mut facts, &self.stand_ins());
         let none = PolicyFacts::default();
         let told = self.policy_told.get(uid).unwrap_or(&none);
         if !always && *told == facts {
