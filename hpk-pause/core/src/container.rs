@@ -145,10 +145,11 @@ impl Container {
         self.live().and_then(|live| live.kill).map(|kill| kill.stage)
     }
 
-    /// Its launch or postStart hook holds up the containers after it, as upstream's serial start does.
+    /// Its postStart hook, to come or under way, holds up the containers after it, as upstream's serial start does.
+    /// A launch alone does not: upstream goes on after one, made or failed, so side by side they come to the same.
     pub(crate) fn holds_up(&self) -> bool {
         match &self.phase {
-            Phase::Launching => true,
+            Phase::Launching => self.plan.lifecycle.post_start.is_some(),
             Phase::Live(live) => live.post_start && live.kill.is_none(),
             Phase::Idle | Phase::Delayed { .. } | Phase::Ended => false,
         }

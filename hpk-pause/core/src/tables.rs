@@ -293,6 +293,15 @@ mod order {
     }
 
     #[test]
+    fn containers_without_post_start_hooks_start_side_by_side() {
+        let mut world = World::ready(pod(Always, vec![], named(&["a", "b", "c"])));
+        assert!(["a", "b", "c"].iter().all(|name| world.is_starting(name)));
+        world.launch_fails("a", LaunchFailure::Start("no such command".to_owned()));
+        world.launch("c");
+        assert!(world.is_starting("b") && world.state("c").started);
+    }
+
+    #[test]
     fn ephemeral_containers_start_at_once_and_once() {
         let mut world = World::ready(pod(Always, named(&["i"]), named(&["c"])));
         let update = Update { ephemeral_containers: named(&["e"]), ..Update::default() };
