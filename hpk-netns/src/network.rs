@@ -44,8 +44,6 @@ enum NetworkError {
 /// Runs for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Network {
-    /// Interface MTU for the pod, bytes, when it is an overlay.
-    pub(crate) mtu: Option<u32>,
     leave: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
@@ -68,14 +66,29 @@ pub(crate) struct Places<'a> {
     pub(crate) net: &'a Path,
 }
 
+/// Where this node stands in the network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    /// Towards other nodes.
+    node_ip: IpAddr,
+    /// Interface MTU for the pod, bytes, when it is an overlay.
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Asks the node.
+pub(crate) fn address(plan: &SandboxPlan, places: &Places<'_>) -> Address {
+    let node_ip = node_ip(places.pod, plan.network.host_ip);
+    Address { node_ip, mtu: (plan.network.mode == NetworkMode::Overlay).then(|| pod_mtu(node_ip)) }
+}
+
 /// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
 /// it asks for its network; a pod without one of its own is not in need of it.
-pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>) -> Network {
+pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>, address: &Address) -> Network {
     let (ask, questions) = mpsc::channel(256);
-    let node_ip = node_ip(places.pod, plan.network.host_ip);
+    let node_ip = address.node_ip;
     let ranges = |text: &str| text.split(',').filter_map(|c| Cidr::parse(c.trim())).collect();
     let overlay = plan.network.mode == NetworkMode::Overlay;
-    let outward = overlay.then(|| Outward::find(&plan.network.pod_ips, pod_mtu(node_ip), &plan.network.host_ports));
+    let outward = address.mtu.map(|mtu| Outward::find(&plan.network.pod_ips, mtu, &plan.network.host_ports));
     let (ask_outward, asked_outward) = mpsc::channel(1);
     let tell = ask.clone();
     let datapath = overlay.then(|| {
@@ -102,7 +115,6 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         pod_ips: plan.network.pod_ips.clone(),
         outward: outward.as_ref().map(Outward::exists),
     };
-    let mtu = running.map(|_| pod_mtu(node_ip));
     let config = ClientConfig {
         credentials: places.pod.join(hpk_api::files::LINK),
         hello,
@@ -113,7 +125,7 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
     let leave = CancellationToken::new();
     let link = LinkParts { config, carriers, questions, leave: leave.clone() };
     let task = tokio::spawn(serve(link, datapath, listener, node_ip, outside));
-    Network { mtu, leave, task: AbortOnDropHandle::new(task) }
+    Network { leave, task: AbortOnDropHandle::new(task) }
 }
 
 /// The socket for carriers of the link, and the word in the pod's folder where it is. Without it the link can only be

@@ -4,7 +4,6 @@
 use hpk_sys::userns::{self, Surroundings, UsernsChild, UsernsError, Users};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -76,16 +75,10 @@ pub(crate) enum StartError {
 }
 
 impl Start {
-    /// Starts it. The id maps take a few milliseconds, so this is done beside the runtime.
-    pub(crate) async fn start(self) -> Result<Child, StartError> {
+    /// Begins to start it: its namespaces are there, its ids on their way.
+    pub(crate) fn begin(self) -> Result<Beginning, StartError> {
         let (reader, writer) = io::pipe()?;
         let stdin = std::fs::File::open("/dev/null")?;
-        let child = tokio::task::spawn_blocking(move || self.blocking(stdin.into(), writer.into()));
-        let child = child.await.map_err(io::Error::other)??;
-        Ok(Child { child, stderr: pipe::Receiver::from_owned_fd(reader.into())? })
-    }
-
-    fn blocking(&self, stdin: OwnedFd, stderr: OwnedFd) -> Result<UsernsChild, UsernsError> {
         let around = Surroundings {
             users: self.namespaces.map_or(Users::Callers, |_| Users::most()),
             host_name: self.namespaces.is_some(),
@@ -93,10 +86,25 @@ impl Start {
             mounts: false,
             env: Some(&self.env),
             folder: Some(Path::new("/")),
-            stdin: Some(stdin),
-            stderr: Some(stderr),
+            stdin: Some(stdin.into()),
+            stderr: Some(writer.into()),
         };
-        userns::start(&self.program, &self.args, around)
+        let begun = userns::begin(&self.program, &self.args, around)?;
+        Ok(Beginning { begun, stderr: pipe::Receiver::from_owned_fd(reader.into())? })
+    }
+}
+
+/// The parent container on its way.
+pub(crate) struct Beginning {
+    begun: userns::Begun,
+    stderr: pipe::Receiver,
+}
+
+impl Beginning {
+    /// Waits, a few milliseconds, until it executes. It blocks, for the runtime has nothing better to do yet: another
+    /// thread would have to share the processors with the pod's start.
+    pub(crate) fn finish(self) -> Result<Child, StartError> {
+        Ok(Child { child: self.begun.finish()?, stderr: self.stderr })
     }
 }
 

@@ -123,17 +123,18 @@ async fn live(
     };
     let args = parent::arguments(plan, &parts);
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
-    let network = crate::network::start(plan, &places, job_id);
+    let address = crate::network::address(plan, &places);
     let mut own = vec![("HPK_NODE", hostname())];
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
-    own.extend(network.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
+    own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
     let namespaces = (parent::Namespaces::of(mode) == parent::Namespaces::Ours)
         .then_some(child::NewNamespaces { network: mode != NetworkMode::Host });
-    let child = child::Start { program: apptainer.clone(), args, env, namespaces }
-        .start()
-        .await
-        .map_err(|source| LaunchError::Start { program: apptainer, source })?;
+    let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
+    let beginning = child::Start { program: apptainer.clone(), args, env, namespaces }.begin().map_err(failed)?;
+    // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
+    let network = crate::network::start(plan, &places, job_id, &address);
+    let child = beginning.finish().map_err(failed)?;
     let ended = child::supervise(child, signals).await?;
     network.finish().await;
     let code = ended.code;

@@ -221,6 +221,32 @@ fn cstring(text: &OsStr) -> Result<CString, LaunchError> {
 /// # Errors
 /// See [`UsernsError`].
 pub fn start(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Result<UsernsChild, UsernsError> {
+    begin(program, args, around)?.finish()
+}
+
+/// A program in its namespaces, whose ids are on their way. Dropped, it ends without having been executed.
+pub struct Begun {
+    starting: spawn::Starting,
+    go: OwnedFd,
+    ids: Giver,
+}
+
+/// Who gives the ids of a [`Begun`].
+enum Giver {
+    /// Nobody needs to.
+    Given,
+    /// Still to be written.
+    One,
+    /// The helpers, at work.
+    Mappers(Result<Mapper, UsernsError>, Result<Mapper, UsernsError>),
+}
+
+/// As [`start`], in two halves: makes the child and its namespaces and sets the helpers to work, which takes them a few
+/// milliseconds. Does not wait for them: the caller has other things to do meanwhile, then calls [`Begun::finish`].
+///
+/// # Errors
+/// See [`UsernsError`].
+pub fn begin(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Result<Begun, UsernsError> {
     let (go_read, go_write) = pipe()?;
     let steps = steps(program, args, &around, (go_read.as_raw_fd(), go_write.as_raw_fd()))?;
     let namespaces = Namespaces {
@@ -235,25 +261,50 @@ pub fn start(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Res
         other => UsernsError::Launch(other),
     })?;
     let pid = starting.pid();
-    let mapped = match around.users {
-        Users::Callers => Ok(()),
-        Users::One => map_one(pid),
-        Users::Range(ids) => map_range(pid, ids),
+    let ids = match around.users {
+        Users::Callers => Giver::Given,
+        Users::One => Giver::One,
+        // Side by side: each takes a millisecond or two of a pod's start.
+        Users::Range(ids) => Giver::Mappers(
+            Mapper::start("newuidmap", pid, Uid::current().as_raw(), ids.uids),
+            Mapper::start("newgidmap", pid, Gid::current().as_raw(), ids.gids),
+        ),
     };
-    if let Err(error) = mapped {
-        // Closing our end without a word ends the child.
-        drop(go_write);
-        let child = UsernsChild { pid, pidfd: starting.into_pidfd() };
-        let _ = child.wait();
-        return Err(error);
-    }
-    nix::unistd::write(&go_write, b"g").map_err(|errno| LaunchError::Resources { what: "start the program", errno })?;
-    drop(go_write);
-    match starting.wait_exec() {
-        Ok(pidfd) => Ok(UsernsChild { pid, pidfd }),
-        Err((error, pidfd)) => {
-            let _ = UsernsChild { pid, pidfd }.wait();
-            Err(error.into())
+    Ok(Begun { starting, go: go_write, ids })
+}
+
+impl Begun {
+    /// Waits for the ids, lets the program go and blocks until it executes.
+    ///
+    /// # Errors
+    /// See [`UsernsError`].
+    pub fn finish(self) -> Result<UsernsChild, UsernsError> {
+        let Self { starting, go, ids } = self;
+        let pid = starting.pid();
+        let mapped = match ids {
+            Giver::Given => Ok(()),
+            Giver::One => map_one(pid),
+            // Both are waited for, whatever became of the first.
+            Giver::Mappers(uids, gids) => {
+                let (uids, gids) = (uids.and_then(Mapper::finish), gids.and_then(Mapper::finish));
+                uids.and(gids)
+            }
+        };
+        if let Err(error) = mapped {
+            // Closing our end without a word ends the child.
+            drop(go);
+            let child = UsernsChild { pid, pidfd: starting.into_pidfd() };
+            let _ = child.wait();
+            return Err(error);
+        }
+        nix::unistd::write(&go, b"g").map_err(|errno| LaunchError::Resources { what: "start the program", errno })?;
+        drop(go);
+        match starting.wait_exec() {
+            Ok(pidfd) => Ok(UsernsChild { pid, pidfd }),
+            Err((error, pidfd)) => {
+                let _ = UsernsChild { pid, pidfd }.wait();
+                Err(error.into())
+            }
         }
     }
 }
@@ -310,15 +361,6 @@ fn map_one(pid: Pid) -> Result<(), UsernsError> {
     write("uid_map", format!("0 {} 1\n", Uid::current()))?;
     write("setgroups", "deny".to_owned())?;
     write("gid_map", format!("0 {} 1\n", Gid::current()))
-}
-
-fn map_range(pid: Pid, ids: SubIds) -> Result<(), UsernsError> {
-    // Side by side: each takes a millisecond or two of a pod's start.
-    let uids = Mapper::start("newuidmap", pid, Uid::current().as_raw(), ids.uids);
-    let gids = Mapper::start("newgidmap", pid, Gid::current().as_raw(), ids.gids);
-    // Both are waited for, whatever became of the first.
-    let (uids, gids) = (uids.and_then(Mapper::finish), gids.and_then(Mapper::finish));
-    uids.and(gids)
 }
 
 /// One of the set-uid helpers at work.
