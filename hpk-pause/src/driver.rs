@@ -15,7 +15,6 @@ use crate::helper::Helper;
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::perform::{Happening, Outcome, Performer, ProbeRun};
-use crate::spec;
 use crate::status::StatusWriter;
 use crate::storage::Meter;
 use crate::term::TermRule;
@@ -81,7 +80,6 @@ pub struct Driver {
     reaper: Reaper,
     orphans: u64,
     meter: Meter,
-    helper: Helper,
 }
 
 impl Driver {
@@ -95,7 +93,7 @@ impl Driver {
         helper: Helper,
         happenings: mpsc::UnboundedSender<Happening>,
     ) -> Self {
-        let meter = Meter::new(&plan, helper.clone(), happenings);
+        let meter = Meter::new(&plan, helper, happenings);
         let begun = Instant::now();
         let now = Now { mono: Duration::ZERO, wall: Timestamp::now() };
         let supervisor = Supervisor::new(plan, surroundings.identity, surroundings.previous.as_ref(), now);
@@ -112,7 +110,6 @@ impl Driver {
             reaper: Reaper::new(),
             orphans: 0,
             meter,
-            helper,
         }
     }
 
@@ -120,15 +117,9 @@ impl Driver {
     ///
     /// # Errors
     /// When the signals cannot be listened for.
-    pub async fn run(
-        mut self,
-        mut inputs: Inputs,
-        outputs: Outputs,
-        happenings: mpsc::UnboundedSender<Happening>,
-    ) -> std::io::Result<bool> {
+    pub async fn run(mut self, mut inputs: Inputs, outputs: Outputs) -> std::io::Result<bool> {
         let mut children = signal(SignalKind::child())?;
         let mut stops = Stops::listen()?;
-        self.make_sandbox(happenings);
         // Children may have ended before anybody listened.
         self.reap();
         loop {
@@ -174,19 +165,6 @@ impl Driver {
 
     fn now(&self) -> Now {
         Now { mono: self.begun.elapsed(), wall: Timestamp::now() }
-    }
-
-    /// Network, volumes and files, off the event loop.
-    fn make_sandbox(&self, happenings: mpsc::UnboundedSender<Happening>) {
-        let plan = self.supervisor.plan().clone();
-        let paths = self.paths.clone();
-        self.helper.run(move || {
-            let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
-                crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
-                Ok((network, spec::users(&plan, &paths)))
-            });
-            let _ = happenings.send(Happening::Sandbox(made));
-        });
     }
 
     fn step(&mut self, event: Event) {

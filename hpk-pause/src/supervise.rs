@@ -86,6 +86,7 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
         hpk_sys::reap::become_subreaper().map_err(|e| system("become the reaper of orphans")(e.into()))?;
         eprintln!("hpk-pause: not PID 1 but {pid}: taking orphans as a subreaper");
     }
+    hpk_sys::memory::frugal();
     hpk_sys::signals::ignore_sigpipe().map_err(|e| system("ignore SIGPIPE")(e.into()))?;
     let plan = read_plan(paths)?;
     let previous = read_previous(paths, &plan);
@@ -110,11 +111,13 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
         max_files: plan.settings.log_max_files,
         ..LogSettings::default()
     };
+    let helper = Helper::start().map_err(system("start the helper thread"))?;
+    // First, for it waits for devices and for hpk-netns while the rest is made here.
+    make_sandbox(&plan, paths, &helper, happenings.clone());
     let log = LogService::start(settings, move |event| {
         let _ = from_log.send(Happening::Log(event));
     })
     .map_err(system("start the log thread"))?;
-    let helper = Helper::start().map_err(system("start the helper thread"))?;
     let performer = Performer::new(paths.clone(), &plan, log.clone(), helper.clone(), happenings.clone(), kills)?;
     let driver = Driver::new(plan, surroundings, paths.clone(), performer, helper, happenings.clone());
     let (state, watched) = watch::channel(driver.state());
@@ -130,11 +133,23 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
         Err(error) => eprintln!("hpk-pause: control socket {}: {error}", paths.socket().display()),
     }
     let inputs = Inputs { requests, happenings: their_happenings, kills: their_kills };
-    let ended = driver.run(inputs, Outputs { state, status }, happenings).await;
+    let ended = driver.run(inputs, Outputs { state, status }).await;
     let _ = std::fs::remove_file(paths.socket());
     // Whoever follows a log or is attached reads the last words of a pod, however short its life was.
     sessions.finished(LAST_CLIENTS).await;
     ended.map_err(system("listen for signals"))
+}
+
+/// Network, volumes and files, off the event loop, which takes what comes of it as its first happening.
+fn make_sandbox(plan: &SandboxPlan, paths: &Paths, helper: &Helper, happenings: mpsc::UnboundedSender<Happening>) {
+    let (plan, paths) = (plan.clone(), paths.clone());
+    helper.run(move || {
+        let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
+            crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
+            Ok((network, crate::spec::users(&plan, &paths)))
+        });
+        let _ = happenings.send(Happening::Sandbox(made));
+    });
 }
 
 fn read_plan(paths: &Paths) -> Result<SandboxPlan, SuperviseError> {

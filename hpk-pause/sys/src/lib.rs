@@ -21,6 +21,7 @@ pub mod fdpass;
 pub mod ids;
 pub mod join;
 pub mod launch;
+pub mod memory;
 pub mod mounts;
 pub mod netdev;
 pub mod peer;
