@@ -144,9 +144,11 @@ pub(crate) enum OpKind {
         fstype: CString,
         attributes: u64,
     },
-    /// Below `root`, an empty folder or file for each source's target, and these folders.
+    /// Below `root`, an empty folder or file for each source's target, and these folders. Where `image` has a link on the
+    /// way to a target (`/var/run`), it is made where the link leads.
     Skeleton {
         root: CString,
+        image: CString,
         folders: Vec<CString>,
         targets: Vec<(Slot, CString)>,
     },
@@ -167,9 +169,10 @@ pub(crate) enum OpKind {
     RemountReadOnly {
         path: CString,
     },
-    /// Hides a file or folder; missing ones are fine.
+    /// Hides a file or folder; missing ones are fine. `folder` says what it is likely to be, and so what is tried first.
     Mask {
         path: CString,
+        folder: bool,
     },
     /// Binds a path on itself, read-only; missing ones are fine.
     ReadOnlyPath {

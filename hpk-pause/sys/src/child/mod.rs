@@ -132,7 +132,7 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             let fd = new_fs(fstype, *attributes)?;
             store(slots, slot.0, fd)
         }
-        OpKind::Skeleton { root, folders, targets } => skeleton(root, folders, targets, slots),
+        OpKind::Skeleton { root, image, folders, targets } => skeleton(root, image, folders, targets, slots),
         OpKind::SetAttr { slot: index, read_only, recursive, propagation } => {
             match set_attr(slot(slots, index.0)?, *read_only, *recursive, *propagation) {
                 // Before 5.12: done by a remount once attached.
@@ -149,7 +149,7 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             Ok(())
         }
         OpKind::RemountReadOnly { path } => remount_read_only(path),
-        OpKind::Mask { path } => mask(path),
+        OpKind::Mask { path, folder } => mask(path, *folder),
         OpKind::ReadOnlyPath { path } => read_only_path(path),
         OpKind::Pivot { path } => pivot(path),
         OpKind::Chdir { path } => {

@@ -1,6 +1,6 @@
 //! Mounts of a container, made by its child.
 
-use super::paths::{PathBuffer, ensure, make_dirs};
+use super::paths::{PathBuffer, ensure, make_dirs, through_link};
 use super::{Outcome, check, check_long, close, open, slot};
 use libc::{c_int, c_void};
 use std::ffi::CStr;
@@ -145,6 +145,7 @@ pub(super) fn attach(fd: c_int, target: &CStr) -> Outcome {
 /// Makes mount points below a fresh and empty root, where no link can be met.
 pub(super) fn skeleton(
     root: &CStr,
+    image: &CStr,
     folders: &[std::ffi::CString],
     targets: &[(crate::program::Slot, std::ffi::CString)],
     slots: &[c_int],
@@ -158,7 +159,10 @@ pub(super) fn skeleton(
         // A source that was optional and is missing.
         let Ok(fd) = slot(slots, index.0) else { continue };
         let mut path = PathBuffer::new(root.to_bytes())?;
-        path.append(target.as_bytes())?;
+        match through_link(image.to_bytes(), target.as_bytes()) {
+            Some(led) => path.append(led.as_slice())?,
+            None => path.append(target.as_bytes())?,
+        }
         // One target can be a file for one mount and a folder above another: the attach tells.
         match ensure(path.as_slice(), is_folder(fd)?, 0) {
             Ok(()) | Err(libc::ENOTDIR) => {}
@@ -198,16 +202,19 @@ pub(super) fn remount_read_only(path: &CStr) -> Outcome {
     mount(None, path, None, flags, None)
 }
 
-pub(super) fn mask(path: &CStr) -> Outcome {
-    match mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None) {
+pub(super) fn mask(path: &CStr, folder: bool) -> Outcome {
+    let over_file = || mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None);
+    let over_folder = || {
+        let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+        mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(c"size=0k,nr_inodes=1"))
+    };
+    let masked = match if folder { over_folder() } else { over_file() } {
+        Err(libc::ENOTDIR) if folder => over_file(),
+        Err(libc::ENOTDIR) => over_folder(),
+        other => other,
+    };
+    match masked {
         Err(libc::ENOENT) => Ok(()),
-        Err(libc::ENOTDIR) => mount(
-            Some(c"tmpfs"),
-            path,
-            Some(c"tmpfs"),
-            libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV,
-            Some(c"size=0k,nr_inodes=1"),
-        ),
         other => other,
     }
 }

@@ -131,3 +131,88 @@ pub(super) fn dangling(path: &PathBuffer, depth: u32) -> Result<Option<PathBuffe
     target.append(link)?;
     Ok(Some(target))
 }
+
+/// Where `target`, absolute, leads by the first link that `image` has on its way there; None: there is no link, or one that
+/// is not plain. The result is a path of its own and never has `..` in it: a link that is read wrongly, because another
+/// one is behind it, leads to a useless place below the same root, and nowhere else.
+pub(super) fn through_link(image: &[u8], target: &[u8]) -> Option<PathBuffer> {
+    let ends = target.iter().enumerate().skip(1).filter(|&(_, &b)| b == b'/').map(|(at, _)| at).chain([target.len()]);
+    for at in ends {
+        let (way, rest) = (target.get(..at)?, target.get(at..)?);
+        let mut path = PathBuffer::new(image).ok()?;
+        path.append(way).ok()?;
+        let mut link = [0u8; PATH_MAX];
+        // SAFETY: a NUL-terminated buffer, and one that is valid for the length that is passed.
+        let len = unsafe { libc::readlink(path.ptr(), link.as_mut_ptr().cast(), PATH_MAX) };
+        let Ok(len) = usize::try_from(len) else {
+            match errno() {
+                // A folder or file.
+                libc::EINVAL => continue,
+                // What is not there has nothing below it.
+                _ => return None,
+            }
+        };
+        let mut led = follow(parent_of(way).unwrap_or(b""), link.get(..len)?)?;
+        led.append(rest).ok()?;
+        return Some(led);
+    }
+    None
+}
+
+/// The link's target seen from its folder; None when `..` stands where it cannot simply be taken.
+fn follow(mut folder: &[u8], link: &[u8]) -> Option<PathBuffer> {
+    let mut rest = link;
+    if rest.first() == Some(&b'/') {
+        folder = b"";
+    }
+    while let Some(after) = rest.strip_prefix(b"../") {
+        folder = parent_of(folder).unwrap_or(b"");
+        rest = after;
+    }
+    while let Some(after) = rest.strip_prefix(b"/") {
+        rest = after;
+    }
+    if rest.is_empty() || rest.split(|&b| b == b'/').any(|part| part == b"..") {
+        return None;
+    }
+    let mut path = PathBuffer::new(folder).ok()?;
+    path.append(b"/").ok()?;
+    path.append(rest).ok()?;
+    Some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_an_image_are_followed_and_never_upwards() {
+        let image = tempfile::tempdir().expect("a folder");
+        let root = image.path();
+        for folder in ["run", "var/lib", "usr/lib"] {
+            std::fs::create_dir_all(root.join(folder)).expect("a folder");
+        }
+        for (link, to) in [
+            ("var/run", "/run"),
+            ("var/mail", "../run/mail"),
+            ("lib", "usr/lib"),
+            ("var/far", "../../../../etc"),
+            ("var/up", "lib/../../x"),
+            ("var/lib/self", "."),
+        ] {
+            std::os::unix::fs::symlink(to, root.join(link)).expect("a link");
+        }
+        let led = |target: &str| {
+            let path = through_link(root.as_os_str().as_encoded_bytes(), target.as_bytes())?;
+            Some(String::from_utf8_lossy(path.as_slice()).into_owned())
+        };
+        assert_eq!(led("/var/run/secrets/x").as_deref(), Some("/run/secrets/x"));
+        assert_eq!(led("/var/mail").as_deref(), Some("/run/mail"));
+        assert_eq!(led("/lib/modules").as_deref(), Some("/usr/lib/modules"));
+        assert_eq!(led("/var/far/a").as_deref(), Some("/etc/a"));
+        assert_eq!(led("/var/lib/self/a").as_deref(), Some("/var/lib/./a"));
+        for plain in ["/var/up/a", "/var/lib/a", "/missing/a", "/run"] {
+            assert_eq!(led(plain), None, "{plain}");
+        }
+    }
+}

@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) gpu: Vec<Handed>,
     /// For LD_LIBRARY_PATH.
     pub(crate) gpu_libs: Option<String>,
+    /// Which of the paths that are hidden are folders.
+    pub(crate) masked_folders: Vec<&'static str>,
     /// mount_setattr(2) is there (5.12).
     pub(crate) mount_setattr: bool,
 }
@@ -79,6 +81,7 @@ impl Node {
             last_cap: caps::last(),
             gpu: if libs { gpu(&places) } else { Vec::new() },
             gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
+            masked_folders: super::compile::MASKED.into_iter().filter(|path| Path::new(path).is_dir()).collect(),
             mount_setattr: crate::mounts::has_mount_setattr(),
         })
     }

@@ -9,7 +9,7 @@ use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
 
 /// Paths that container engines hide (containerd, moby: `DefaultSpec`).
-const MASKED: [&str; 11] = [
+pub(crate) const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -130,7 +130,11 @@ pub(super) fn proc_and_sys(
             p.push(Step::Mask, path, OpKind::ReadOnlyPath { path: c("proc", path)? });
         }
         for path in MASKED {
-            p.push(Step::Mask, path, OpKind::Mask { path: c("proc", path)? });
+            p.push(
+                Step::Mask,
+                path,
+                OpKind::Mask { path: c("proc", path)?, folder: node.masked_folders.contains(&path) },
+            );
         }
     }
     Ok(())

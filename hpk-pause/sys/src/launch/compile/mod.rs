@@ -22,6 +22,7 @@ use super::{LaunchSpec, Mount, Security};
 use crate::ids::Ids;
 use crate::program::{OpKind, Program, Slot, Step};
 use crate::spawn::LaunchError;
+pub(crate) use kernel_fs::MASKED;
 use kernel_fs::{dev, proc_and_sys};
 use root::root_file_system;
 use sources::{Sources, open_sources, ordered};

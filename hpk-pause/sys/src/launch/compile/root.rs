@@ -55,7 +55,7 @@ pub(crate) fn overlay(
     targets: &[(Slot, String)],
 ) -> Result<CString, LaunchError> {
     let (upper_dir, work_dir) = layers(p, upper)?;
-    let root = stage(p, targets)?;
+    let root = stage(p, rootfs, targets)?;
     // volatile (5.10): the layer dies with the container, and without it the end of a container waits until all dirty data of
     // the scratch file system is on disk (150 ms and more on a busy node).
     let mut options = b"userxattr,volatile,lowerdir=".to_vec();
@@ -86,7 +86,7 @@ const SKELETON: &str = "/sys/skeleton";
 /// Makes the stage, with the mount point of the root, which is returned, and the skeleton: a lowest layer of empty mount
 /// points, so that what the image lacks is there without a write to the disk for each, and the writable layer holds what
 /// the container wrote and nothing else. What the image has wins.
-pub(super) fn stage(p: &mut Program, targets: &[(Slot, String)]) -> Result<CString, LaunchError> {
+pub(super) fn stage(p: &mut Program, rootfs: &Path, targets: &[(Slot, String)]) -> Result<CString, LaunchError> {
     fs(p, Step::Upper, "tmpfs", STAGE, MS_NOSUID | MS_NODEV, Some("mode=0755"), false)?;
     let (staged_root, root) = (c("upper", STAGED_ROOT)?, c("upper", SKELETON)?);
     for path in [&staged_root, &root] {
@@ -100,7 +100,7 @@ pub(super) fn stage(p: &mut Program, targets: &[(Slot, String)]) -> Result<CStri
         .filter(|(_, target)| !["/dev/", "/proc/", "/sys/"].iter().any(|fs| target.starts_with(fs)))
         .map(|(slot, target)| Ok((*slot, c("volumeMounts.mountPath", target)?)))
         .collect::<Result<_, LaunchError>>()?;
-    p.push(Step::Upper, SKELETON, OpKind::Skeleton { root, folders, targets });
+    p.push(Step::Upper, SKELETON, OpKind::Skeleton { root, image: c("rootfs", rootfs)?, folders, targets });
     Ok(staged_root)
 }
 
