@@ -110,6 +110,7 @@ unit: tools ## unit and property tests, no site needed
 
 .PHONY: e2e
 e2e: site-up ## the end-to-end cases on the site
+	@install -D -m 755 "$$(tests/kubectl-older/build.sh | tail -n 1)" $(SITE_DIR)/home/alice/.local/bin/kubectl-older
 	@$(phase) "end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
 

@@ -38,6 +38,8 @@ pub struct ReadOptions {
     pub timestamps: bool,
     /// Only this stream.
     pub stream: Option<Stream>,
+    /// End where the log ended when it was opened: its writer may be faster than its reader for ever.
+    pub snapshot: bool,
 }
 
 impl From<&LogOptions> for ReadOptions {
@@ -48,6 +50,7 @@ impl From<&LogOptions> for ReadOptions {
             limit_bytes: options.limit_bytes,
             timestamps: options.timestamps,
             stream: options.stream,
+            snapshot: !options.follow,
         }
     }
 }
@@ -98,6 +101,8 @@ struct Part {
     skip: u64,
     /// Already open (the live file, so that a rotation cannot take it away).
     file: Option<File>,
+    /// Uncompressed bytes after which nothing more is shown.
+    end: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -105,6 +110,8 @@ struct Current {
     content: Content,
     /// Uncompressed bytes of the file that are done with.
     offset: u64,
+    /// [`Part::end`].
+    end: Option<u64>,
     /// Bytes read and not yet used.
     buffer: Vec<u8>,
     used: usize,
@@ -222,7 +229,8 @@ impl LogReader {
                 None => 0,
             };
             newest = false;
-            parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file) });
+            let end = self.end_of(&file)?;
+            parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file), end });
         }
         let since = self.options.since.map(SystemTime::from);
         for entry in rotated.into_iter().rev() {
@@ -241,7 +249,7 @@ impl LogReader {
             };
             newest = false;
             // Only the live file is kept open: a client of a long history holds few descriptors.
-            parts.push_front(Part { path: entry.path, gz: entry.gz, skip, file: None });
+            parts.push_front(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None });
         }
         self.queue = parts;
         Ok(())
@@ -273,12 +281,17 @@ impl LogReader {
             if skip == DONE {
                 continue;
             }
-            self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None });
+            self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None });
         }
         if let Some((file, _)) = live {
-            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: done(in_live), file: Some(file) });
+            let (end, skip) = (self.end_of(&file)?, done(in_live));
+            self.queue.push_back(Part { path: self.live_path(), gz: false, skip, file: Some(file), end });
         }
         Ok(())
+    }
+
+    fn end_of(&self, live: &File) -> io::Result<Option<u64>> {
+        if self.options.snapshot { Ok(Some(live.metadata()?.len())) } else { Ok(None) }
     }
 
     /// The live file, open, and the rotated ones that belong before it, seen in one consistent moment.
@@ -313,6 +326,9 @@ impl LogReader {
                 }
                 return Ok(ReadStatus::CaughtUp);
             };
+            if current.is_over() {
+                return Ok(ReadStatus::CaughtUp);
+            }
             if current.fill()? {
                 let limit_reached = self.emit(out);
                 return Ok(if limit_reached { ReadStatus::LimitReached } else { ReadStatus::More });
@@ -344,20 +360,20 @@ impl LogReader {
             // Compressed since, or pruned: its successors were modified later.
             let after = position.map_or(entry.modified > modified, |position| index > position);
             if after {
-                self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip: 0, file: None });
+                self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip: 0, file: None, end: None });
             }
         }
         if let Some(file) = live
             && file.metadata()?.ino() != inode
         {
-            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: 0, file: Some(file) });
+            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: 0, file: Some(file), end: None });
         }
         Ok(())
     }
 
     /// Opens the next file; false when there is none.
     fn next_part(&mut self) -> io::Result<bool> {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && !self.options.snapshot {
             self.plan_after_last()?;
         }
         while let Some(part) = self.queue.pop_front() {
@@ -369,7 +385,7 @@ impl LogReader {
                     None => continue,
                 },
             };
-            self.current = Some(Current::new(file, gz, part.skip)?);
+            self.current = Some(Current::new(file, gz, part.skip, part.end)?);
             return Ok(true);
         }
         Ok(false)
@@ -378,7 +394,9 @@ impl LogReader {
     /// Shows the whole lines of the buffer; true when the limit is reached.
     fn emit(&mut self, out: &mut Vec<u8>) -> bool {
         let Some(mut current) = self.current.take() else { return false };
-        while let Some(length) = memchr(b'\n', &current.buffer[current.used..]) {
+        while !current.is_over()
+            && let Some(length) = memchr(b'\n', &current.buffer[current.used..])
+        {
             let start = current.used;
             current.used += length + 1;
             current.advance(length as u64 + 1);
@@ -441,7 +459,7 @@ impl LogReader {
 }
 
 impl Current {
-    fn new(file: File, gz: bool, skip: u64) -> io::Result<Self> {
+    fn new(file: File, gz: bool, skip: u64, end: Option<u64>) -> io::Result<Self> {
         let meta = file.metadata()?;
         let content = if gz {
             let mut decoder = MultiGzDecoder::new(file);
@@ -453,12 +471,17 @@ impl Current {
         Ok(Self {
             content,
             offset: skip,
+            end,
             buffer: Vec::new(),
             used: 0,
             modified: meta.modified()?,
             inode: meta.ino(),
             skipping: false,
         })
+    }
+
+    fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| self.offset >= end)
     }
 
     fn modified(&self) -> SystemTime {

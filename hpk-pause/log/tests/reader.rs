@@ -130,7 +130,8 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &records, &cuts, gz);
         let since = since.map(|s| jiff::Timestamp::from_second(i64::try_from(START).unwrap() + s).unwrap());
-        let options = ReadOptions { tail_lines: tail, since, limit_bytes: limit, timestamps, stream };
+        let options =
+            ReadOptions { tail_lines: tail, since, limit_bytes: limit, timestamps, stream, snapshot: gz };
         let got = read(dir.path(), options.clone());
         let expected = expected(&records, &options);
         prop_assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&expected));
@@ -213,6 +214,28 @@ fn a_place_inside_a_file_is_found_again_when_the_file_is_compressed() {
         while second.read(&mut all).unwrap() == ReadStatus::More {}
         assert_eq!(all.len(), 6000 * 100);
         assert!(all.chunks(100).enumerate().all(|(n, line)| line == format!("{n:099}\n").as_bytes()));
+    }
+}
+
+#[test]
+fn a_snapshot_ends_where_the_log_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |n: usize| format!("2026-11-23T20:00:00.000000000Z stdout F {n:099}\n");
+    let live = dir.path().join("7.log");
+    fs::write(&live, (0..5000).map(line).collect::<String>()).unwrap();
+    for (tail_lines, wanted) in [(None, 5000), (Some(1), 1), (Some(0), 0)] {
+        let options = ReadOptions { tail_lines, snapshot: true, ..ReadOptions::default() };
+        let mut reader = LogReader::open(dir.path(), 7, options).unwrap();
+        // Its writer goes on, and rotates.
+        fs::OpenOptions::new().append(true).open(&live).unwrap().write_all(line(5000).as_bytes()).unwrap();
+        let rotated = dir.path().join("7.log.20261123-200000");
+        fs::rename(&live, &rotated).unwrap();
+        fs::write(&live, line(5001)).unwrap();
+        let mut out = Vec::new();
+        while reader.read(&mut out).unwrap() == ReadStatus::More {}
+        assert_eq!(out.len(), wanted * 100, "{tail_lines:?}");
+        fs::rename(&rotated, &live).unwrap();
+        fs::OpenOptions::new().write(true).open(&live).unwrap().set_len(5000 * line(0).len() as u64).unwrap();
     }
 }
 

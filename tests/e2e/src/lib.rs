@@ -9,11 +9,13 @@
 mod command;
 mod namespace;
 mod slurm;
+mod terminal;
 mod watch;
 
 pub use command::{Run, kubectl, sx};
 pub use namespace::Namespace;
 pub use slurm::{Job, job_of, jobs, processes, sacct};
+pub use terminal::{Step, at_terminal};
 pub use watch::{eventually, until};
 
 use std::time::Duration;
