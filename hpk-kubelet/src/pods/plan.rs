@@ -247,7 +247,12 @@ fn volume_plans(input: &Input<'_>, spec: &PodSpec) -> Result<Volumes, PlanError>
                 None => continue,
             }
         } else if let Some(payload) = volumes::payload(input.pod, volume, input.sources, input.facts) {
-            payloads.insert(volume.name.clone(), payload?);
+            let mut payload = payload?;
+            if spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some()) {
+                // As upstream's SetVolumeOwnership for a read-only volume.
+                payload.values_mut().for_each(|file| file.mode |= 0o440);
+            }
+            payloads.insert(volume.name.clone(), payload);
             VolumePlan::Kubelet { folder: volume.name.clone(), read_only: true }
         } else {
             continue;

@@ -3,6 +3,10 @@
 //! The layout is Kubernetes': real files in a time-stamped folder, `..data` a link to it that is replaced by
 //! rename, and the user's names links through `..data`. Containers that have the folder mounted see an
 //! update at once. The only part of `render` that touches the disk.
+//!
+//! A pod's fsGroup is the supervisor's to set, who can: it gives the volume's folder the group and the bit by which what is
+//! made in it later is the group's too. So that bit is kept here (a chmod by somebody outside of the group takes it away),
+//! and modes of folders are set when all is in them.
 
 use super::volumes::{File, Payload};
 use std::collections::BTreeSet;
@@ -20,7 +24,7 @@ const DATA_NEW: &str = "..data_tmp";
 /// Any failing file operation; the former content then still stands.
 pub fn write(folder: &Path, payload: &Payload, stamp: &str) -> io::Result<bool> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    open_folder(folder)?;
     let old = fs::read_link(folder.join(DATA)).ok();
     if let Some(old) = &old
         && same(&folder.join(old), payload)
@@ -31,10 +35,15 @@ pub fn write(folder: &Path, payload: &Payload, stamp: &str) -> io::Result<bool> 
     let name = fresh_name(folder, stamp);
     let target = folder.join(&name);
     fs::DirBuilder::new().mode(0o755).create(&target)?;
-    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
     for (path, file) in payload {
         write_file(&target, path, file)?;
     }
+    for path in payload.keys() {
+        for folder in Path::new(path).ancestors().skip(1) {
+            open_folder(&target.join(folder))?;
+        }
+    }
+    open_folder(&target)?;
     let fresh = folder.join(DATA_NEW);
     remove_if_there(&fresh)?;
     symlink(&name, &fresh)?;
@@ -44,6 +53,12 @@ pub fn write(folder: &Path, payload: &Payload, stamp: &str) -> io::Result<bool> 
         fs::remove_dir_all(folder.join(old)).or_else(not_found_is_fine)?;
     }
     Ok(true)
+}
+
+/// A folder that every user of the pod may read, whatever the umask; one that is so already is left alone.
+fn open_folder(folder: &Path) -> io::Result<()> {
+    let mode = fs::metadata(folder)?.permissions().mode() & 0o7777;
+    if mode & 0o755 == 0o755 { Ok(()) } else { fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o755)) }
 }
 
 fn fresh_name(folder: &Path, stamp: &str) -> PathBuf {
@@ -143,8 +158,11 @@ mod tests {
         assert_eq!(fs::read_link(root.join(DATA)).expect("link"), PathBuf::from("..s2"));
         assert!(fs::symlink_metadata(root.join("..s1")).is_err(), "the former folder is removed");
 
+        // What fsGroup needs outlives an update.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o2755)).expect("a mode");
         let mode_only = payload(&[("a", "3", 0o600), ("new", "4", 0o644)]);
         assert!(write(&root, &mode_only, "s2").expect("write"), "a changed mode is a change, even at the same second");
+        assert_eq!(fs::metadata(&root).expect("root").permissions().mode() & 0o7777, 0o2755);
         assert!(write(&root, &Payload::new(), "s3").expect("write"));
         assert!(fs::symlink_metadata(root.join("a")).is_err());
     }

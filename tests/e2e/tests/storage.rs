@@ -1,6 +1,6 @@
 //! Limits of a pod's local storage.
 
-use hpk_e2e::{Namespace, PATIENCE};
+use hpk_e2e::{Namespace, PATIENCE, eventually};
 use serde_json::json;
 
 #[test]
@@ -29,4 +29,26 @@ fn pods_that_exceed_a_storage_limit_are_evicted() {
         ns.until_event(name, "Evicted", message.trim());
     }
     assert_eq!(ns.get("pod", "within")["status"]["phase"], "Running");
+}
+
+/// A file for its owner alone, and a user who is another: fsGroup lets it be read, after an update of the Secret too.
+#[test]
+fn fs_group_holds_after_an_update() {
+    let ns = Namespace::new("fsgroup");
+    ns.kubectl(&["create", "secret", "generic", "words", "--from-literal=word=first"]).ok();
+    let script =
+        "cat /s/word; until grep -q second /s/word; do sleep 0.2; done; stat -L -c '%g %a' /s/word; exec sleep 600";
+    let mut pod = ns.script_pod("reader", "Always", script);
+    pod["spec"]["securityContext"] = json!({"runAsUser": 1234, "runAsGroup": 1234, "fsGroup": 2000,
+        "fsGroupChangePolicy": "OnRootMismatch"});
+    pod["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": "words", "defaultMode": 0o400}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "s", "mountPath": "/s"}]);
+    ns.apply(&pod.to_string());
+    ns.wait_ready("reader");
+    ns.kubectl(&["patch", "secret", "words", "-p", r#"{"stringData":{"word":"second"}}"#]).ok();
+    eventually("the container reads the update", PATIENCE, || {
+        let log = ns.kubectl(&["logs", "reader"]);
+        log.ok().contains("2000 440").then_some(())
+    });
+    assert_eq!(ns.kubectl(&["logs", "reader"]).ok(), "first2000 440");
 }
