@@ -35,6 +35,29 @@ fn scancel_ends_the_pod_in_order() {
     ns.until_event("cancelled", "SlurmTerminates", "the pod ends in order");
 }
 
+/// A job of a higher partition wants the GPUs that the pod has.
+#[test]
+fn preemption_ends_the_pod_in_order_and_is_told_as_a_disruption() {
+    let ns = Namespace::new("preempted");
+    let mut pod = talkative(&ns, "spare");
+    let flags = "--partition=spare --nodelist=c1 --gres=gpu:2";
+    pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": flags});
+    ns.apply(&pod.to_string());
+    ns.wait_ready("spare");
+    let urgent =
+        ["--partition=urgent", "--nodelist=c1", "--gres=gpu:2", "--mem=64M", "--output=/dev/null", "--wrap=true"];
+    sx("login", Some("alice"), &[&["sbatch", "--parsable"], &urgent[..]].concat()).ok();
+    let end = ns.until_pod("spare", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    let target = end["status"]["conditions"].as_array().into_iter().flatten();
+    let target = target.filter(|condition| condition["type"] == "DisruptionTarget").collect::<Vec<_>>();
+    assert_eq!(target.len(), 1, "{}", end["status"]);
+    assert_eq!((&target[0]["status"], &target[0]["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(end["status"]["reason"], "Preempted", "{}", end["status"]);
+    assert_eq!(terminated(&end)["exitCode"], 0, "it ended by itself: {}", terminated(&end));
+    assert_eq!(ns.kubectl(&["logs", "spare"]).ok(), "up\nhook\ngot TERM");
+    ns.until_event("spare", "SlurmTerminates", "the pod ends in order");
+}
+
 /// A hook that is longer than Slurm's KillWait (10 s on this site) is cut off in time, so that the container still
 /// gets its TERM and the supervisor its last word.
 #[test]
