@@ -91,7 +91,7 @@ pub fn kubectl(args: &[&str]) -> Run {
 }
 
 /// Runs kubectl as alice with `input` on its standard input.
-pub(crate) fn kubectl_with_input(args: &[&str], input: &str) -> Run {
+pub fn kubectl_with_input(args: &[&str], input: &str) -> Run {
     let line = format!("kubectl {}", args.join(" "));
     let command: Vec<&str> = std::iter::once("kubectl").chain(args.iter().copied()).collect();
     let run = || -> std::io::Result<Output> {
