@@ -21,7 +21,7 @@ use crate::term::TermRule;
 use hpk_api::control::{ControlError, ErrorCode};
 use hpk_api::plan::SandboxPlan;
 use hpk_api::probe::ProbeKind;
-use hpk_api::state::{PodState, StopCause};
+use hpk_api::state::{PodState, RunState, StopCause};
 use hpk_core::{Action, ContainerIndex, EVICTION_GRACE_SECONDS, Event, Hook, Identity, Now, Supervisor};
 use hpk_sys::reap::{Poll, Reaper};
 use jiff::Timestamp;
@@ -80,6 +80,8 @@ pub struct Driver {
     reaper: Reaper,
     orphans: u64,
     meter: Meter,
+    /// The start's memory has been given back.
+    settled: bool,
 }
 
 impl Driver {
@@ -110,6 +112,7 @@ impl Driver {
             reaper: Reaper::new(),
             orphans: 0,
             meter,
+            settled: false,
         }
     }
 
@@ -137,6 +140,10 @@ impl Driver {
                 }
                 return Ok(succeeded);
             }
+            if !self.settled && self.all_run() {
+                self.settled = true;
+                hpk_sys::memory::settle();
+            }
             let deadline = self.supervisor.next_deadline().map(|d| tokio::time::Instant::from_std(self.begun + d));
             let measure = self.meter.due().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -161,6 +168,12 @@ impl Driver {
     #[must_use]
     pub fn state(&self) -> Arc<PodState> {
         Arc::new(self.supervisor.state().clone())
+    }
+
+    /// Whether the pod has come to what it is for: from here on little happens.
+    fn all_run(&self) -> bool {
+        let mut containers = self.supervisor.state().containers.iter();
+        containers.all(|container| matches!(container.state, RunState::Running { .. }))
     }
 
     fn now(&self) -> Now {
