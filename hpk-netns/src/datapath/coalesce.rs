@@ -3,6 +3,9 @@
 //!
 //! TCP: equal headers but for sequence number, PSH and IPv4 id; each continues where the former ended; all of one size,
 //! only the last may be shorter. UDP: equal headers, one size, the last may be shorter.
+//!
+//! Packets are joined as they come from the network, before anything is decided about them: a decision is then made once
+//! for all pieces of a large packet, as it is on the way out.
 
 use super::packet::{self, View, proto, set_word, tcp, word};
 use super::vnet::{self, Gso, Header};
@@ -99,9 +102,10 @@ impl Coalescer {
             && first.get(at + 18..) == packet.get(at + 18..view.payload)
     }
 
-    /// The packet to be written, its virtio header in front, and whether one is held at all. With `offload`
-    /// false, the checksum is complete and nothing may have been joined ([`Self::push`] once at a time).
-    pub(crate) fn finish(&mut self, offload: bool) -> Option<&[u8]> {
+    /// The packet to be written, its virtio header in front; None when none is held, or `admit` refuses it. `admit` may
+    /// rewrite its addresses and ports. With `offload` false, the checksum is complete and nothing may have been joined
+    /// ([`Self::push`] once at a time).
+    pub(crate) fn finish(&mut self, offload: bool, admit: impl FnOnce(&mut [u8], &View) -> bool) -> Option<&[u8]> {
         let view = self.view.take()?;
         let (head, packet) = self.buffer.split_at_mut_checked(vnet::LEN)?;
         let total = packet.len();
@@ -126,6 +130,10 @@ impl Coalescer {
             header.gso_size = u16::try_from(self.size).unwrap_or(u16::MAX);
             header.header_len = u16::try_from(view.payload).unwrap_or(0);
         }
+        if !admit(packet, &view) {
+            return None;
+        }
+        let view = packet::parse(packet)?;
         if !offload {
             packet::complete(packet, &view);
             return self.buffer.get(vnet::LEN..);
@@ -167,17 +175,27 @@ mod tests {
             let mut segments = Segments::new(&whole, &view, &header);
             let mut joined = Coalescer::default();
             let mut piece = Vec::new();
-            while segments.write_next(&mut piece) {
+            while let Some(len) = segments.next_len() {
+                piece.resize(len, 0);
+                segments.write_next(&mut piece);
                 prop_assert!(joined.push(&piece, &parse(&piece).unwrap()));
             }
-            let written = joined.finish(true).unwrap().to_vec();
+            // Its service's address is put back once, on the joined packet.
+            let service = if v6 { "[fd00::9]:80" } else { "10.0.0.9:80" }.parse().unwrap();
+            let rewrite = |p: &mut [u8], view: &View| {
+                packet::rewrite(p, view, service, view.destination(), false);
+                true
+            };
+            let written = joined.finish(true, rewrite).unwrap().to_vec();
             let (got, packet) = Header::decode(&written).unwrap();
+            rewrite(&mut whole, &view);
+            let view = parse(&whole).unwrap();
             packet::make_partial(&mut whole, &view);
             prop_assert_eq!(packet, &whole[..]);
             prop_assert!(got.needs_checksum);
             let cut = len > usize::from(size);
             prop_assert_eq!(got.gso, if cut { gso } else { Gso::None });
-            prop_assert!(joined.finish(true).is_none());
+            prop_assert!(joined.finish(true, |_, _| true).is_none());
         }
     }
 
@@ -202,6 +220,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_admitted_is_gone() {
+        let packet = build("10.0.0.1:5".parse().unwrap(), "10.0.0.2:6".parse().unwrap(), proto::TCP, tcp::ACK, &[1; 9]);
+        let view = parse(&packet).unwrap();
+        let mut c = Coalescer::default();
+        assert!(c.push(&packet, &view));
+        assert_eq!(c.finish(true, |_, _| false), None);
+        assert_eq!(c.finish(true, |_, _| true), None);
+    }
+
+    #[test]
     fn without_offload_the_checksum_is_complete() {
         let (a, b) = ("10.0.0.1:5".parse().unwrap(), "10.0.0.2:6".parse().unwrap());
         let right = build(a, b, proto::TCP, tcp::ACK, &[1; 33]);
@@ -209,6 +237,6 @@ mod tests {
         spoilt[36] ^= 0xff;
         let mut c = Coalescer::default();
         assert!(c.push(&spoilt, &parse(&spoilt).unwrap()));
-        assert_eq!(c.finish(false), Some(&right[..]));
+        assert_eq!(c.finish(false, |_, _| true), Some(&right[..]));
     }
 }

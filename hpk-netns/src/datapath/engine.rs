@@ -388,7 +388,9 @@ impl Engine {
         let mut piece = std::mem::take(&mut self.piece);
         let mut segments = Segments::new(bytes, &view, &header);
         let mut alive = true;
-        while alive && segments.write_next(&mut piece) {
+        while let Some(len) = segments.next_len().filter(|_| alive) {
+            piece.resize(len, 0);
+            segments.write_next(&mut piece);
             if let Some(view) = packet::parse(&piece) {
                 packet::complete(&mut piece, &view);
             }
@@ -411,7 +413,7 @@ impl Engine {
             let mut any = false;
             while let Some(len) = self.outward.link().and_then(|link| link.next(plain)) {
                 any = true;
-                self.deliver(len, plain);
+                self.deliver(plain.get(..len).unwrap_or_default());
             }
             if !any {
                 break;
@@ -445,33 +447,30 @@ impl Engine {
         let Some(view) = packet::parse(bytes) else { return };
         let Some(peer) = self.peers.get(index) else { return };
         let to = peer.endpoint;
-        let mut piece = std::mem::take(&mut self.piece);
         let mut segments = Segments::new(bytes, &view, &header);
-        while segments.write_next(&mut piece) {
-            let need = piece.len() + if peer.tunnel.is_some() { OVERHEAD } else { 0 };
+        while let Some(len) = segments.next_len() {
+            let need = len + if peer.tunnel.is_some() { OVERHEAD } else { 0 };
             if !self.batch.accepts(to, need) {
                 send_batch(&mut self.batch, &mut self.udp);
             }
-            match &mut peer.tunnel {
-                None => {
-                    if let Some(place) = self.batch.space(piece.len()).get_mut(..piece.len()) {
-                        place.copy_from_slice(&piece);
-                    }
-                    self.batch.commit(to, piece.len());
+            let Some(tunnel) = &mut peer.tunnel else {
+                if let Some(place) = self.batch.space(len).get_mut(..len) {
+                    segments.write_next(place);
                 }
-                Some(tunnel) => {
-                    if let TunnResult::WriteToNetwork(message) = tunnel.encapsulate(&piece, self.batch.space(need)) {
-                        // A handshake instead of the data (which waits inside) goes by itself.
-                        let (len, handshake) = (message.len(), message.first() != Some(&4));
-                        self.batch.commit(to, len);
-                        if handshake {
-                            send_batch(&mut self.batch, &mut self.udp);
-                        }
-                    }
+                self.batch.commit(to, len);
+                continue;
+            };
+            self.piece.resize(len, 0);
+            segments.write_next(&mut self.piece);
+            if let TunnResult::WriteToNetwork(message) = tunnel.encapsulate(&self.piece, self.batch.space(need)) {
+                // A handshake instead of the data (which waits inside) goes by itself.
+                let (len, handshake) = (message.len(), message.first() != Some(&4));
+                self.batch.commit(to, len);
+                if handshake {
+                    send_batch(&mut self.batch, &mut self.udp);
                 }
             }
         }
-        self.piece = piece;
     }
 
     fn flush(&mut self) {
@@ -492,7 +491,7 @@ impl Engine {
 
     fn datagram(&mut self, datagram: &[u8], from: Option<IpAddr>, plain: &mut [u8]) {
         let Some(keys) = self.peers.keys() else {
-            return self.clear_packet(datagram, from, plain);
+            return self.clear_packet(datagram, from);
         };
         match boringtun::noise::Tunn::parse_incoming_packet(datagram) {
             Ok(WireGuard::PacketData(data)) => self.open(slot(data.receiver_idx), datagram, from, plain),
@@ -550,8 +549,7 @@ impl Engine {
                     let source = IpAddr::V4(source);
                     if source == peer.ip {
                         (peer.active, peer.heard) = (now, now);
-                        let len = bytes.len();
-                        return self.deliver(len, plain);
+                        self.deliver(bytes);
                     }
                     return;
                 }
@@ -559,8 +557,7 @@ impl Engine {
                     let source = IpAddr::V6(source);
                     if source == peer.ip {
                         (peer.active, peer.heard) = (now, now);
-                        let len = bytes.len();
-                        return self.deliver(len, plain);
+                        self.deliver(bytes);
                     }
                     return;
                 }
@@ -574,7 +571,7 @@ impl Engine {
     }
 
     /// A packet as it is: from whom its source address says, when he says it from where he is.
-    fn clear_packet(&mut self, datagram: &[u8], from: Option<IpAddr>, plain: &mut [u8]) {
+    fn clear_packet(&mut self, datagram: &[u8], from: Option<IpAddr>) {
         let Some(view) = packet::parse(datagram) else { return };
         let now = self.now;
         match self.peers.index_of(view.src).and_then(|index| self.peers.get(index)) {
@@ -588,25 +585,20 @@ impl Engine {
                 return;
             }
         }
-        if let Some(place) = plain.get_mut(..datagram.len()) {
-            place.copy_from_slice(datagram);
-            self.deliver(datagram.len(), plain);
+        self.gather(datagram, &view);
+    }
+
+    /// An authentic packet, to the pod if it may.
+    fn deliver(&mut self, packet: &[u8]) {
+        if let Some(view) = packet::parse(packet) {
+            self.gather(packet, &view);
         }
     }
 
-    /// An authentic packet of `len` bytes, to the pod if it may.
-    fn deliver(&mut self, len: usize, plain: &mut [u8]) {
-        let Some(bytes) = plain.get_mut(..len) else { return };
-        let Some(view) = packet::parse(bytes) else { return };
-        let seconds = self.seconds();
-        if !self.pipeline.inbound(bytes, &view, seconds) {
-            self.counters.dropped += 1;
-            return;
-        }
-        let Some(view) = packet::parse(bytes) else { return };
-        if !self.coalescer.push(bytes, &view) {
+    fn gather(&mut self, packet: &[u8], view: &View) {
+        if !self.coalescer.push(packet, view) {
             self.flush_tun();
-            self.coalescer.push(bytes, &view);
+            self.coalescer.push(packet, view);
         }
         if !self.vnet {
             self.flush_tun();
@@ -614,7 +606,14 @@ impl Engine {
     }
 
     fn flush_tun(&mut self) {
-        if let (Some(bytes), Some(tun)) = (self.coalescer.finish(self.vnet), &self.tun) {
+        let seconds = self.seconds();
+        let (pipeline, counters) = (&mut self.pipeline, &mut self.counters);
+        let admit = |packet: &mut [u8], view: &View| {
+            let admitted = pipeline.inbound(packet, view, seconds);
+            counters.dropped += u64::from(!admitted);
+            admitted
+        };
+        if let (Some(bytes), Some(tun)) = (self.coalescer.finish(self.vnet, admit), &self.tun) {
             // A full queue inside the pod drops, as any.
             let _ = nix::unistd::write(tun, bytes);
         }

@@ -6,7 +6,7 @@
 use super::packet::{self, View, proto, set_word, tcp, word};
 use super::vnet::{Gso, Header};
 
-/// The pieces of one packet: an iterator that writes each into a buffer of the caller's.
+/// The pieces of one packet, each written into a buffer of the caller's.
 #[derive(Debug)]
 pub(crate) struct Segments<'a> {
     packet: &'a [u8],
@@ -26,26 +26,36 @@ impl<'a> Segments<'a> {
         Self { packet: packet.get(..view.total).unwrap_or_default(), view: *view, size, next: view.payload, index: 0 }
     }
 
-    /// Writes the next piece over `out`; false when there is none.
-    pub(crate) fn write_next(&mut self, out: &mut Vec<u8>) -> bool {
+    /// Bytes of the next piece; None: there is none.
+    pub(crate) fn next_len(&self) -> Option<usize> {
         let total = self.packet.len();
-        let first = self.index == 0;
-        if self.next >= total && !first {
-            return false;
+        match (self.index, self.next < total) {
+            // The only piece, which may have no payload.
+            (0, _) if self.next + self.size >= total => Some(total),
+            (_, true) => Some(self.view.payload + self.size.min(total - self.next)),
+            _ => None,
         }
-        out.clear();
-        let end = (self.next + self.size).min(total);
-        if first && end == total {
-            out.extend_from_slice(self.packet);
+    }
+
+    /// Writes the next piece over `out`, which has [`Self::next_len`] bytes.
+    pub(crate) fn write_next(&mut self, out: &mut [u8]) {
+        let total = self.packet.len();
+        if self.index == 0 && self.next + self.size >= total {
+            out.copy_from_slice(self.packet);
             (self.next, self.index) = (total, 1);
-            return true;
+            return;
         }
-        out.extend_from_slice(self.packet.get(..self.view.payload).unwrap_or_default());
-        out.extend_from_slice(self.packet.get(self.next..end).unwrap_or_default());
+        let end = (self.next + self.size).min(total);
+        let (Some((head, body)), Some(payload)) =
+            (out.split_at_mut_checked(self.view.payload), self.packet.get(self.next..end))
+        else {
+            return;
+        };
+        head.copy_from_slice(self.packet.get(..self.view.payload).unwrap_or_default());
+        body.copy_from_slice(payload);
         self.patch(out, end == total);
         self.next = end;
         self.index = self.index.wrapping_add(1);
-        true
     }
 
     fn patch(&self, out: &mut [u8], last: bool) {
@@ -93,7 +103,9 @@ mod tests {
         let mut segments = Segments::new(packet, &view, header);
         let mut all = Vec::new();
         let mut out = Vec::new();
-        while segments.write_next(&mut out) {
+        while let Some(len) = segments.next_len() {
+            out.resize(len, 0);
+            segments.write_next(&mut out);
             all.push(out.clone());
         }
         all
