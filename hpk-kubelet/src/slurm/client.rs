@@ -220,6 +220,8 @@ impl Client {
         let mut command = Command::new(srun);
         command
             .args(["--overlap", "--nodes=1", "--ntasks=1", "--relative=0", "--mpi=none", "--quiet", "--input=0"])
+            // Else Slurm passes on whole lines only, and what it carries has none.
+            .arg("--unbuffered")
             .args(["--job-name=hpk-link", "--chdir=/"])
             .arg(format!("--jobid={job}"))
             .arg(netns)

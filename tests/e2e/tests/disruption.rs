@@ -213,3 +213,69 @@ fn a_restarted_kubelet_says_nothing_of_images_that_run() {
     let counts: Vec<&str> = pulled.ok().lines().filter(|l| l.starts_with("Pull")).collect();
     assert_eq!(counts, ["Pulled=1"], "{}", pulled.stdout);
 }
+
+/// Nodes whose packets to the link's port are refused, until this is dropped.
+struct Unreachable;
+
+impl Unreachable {
+    const NODES: [&str; 2] = ["c1", "c2"];
+
+    fn make() -> Self {
+        let address = sx("login", Some("alice"), &["jq", "-r", ".link_addr", "/home/alice/.hpk/cluster.json"]);
+        let port = address.ok().rsplit(':').next().unwrap_or_default().to_owned();
+        for node in Self::NODES {
+            let rules = [
+                "add table inet cut".to_owned(),
+                "add chain inet cut out { type filter hook output priority 0; }".to_owned(),
+                format!("add rule inet cut out tcp dport {port} reject with tcp reset"),
+            ];
+            for rule in rules {
+                sx(node, None, &["nft", &rule]).ok();
+            }
+        }
+        Self
+    }
+}
+
+impl Drop for Unreachable {
+    fn drop(&mut self) {
+        for node in Self::NODES {
+            sx(node, None, &["nft", "delete table inet cut"]);
+        }
+    }
+}
+
+/// The link is cut while a session streams, and its port stays out of reach: the session's client is told, and the next
+/// one is carried by Slurm, both ways and whole.
+#[test]
+fn a_cut_link_is_carried_by_srun() {
+    let _turn = turn();
+    let ns = Namespace::new("cut");
+    ns.run_script("pod", "Never", "sleep 600");
+    ns.wait_ready("pod");
+    let session = std::thread::scope(|scope| {
+        // It begins to stream, then the link is cut under it.
+        let session = scope.spawn(|| {
+            ns.shell("timeout 150 kubectl -n $NS exec pod -- sh -c 'touch /tmp/runs; while sleep 0.1; do echo x; done' > /dev/null")
+        });
+        eventually("it streams", PATIENCE, || {
+            (ns.kubectl(&["exec", "pod", "--", "test", "-e", "/tmp/runs"]).code == Some(0)).then_some(())
+        });
+        let unreachable = Unreachable::make();
+        let session = session.join().expect("the session");
+        (session, unreachable)
+    });
+    let (session, unreachable) = session;
+    assert_ne!(session.code, Some(0), "{session:?}");
+    assert!(session.stderr.contains("the connection to the pod was lost"), "{session:?}");
+    let run = ns.shell(
+        "head -c 5M /dev/urandom > /tmp/$NS; sha256sum < /tmp/$NS
+         timeout 200 kubectl -n $NS exec -i pod -- cat < /tmp/$NS | sha256sum; rm /tmp/$NS
+         squeue --steps --noheader --format=%j",
+    );
+    let lines: Vec<&str> = run.ok().lines().collect();
+    assert_eq!(lines[0], lines[1], "{run:?}");
+    assert!(lines.contains(&"hpk-link"), "a step carries it: {run:?}");
+    drop(unreachable);
+    assert_eq!(ns.kubectl(&["exec", "pod", "--", "echo", "goes on"]).ok(), "goes on");
+}
