@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Status(Output),
     /// Check what HPK needs on this site, with a remedy for what is missing
     Doctor(Doctor),
+    /// Listen on the login node for a pod or a Service, until interrupted
+    Expose(Expose),
     /// Print the path of the kubeconfig
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]
     Kubeconfig,
@@ -96,12 +98,26 @@ pub(crate) struct Up {
     /// A further flag for kube-apiserver, as --key=value; may be repeated
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub apiserver_flag: Vec<String>,
+    /// Encrypt what pods send each other between nodes; kept until it is given again. Off is faster, and lets whoever
+    /// can listen on the nodes' network read along and send. Pods that run already keep what they started with, and do
+    /// not reach those of the other setting [default: on]
+    #[arg(long, value_name = "WHETHER")]
+    pub encryption: Option<Encryption>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,
     /// Give up waiting after so many seconds (what was started goes on)
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,
+}
+
+/// `--encryption`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Encryption {
+    /// WireGuard's protocol, keys per pod.
+    On,
+    /// In the clear.
+    Off,
 }
 
 /// `hpk down`.
@@ -113,6 +129,33 @@ pub(crate) struct Down {
     /// Also cancel the Slurm jobs of this cluster's pods
     #[arg(long)]
     pub pods: bool,
+}
+
+/// `hpk expose`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk expose service/web                  at a port that Kubernetes chooses and this prints
+  hpk expose pod/jupyter 8888 --port 8888
+  hpk expose -n demo service/web http -o json
+
+It is a Service of its own, deleted when this ends. Whoever reaches the login node reaches it, other users too: for
+yourself alone use kubectl port-forward. After a kill: kubectl delete services -l app.kubernetes.io/managed-by=hpk-expose")]
+pub(crate) struct Expose {
+    /// pod/NAME or service/NAME
+    #[arg(value_name = "TARGET")]
+    pub target: crate::expose::Target,
+    /// Its port, by number or name [default: the only one]
+    #[arg(value_name = "PORT")]
+    pub target_port: Option<String>,
+    /// Port of the login node, 1024 or above [default: one is chosen]
+    #[arg(short, long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The target's namespace
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    /// How to print.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `hpk doctor`.

@@ -7,6 +7,7 @@ mod components;
 mod decide;
 mod doctor;
 mod down;
+mod expose;
 mod home;
 mod kubeconfig;
 mod pki;
@@ -43,6 +44,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Down(args) => down::run(&args).await,
             Command::Status(args) => status::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,
+            Command::Expose(args) => expose::run(args).await,
             Command::Kubeconfig => {
                 println!("{}", Home::from_env()?.kubeconfig().display());
                 Ok(ExitCode::SUCCESS)

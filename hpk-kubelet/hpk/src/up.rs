@@ -42,6 +42,12 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
 
     match Client::ask(&home, &host, Request::Watch).await {
         Ok(client) => {
+            if let Some(encryption) = args.encryption {
+                let runs: ClusterConfig = need_json(&home.cluster_json())?;
+                if runs.plaintext != (encryption == cli::Encryption::Off) {
+                    bail!("--encryption: the control plane is running with the other setting: run hpk down first");
+                }
+            }
             progress.done("the control plane is running already");
             return finish(&home, client, &progress, timeout).await;
         }
@@ -107,6 +113,10 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
             );
         }
         cluster.network_mode = former.network_mode;
+        cluster.plaintext = former.plaintext;
+    }
+    if let Some(encryption) = args.encryption {
+        cluster.plaintext = encryption == cli::Encryption::Off;
     }
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let control_plane = ControlPlane {

@@ -82,7 +82,7 @@ impl Context {
             service_cidr: self.cluster.service_cidr.clone(),
             mtu: 0,
             cni_network: None,
-            plaintext: false,
+            plaintext: self.cluster.plaintext,
             host_ports: if mode == NetworkMode::Overlay { host_ports(pod) } else { Vec::new() },
             host_ip: Some(self.cluster.node_ip),
         }

@@ -140,7 +140,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         outward: None,
         node_ip: cluster.node_ip,
         folder: &net,
-        plaintext: false,
+        plaintext: cluster.plaintext,
     };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child =

@@ -35,6 +35,10 @@ pub struct ClusterConfig {
     /// Default network mode of pods.
     #[serde(default)]
     pub network_mode: crate::net::NetworkMode,
+    /// Packets of the overlay go between nodes in the clear (`hpk up --encryption off`): only for a network that
+    /// nobody else can listen on or send into. Holds for pods that start afterwards.
+    #[serde(default)]
+    pub plaintext: bool,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
 }

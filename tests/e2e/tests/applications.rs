@@ -167,3 +167,32 @@ except (TimeoutError, ConnectionRefusedError):
     assert_eq!(heard.ok(), "nothing");
     assert_eq!(friend().trim(), "mine", "and the pod's own traffic goes on");
 }
+
+#[test]
+fn expose_listens_on_the_login_node_while_it_runs() {
+    let ns = Namespace::new("expose");
+    let serve = "mkdir /tmp/w; echo mine >/tmp/w/index.html; exec python3 -m http.server -d /tmp/w 8080";
+    toolbox(&ns, "server", "c1", &["sh", "-c", serve]);
+    ns.kubectl(&["create", "service", "clusterip", "server", "--tcp=80:8080"]).ok();
+    ns.wait_ready("server");
+    for (target, port) in [("pod/server 8080", "28080"), ("service/server", "28081"), ("service/server 80", "")] {
+        let flag = if port.is_empty() { String::new() } else { format!("--port {port}") };
+        // Its first line says where; it is asked as long as the listener may take to come.
+        let run = ns.shell(&format!(
+            "exec 3< <(exec hpk expose -n $NS {target} {flag} -o json); pid=$!; read -r said <&3
+             at=$(python3 -c 'import json, sys; d = json.loads(sys.argv[1]); print(d[\"address\"], d[\"port\"], sep=\":\")' \"$said\")
+             curl -s --max-time 5 --retry 60 --retry-delay 1 --retry-all-errors http://$at/ && kill $pid && wait $pid; echo ended $? at $at"
+        ));
+        let said = run.ok();
+        assert!(
+            said.starts_with("mine\nended 0 at 10.77.0.1:") && said.ends_with(port),
+            "{target}: {said} {}",
+            run.stderr
+        );
+    }
+    let left = ns.kubectl(&["get", "services", "-l", "app.kubernetes.io/managed-by=hpk-expose", "-o", "name"]);
+    assert_eq!(left.ok(), "", "each took its own away");
+    let wrong = ns.shell("hpk expose -n $NS service/server 81").err();
+    assert!(wrong.contains("it has 80"), "{wrong}");
+    assert!(ns.shell("hpk expose -n $NS pod/server --port 80").err().contains("--port 80"));
+}
