@@ -196,3 +196,48 @@ fn expose_listens_on_the_login_node_while_it_runs() {
     assert!(wrong.contains("it has 80"), "{wrong}");
     assert!(ns.shell("hpk expose -n $NS pod/server --port 80").err().contains("--port 80"));
 }
+
+/// Something done to c1's network; undone when dropped.
+struct Trouble(&'static str);
+
+impl Trouble {
+    /// `make` and `undo` are shell commands with `$dev`, c1's device.
+    fn new(make: &str, undo: &'static str) -> Self {
+        on_c1(make).ok();
+        Self(undo)
+    }
+}
+
+impl Drop for Trouble {
+    fn drop(&mut self) {
+        on_c1(self.0);
+    }
+}
+
+fn on_c1(command: &str) -> hpk_e2e::Run {
+    let device = "dev=$(ip -o -4 addr show to 10.77.0.11 | awk '{print $2}')";
+    sx("c1", None, &["bash", "-c", &format!("{device}; {command}")])
+}
+
+#[test]
+#[ignore = "disturbs the network of a node for all: make long"]
+fn pods_reach_each_other_again_after_a_node_was_cut_off() {
+    let ns = Namespace::new("trouble");
+    let serve = "mkdir /tmp/w; head -c 8M /dev/urandom >/tmp/w/big; exec python3 -m http.server -d /tmp/w 8080";
+    toolbox(&ns, "server", "c1", &["sh", "-c", serve]);
+    toolbox(&ns, "client", "c2", &["sleep", "infinity"]);
+    ns.wait_ready("server");
+    ns.wait_ready("client");
+    let ip = ns.get("pod", "server")["status"]["podIP"].as_str().expect("a pod IP").to_owned();
+    let sum = ns.kubectl(&["exec", "server", "--", "sh", "-c", "sha256sum </tmp/w/big"]).ok().to_owned();
+    let ask = format!("set -o pipefail; curl -s --max-time 60 http://{ip}:8080/big | sha256sum");
+    let fetch = || ns.kubectl(&["exec", "client", "--", "bash", "-c", &ask]);
+    eventually("the client is answered", PATIENCE, || (fetch().stdout.trim() == sum).then_some(()));
+    {
+        let _cut = Trouble::new("ip link set $dev down", "ip link set $dev up");
+        let quick = format!("curl -s --max-time 5 http://{ip}:8080/ >/dev/null");
+        let cut = ns.kubectl(&["exec", "client", "--", "bash", "-c", &quick]);
+        assert_ne!(cut.code, Some(0), "c1 is cut off");
+    }
+    eventually("the client is answered again", PATIENCE, || (fetch().stdout.trim() == sum).then_some(()));
+}
