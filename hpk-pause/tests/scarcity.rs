@@ -4,7 +4,7 @@ mod common;
 
 use common::{Pod, container, events, of, plan, probe, shown, with};
 use hpk_api::control::Request;
-use hpk_api::state::RunState;
+use hpk_api::state::{ContainerState, RunState};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -44,20 +44,16 @@ fn without_descriptors_containers_wait_and_the_pod_still_ends_in_order() {
         let path = pod.dir.path().join("pod/status.json");
         let state: Option<hpk_api::state::PodState> =
             std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let refused = |s: &hpk_api::state::PodState| {
-            s.containers.iter().any(|c| {
-                matches!(&c.state,
-            RunState::Waiting { reason, .. } if reason == "CreateContainerError")
-            })
-        };
-        if let Some(state) = state.filter(refused) {
+        // They start side by side: which of them finds descriptors is nobody's to say.
+        let running = |c: &ContainerState| matches!(c.state, RunState::Running { .. });
+        let refused = |c: &ContainerState| matches!(&c.state, RunState::Waiting { reason, .. } if reason == "CreateContainerError");
+        if let Some(state) = state.filter(|s| s.containers.iter().any(running) && s.containers.iter().any(refused)) {
             break state;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "{:#?}", pod.status());
+        assert!(begun.elapsed() < Duration::from_secs(30), "some run and some wait: {:#?}", pod.status());
         std::thread::sleep(Duration::from_millis(10));
     };
     let running = state.containers.iter().filter(|c| matches!(c.state, RunState::Running { .. })).count();
-    assert!(running > 0, "the first ones run");
     let told = events(&state).into_iter().find(|e| e.starts_with("Failed: Error:")).unwrap();
     assert!(told.contains("EMFILE") || told.contains("open files"), "{told}");
     pod.terminate();
