@@ -36,7 +36,8 @@ fn init_containers_run_before_the_others_and_each_is_pid_1() {
     assert!(state.finished && of(&state, "i").ready);
     let started =
         |name| state.events.iter().find(|e| e.reason == "Started" && e.container.as_deref() == Some(name)).unwrap().at;
-    assert!(started("i") < started("c") && started("c") <= started("d"));
+    // The containers themselves start side by side.
+    assert!(started("i") < started("c") && started("i") < started("d"));
 }
 
 #[test]
