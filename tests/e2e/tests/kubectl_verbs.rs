@@ -28,6 +28,9 @@ fn exec_runs_in_the_container() {
     assert!(none.err().contains("/no/such/program"), "{none:?}");
 }
 
+/// Typed at a shell: says so when the terminal has the size that it was given at first.
+const FIRST_SIZE: &str = "until [ \"$(stty size)\" = '33 99' ]; do sleep 0.1; done; echo first si''ze\n";
+
 #[test]
 fn exec_with_a_terminal() {
     let ns = Namespace::new("tty");
@@ -36,8 +39,9 @@ fn exec_with_a_terminal() {
         &["kubectl", "-n", ns.name(), "exec", "-it", "tools", "--", "bash", "--norc"],
         &[
             Step::Expect("[$#] "),
-            Step::Type("stty size\n"),
-            Step::Expect("33 99"),
+            // The first size comes beside the first input, as with every kubelet.
+            Step::Type(FIRST_SIZE),
+            Step::Expect("first size"),
             Step::Resize(40, 120),
             Step::Type("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo re''sized\n"),
             Step::Expect("resized"),
@@ -64,8 +68,10 @@ fn debug_at_a_terminal() {
             // A shell may ask its terminal something after the prompt.
             Step::Expect("# "),
             // The target's processes are seen.
-            Step::Type("ps | grep -c 'sleep [i]nfinity'; stty size\n"),
-            Step::Expect("1\r\n33 99"),
+            Step::Type("ps | grep -c 'sleep [i]nfinity'\n"),
+            Step::Expect("1\r\n"),
+            Step::Type(FIRST_SIZE),
+            Step::Expect("first size"),
             Step::Resize(20, 70),
             Step::Type("until [ \"$(stty size)\" = '20 70' ]; do sleep 0.1; done; echo re''sized\n"),
             Step::Expect("resized"),
@@ -164,7 +170,7 @@ fn debug_of_a_target_at_a_terminal() {
     tools(&ns);
     // Its own image (busybox: the target's has bash), the target's processes, a terminal of 33 by 99.
     let run = ns.shell(&format!(
-        r#"printf 'ps\nls /bin/bash\nls -d /proc/1/root/bin/bash\nstty size\nexit 6\n' |
+        r#"printf 'ps\nls /bin/bash\nls -d /proc/1/root/bin/bash\nuntil [ "$(stty size)" != "0 0" ]; do sleep 0.1; done\nstty size\nexit 6\n' |
            script -qec "stty rows 33 cols 99; kubectl -n $NS debug -it tools -q --image={BUSYBOX} -c dbg --target=main -- sh" /dev/null"#
     ));
     assert!(run.stdout.contains("sleep infinity"), "{run:?}");
@@ -232,7 +238,7 @@ fn every_verb_with_older_clients_and_both_protocols() {
         let websockets = format!("KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets}");
         let tty = at_terminal(
             &["env", &websockets, program, "-n", ns.name(), "exec", "-it", "tools", "--", "sh"],
-            &[Step::Expect("[$#] "), Step::Type("stty size; exit 4\n"), Step::Expect("33 99")],
+            &[Step::Expect("[$#] "), Step::Type(FIRST_SIZE), Step::Expect("first size"), Step::Type("exit 4\n")],
         );
         assert_eq!(tty.code, Some(4), "{who:?} {tty:?}");
     }
