@@ -140,13 +140,9 @@ lint: tools ## formatting and lints
 
 # The database of advisories is not asked: it is not reached from everywhere.
 .PHONY: deny
-deny: ## licences, bans and sources of all crates, by cargo-deny
-	@if cargo deny --version >/dev/null 2>&1; then \
-	  $(phase) "licences, bans and sources of crates" && \
-	  cargo deny --offline check licenses bans sources; \
-	else \
-	  $(phase) "SKIPPED: licences, bans and sources are NOT checked, cargo-deny is missing (cargo install --locked cargo-deny)"; \
-	fi
+deny: tools ## licences, bans and sources of all crates, by cargo-deny (built once, kept in HPK_CACHE)
+	@bin=$$(tests/cargo-deny.sh | tail -n 1) && $(phase) "licences, bans and sources of crates" && \
+	  "$$bin" --offline check licenses bans sources
 
 .PHONY: clean
 clean: site-down ## ends the site and removes its state; the cache stays (rm -r $(HPK_CACHE))
