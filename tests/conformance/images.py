@@ -73,6 +73,10 @@ def busybox(users='', groups=''):
     tree.put('etc/passwd', ('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n' + users).encode())
     tree.put('etc/group', ('root:x:0:\nnogroup:x:65534:\n' + groups).encode())
     tree.put('etc/nsswitch.conf', b'passwd: files\ngroup: files\nhosts: files dns\n')
+    tree.put('etc/os-release', b'ID=busybox\nNAME="BusyBox"\n')
+    # Debian builds a busybox whose sh keeps variables from its children whose names hold a dash or a dot; bash hands them on.
+    tree.program(found('bash'))
+    tree.symlink('bin/sh', '/usr/bin/bash')
     for library in glob.glob('/lib/*-linux-gnu/libnss_*.so.2'):
         tree.copy(os.path.realpath(library), 'lib/' + os.path.basename(library), 0o755)
     return tree
@@ -82,9 +86,9 @@ def network_tools():
     """agnhost's base: a shell that is no busybox (whose sh runs applets before programs of the PATH)."""
     tree = busybox('user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n',
                    'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n')
-    for name in 'bash curl dig getent ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
+    for name in 'curl dig getent ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
         tree.program(found(name))
-    for link, target in {'bin/bash': 'bash', 'bin/sh': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
+    for link, target in {'bin/bash': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
         tree.symlink(link, '/usr/bin/' + target)
     tree.symlink('usr/local/bin/iperf', '/usr/bin/iperf')
     tree.folder('uploads')
