@@ -73,10 +73,10 @@ def busybox(users='', groups=''):
     tree.put('etc/passwd', ('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n' + users).encode())
     tree.put('etc/group', ('root:x:0:\nnogroup:x:65534:\n' + groups).encode())
     tree.put('etc/nsswitch.conf', b'passwd: files\ngroup: files\nhosts: files dns\n')
-    tree.put('etc/os-release', b'ID=busybox\nNAME="BusyBox"\n')
-    # Debian builds a busybox whose sh keeps variables from its children whose names hold a dash or a dot; bash hands them on.
+    # Debian builds a busybox whose sh keeps variables from its children whose names hold a dash or a dot. Tests that look for
+    # them start `sh` by the PATH and get bash, which hands them on; tests that read sh's own messages start /bin/sh.
     tree.program(found('bash'))
-    tree.symlink('bin/sh', '/usr/bin/bash')
+    tree.symlink('usr/local/bin/sh', '/usr/bin/bash')
     for library in glob.glob('/lib/*-linux-gnu/libnss_*.so.2'):
         tree.copy(os.path.realpath(library), 'lib/' + os.path.basename(library), 0o755)
     return tree
@@ -88,8 +88,10 @@ def network_tools():
                    'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n')
     for name in 'curl dig getent ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
         tree.program(found(name))
-    for link, target in {'bin/bash': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
+    for link, target in {'bin/bash': 'bash', 'bin/sh': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
         tree.symlink(link, '/usr/bin/' + target)
+    # Upstream's are built on Alpine: a test of image volumes looks for its name.
+    tree.put('etc/os-release', b'NAME="stand-in for Alpine Linux"\n')
     tree.symlink('usr/local/bin/iperf', '/usr/bin/iperf')
     tree.folder('uploads')
     return tree
