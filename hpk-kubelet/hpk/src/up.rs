@@ -14,7 +14,7 @@ use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ClusterConfig;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fs::File;
@@ -320,16 +320,26 @@ async fn wait(home: &Home, client: &mut Client, progress: &Progress, last: &mut 
             break has_kubelet;
         }
     };
+    let client = crate::bootstrap::client(home).await?;
     if has_kubelet {
-        node_ready(home, progress).await?;
+        node_ready(home, &client, progress).await?;
     }
+    default_account(client, progress).await
+}
+
+/// Without the default service account the API server refuses every pod; the controller manager makes it some seconds
+/// after the first start.
+async fn default_account(client: kube::Client, progress: &Progress) -> Result<()> {
+    progress.waiting("waiting for the default service account".to_owned());
+    let accounts: kube::Api<ServiceAccount> = kube::Api::namespaced(client, "default");
+    kube::runtime::wait::await_condition(accounts, "default", |a: Option<&ServiceAccount>| a.is_some()).await?;
     Ok(())
 }
 
-async fn node_ready(home: &Home, progress: &Progress) -> Result<()> {
+async fn node_ready(home: &Home, client: &kube::Client, progress: &Progress) -> Result<()> {
     let cluster: ClusterConfig = need_json(&home.cluster_json())?;
     progress.waiting(format!("waiting for node {} to be Ready", cluster.node_name));
-    let nodes: kube::Api<Node> = kube::Api::all(crate::bootstrap::client(home).await?);
+    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
     let ready = |node: Option<&Node>| {
         node.and_then(|n| n.status.as_ref()?.conditions.as_ref())
             .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
