@@ -1,11 +1,12 @@
-//! Fetches what a pod refers to: configMaps, secrets and service-account tokens, by name.
+//! Fetches what a pod refers to: configMaps, secrets and service-account tokens by name, ClusterTrustBundles all at once.
 
 use crate::render::services;
 use crate::render::sources::{References, Sources, TokenKey, Versions};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, Error};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 #[derive(Debug, ThisError)]
 #[error("cannot read {kind} {name:?}: {source}")]
 pub struct FetchError {
-    /// `configmap`, `secret`, `token of service account`.
+    /// `configmap`, `secret`, `token of service account`, `clustertrustbundles`.
     pub kind: &'static str,
     /// Name.
     pub name: String,
@@ -85,6 +86,11 @@ pub async fn sources(
         get_all(&config_maps, "configmap", &references.config_maps),
         get_all(&secrets, "secret", &references.secrets)
     )?;
+    if references.trust_bundles {
+        let all: Api<ClusterTrustBundle> = Api::all(client.clone());
+        let listed = all.list(&ListParams::default()).await;
+        found.trust_bundles = listed.map_err(|e| failed("clustertrustbundles", "", e))?.items;
+    }
     *versions = found.versions(namespace, &references);
     let now = Timestamp::now();
     tokens.retain(|key, _| references.tokens.contains(key));

@@ -10,14 +10,15 @@
 //!        changed(uid) ◀──────── └───────┘ ──▶ watches begin with the first claim and end with the last
 //! ```
 
-use crate::render::sources::{Kind, ObjectKey, Version, Versions};
+use crate::render::sources::{Kind, ObjectKey, Version, Versions, joint_version};
 use futures::StreamExt;
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -100,6 +101,9 @@ async fn watch(client: Client, key: ObjectKey, messages: mpsc::UnboundedSender<M
         Kind::Secret => {
             follow::<PartialObjectMeta<Secret>>(Api::namespaced(client, &key.namespace), key, messages).await;
         }
+        Kind::TrustBundles => {
+            follow_all::<PartialObjectMeta<ClusterTrustBundle>>(Api::all(client), key, messages).await;
+        }
     }
 }
 
@@ -130,6 +134,41 @@ where
             }
         };
         if messages.send(Message::Seen { key: key.clone(), version }).is_err() {
+            return;
+        }
+    }
+}
+
+/// As [`follow`], of all objects of a kind: their joint version.
+async fn follow_all<K>(api: Api<K>, key: ObjectKey, messages: mpsc::UnboundedSender<Message>)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut objects = BTreeMap::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => {
+                objects.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                objects.insert(object.name_any(), object.resource_version());
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => {}
+            Ok(watcher::Event::Apply(object)) => {
+                objects.insert(object.name_any(), object.resource_version());
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                objects.remove(&object.name_any());
+            }
+            Err(error) => {
+                tracing::debug!(kind = ?key.kind, %error, "watch of references");
+                continue;
+            }
+        }
+        if messages.send(Message::Seen { key: key.clone(), version: joint_version(&objects) }).is_err() {
             return;
         }
     }

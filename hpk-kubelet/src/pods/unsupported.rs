@@ -157,16 +157,10 @@ fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static s
         let asked = source.config_map.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
             || source.secret.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
             || source.downward_api.as_ref().is_some_and(|s| any_file_user(s.items.as_deref()))
-            || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some());
+            || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some())
+            || source.cluster_trust_bundle.as_ref().is_some_and(|s| s.user.is_some());
         if asked {
             tell(false, field(&format!("projected.sources[{index}].(items.)user")), FILES_OWNER);
-        }
-        if source.cluster_trust_bundle.is_some() {
-            tell(
-                true,
-                field(&format!("projected.sources[{index}].clusterTrustBundle")),
-                "put the certificates into a configMap",
-            );
         }
         if source.pod_certificate.is_some() {
             tell(

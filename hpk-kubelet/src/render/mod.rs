@@ -10,4 +10,5 @@ pub mod hosts;
 pub mod resolv;
 pub mod services;
 pub mod sources;
+pub mod trust;
 pub mod volumes;

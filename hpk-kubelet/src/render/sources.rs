@@ -1,7 +1,10 @@
 //! The objects that a pod refers to, as they were found, in one place for the pure renderers.
 
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Objects of the pod's namespace by name. A name that is missing here does not exist.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -10,6 +13,8 @@ pub struct Sources {
     pub config_maps: BTreeMap<String, ConfigMap>,
     /// Secrets.
     pub secrets: BTreeMap<String, Secret>,
+    /// All of the cluster's, when the pod refers to any.
+    pub trust_bundles: Vec<ClusterTrustBundle>,
     /// Service-account tokens that were requested for the pod.
     pub tokens: BTreeMap<TokenKey, String>,
     /// Service variables (see [`super::services`]).
@@ -25,13 +30,16 @@ pub struct TokenKey {
     pub expiration_seconds: i64,
 }
 
-/// Kind of an object that pods refer to by name.
+/// What pods refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// ConfigMap.
     ConfigMap,
     /// Secret.
     Secret,
+    /// All ClusterTrustBundles together: which of them a pod means can change with their labels. Namespace and name of
+    /// the key are empty.
+    TrustBundles,
 }
 
 /// One object that pods refer to.
@@ -45,8 +53,16 @@ pub struct ObjectKey {
     pub name: String,
 }
 
-/// resourceVersion of an object; None: there is no such object.
+/// resourceVersion of an object; None: there is no such object. Of many objects: [`joint_version`].
 pub type Version = Option<String>;
+
+/// One version for the names and versions of many objects: another one when any of them changes, comes or goes.
+#[must_use]
+pub fn joint_version(objects: &BTreeMap<String, Version>) -> Version {
+    let mut hasher = DefaultHasher::new();
+    objects.hash(&mut hasher);
+    Some(format!("{:016x}", hasher.finish()))
+}
 
 /// What was read of each reference.
 pub type Versions = BTreeMap<ObjectKey, Version>;
@@ -64,7 +80,12 @@ impl Sources {
             let version = self.secrets.get(name).and_then(|o| o.metadata.resource_version.clone());
             (key(Kind::Secret, name), version)
         });
-        config_maps.chain(secrets).collect()
+        let bundles = references.trust_bundles.then(|| {
+            let each = self.trust_bundles.iter().map(|b| (b.name_any(), b.metadata.resource_version.clone()));
+            let key = ObjectKey { kind: Kind::TrustBundles, namespace: String::new(), name: String::new() };
+            (key, joint_version(&each.collect()))
+        });
+        config_maps.chain(secrets).chain(bundles).collect()
     }
 }
 
@@ -77,6 +98,8 @@ pub struct References {
     pub secrets: BTreeSet<String>,
     /// Tokens.
     pub tokens: BTreeSet<TokenKey>,
+    /// Any ClusterTrustBundle.
+    pub trust_bundles: bool,
 }
 
 /// What a projected token lives when the pod does not say (upstream's default).
@@ -115,6 +138,7 @@ impl References {
             for projection in projections {
                 all.config_maps.extend(projection.config_map.iter().map(|v| v.name.clone()));
                 all.secrets.extend(projection.secret.iter().map(|v| v.name.clone()));
+                all.trust_bundles |= projection.cluster_trust_bundle.is_some();
                 all.tokens.extend(projection.service_account_token.iter().map(|t| TokenKey {
                     audience: t.audience.clone().unwrap_or_default(),
                     expiration_seconds: t.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),

@@ -2,6 +2,7 @@
 
 use super::downward::{self, Facts, FieldError};
 use super::sources::{DEFAULT_TOKEN_SECONDS, Sources, TokenKey};
+use super::trust::{self, TrustError};
 use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -72,6 +73,14 @@ pub enum VolumeError {
         volume: String,
         /// Cause.
         cause: FieldError,
+    },
+    /// Trust anchors.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    Trust {
+        /// Volume.
+        volume: String,
+        /// Cause.
+        cause: TrustError,
     },
     /// A projection that is not supported.
     #[error("MountVolume.SetUp failed for volume {volume:?} : projected source {field} is not supported by HPK")]
@@ -236,13 +245,13 @@ impl Filler<'_> {
                 })?;
                 self.put(&s.path, token.clone().into_bytes(), default_mode)?;
             }
-            let unsupported = match source {
-                s if s.cluster_trust_bundle.is_some() => Some("clusterTrustBundle"),
-                s if s.pod_certificate.is_some() => Some("podCertificate"),
-                _ => None,
-            };
-            if let Some(field) = unsupported {
-                return Err(VolumeError::Unsupported { volume: self.volume.to_owned(), field });
+            if let Some(s) = &source.cluster_trust_bundle {
+                let text = trust::anchors(s, self.sources)
+                    .map_err(|cause| VolumeError::Trust { volume: self.volume.to_owned(), cause })?;
+                self.put(&s.path, text.into_bytes(), default_mode)?;
+            }
+            if source.pod_certificate.is_some() {
+                return Err(VolumeError::Unsupported { volume: self.volume.to_owned(), field: "podCertificate" });
             }
         }
         Ok(())

@@ -423,7 +423,7 @@ const TYPES: &[Type] = &[
         fields: names::<core::VolumeProjection>,
         place: projection,
         rows: &[
-            ("clusterTrustBundle", Told(r#"{"path": "p"}"#)),
+            ("clusterTrustBundle", Told(r#"{"path": "p", "user": 1}"#)),
             ("configMap", Told(r#"{"name": "x", "items": [{"key": "k", "path": "p", "user": 1}]}"#)),
             ("downwardAPI", Told(r#"{"items": [{"path": "p", "user": 1}]}"#)),
             ("podCertificate", Told(r#"{"keyType": "ED25519", "signerName": "x"}"#)),
