@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Container output into CRI logs: our pump beside conmon, whole processes, taking turns.
 
-measure.py PUMP LINES: the two example programs of hpk-log, built for release.
+measure.py PUMP LINES FLOOR: the example programs of hpk-log, built for release. FLOOR only reads the pipe and writes what it
+read: less than that no log can cost where its program reads and writes.
 Input goes through pipes, logs to /dev/shm. Ours rotates at 10 MiB and keeps all files, so that every line can be
 counted; conmon does not rotate, because its size limit drops lines.
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 
-PUMP, LINES = sys.argv[1:3]
+PUMP, LINES, FLOOR = sys.argv[1:4]
 RUNS = int(os.environ.get("RUNS", "3"))
 CASES = [(100, 256), (16384, 512), (2, 16)]
 PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +41,19 @@ def ours(folder, length, mib):
                          check=True, capture_output=True, text=True).stdout
     seconds, cpu, read = out.split()
     return float(seconds), float(cpu), int(read), count(logs, RECORD)
+
+
+def floor(folder, length, mib):
+    out = subprocess.run([FLOOR, os.path.join(folder, "logs"), str(10 << 20), LINES, str(length), str(mib), folder + "/cpu"],
+                         check=True, capture_output=True, text=True).stdout
+    seconds, cpu, read = out.split()
+    return float(seconds), float(cpu), int(read), None
+
+
+def producer(folder):
+    """CPU seconds of the program that wrote the lines."""
+    with open(folder + "/cpu") as file:
+        return float(file.read())
 
 
 def conmon(folder, length, mib):
@@ -78,24 +92,27 @@ def main():
     print("## Logs\n")
     print("Input MiB/s and CPU seconds per GiB of the program that writes the log, without the container's own; medians of "
           f"{RUNS} runs that take turns. Ours rotates every 10 MiB.\n")
-    print("| lines of | hpk-log | conmon | ratio | CPU hpk-log | CPU conmon | ratio | lines kept by hpk-log |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| lines of | hpk-log | conmon | ratio | read and write alone | CPU hpk-log | CPU conmon | ratio | read and write alone | "
+          "the container's own | lines kept by hpk-log |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for length, mib in CASES:
-        results = {ours: [], conmon: []}
-        kept = 1.0
+        results = {ours: [], conmon: [], floor: []}
+        own, kept = [], 1.0
         for _ in range(RUNS):
             for run, into in results.items():
                 folder = tempfile.mkdtemp(dir="/dev/shm", prefix="hpk-bench-logs.")
                 try:
                     seconds, cpu, read, lines = run(folder, length, mib)
+                    if run is ours:
+                        own.append(producer(folder) / (read / (1 << 30)))
+                        kept = min(kept, lines * length / read)
                 finally:
                     shutil.rmtree(folder)
                 into.append((read / seconds / (1 << 20), cpu / (read / (1 << 30))))
-                if run is ours:
-                    kept = min(kept, lines * length / read)
-        (rate, cpu), (peer_rate, peer_cpu) = ([statistics.median(r[i] for r in into) for i in (0, 1)] for into in results.values())
-        print(f"| {length} B | {rate:.0f} | {peer_rate:.0f} | {rate / peer_rate:.1f}× | {cpu:.2f} | {peer_cpu:.2f} | "
-              f"{cpu / peer_cpu:.2f} | {kept:.0%} |", flush=True)
+        (rate, cpu), (peer_rate, peer_cpu), (floor_rate, floor_cpu) = (
+            [statistics.median(r[i] for r in into) for i in (0, 1)] for into in results.values())
+        print(f"| {length} B | {rate:.0f} | {peer_rate:.0f} | {rate / peer_rate:.1f}× | {floor_rate:.0f} | {cpu:.2f} | {peer_cpu:.2f} | "
+              f"{cpu / peer_cpu:.2f} | {floor_cpu:.2f} | {statistics.median(own):.2f} | {kept:.0%} |", flush=True)
 
 
 main()

@@ -4,9 +4,11 @@
 //! [`MAX_CONTENT`] becomes P records of that length and a last F; `\r\n` loses its `\r`; what is left without a
 //! newline at the end of the stream is a P record.
 
+use crate::records::Records;
 use crate::stamp;
 use hpk_api::cri_log::{MAX_CONTENT, Stream};
 use memchr::memchr;
+use std::ops::Range;
 
 /// `<time> <stream> <tag> `: both stream names have six letters.
 const PREFIX: usize = stamp::LENGTH + 10;
@@ -14,15 +16,14 @@ const TAG: usize = PREFIX - 2;
 
 /// One stream's cutter. Between reads it holds only the unfinished line, at most [`MAX_CONTENT`] + 1 bytes.
 #[derive(Debug)]
-pub struct Cutter {
+pub(crate) struct Cutter {
     prefix: [u8; PREFIX],
     pending: Vec<u8>,
 }
 
 impl Cutter {
     /// A cutter for one stream.
-    #[must_use]
-    pub fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         let mut prefix = [b' '; PREFIX];
         prefix[stamp::LENGTH + 1..TAG - 1].copy_from_slice(stream.as_str().as_bytes());
         prefix[TAG] = b'F';
@@ -30,14 +31,13 @@ impl Cutter {
     }
 
     /// Bytes of the unfinished line.
-    #[must_use]
-    pub fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Cuts `input`, appending whole records to `out`, and returns how much of it was used: all of it unless more
-    /// would take `out` beyond `limit` bytes, in which case the rest is to be given again.
-    pub fn feed(&mut self, input: &[u8], time: &[u8; stamp::LENGTH], out: &mut Vec<u8>, limit: usize) -> usize {
+    /// Cuts `input`, appending whole records to `out`, which is empty, and returns how much of it was used: all of it unless
+    /// more would take `out` beyond `limit` bytes, in which case the rest is to be given again.
+    pub(crate) fn feed(&mut self, input: &[u8], time: &[u8; stamp::LENGTH], out: &mut Records, limit: usize) -> usize {
         self.prefix[..stamp::LENGTH].copy_from_slice(time);
         let mut used = 0;
         while used < input.len() {
@@ -46,18 +46,16 @@ impl Cutter {
             }
             let rest = &input[used..];
             let newline = memchr(b'\n', rest);
-            if self.pending.is_empty() {
-                // The common case: whole lines, copied once, straight from the input.
-                if let Some(end) = newline
-                    && end <= MAX_CONTENT
-                {
-                    if !out.is_empty() && out.len() + PREFIX + end + 1 > limit {
-                        return used;
-                    }
-                    self.line(&rest[..=end], out);
-                    used += end + 1;
-                    continue;
+            // The common case: a line that ends here, straight from the input. Its beginning may have come before.
+            if let Some(end) = newline
+                && self.pending.len() + end <= MAX_CONTENT
+            {
+                if !out.is_empty() && out.len() + PREFIX + self.pending.len() + end + 1 > limit {
+                    return used;
                 }
+                self.line(input, used..used + end, out);
+                used += end + 1;
+                continue;
             }
             let end = newline.unwrap_or(rest.len());
             let room = (MAX_CONTENT + 1).saturating_sub(self.pending.len());
@@ -78,7 +76,7 @@ impl Cutter {
     }
 
     /// The stream has ended: an unfinished line becomes a P record.
-    pub fn finish(&mut self, time: &[u8; stamp::LENGTH], out: &mut Vec<u8>) {
+    pub(crate) fn finish(&mut self, time: &[u8; stamp::LENGTH], out: &mut Records) {
         self.prefix[..stamp::LENGTH].copy_from_slice(time);
         if self.pending.len() > MAX_CONTENT {
             self.part(out);
@@ -89,20 +87,26 @@ impl Cutter {
         }
     }
 
-    /// A line with its newline, no longer than the limit.
-    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.prefix);
-        match line {
-            [content @ .., b'\r', b'\n'] => {
-                out.extend_from_slice(content);
-                out.push(b'\n');
+    /// A line no longer than the limit: what is pending and this part of the input, which a newline follows.
+    fn line(&mut self, input: &[u8], mut content: Range<usize>, out: &mut Records) {
+        out.copy(&self.prefix);
+        if content.is_empty() && self.pending.last() == Some(&b'\r') {
+            self.pending.pop();
+        }
+        out.copy(&self.pending);
+        self.pending.clear();
+        match input.get(content.end.wrapping_sub(1)) {
+            Some(b'\r') if !content.is_empty() => {
+                content.end -= 1;
+                out.lend(input, content);
+                out.copy(b"\n");
             }
-            _ => out.extend_from_slice(line),
+            _ => out.lend(input, content.start..content.end + 1),
         }
     }
 
     /// The newline after `pending` was seen.
-    fn end_line(&mut self, out: &mut Vec<u8>) {
+    fn end_line(&mut self, out: &mut Records) {
         let mut pending = std::mem::take(&mut self.pending);
         if pending.last() == Some(&b'\r') {
             pending.pop();
@@ -127,18 +131,18 @@ impl Cutter {
     }
 
     /// Writes the first [`MAX_CONTENT`] bytes of `pending` as a P record.
-    fn part(&mut self, out: &mut Vec<u8>) {
+    fn part(&mut self, out: &mut Records) {
         let pending = std::mem::take(&mut self.pending);
         let (part, rest) = pending.split_at(MAX_CONTENT.min(pending.len()));
         self.record(b'P', part, out);
         self.pending = rest.to_vec();
     }
 
-    fn record(&mut self, tag: u8, content: &[u8], out: &mut Vec<u8>) {
+    fn record(&mut self, tag: u8, content: &[u8], out: &mut Records) {
         self.prefix[TAG] = tag;
-        out.extend_from_slice(&self.prefix);
-        out.extend_from_slice(content);
-        out.push(b'\n');
+        out.copy(&self.prefix);
+        out.copy(content);
+        out.copy(b"\n");
         self.prefix[TAG] = b'F';
     }
 }
@@ -185,20 +189,24 @@ mod tests {
 
     fn cut(input: &[u8], sizes: &[usize], limit: usize) -> Vec<u8> {
         let mut cutter = Cutter::new(Stream::Stderr);
-        let (mut all, mut out) = (Vec::new(), Vec::new());
+        let (mut all, mut out) = (Vec::new(), Records::default());
         let mut sizes = sizes.iter().copied().cycle();
         let mut rest = input;
         while !rest.is_empty() {
             let size = sizes.next().unwrap_or(rest.len()).clamp(1, rest.len());
             let (mut chunk, tail) = rest.split_at(size);
             while !chunk.is_empty() {
-                chunk = &chunk[cutter.feed(chunk, TIME, &mut out, limit)..];
-                all.append(&mut out);
+                out.clear();
+                let used = cutter.feed(chunk, TIME, &mut out, limit);
+                all.extend(out.to_vec(chunk));
+                chunk = &chunk[used..];
             }
             assert!(cutter.pending() <= MAX_CONTENT + 1);
             rest = tail;
         }
-        cutter.finish(TIME, &mut all);
+        out.clear();
+        cutter.finish(TIME, &mut out);
+        all.extend(out.to_vec(&[]));
         all
     }
 

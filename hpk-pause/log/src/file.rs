@@ -2,7 +2,7 @@
 
 use crate::{rotate, stamp};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -48,8 +48,8 @@ impl LogFile {
 
     /// Appends whole records, all or nothing, rotating before them when they would pass the size limit.
     /// Returns whether it rotated.
-    pub(crate) fn append(&mut self, records: &[u8], time: &[u8; stamp::LENGTH]) -> io::Result<bool> {
-        let added = records.len() as u64;
+    pub(crate) fn append(&mut self, records: &mut [IoSlice<'_>], time: &[u8; stamp::LENGTH]) -> io::Result<bool> {
+        let added = records.iter().map(|slice| slice.len() as u64).sum::<u64>();
         let (max_bytes, size) = (self.max_bytes, self.file()?.1);
         let rotated = max_bytes > 0 && size > 0 && size + added > max_bytes;
         if rotated {
@@ -57,7 +57,7 @@ impl LogFile {
         }
         let (file, size) = self.file()?;
         let before = *size;
-        match file.write_all(records) {
+        match write_all(file, records) {
             Ok(()) => {
                 *size = before + added;
                 Ok(rotated)
@@ -80,6 +80,18 @@ impl LogFile {
     }
 }
 
+fn write_all(file: &mut File, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !slices.is_empty() {
+        match file.write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut slices, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,7 +102,9 @@ mod tests {
     fn rotates_at_the_limit_and_keeps_max_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = LogFile::new(dir.path().join("c"), 0, 10, 3);
-        let rotations = (0..6).filter(|n| log.append(format!("record{n}\n").as_bytes(), TIME).unwrap()).count();
+        let rotations = (0..6)
+            .filter(|n| log.append(&mut [IoSlice::new(format!("record{n}\n").as_bytes())], TIME).unwrap())
+            .count();
         assert_eq!(rotations, 5);
         let kept: Vec<_> =
             rotate::list(log.dir(), 0).unwrap().into_iter().map(|f| fs::read_to_string(f.path).unwrap()).collect();
@@ -104,9 +118,9 @@ mod tests {
         let live = dir.path().join("0.log");
         std::os::unix::fs::symlink("/dev/full", &live).unwrap();
         let mut log = LogFile::new(dir.path().to_owned(), 0, 0, 3);
-        assert_eq!(log.append(b"x\n", TIME).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(log.append(&mut [IoSlice::new(b"x\n")], TIME).unwrap_err().kind(), io::ErrorKind::StorageFull);
         fs::remove_file(&live).unwrap();
-        log.append(b"x\n", TIME).unwrap();
+        log.append(&mut [IoSlice::new(b"x\n")], TIME).unwrap();
         assert_eq!(fs::read_to_string(live).unwrap(), "x\n");
     }
 }

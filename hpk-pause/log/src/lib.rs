@@ -22,11 +22,11 @@ mod file;
 mod handle;
 mod pump;
 mod reader;
+mod records;
 mod rotate;
 mod stamp;
 mod tap;
 
-pub use cut::Cutter;
 pub use handle::{Counters, Follower, LogEvent, LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
 pub use reader::{LogReader, ReadError, ReadOptions, ReadStatus, tail_for_termination_message};
 pub use stamp::Stamper;

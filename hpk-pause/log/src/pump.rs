@@ -13,6 +13,7 @@
 use crate::cut::Cutter;
 use crate::file::LogFile;
 use crate::handle::{Counters, FollowerShared, LogEvent, LogId, LogSettings, LogTarget};
+use crate::records::Records;
 use crate::stamp::{self, Stamper};
 use crate::tap::{TapState, TapWriter};
 use crate::{reader, rotate};
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use std::collections::BTreeMap;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -29,11 +31,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Bytes read at once.
-const READ: usize = 128 << 10;
+const READ: usize = 64 << 10;
 /// Records are written once so many bytes of them are there.
 const BATCH: usize = 128 << 10;
 /// Capacity given to the pipe of a container that fills its pipe.
-const PIPE: i32 = 1 << 20;
+const PIPE: i32 = 256 << 10;
 /// Buffers are kept so long after the last output: a quiet pod costs no memory for its logs.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
 const WAKE: u64 = u64::MAX;
@@ -63,7 +65,7 @@ pub(crate) struct Pump {
     compress_at: Option<(Instant, Vec<(PathBuf, u32)>)>,
     compressing: Option<JoinHandle<()>>,
     input: Vec<u8>,
-    records: Vec<u8>,
+    records: Records,
     /// When the buffers above are given back, unless output comes before.
     release_at: Option<Instant>,
     closing: bool,
@@ -131,7 +133,7 @@ impl Pump {
             compress_at: None,
             compressing: None,
             input: Vec::new(),
-            records: Vec::new(),
+            records: Records::default(),
             release_at: None,
             closing: false,
         })
@@ -280,22 +282,28 @@ impl Pump {
             let Some(input) = log.inputs[stream].as_mut() else { return };
             self.records.clear();
             let used = input.cutter.feed(chunk, time, &mut self.records, batch);
+            let cut = chunk;
             chunk = &chunk[used..];
             if self.records.is_empty() {
                 continue;
             }
+            let mut note = Vec::new();
             if let Some(trouble) = &mut log.trouble {
                 // Only a log that discards is read while in trouble.
                 if now < trouble.retry_at {
                     lose(&self.counters, trouble, used as u64);
                     continue;
                 }
-                let note = trouble.note(time);
-                self.records.splice(0..0, note);
+                note = trouble.note(time);
             }
-            match log.file.append(&self.records, time) {
+            let mut slices = self.records.slices(cut);
+            if !note.is_empty() {
+                slices.insert(0, IoSlice::new(&note));
+            }
+            match log.file.append(&mut slices, time) {
                 Ok(rotated) => {
-                    self.counters.written.fetch_add(self.records.len() as u64, Ordering::Relaxed);
+                    let written = note.len() + self.records.len();
+                    self.counters.written.fetch_add(written as u64, Ordering::Relaxed);
                     recover(log, &mut self.events);
                     if rotated {
                         self.counters.rotations.fetch_add(1, Ordering::Relaxed);
@@ -312,7 +320,7 @@ impl Pump {
                     }
                     (self.events)(LogEvent::Trouble { id: log.id, error: error.to_string() });
                     log.trouble = Some(Trouble {
-                        records: std::mem::take(&mut self.records),
+                        records: self.records.to_vec(cut),
                         rest: (!chunk.is_empty()).then(|| (stream, chunk.to_vec())),
                         ..Trouble::new(now, retry_at, &error)
                     });
@@ -372,9 +380,10 @@ impl Pump {
         for (token, _) in &input.taps {
             self.full_taps.remove(token);
         }
-        let mut records = Vec::new();
+        let mut records = Records::default();
         let pending = input.cutter.pending() as u64;
         input.cutter.finish(time, &mut records);
+        let records = records.to_vec(&[]);
         if records.is_empty() {
             return;
         }
@@ -384,7 +393,7 @@ impl Pump {
             } else {
                 trouble.records.extend_from_slice(&records);
             }
-        } else if let Err(error) = log.file.append(&records, time) {
+        } else if let Err(error) = log.file.append(&mut [IoSlice::new(&records)], time) {
             (self.events)(LogEvent::Trouble { id: log.id, error: error.to_string() });
             log.trouble = Some(Trouble { records, ..Trouble::new(now, now + self.settings.retry_every, &error) });
         } else {
@@ -460,7 +469,7 @@ impl Pump {
         if self.release_at.is_some_and(|at| now >= at) {
             self.release_at = None;
             self.input = Vec::new();
-            self.records = Vec::new();
+            self.records = Records::default();
         }
         let keys: Vec<u64> =
             self.logs.values().filter(|l| l.trouble.is_some() || l.exit.is_some()).map(|l| l.id.0).collect();
@@ -527,7 +536,7 @@ impl Pump {
         let time = self.stamper.now();
         let Some(log) = self.logs.get_mut(&key) else { return };
         let Some(trouble) = log.trouble.as_mut().filter(|t| !t.discarding && now >= t.retry_at) else { return };
-        match log.file.append(&trouble.records, &time) {
+        match log.file.append(&mut [IoSlice::new(&trouble.records)], &time) {
             Ok(_) => {
                 self.counters.written.fetch_add(trouble.records.len() as u64, Ordering::Relaxed);
                 let rest = trouble.rest.take();
@@ -621,12 +630,13 @@ impl Trouble {
 
     /// A record that tells readers of the log what is missing at this place.
     fn note(&self, time: &[u8; stamp::LENGTH]) -> Vec<u8> {
-        let mut record = Vec::new();
-        if self.lost > 0 {
-            let text = format!("hpk: {} bytes of output are missing here: {}\n", self.lost, self.error);
-            Cutter::new(Stream::Stderr).feed(text.as_bytes(), time, &mut record, usize::MAX);
+        if self.lost == 0 {
+            return Vec::new();
         }
-        record
+        let text = format!("hpk: {} bytes of output are missing here: {}\n", self.lost, self.error);
+        let mut record = Records::default();
+        Cutter::new(Stream::Stderr).feed(text.as_bytes(), time, &mut record, usize::MAX);
+        record.to_vec(text.as_bytes())
     }
 }
 
