@@ -6,7 +6,7 @@
 //!
 //! Files that were compressed or pruned while a follower was behind are found again by their modification times.
 
-use crate::rotate;
+use crate::rotate::{self, Rotated};
 use flate2::read::MultiGzDecoder;
 use hpk_api::control::{LogOptions, LogPosition};
 use hpk_api::cri_log::{self, Stream};
@@ -86,10 +86,55 @@ pub struct LogReader {
     since_text: Option<String>,
     queue: VecDeque<Part>,
     current: Option<Current>,
-    /// The newest file that is done with, by inode and modification time: what is newer comes next.
-    last: (u64, SystemTime),
+    /// What is newer comes after the queue.
+    last: Last,
     at_line_start: bool,
     remaining: u64,
+}
+
+/// A file that is done with, or will be once the queue is. Its inode alone does not tell: once it is compressed, that may be another file's.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    inode: u64,
+    modified: SystemTime,
+    /// How many files of this very time are done with: a fast writer fills several within one tick of the kernel's clock.
+    same: usize,
+}
+
+impl Last {
+    const NONE: Self = Self { inode: 0, modified: SystemTime::UNIX_EPOCH, same: 0 };
+
+    /// The newest of these, which are in order.
+    fn of(files: &[Rotated]) -> Option<Self> {
+        let newest = files.last()?;
+        let same = files.iter().rev().take_while(|file| file.modified == newest.modified).count();
+        Some(Self { inode: newest.inode, modified: newest.modified, same })
+    }
+
+    fn then(self, inode: u64, modified: SystemTime) -> Self {
+        let same = if modified == self.modified { self.same + 1 } else { 1 };
+        Self { inode, modified, same }
+    }
+
+    fn is(&self, inode: u64, modified: SystemTime) -> bool {
+        self.inode == inode && self.modified == modified
+    }
+
+    /// Which of these, in order, come after it.
+    fn successors(&self, files: Vec<Rotated>) -> impl Iterator<Item = Rotated> {
+        let plain = files.iter().position(|file| !file.gz && self.is(file.inode, file.modified));
+        let first = plain.map_or_else(
+            // Compressed since, or pruned: its successors were modified later.
+            || files.iter().take_while(|file| file.modified < self.modified).count() + self.still(&files),
+            |position| position + 1,
+        );
+        files.into_iter().skip(first)
+    }
+
+    /// How many of these have its time and are done with.
+    fn still(&self, files: &[Rotated]) -> usize {
+        files.iter().filter(|file| file.modified == self.modified).count().min(self.same)
+    }
 }
 
 /// A file to be read, from a point on.
@@ -103,6 +148,8 @@ struct Part {
     file: Option<File>,
     /// Uncompressed bytes after which nothing more is shown.
     end: Option<u64>,
+    /// [`LogReader::last`] has it or a newer one already.
+    counted: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +164,8 @@ struct Current {
     used: usize,
     modified: SystemTime,
     inode: u64,
+    /// [`Part::counted`].
+    counted: bool,
     /// Inside a line too long to be a record.
     skipping: bool,
 }
@@ -167,7 +216,7 @@ impl LogReader {
             options,
             queue: VecDeque::new(),
             current: None,
-            last: (0, SystemTime::UNIX_EPOCH),
+            last: Last::NONE,
             at_line_start: true,
         }
     }
@@ -189,7 +238,7 @@ impl LogReader {
                 (inode, modified, part.skip)
             }
             // That file is done with.
-            (None, None) => (self.last.0, self.last.1, DONE),
+            (None, None) => (self.last.inode, self.last.modified, DONE),
         };
         let since_epoch = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(LogPosition {
@@ -217,9 +266,7 @@ impl LogReader {
     /// Fills the queue: the files that hold what is asked for, oldest first, the live one last.
     fn plan(&mut self) -> io::Result<()> {
         let (live, rotated) = self.snapshot()?;
-        if let Some(newest) = rotated.last() {
-            self.last = (newest.inode, newest.modified);
-        }
+        self.last = Last::of(&rotated).unwrap_or(self.last);
         let mut parts: VecDeque<Part> = VecDeque::new();
         let mut wanted = self.options.tail_lines;
         let mut newest = true;
@@ -230,7 +277,7 @@ impl LogReader {
             };
             newest = false;
             let end = self.end_of(&file)?;
-            parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file), end });
+            parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file), end, counted: false });
         }
         let since = self.options.since.map(SystemTime::from);
         for entry in rotated.into_iter().rev() {
@@ -249,7 +296,7 @@ impl LogReader {
             };
             newest = false;
             // Only the live file is kept open: a client of a long history holds few descriptors.
-            parts.push_front(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None });
+            parts.push_front(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None, counted: true });
         }
         self.queue = parts;
         Ok(())
@@ -266,26 +313,24 @@ impl LogReader {
         } else {
             // The inode of a file that was compressed and removed may be another file's now: a compressed one is itself only
             // with the same time.
-            let is_it =
-                |entry: &rotate::Rotated| entry.inode == position.inode && (!entry.gz || entry.modified == modified);
+            let is_it = |entry: &Rotated| entry.inode == position.inode && (!entry.gz || entry.modified == modified);
             let same = rotated.iter().position(is_it);
             // Compressed since, which keeps the time of its last record.
             same.or_else(|| rotated.iter().position(|entry| entry.gz && entry.modified >= modified))
         };
         let done = |found: bool| if found { position.offset } else { 0 };
-        if let Some(newest) = rotated.last() {
-            self.last = (newest.inode, newest.modified);
-        }
+        self.last = Last::of(&rotated).unwrap_or(self.last);
         for (index, entry) in rotated.into_iter().enumerate().skip(first.unwrap_or(usize::MAX)) {
             let skip = done(Some(index) == first);
             if skip == DONE {
                 continue;
             }
-            self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None });
+            self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None, counted: true });
         }
         if let Some((file, _)) = live {
             let (end, skip) = (self.end_of(&file)?, done(in_live));
-            self.queue.push_back(Part { path: self.live_path(), gz: false, skip, file: Some(file), end });
+            let path = self.live_path();
+            self.queue.push_back(Part { path, gz: false, skip, file: Some(file), end, counted: false });
         }
         Ok(())
     }
@@ -295,7 +340,7 @@ impl LogReader {
     }
 
     /// The live file, open, and the rotated ones that belong before it, seen in one consistent moment.
-    fn snapshot(&self) -> io::Result<(Option<File>, Vec<rotate::Rotated>)> {
+    fn snapshot(&self) -> io::Result<(Option<File>, Vec<Rotated>)> {
         let live_path = self.live_path();
         for _ in 0..16 {
             let live = match File::open(&live_path) {
@@ -345,7 +390,9 @@ impl LogReader {
                 continue;
             }
             looked_again = false;
-            self.last = (current.inode, current.modified());
+            if !current.counted {
+                self.last = self.last.then(current.inode, current.modified());
+            }
             self.emit_torn(out);
             self.current = None;
         }
@@ -354,19 +401,16 @@ impl LogReader {
     /// Queues what is newer than the last file.
     fn plan_after_last(&mut self) -> io::Result<()> {
         let (live, rotated) = self.snapshot()?;
-        let (inode, modified) = self.last;
-        let position = rotated.iter().position(|entry| !entry.gz && entry.inode == inode);
-        for (index, entry) in rotated.into_iter().enumerate() {
-            // Compressed since, or pruned: its successors were modified later.
-            let after = position.map_or(entry.modified > modified, |position| index > position);
-            if after {
-                self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip: 0, file: None, end: None });
-            }
+        for entry in self.last.successors(rotated) {
+            let Rotated { path, gz, .. } = entry;
+            self.queue.push_back(Part { path, gz, skip: 0, file: None, end: None, counted: false });
         }
         if let Some(file) = live
-            && file.metadata()?.ino() != inode
+            && let meta = file.metadata()?
+            && !self.last.is(meta.ino(), meta.modified()?)
         {
-            self.queue.push_back(Part { path: self.live_path(), gz: false, skip: 0, file: Some(file), end: None });
+            let path = self.live_path();
+            self.queue.push_back(Part { path, gz: false, skip: 0, file: Some(file), end: None, counted: false });
         }
         Ok(())
     }
@@ -385,7 +429,7 @@ impl LogReader {
                     None => continue,
                 },
             };
-            self.current = Some(Current::new(file, gz, part.skip, part.end)?);
+            self.current = Some(Current { counted: part.counted, ..Current::new(file, gz, part.skip, part.end)? });
             return Ok(true);
         }
         Ok(false)
@@ -476,6 +520,7 @@ impl Current {
             used: 0,
             modified: meta.modified()?,
             inode: meta.ino(),
+            counted: false,
             skipping: false,
         })
     }
@@ -651,6 +696,50 @@ pub fn tail_for_termination_message(dir: &Path, restart_count: u32) -> Result<Ve
         text.drain(..excess);
         if status != ReadStatus::More {
             return Ok(text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(reader: &mut LogReader) -> String {
+        let mut out = Vec::new();
+        while reader.read(&mut out).unwrap() == ReadStatus::More {}
+        String::from_utf8(out).unwrap()
+    }
+
+    /// A follower was slow: the file that it is in and others of the same tick were rotated, and some compressed.
+    #[test]
+    fn files_of_one_moment_are_all_read_once() {
+        for (seen, compressed) in [(1, 0), (1, 1), (1, 2), (2, 2), (3, 2)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = |n: usize| dir.path().join(format!("0.log.20261123-200000.{n:04}"));
+            let live = dir.path().join("0.log");
+            let tick = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_460_000);
+            let write = |path: &Path, n: usize| {
+                std::fs::write(path, format!("2026-11-23T20:00:00.000000000Z stdout F {n}\n")).unwrap();
+                File::options().append(true).open(path).unwrap().set_modified(tick).unwrap();
+            };
+            (1..seen).for_each(|n| write(&path(n), n));
+            write(&live, seen);
+            let mut reader = LogReader::open(dir.path(), 0, ReadOptions::default()).unwrap();
+            let mut all = read(&mut reader);
+            std::fs::rename(&live, path(seen)).unwrap();
+            (seen + 1..seen + 4).for_each(|n| write(&path(n), n));
+            write(&live, seen + 4);
+            for n in 1..=compressed {
+                let gz = path(n).with_extension(format!("{n:04}.gz"));
+                let mut encoder =
+                    flate2::write::GzEncoder::new(File::create(&gz).unwrap(), flate2::Compression::fast());
+                io::copy(&mut File::open(path(n)).unwrap(), &mut encoder).unwrap();
+                encoder.finish().unwrap().set_modified(tick).unwrap();
+                std::fs::remove_file(path(n)).unwrap();
+            }
+            all.push_str(&read(&mut reader));
+            let expected: String = (1..=seen + 4).map(|n| format!("{n}\n")).collect();
+            assert_eq!(all, expected, "{seen} seen, {compressed} compressed");
         }
     }
 }
