@@ -1,0 +1,19 @@
+//! What a quiet pod allocates: nothing. Alone in its file, for it counts what the whole process allocates.
+
+mod common;
+
+use common::{running, second};
+
+#[global_allocator]
+static HEAP: dhat::Alloc = dhat::Alloc;
+
+#[test]
+fn steps_that_change_nothing_allocate_nothing() {
+    let mut supervisor = running();
+    let mut out = Vec::with_capacity(64);
+    (1..11).for_each(|n| second(&mut supervisor, n, &mut out));
+    let _heap = dhat::Profiler::builder().testing().build();
+    let before = dhat::HeapStats::get().total_blocks;
+    (11..1011).for_each(|n| second(&mut supervisor, n, &mut out));
+    assert_eq!(dhat::HeapStats::get().total_blocks, before, "in 11,000 events");
+}
