@@ -61,6 +61,12 @@ impl Home {
         self.root.join("addresses")
     }
 
+    /// `net.d/`: the user's CNI configuration lists.
+    #[must_use]
+    pub fn network_lists(&self) -> PathBuf {
+        self.root.join("net.d")
+    }
+
     /// `pki/`
     #[must_use]
     pub fn pki(&self) -> PathBuf {

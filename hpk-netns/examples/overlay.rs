@@ -7,9 +7,9 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use hpk_api::net::{TunAnswer, TunOffer};
+use hpk_api::net::{NetnsRequest, TunAnswer, TunOffer};
 use hpk_netns::datapath::{Cidr, Config, Datapath};
-use hpk_netns::network::receive_offer;
+use hpk_netns::requests::receive_tun;
 use hpk_sys::netdev::{self, Netlink, Route};
 use std::io::{BufRead, Read};
 use std::net::IpAddr;
@@ -56,9 +56,9 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     println!("{}", serde_json::json!({"ip": pod, "endpoint": datapath.endpoint, "public_key": datapath.public_key}));
     let (stream, _) = listener.accept().await.unwrap();
-    let (offer, fd) = receive_offer(&stream).await.unwrap();
-    datapath.attach(fd.unwrap(), offer.vnet_hdr);
-    let ready = serde_json::to_vec(&TunAnswer::Ready { node: String::new(), node_ip: None }).unwrap();
+    let (offer, fd) = receive_tun(&stream).await.unwrap();
+    datapath.attach(fd, offer.vnet_hdr);
+    let ready = serde_json::to_vec(&TunAnswer::Ready(Box::default())).unwrap();
     stream.writable().await.unwrap();
     stream.try_write(&[&ready[..], b"\n"].concat()).unwrap();
     tokio::task::spawn_blocking(move || {
@@ -80,8 +80,8 @@ fn as_pod(folder: &Path, ip: IpAddr, mtu: u32) {
     let all: IpAddr = if ip.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
     netlink.add_route("eth0", Route { destination: all, prefix: 0, gateway: None, source: None }).unwrap();
     let stream = std::os::unix::net::UnixStream::connect(folder.join(format!("{ip}.sock"))).unwrap();
-    let offer = TunOffer { interface: "eth0".into(), mtu, vnet_hdr: tun.vnet_hdr };
-    let line = [serde_json::to_vec(&offer).unwrap(), b"\n".to_vec()].concat();
+    let offer = TunOffer { interface: "eth0".into(), mtu, vnet_hdr: tun.vnet_hdr, chain: None };
+    let line = [serde_json::to_vec(&NetnsRequest::Tun(Box::new(offer))).unwrap(), b"\n".to_vec()].concat();
     hpk_sys::fdpass::send(&stream, &line, &[tun.fd.as_fd()]).unwrap();
     let mut answer = String::new();
     let mut reader = std::io::BufReader::new(stream);

@@ -1,8 +1,12 @@
 //! hpk-netns as a library: the parts that its `main` puts together, open to tests and measurements.
 
 pub mod carry;
+pub mod cni;
 pub mod datapath;
 pub mod member;
+mod nat;
 pub mod network;
 mod outward;
+pub mod probe;
+pub mod requests;
 pub mod run;

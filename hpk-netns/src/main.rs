@@ -4,21 +4,29 @@
 //! hpk-netns run <pod folder>     start the pod's parent container and carry its network and its link
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
+//! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
 //! hpk-netns --version
 //! ```
 
-use hpk_netns::{carry, member, run};
+use hpk_netns::{carry, cni::inside, member, probe, run};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: hpk-netns run <pod folder>
        hpk-netns carry <pod folder>
        hpk-netns member <HPK_HOME>
+       hpk-netns probe <parent image> [network]
        hpk-netns --version
 
 run starts the pod whose plan.json is in the folder, inside the present Slurm job, and ends with its exit code.";
 
 fn main() -> ExitCode {
+    let mut raw = std::env::args_os().skip(1);
+    if raw.next().is_some_and(|word| word == inside::COMMAND) {
+        let Err(error) = inside::run(&raw.collect::<Vec<_>>(), std::os::unix::process::parent_id());
+        eprintln!("hpk-netns: inside the pod's namespaces: {error}");
+        return ExitCode::from(2);
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
@@ -47,6 +55,19 @@ fn main() -> ExitCode {
             },
             _ => ExitCode::from(2),
         },
+        ["probe", image, wanted @ ..] => {
+            let found = probe::run(Path::new(image), wanted.first().copied());
+            println!("{}", serde_json::to_string(&found).unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        [probe::INSIDE] => {
+            probe::inside();
+            ExitCode::SUCCESS
+        }
+        [probe::GIVEN] => {
+            probe::given();
+            ExitCode::SUCCESS
+        }
         ["--version" | "-V"] => {
             println!("hpk-netns {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -2,33 +2,32 @@
 //! `netns.sock` and, for an overlay, the datapath.
 //!
 //! ```text
-//! hpk-pause ── TunOffer + descriptor ─▶ netns.sock ─▶ datapath.attach ─▶ TunAnswer
-//! hpk-kubelet ── facts ─▶ link ─▶ datapath.learn        datapath ── questions ─▶ link
+//! hpk-pause ── TunOffer + descriptor ─▶ netns.sock ─▶ datapath.attach ─▶ (plug-ins of the list) ─▶ TunAnswer
+//! hpk-kubelet ── facts ─▶ link ─▶ datapath.learn, or nftables       datapath ── questions ─▶ link
 //! ```
 
+use crate::cni;
 use crate::datapath::{Cidr, Config, Datapath};
+use crate::nat::{self, Heard, Progress};
 use crate::outward::{NotHad, Outward};
+use crate::requests::{self, Asked, answer};
 use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate};
-use hpk_api::net::{NetworkMode, TunAnswer, TunOffer};
+use hpk_api::net::{HostPort, NetnsRequest, NetworkList, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;
 use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use std::io;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a pod's start waits for the services to be known. Without the link it starts without them.
 const SERVICES: Duration = Duration::from_secs(2);
-/// How long the supervisor may take from connecting to its offer.
-const OFFER: Duration = Duration::from_secs(10);
 /// Bytes of WireGuard and UDP around a packet, without the outer IP header.
 const OVERHEAD: u32 = 32 + 8;
 
@@ -45,14 +44,17 @@ enum NetworkError {
 #[derive(Debug)]
 pub(crate) struct Network {
     leave: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Network {
-    /// Ends it when the sessions that are under way have had their last bytes.
+    /// Ends it when the sessions that are under way have had their last bytes and the plug-ins have given back what they
+    /// made.
     pub(crate) async fn finish(self) {
         self.leave.cancel();
-        let _ = self.task.await;
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }
 
@@ -64,6 +66,8 @@ pub(crate) struct Places<'a> {
     pub(crate) run: &'a Path,
     /// Folder of this cluster's pods on this node.
     pub(crate) net: &'a Path,
+    /// The pod's own on this node.
+    pub(crate) local: &'a Path,
 }
 
 /// Where this node stands in the network.
@@ -86,25 +90,27 @@ pub(crate) fn address(plan: &SandboxPlan, places: &Places<'_>) -> Address {
 pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>, address: &Address) -> Network {
     let (ask, questions) = mpsc::channel(256);
     let node_ip = address.node_ip;
-    let ranges = |text: &str| text.split(',').filter_map(|c| Cidr::parse(c.trim())).collect();
-    let overlay = plan.network.mode == NetworkMode::Overlay;
-    let outward = address.mtu.map(|mtu| Outward::find(&plan.network.pod_ips, mtu, &plan.network.host_ports));
-    let (ask_outward, asked_outward) = mpsc::channel(1);
-    let tell = ask.clone();
-    let datapath = overlay.then(|| {
-        let config = Config {
-            addresses: plan.network.pod_ips.clone(),
-            pod_range: ranges(&plan.network.pod_cidr),
-            service_range: ranges(&plan.network.service_cidr),
-            outward: outward.as_ref().is_some_and(Outward::exists).then_some(ask_outward),
-            node_ip,
-            folder: places.net,
-            plaintext: plan.network.plaintext,
-        };
-        Datapath::start(config, ask).map_err(NetworkError::Datapath)
-    });
+    let leave = CancellationToken::new();
+    let mut tasks = Vec::with_capacity(2);
+    let carrier = match (plan.network.mode, address.mtu) {
+        (NetworkMode::Overlay, Some(mtu)) => {
+            let (plugins, task) = plugins(plan, places, &leave);
+            tasks.extend(task);
+            Carrier::Overlay(Box::new(overlay(plan, places, address, mtu, ask, plugins)))
+        }
+        (NetworkMode::Cni, _) => {
+            let (heard, hears) = mpsc::unbounded_channel();
+            let (progress_in, progress) = watch::channel(Progress::default());
+            tokio::spawn(nat::keep(hears, progress_in));
+            Carrier::Given { heard, progress }
+        }
+        _ => Carrier::Node,
+    };
     let listener = UnixListener::bind(places.run.join(hpk_api::paths::NETNS_SOCK)).map_err(NetworkError::Socket);
-    let running = datapath.as_ref().and_then(|d| d.as_ref().ok());
+    let running = match &carrier {
+        Carrier::Overlay(overlay) => overlay.datapath.as_ref().ok(),
+        _ => None,
+    };
     let hello = Hello {
         version: hpk_api::VERSION,
         pod_uid: plan.pod.uid.clone(),
@@ -113,7 +119,10 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
         pod_ips: plan.network.pod_ips.clone(),
-        outward: outward.as_ref().map(Outward::exists),
+        outward: match &carrier {
+            Carrier::Overlay(overlay) => Some(overlay.outside.outward.exists()),
+            _ => None,
+        },
     };
     let config = ClientConfig {
         credentials: places.pod.join(hpk_api::files::LINK),
@@ -121,11 +130,65 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
-    let outside = outward.map(|outward| Outside { outward, asked: asked_outward, tell, login: plan.network.host_ip });
-    let leave = CancellationToken::new();
     let link = LinkParts { config, carriers, questions, leave: leave.clone() };
-    let task = tokio::spawn(serve(link, datapath, listener, node_ip, outside));
-    Network { leave, task: AbortOnDropHandle::new(task) }
+    tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(link, carrier, listener, node_ip))));
+    Network { leave, tasks }
+}
+
+fn overlay(
+    plan: &SandboxPlan,
+    places: &Places<'_>,
+    address: &Address,
+    mtu: u32,
+    ask: mpsc::Sender<NetQuestion>,
+    (plugins, list, maps_ports): Plugins,
+) -> Overlay {
+    let network = &plan.network;
+    let ranges = |text: &str| text.split(',').filter_map(|c| Cidr::parse(c.trim())).collect();
+    // Where a plug-in maps a host port to the pod's, it is to see the host port.
+    let ports: Vec<HostPort> = network
+        .host_ports
+        .iter()
+        .map(|port| HostPort {
+            container_port: if maps_ports { port.host_port } else { port.container_port },
+            ..port.clone()
+        })
+        .collect();
+    let outward = Outward::find(&network.pod_ips, mtu, &ports);
+    let (ask_outward, asked) = mpsc::channel(1);
+    let config = Config {
+        addresses: network.pod_ips.clone(),
+        pod_range: ranges(&network.pod_cidr),
+        service_range: ranges(&network.service_cidr),
+        outward: outward.exists().then_some(ask_outward),
+        node_ip: address.node_ip,
+        folder: places.net,
+        plaintext: network.plaintext,
+    };
+    let datapath = Datapath::start(config, ask.clone()).map_err(NetworkError::Datapath);
+    Overlay { datapath, outside: Outside { outward, asked, tell: ask, login: network.host_ip }, list, plugins }
+}
+
+/// Where the plug-ins' task is asked, whether the list is good if it has no more than the overlay itself, and whether
+/// a plug-in maps host ports.
+type Plugins = (Option<mpsc::Sender<cni::Ask>>, Result<(), String>, bool);
+
+/// The task that runs the plug-ins, if the plan has a list.
+fn plugins(
+    plan: &SandboxPlan,
+    places: &Places<'_>,
+    leave: &CancellationToken,
+) -> (Plugins, Option<AbortOnDropHandle<()>>) {
+    let home = places.pod.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    let Some(chain) = cni::Chain::of(&plan.pod, &plan.network, home, places.local) else {
+        return ((None, Ok(()), false), None);
+    };
+    let chains = plan.network.list.as_ref().is_some_and(NetworkList::chains);
+    let judged = if chains { Ok(()) } else { chain.judge() };
+    let maps_ports = chain.maps_ports();
+    let (asks_in, asks) = mpsc::channel(4);
+    let task = tokio::spawn(chain.serve(asks, leave.clone()));
+    ((Some(asks_in), judged, maps_ports), Some(AbortOnDropHandle::new(task)))
 }
 
 /// The socket for carriers of the link, and the word in the pod's folder where it is. Without it the link can only be
@@ -157,13 +220,53 @@ struct LinkParts {
     leave: CancellationToken,
 }
 
-async fn serve(
-    link: LinkParts,
-    datapath: Option<Result<Datapath, NetworkError>>,
-    listener: Result<UnixListener, NetworkError>,
-    node_ip: IpAddr,
-    mut outside: Option<Outside>,
-) {
+/// Who carries the pod's packets.
+enum Carrier {
+    /// The overlay.
+    Overlay(Box<Overlay>),
+    /// The site, and Services are put into the pod's namespace.
+    Given { heard: mpsc::UnboundedSender<Heard>, progress: watch::Receiver<Progress> },
+    /// The node itself.
+    Node,
+}
+
+/// See [`Carrier::Overlay`].
+struct Overlay {
+    datapath: Result<Datapath, NetworkError>,
+    outside: Outside,
+    /// The list, when it is one without further plug-ins and yet no good.
+    list: Result<(), String>,
+    /// The task that runs the plug-ins of the list.
+    plugins: Option<mpsc::Sender<cni::Ask>>,
+}
+
+impl Carrier {
+    fn fresh(&self) {
+        match self {
+            Self::Overlay(overlay) => overlay.datapath.iter().for_each(Datapath::fresh),
+            Self::Given { heard, .. } => drop(heard.send(Heard::Fresh)),
+            Self::Node => {}
+        }
+    }
+
+    fn learn(&self, update: NetUpdate) {
+        match self {
+            Self::Overlay(overlay) => overlay.datapath.iter().for_each(|d| d.learn(update.clone())),
+            Self::Given { heard, .. } => drop(heard.send(Heard::Fact(update))),
+            Self::Node => {}
+        }
+    }
+
+    /// Never, without an overlay.
+    async fn asked_outward(&mut self) -> Option<()> {
+        match self {
+            Self::Overlay(overlay) => overlay.outside.asked.recv().await,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListener, NetworkError>, node_ip: IpAddr) {
     let LinkParts { config, carriers, questions, leave } = link;
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
@@ -171,10 +274,10 @@ async fn serve(
     let mut refused = false;
     let mut said = false;
     let (synced_in, synced) = watch::channel(false);
-    // Offers are received beside; what they bring comes here.
-    let (offers_in, mut offers) = mpsc::channel::<(TunOffer, Option<OwnedFd>, UnixStream)>(4);
+    // Requests are received beside; what they bring comes here.
+    let (asked_in, mut asked) = mpsc::channel::<Asked>(4);
     match listener {
-        Ok(listener) => drop(tokio::spawn(accept(listener, offers_in))),
+        Ok(listener) => drop(tokio::spawn(requests::accept(listener, asked_in))),
         Err(error) => eprintln!("hpk-netns: {error}"),
     }
     loop {
@@ -190,9 +293,7 @@ async fn serve(
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => {
                     said = false;
-                    if let Some(Ok(d)) = &datapath {
-                        d.fresh();
-                    }
+                    carrier.fresh();
                 }
                 // Once for each outage: the job's output is not a log of dials.
                 ClientEvent::Down { reason } => {
@@ -203,38 +304,111 @@ async fn serve(
                 }
                 ClientEvent::Net(update) => {
                     let last = update == NetUpdate::ServicesSynced;
-                    if let Some(Ok(d)) = &datapath {
-                        d.learn(update);
-                    }
+                    carrier.learn(update);
                     if last {
                         synced_in.send_replace(true);
                     }
                 }
             },
-            Some(()) = asked(outside.as_mut()) => {
-                if let (Some(outside), Some(Ok(datapath))) = (&mut outside, &datapath) {
-                    outside.start(datapath);
+            Some(()) = carrier.asked_outward() => {
+                if let Carrier::Overlay(overlay) = &mut carrier
+                    && let Ok(datapath) = &overlay.datapath
+                {
+                    overlay.outside.start(datapath);
                 }
             }
-            Some((offer, fd, stream)) = offers.recv() => {
-                let answer = match (&datapath, fd) {
-                    (Some(Ok(datapath)), Some(fd)) => {
-                        datapath.attach(fd, offer.vnet_hdr);
-                        if let Some(outside) = outside.as_mut().filter(|o| o.outward.has_ports()) {
-                            outside.open_ports(node_ip);
-                            outside.start(datapath);
-                        }
-                        TunAnswer::Ready { node: node.clone(), node_ip: Some(node_ip) }
-                    }
-                    (Some(Err(error)), _) => TunAnswer::Failed { message: error.to_string() },
-                    (Some(Ok(_)), None) => TunAnswer::Failed { message: "the TUN's descriptor did not come with the offer".to_owned() },
-                    (None, _) => TunAnswer::Ready { node: node.clone(), node_ip: Some(node_ip) },
-                };
-                let wait = datapath.is_some();
-                tokio::spawn(answer_offer(stream, answer, synced.clone(), wait));
+            Some(asked) = asked.recv() => {
+                let ready = Ready { node: node.clone(), node_ip: Some(node_ip), sandbox: asked.sandbox(), ..Ready::default() };
+                request(&mut carrier, asked, ready, synced.clone());
             }
         }
     }
+}
+
+/// Begins what the supervisor asks for; the answer comes from a task of its own.
+fn request(carrier: &mut Carrier, asked: Asked, ready: Ready, synced: watch::Receiver<bool>) {
+    let Asked { request, fds, stream } = asked;
+    let refuse = |stream, message: String| {
+        tokio::spawn(async move { answer(stream, &TunAnswer::Failed { message }).await });
+    };
+    let mut fds = fds.into_iter();
+    match (request, carrier) {
+        (NetnsRequest::Tun(offer), Carrier::Overlay(overlay)) => {
+            let Overlay { datapath, outside, list, plugins } = overlay.as_mut();
+            let datapath = match (datapath, list) {
+                (Err(error), _) => return refuse(stream, error.to_string()),
+                (_, Err(error)) => return refuse(stream, error.clone()),
+                (Ok(datapath), Ok(())) => datapath,
+            };
+            let Some(tun) = fds.next() else {
+                return refuse(stream, "the TUN's descriptor did not come with the offer".to_owned());
+            };
+            datapath.attach(tun, offer.vnet_hdr);
+            if outside.outward.has_ports() {
+                outside.open_ports(ready.node_ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)));
+                outside.start(datapath);
+            }
+            let Some(offer) = offer.chain else {
+                tokio::spawn(ready_soon(stream, ready, synced));
+                return;
+            };
+            let (Some(user), Some(pod), Some(node_side)) = (fds.next(), fds.next(), fds.next()) else {
+                return refuse(stream, "the namespaces did not come with the offer".to_owned());
+            };
+            let (answered, result) = oneshot::channel();
+            let namespaces = cni::Namespaces { user, pod, node_side };
+            let add = cni::Add { offer, namespaces, sandbox: ready.sandbox.clone(), answer: answered };
+            let plugins = plugins.clone();
+            tokio::spawn(async move {
+                match ask_plugins(plugins, cni::Ask::Add(Box::new(add)), result).await {
+                    Ok(cni::Added { result, unsound }) => {
+                        let warning = unsound.map(|message| ("NetworkCheckFailed".to_owned(), message));
+                        ready_soon(stream, Ready { result: Some(result), warning, ..ready }, synced).await;
+                    }
+                    Err(message) => answer(stream, &TunAnswer::Failed { message }).await,
+                }
+            });
+        }
+        (NetnsRequest::Check, Carrier::Overlay(overlay)) => {
+            let Some(plugins) = overlay.plugins.clone() else {
+                return refuse(stream, "this pod's network has no plug-ins to ask".to_owned());
+            };
+            let (answered, result) = oneshot::channel();
+            tokio::spawn(async move {
+                let checked = ask_plugins(Some(plugins), cni::Ask::Check(answered), result).await;
+                let said = checked
+                    .map_or_else(|message| TunAnswer::Failed { message }, |()| TunAnswer::Ready(Box::new(ready)));
+                answer(stream, &said).await;
+            });
+        }
+        (NetnsRequest::Given(offer), Carrier::Given { heard, progress }) => {
+            let (Some(user), Some(network)) = (fds.next(), fds.next()) else {
+                return refuse(stream, "the namespaces did not come with the offer".to_owned());
+            };
+            let _ = heard.send(Heard::Pod(nat::Pod { user, network, ips: offer.pod_ips }));
+            let mut progress = progress.clone();
+            tokio::spawn(async move {
+                let put = tokio::time::timeout(SERVICES, progress.wait_for(|p| *p != Progress::Waiting)).await;
+                let warning = match put.map(|p| p.map(|p| p.clone())) {
+                    Ok(Ok(Progress::Failed(message))) => Some(("ServicesNotReady".to_owned(), message)),
+                    _ => None,
+                };
+                answer(stream, &TunAnswer::Ready(Box::new(Ready { warning, ..ready }))).await;
+            });
+        }
+        _ => refuse(stream, "that is not of this pod's network mode".to_owned()),
+    }
+}
+
+/// What the plug-ins' task says.
+async fn ask_plugins<T>(
+    plugins: Option<mpsc::Sender<cni::Ask>>,
+    ask: cni::Ask,
+    answered: oneshot::Receiver<Result<T, cni::ChainError>>,
+) -> Result<T, String> {
+    let over = || "the pod is ending".to_owned();
+    plugins.ok_or_else(|| "the plan has no list of plug-ins".to_owned())?.send(ask).await.map_err(|_| over())?;
+    answered.await.map_err(|_| over())?.map_err(|error| error.to_string())
 }
 
 /// The pod's way out of the cluster, and who asks for it.
@@ -266,63 +440,10 @@ impl Outside {
     }
 }
 
-/// Never, without an outside.
-async fn asked(outside: Option<&mut Outside>) -> Option<()> {
-    match outside {
-        Some(outside) => outside.asked.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Takes offers from our own user only.
-async fn accept(listener: UnixListener, offers: mpsc::Sender<(TunOffer, Option<OwnedFd>, UnixStream)>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let ours = stream.peer_cred().is_ok_and(|c| c.uid() == nix::unistd::getuid().as_raw());
-        if !ours {
-            continue;
-        }
-        match tokio::time::timeout(OFFER, receive_offer(&stream)).await {
-            Ok(Ok((offer, fd))) => {
-                if offers.send((offer, fd, stream)).await.is_err() {
-                    return;
-                }
-            }
-            Ok(Err(error)) => eprintln!("hpk-netns: the supervisor's offer: {error}"),
-            Err(_) => eprintln!("hpk-netns: the supervisor connected and offered nothing"),
-        }
-    }
-}
-
-/// One JSON line with, for an overlay, one descriptor.
-///
-/// # Errors
-/// The stream's, or a line that is no offer.
-pub async fn receive_offer(stream: &UnixStream) -> io::Result<(TunOffer, Option<OwnedFd>)> {
-    let mut line = Vec::new();
-    let mut descriptor = None;
-    let mut buffer = [0; 4096];
-    loop {
-        let (n, fds) = stream
-            .async_io(Interest::READABLE, || hpk_sys::fdpass::receive(stream, &mut buffer).map_err(io::Error::from))
-            .await?;
-        descriptor = fds.into_iter().next().or(descriptor);
-        line.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if n == 0 || line.len() > 64 << 10 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-        }
-        if line.ends_with(b"\n") {
-            return Ok((serde_json::from_slice(&line)?, descriptor));
-        }
-    }
-}
-
-async fn answer_offer(mut stream: UnixStream, answer: TunAnswer, mut synced: watch::Receiver<bool>, wait: bool) {
-    if wait && matches!(answer, TunAnswer::Ready { .. }) {
-        let _ = tokio::time::timeout(SERVICES, synced.wait_for(|s| *s)).await;
-    }
-    let mut line = serde_json::to_vec(&answer).unwrap_or_default();
-    line.push(b'\n');
-    let _ = stream.write_all(&line).await;
+/// Waits a moment for the services to be known, so that a pod's first connection finds them.
+async fn ready_soon(stream: UnixStream, ready: Ready, mut synced: watch::Receiver<bool>) {
+    let _ = tokio::time::timeout(SERVICES, synced.wait_for(|s| *s)).await;
+    answer(stream, &TunAnswer::Ready(Box::new(ready))).await;
 }
 
 /// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.

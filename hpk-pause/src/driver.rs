@@ -298,14 +298,13 @@ impl Driver {
                 let reason = "LifecycleHTTPFallback".to_owned();
                 self.events.push_back(Event::Note { warning: true, reason, message, container: None });
             }
-            Happening::Sandbox(Ok((Network { pod_ips, warning }, users))) => {
-                self.performer.sandbox_made(&pod_ips, users);
+            Happening::Sandbox(Ok((Network { result: network, warnings }, users))) => {
+                self.performer.sandbox_made(&network.pod_ips(), users);
                 self.meter.begin();
-                if let Some(message) = warning {
-                    let reason = "NetworkNotReady".to_owned();
+                for (reason, message) in warnings {
                     self.events.push_back(Event::Note { warning: true, reason, message, container: None });
                 }
-                self.events.push_back(Event::SandboxReady { pod_ips });
+                self.events.push_back(Event::SandboxReady { network });
             }
             Happening::Sandbox(Err(message)) => self.events.push_back(Event::SandboxFailed { message }),
         }

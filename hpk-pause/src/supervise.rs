@@ -126,7 +126,13 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
     let sessions = control::Sessions::default();
     match control::bind(&paths.socket()) {
         Ok(listener) => {
-            let context = control::Context { driver: driver_requests, state: watched, log, sessions: sessions.clone() };
+            let context = control::Context {
+                driver: driver_requests,
+                state: watched,
+                log,
+                sessions: sessions.clone(),
+                netns: paths.netns(),
+            };
             tokio::spawn(control::serve(listener, context));
         }
         // The pod lives without it; kubectl exec and logs then do not work.
@@ -144,8 +150,8 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
 fn make_sandbox(plan: &SandboxPlan, paths: &Paths, helper: &Helper, happenings: mpsc::UnboundedSender<Happening>) {
     let (plan, paths) = (plan.clone(), paths.clone());
     helper.run(move || {
-        let made = crate::network::make(&plan.network, &paths).map_err(|e| e.to_string()).and_then(|network| {
-            crate::sandbox::make(&plan, &paths, &network.pod_ips).map_err(|e| e.to_string())?;
+        let made = crate::network::make(&plan, &paths).map_err(|e| e.to_string()).and_then(|network| {
+            crate::sandbox::make(&plan, &paths, &network.result.pod_ips()).map_err(|e| e.to_string())?;
             Ok((network, crate::spec::users(&plan, &paths)))
         });
         let _ = happenings.send(Happening::Sandbox(made));

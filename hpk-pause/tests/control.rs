@@ -95,7 +95,13 @@ impl World {
         let (state, state_receiver) = watch::channel(Arc::new(PodState::default()));
         let (driver, mut requests) = mpsc::channel(16);
         let listener_path = dir.path().join("supervisor.sock");
-        let context = Context { driver, state: state_receiver, log: log.clone(), sessions: Sessions::default() };
+        let context = Context {
+            driver,
+            state: state_receiver,
+            log: log.clone(),
+            sessions: Sessions::default(),
+            netns: "/nonexistent".into(),
+        };
         let (ready, is_ready) = std_mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

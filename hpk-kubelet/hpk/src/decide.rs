@@ -171,6 +171,7 @@ pub(crate) fn cluster(cluster_name: &str, node_ip: IpAddr, ports: &Ports, pki_di
         link_addr: SocketAddr::new(node_ip, ports.link),
         kubelet_addr: SocketAddr::new(node_ip, ports.kubelet),
         network_mode: hpk_api::net::NetworkMode::default(),
+        cni_network: None,
         plaintext: false,
         pki_dir: pki_dir.display().to_string(),
     }

@@ -3,13 +3,14 @@
 use crate::api::events::Recorder;
 use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
 use crate::home::{Home, Install};
+use crate::pods::bandwidth;
 use crate::pods::folder::Folder;
 use crate::render::downward::Facts;
 use crate::render::resolv::Resolv;
 use crate::slurm::client::Client as Slurm;
 use crate::slurm::request::Defaults;
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::net::{HostPort, NetworkMode, NetworkPlan};
+use hpk_api::net::{HostPort, NetworkList, NetworkMode, NetworkPlan};
 use hpk_api::plan::Settings;
 use hpk_images::ImageStore;
 use hpk_link::server::LinkServer;
@@ -49,6 +50,15 @@ pub struct Context {
     pub settings: Arc<Settings>,
 }
 
+/// The user's CNI configuration list: the first `*.conflist` by name. It is judged where it is used; one that cannot be
+/// read is as bad as an empty one.
+fn network_list(home: &Home) -> Option<NetworkList> {
+    let entries = std::fs::read_dir(home.network_lists()).ok()?.flatten().map(|entry| entry.path());
+    let file = entries.filter(|path| path.extension().is_some_and(|e| e == "conflist")).min()?;
+    let text = std::fs::read_to_string(&file).inspect_err(|error| tracing::warn!(file = %file.display(), %error));
+    Some(NetworkList { file: file.display().to_string(), text: text.unwrap_or_default() })
+}
+
 /// Ports of the compute node that a pod asks for.
 fn host_ports(pod: &Pod) -> Vec<HostPort> {
     let spec = pod.spec.as_ref();
@@ -81,10 +91,12 @@ impl Context {
             pod_cidr: self.cluster.pod_cidr.clone(),
             service_cidr: self.cluster.service_cidr.clone(),
             mtu: 0,
-            cni_network: None,
+            cni_network: self.cluster.cni_network.clone().filter(|_| mode == NetworkMode::Cni),
             plaintext: self.cluster.plaintext,
             host_ports: if mode == NetworkMode::Overlay { host_ports(pod) } else { Vec::new() },
             host_ip: Some(self.cluster.node_ip),
+            list: if mode == NetworkMode::Overlay { network_list(&self.home) } else { None },
+            bandwidth: bandwidth::asked(pod).unwrap_or_default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::pull::{self, Backoff};
 use crate::api::events::Note;
 use crate::api::fetch::{self, Tokens};
+use crate::pods::bandwidth;
 use crate::pods::folder::Record;
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
@@ -70,6 +71,17 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if !memory.told {
         for item in &list {
             tell(Note::warning("Unsupported", item.message()));
+        }
+        if !network.bandwidth.is_unlimited() && !bandwidth::carried(network.list.as_ref()) {
+            tell(Note::warning(
+                "Unsupported",
+                format!(
+                    "metadata.annotations[{}, {}] have no effect: no plug-in with the capability bandwidth is in {}/*.conflist",
+                    bandwidth::INGRESS,
+                    bandwidth::EGRESS,
+                    ctx.home.network_lists().display()
+                ),
+            ));
         }
         memory.told = true;
     }

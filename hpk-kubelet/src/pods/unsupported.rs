@@ -3,8 +3,8 @@
 //! The table of all fields of a pod, with what becomes of each, is in this module's tests; it fails when
 //! Kubernetes' API gains a field.
 
-use super::launcher;
 use super::plan::as_container;
+use super::{bandwidth, launcher};
 use crate::slurm::flags;
 use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
@@ -46,6 +46,10 @@ pub fn unsupported(pod: &Pod, network: NetworkMode) -> Vec<Unsupported> {
     if launcher::asked(pod).is_err() {
         let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
         tell(true, field, "write auto, native or apptainer, or leave it out");
+    }
+    if let Err(key) = bandwidth::asked(pod) {
+        let remedy = "write bits a second as a quantity from 1k to 1P, such as 10M, or leave it out";
+        tell(true, format!("metadata.annotations[{key}]"), remedy);
     }
     pod_fields(spec, &mut tell);
     for volume in spec.volumes.iter().flatten() {

@@ -51,6 +51,12 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
         }
         _ => {}
     }
+    // It did not come to containers.
+    let without = report.filter(|r| r.finished && !r.sandbox_ready).and_then(|r| r.sandbox_error.as_ref());
+    if let Some(message) = without {
+        let (reason, containers) = ("CreatePodSandboxError", Lost::NeverStarted);
+        return Some(Verdict { reason, message: message.clone(), disruption: false, containers });
+    }
     let by_slurm = report.is_some_and(|r| r.stopping == Some(StopCause::Signal));
     let job = job.filter(|j| has_ended(j, finished))?;
     if finished && !by_slurm {
@@ -188,6 +194,13 @@ mod tests {
         let reason = |report, state| verdict(Some(report), Some(&ending(state)), None).map(|v| v.reason);
         assert_eq!(reason(&done, JobState::Cancelled), Some("SlurmJobCancelled"));
         assert_eq!(reason(&alive, JobState::NodeFail), Some("NodeLost"));
+    }
+
+    #[test]
+    fn a_sandbox_that_was_not_made_is_the_reason() {
+        let report = PodState { finished: true, sandbox_error: Some("no TUN".into()), ..PodState::default() };
+        let verdict = verdict(Some(&report), Some(&job(JobState::Failed)), None).expect("a verdict");
+        assert_eq!((verdict.reason, verdict.message.as_str()), ("CreatePodSandboxError", "no TUN"));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! A socket belongs to the namespace in which it was made, whoever uses it afterwards. Ends when the member does.
 
 use hpk_api::link::Protocol;
-use hpk_api::net::TunOffer;
+use hpk_api::net::{NetnsRequest, TunOffer};
 use hpk_sys::fdpass;
 use hpk_sys::netdev::{self, NetError, Netlink, Route};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
@@ -71,8 +71,8 @@ pub fn run(offer: &Path, asks: &Path, ip: IpAddr, mtu: u32, ranges: &[&str]) -> 
     }
     let listener = UnixListener::bind(asks)?;
     let member = UnixStream::connect(offer)?;
-    let mut line = serde_json::to_vec(&TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr })
-        .map_err(io::Error::from)?;
+    let offer = TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr, chain: None };
+    let mut line = serde_json::to_vec(&NetnsRequest::Tun(Box::new(offer))).map_err(io::Error::from)?;
     line.push(b'\n');
     fdpass::send(&member, &line, &[tun.fd.as_fd()]).map_err(io::Error::from)?;
     std::thread::spawn(move || serve_all(&listener));

@@ -338,7 +338,7 @@ mod tests {
         let socket = dir.join("inside.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         std::thread::spawn(move || inside::serve_all(&listener));
-        Helper { socket }
+        Helper { socket: Some(socket) }
     }
 
     /// A port that was free a moment ago.

@@ -9,6 +9,7 @@
 //! comes to a service's port of the login node ([`listen`]) goes on by a socket made inside. (From the API server to
 //! a pod, another way leads over that pod's own link; it is the kubelet's.)
 
+mod direct;
 pub mod inside;
 mod listen;
 mod relay;
@@ -17,10 +18,12 @@ mod spread;
 pub(crate) use listen::explain as explain_bind;
 
 use crate::datapath::{Cidr, Config, Datapath};
-use crate::network::{pod_mtu, receive_offer};
+use crate::network::pod_mtu;
+use crate::requests::receive_tun;
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
+use hpk_api::net::NetworkMode;
 use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
@@ -74,27 +77,36 @@ pub async fn run(home: &Path) -> i32 {
 /// Where requests to the helper go.
 #[derive(Clone, Debug)]
 struct Helper {
-    socket: PathBuf,
+    /// None: pods are in a network of the site's ([`direct`]), and sockets of the login node's own lead to them.
+    socket: Option<PathBuf>,
 }
 
 impl Helper {
     /// A connection into the pod network.
     async fn connect(&self, at: SocketAddr) -> io::Result<TcpStream> {
+        if self.socket.is_none() {
+            return TcpStream::connect(at).await;
+        }
         let socket = std::net::TcpStream::from(self.ask(Ask::Towards(Protocol::Tcp, at)).await?);
         TcpSocket::from_std_stream(socket).connect(at).await
     }
 
     /// A UDP socket whose peer is in the pod network.
     async fn udp(&self, at: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = std::net::UdpSocket::from(self.ask(Ask::Towards(Protocol::Udp, at)).await?);
-        let socket = UdpSocket::from_std(socket)?;
+        let socket = if self.socket.is_none() {
+            let any: IpAddr = if at.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
+            UdpSocket::bind((any, 0)).await?
+        } else {
+            UdpSocket::from_std(std::net::UdpSocket::from(self.ask(Ask::Towards(Protocol::Udp, at)).await?))?
+        };
         socket.connect(at).await?;
         Ok(socket)
     }
 
     /// A socket made inside.
     async fn ask(&self, ask: Ask) -> io::Result<OwnedFd> {
-        let mut stream = UnixStream::connect(&self.socket).await?;
+        let socket = self.socket.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let mut stream = UnixStream::connect(socket).await?;
         let mut line = serde_json::to_vec(&ask)?;
         line.push(b'\n');
         stream.write_all(&line).await?;
@@ -128,7 +140,10 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let (ip, pods) = member_address(&cluster.pod_cidr).ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?;
     let home = &home.canonicalize().map_err(io_error(home.display().to_string()))?;
     let (net, folder) = member_folders(home).map_err(io_error("node-local folder"))?;
-    let helper = Helper { socket: folder.join("inside.sock") };
+    if cluster.network_mode == NetworkMode::Cni {
+        return direct::live(home, &folder).await;
+    }
+    let helper = Helper { socket: Some(folder.join("inside.sock")) };
 
     let offers = bind(&folder.join("netns.sock"))?;
     let (questions, asked) = mpsc::channel(256);
@@ -147,7 +162,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
     let offered = async {
         let (stream, _) = offers.accept().await?;
-        let (offer, fd) = receive_offer(&stream).await?;
+        let (offer, fd) = receive_tun(&stream).await?;
         Ok::<_, io::Error>((stream, offer, fd))
     };
     // Held open: its end tells the helper to go.
@@ -158,7 +173,6 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         },
         ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
     };
-    let fd = fd.ok_or_else(|| MemberError::Helper("the TUN's descriptor did not come".to_owned()))?;
     datapath.attach(fd, offer.vnet_hdr);
 
     let hello = Hello {

@@ -78,7 +78,7 @@ async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let around = Surroundings::of_this_process();
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
-    scratch::make(&layout, around.uid)?;
+    let _lock = scratch::make(&layout, around.uid)?;
     let code = live(&plan, &layout, job_id, &mut signals).await;
     if let Err(error) = scratch::remove(&layout.local) {
         eprintln!("hpk-netns: cannot remove {}: {error}", layout.local.display());
@@ -113,8 +113,10 @@ async fn live(
         &std::fs::canonicalize(&apptainer).unwrap_or_else(|_| apptainer.clone()),
         Path::exists,
     );
+    let root_lacks = nix::unistd::getuid().is_root().then(hpk_sys::caps::missing);
     let parts = parent::Parts {
         layout,
+        root_lacks: root_lacks.as_deref(),
         nested: nested.as_ref(),
         host_points: &host_points,
         devices: devices::Devices::choose(mode == NetworkMode::Overlay, Path::exists, |name| {
@@ -122,7 +124,7 @@ async fn live(
         }),
     };
     let args = parent::arguments(plan, &parts);
-    let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net };
+    let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net, local: &layout.local };
     let address = crate::network::address(plan, &places);
     let mut own = vec![("HPK_NODE", hostname())];
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
@@ -135,6 +137,9 @@ async fn live(
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
     let network = crate::network::start(plan, &places, job_id, &address);
     let child = beginning.finish().map_err(failed)?;
+    // Beside, and not waited for: the pod has begun.
+    let user = layout.user.clone();
+    tokio::task::spawn_blocking(move || scratch::sweep(&user));
     let ended = child::supervise(child, signals).await?;
     network.finish().await;
     let code = ended.code;

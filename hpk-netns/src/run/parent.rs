@@ -18,7 +18,8 @@ pub(crate) enum Namespaces {
     /// hpk-netns, before Apptainer starts, which keeps them. With subordinate ids or without, it is one way, and it takes
     /// less time than `--fakeroot`, which asks its helpers one after the other and through a shell.
     Ours,
-    /// Apptainer (`--fakeroot`, `--net`): only it can run a site's CNI configuration.
+    /// Apptainer (`--net`): only it can run a site's CNI configuration. For root it is root's own containers; for others
+    /// `--fakeroot` in addition, for the supervisor must be root in its container.
     Apptainers,
 }
 
@@ -36,6 +37,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) host_points: &'a [PathBuf],
     /// Of the node.
     pub(crate) devices: Devices,
+    /// For jobs of root: capabilities that this root lacks. Apptainer would ask for all of them, and fail.
+    pub(crate) root_lacks: Option<&'a [String]>,
     /// The node's Apptainer, where the pod's containers may need it.
     pub(crate) nested: Option<&'a Nested>,
 }
@@ -50,7 +53,12 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
         .for_each(&mut add);
     add(&plan.hostname);
     if Namespaces::of(plan.network.mode) == Namespaces::Apptainers {
-        ["--fakeroot", "--uts", "--net", "--network"].into_iter().for_each(&mut add);
+        match parts.root_lacks {
+            None => add("--fakeroot"),
+            Some([]) => {}
+            Some(lacks) => ["--drop-caps", &lacks.join(",")].into_iter().for_each(&mut add),
+        }
+        ["--uts", "--net", "--network"].into_iter().for_each(&mut add);
         add(plan.network.cni_network.as_deref().unwrap_or("none"));
     }
     let l = parts.layout;
@@ -136,12 +144,17 @@ mod tests {
     }
 
     fn line(mode: &str) -> String {
+        line_of(mode, None)
+    }
+
+    fn line_of(mode: &str, root_lacks: Option<&[String]>) -> String {
         let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
         let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
         let points = [layout.host.join("0")];
         let nested = Nested { folders: vec!["/usr".into()], fuse: None, program: "/usr/bin/apptainer".into() };
         let parts = Parts {
             layout: &layout,
+            root_lacks,
             nested: Some(&nested),
             host_points: &points,
             devices: Devices { binds: vec!["/dev/net/tun".into()], flags: vec!["--nv"] },
@@ -152,6 +165,9 @@ mod tests {
     #[test]
     fn only_a_sites_network_is_apptainers_to_make() {
         assert!(line("cni").contains(" --fakeroot --uts --net --network site "));
+        let of_root = line_of("cni", Some(&["CAP_SYS_RESOURCE".to_owned()]));
+        assert!(of_root.contains(" --drop-caps CAP_SYS_RESOURCE --uts --net --network site "), "{of_root}");
+        assert!(!of_root.contains("--fakeroot") && !line_of("cni", Some(&[])).contains("--drop-caps"));
         for mode in ["overlay", "host"] {
             let line = line(mode);
             assert!(!line.contains("--fakeroot") && !line.contains("--net") && !line.contains("--uts"), "{line}");

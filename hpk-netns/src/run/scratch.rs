@@ -4,7 +4,7 @@
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
 
 use super::layout::Layout;
-use std::fs::{DirBuilder, Metadata};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -32,13 +32,38 @@ pub(crate) enum ScratchError {
     },
 }
 
-/// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first.
-pub(crate) fn make(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
+/// A file in a pod's folder that its hpk-netns keeps locked: whoever gets the lock knows that it is dead.
+const LOCK: &str = "lock";
+
+/// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first. It is ours until
+/// the file is closed.
+pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
     folder(layout, uid)?;
     for path in [&layout.run, &layout.scratch, &layout.host] {
         private(path, uid)?;
     }
-    Ok(())
+    // Locked before it has its name, so that nobody finds it free.
+    let (new, path) = (layout.local.join(".lock.new"), layout.local.join(LOCK));
+    let locked = File::create(&new).and_then(|file| {
+        file.lock()?;
+        std::fs::rename(&new, &path)?;
+        Ok(file)
+    });
+    locked.map_err(|e| io_error(&path, e))
+}
+
+/// Removes the folders of pods whose hpk-netns was killed, which had no time to do so. To be called beside a pod's life, for
+/// it may take long.
+pub(crate) fn sweep(user: &Path) {
+    for entry in std::fs::read_dir(user).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let Ok(file) = File::open(folder.join(LOCK)) else { continue };
+        if file.try_lock().is_ok()
+            && let Err(error) = remove(&folder)
+        {
+            eprintln!("hpk-netns: cannot remove {}: {error}", folder.display());
+        }
+    }
 }
 
 /// [`Layout::local`], emptied, and [`Layout::user`] above it.
@@ -102,6 +127,20 @@ mod tests {
         assert_eq!(l.run.metadata().unwrap().mode() & 0o777, 0o700);
         remove(&l.local).unwrap();
         assert!(l.user.exists() && !l.local.exists());
+    }
+
+    #[test]
+    fn folders_of_the_dead_are_swept_and_no_others() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (living, uid) = layout(tmp.path());
+        let _lock = make(&living, uid).unwrap();
+        let around = Surroundings { tmp: Some(tmp.path().to_path_buf()), uid, ..Surroundings::default() };
+        let dead = Layout::new(Path::new("/h/pods/v"), "v", &around);
+        drop(make(&dead, uid).unwrap());
+        std::fs::create_dir(living.user.join("without")).unwrap();
+        sweep(&living.user);
+        assert!(!dead.local.exists() && living.scratch.exists() && living.net.exists());
+        assert!(living.user.join("without").exists());
     }
 
     #[test]

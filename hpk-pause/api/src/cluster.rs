@@ -35,6 +35,9 @@ pub struct ClusterConfig {
     /// Default network mode of pods.
     #[serde(default)]
     pub network_mode: crate::net::NetworkMode,
+    /// The site's CNI network, for mode cni: a name that Apptainer knows on the compute nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_network: Option<String>,
     /// Packets of the overlay go between nodes in the clear (`hpk up --encryption off`): only for a network that
     /// nobody else can listen on or send into. Holds for pods that start afterwards.
     #[serde(default)]

@@ -59,6 +59,9 @@ pub enum Request {
     },
     /// Resource use; answer [`Answer::Stats`].
     Stats,
+    /// Ask every plug-in of the pod's CNI configuration list whether the network is as it made it (CHECK); answer
+    /// [`Answer::Done`], or an error that names the plug-in.
+    CheckNetwork,
     /// Stop the pod in order; answer [`Answer::Done`] at once, the end is seen in the status.
     Stop {
         /// deletionGracePeriodSeconds; a later, shorter one wins.

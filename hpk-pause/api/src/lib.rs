@@ -8,6 +8,7 @@
 //! old reader can read what a newer writer wrote. [`VERSION`] is raised only when a meaning changes.
 
 pub mod cluster;
+pub mod cni;
 pub mod control;
 pub mod cri_log;
 pub mod frame;

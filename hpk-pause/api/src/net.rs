@@ -1,5 +1,6 @@
 //! The pod's network, as planned by the kubelet and as found by hpk-netns and hpk-pause.
 
+use crate::cni::CniResult;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -45,6 +46,49 @@ pub struct NetworkPlan {
     /// Address of the Node object (status.hostIP).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
+    /// The user's CNI configuration list, for [`NetworkMode::Overlay`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<NetworkList>,
+    /// What the pod may send and receive; carried out by plug-ins of [`Self::list`] that can.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// A CNI configuration list as the user wrote it: read by hpk-netns, which judges it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkList {
+    /// File that it came from, for messages.
+    pub file: String,
+    /// Its content.
+    pub text: String,
+}
+
+impl NetworkList {
+    /// Whether it has plug-ins beside the overlay itself, as far as can be told without judging it.
+    #[must_use]
+    pub fn chains(&self) -> bool {
+        let value: serde_json::Value = serde_json::from_str(&self.text).unwrap_or_default();
+        value.get("plugins").and_then(serde_json::Value::as_array).is_none_or(|plugins| plugins.len() != 1)
+    }
+}
+
+/// Annotations `kubernetes.io/ingress-bandwidth` and `kubernetes.io/egress-bandwidth`, bits a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Towards the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<u64>,
+    /// From the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<u64>,
+}
+
+impl Bandwidth {
+    /// Neither is said.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        self.ingress.is_none() && self.egress.is_none()
+    }
 }
 
 /// A container port's hostPort.
@@ -61,16 +105,54 @@ pub struct HostPort {
     pub container_port: u16,
 }
 
-/// What the supervisor sends to hpk-netns over `netns.sock` once its namespace stands; for
-/// [`NetworkMode::Overlay`] the TUN's descriptor travels with it (SCM_RIGHTS).
+/// What the supervisor asks hpk-netns over `netns.sock`, one JSON line with descriptors (SCM_RIGHTS), one request a
+/// connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetnsRequest {
+    /// The TUN of an overlay. Descriptors: the TUN; with a [`ChainOffer`] then [`NAMESPACES`] and the node side's network
+    /// namespace.
+    Tun(Box<TunOffer>),
+    /// A network that somebody else made (mode cni). Descriptors: [`NAMESPACES`].
+    Given(GivenOffer),
+    /// CHECK of every plug-in of the list.
+    Check,
+}
+
+/// Descriptors of the pod's namespaces, in this order: user, network.
+pub const NAMESPACES: usize = 2;
+
+/// See [`NetnsRequest::Tun`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunOffer {
-    /// Interface name in the pod's namespace.
+    /// Interface name in the namespace where it was made.
     pub interface: String,
     /// MTU that was set, bytes.
     pub mtu: u32,
     /// Whether the TUN was opened with IFF_VNET_HDR and offloads.
     pub vnet_hdr: bool,
+    /// The plan has a list: its further plug-ins are to be run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainOffer>,
+}
+
+/// What the first plug-in of a list, the overlay itself, has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainOffer {
+    /// Its result; devices in the pod have [`POD_SANDBOX`] as their sandbox.
+    pub result: CniResult,
+    /// The pod's interface (CNI_IFNAME).
+    pub interface: String,
+}
+
+/// Stands for the pod's network namespace where its path is not known.
+pub const POD_SANDBOX: &str = "pod";
+
+/// See [`NetnsRequest::Given`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenOffer {
+    /// The pod's addresses.
+    pub pod_ips: Vec<IpAddr>,
 }
 
 /// hpk-netns' answer: the network is carried from now on, or why not.
@@ -78,15 +160,30 @@ pub struct TunOffer {
 #[serde(rename_all = "snake_case")]
 pub enum TunAnswer {
     /// Packets flow.
-    Ready {
-        /// Host name of the compute node.
-        node: String,
-        /// Address of the compute node in the site's network, when known.
-        node_ip: Option<IpAddr>,
-    },
+    Ready(Box<Ready>),
     /// Set-up failed: what, and what to do about it.
     Failed {
         /// One line for the pod's event.
         message: String,
     },
+}
+
+/// See [`TunAnswer::Ready`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Host name of the compute node.
+    #[serde(default)]
+    pub node: String,
+    /// Address of the compute node in the site's network, when known.
+    #[serde(default)]
+    pub node_ip: Option<IpAddr>,
+    /// The pod's network namespace as a path on the node.
+    #[serde(default)]
+    pub sandbox: String,
+    /// What the list's last plug-in returned; None: there is no list.
+    #[serde(default)]
+    pub result: Option<CniResult>,
+    /// What is not as asked for, for the pod's events: reason and message.
+    #[serde(default)]
+    pub warning: Option<(String, String)>,
 }

@@ -3,6 +3,7 @@
 //! The supervisor reports facts (states, times, counts); the kubelet derives the Kubernetes objects
 //! (phase, conditions) from them and from Slurm's word.
 
+use crate::cni::CniResult;
 use crate::plan::PodRef;
 use crate::probe::ProbeKind;
 use jiff::Timestamp;
@@ -27,9 +28,12 @@ pub struct PodState {
     /// When the supervisor began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// Addresses of the pod, known before containers start.
+    /// Addresses of the pod, known before containers start; those of [`Self::network`] once it stands.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// What the pod's network namespace was given; None until it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<CniResult>,
     /// Namespaces and network stand (condition PodReadyToStartContainers).
     #[serde(default)]
     pub sandbox_ready: bool,

@@ -14,7 +14,8 @@ use std::fmt::Debug;
 
 const PLAN: &str = r#"{"version":1,"pod":{"namespace":"default","name":"web","uid":"6f0c"},"hostname":"web",
 "restart_policy":"Always","termination_grace_period_seconds":30,"active_deadline_seconds":600,"share_process_namespace":true,
-"network":{"mode":"overlay","pod_ips":["10.244.0.7"],"pod_cidr":"10.244.0.0/16","service_cidr":"10.96.0.0/16","mtu":1400},
+"network":{"mode":"overlay","pod_ips":["10.244.0.7"],"pod_cidr":"10.244.0.0/16","service_cidr":"10.96.0.0/16","mtu":1400,
+"list":{"file":"/h/net.d/1.conflist","text":"{}"},"bandwidth":{"ingress":10000000}},
 "init_containers":[],
 "containers":[{"name":"c","image":"busybox","image_ref":{"folder":"sha256-00","id":"docker.io/busybox@sha256:00"},
 "argv":["sh","-c","sleep 1"],"env":[["A","1"],["IP","\u0000podIP\u0000"]],"working_dir":"/w",
@@ -29,7 +30,9 @@ const PLAN: &str = r#"{"version":1,"pod":{"namespace":"default","name":"web","ui
 "settings":{"log_max_bytes":4096}}"#;
 
 const STATE: &str = r#"{"version":1,"pod":{"namespace":"n","name":"p","uid":"u"},"sequence":7,"job_id":"12","node":"c1",
-"started_at":"2026-11-23T20:00:00Z","pod_ips":["10.244.0.7"],"sandbox_ready":true,"containers":[{"name":"c","state":{"terminated":
+"started_at":"2026-11-23T20:00:00Z","pod_ips":["10.244.0.7"],"sandbox_ready":true,
+"network":{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","mtu":1440,"sandbox":"/proc/7/ns/net"}],
+"ips":[{"address":"10.244.0.7/32","interface":0}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{"nameservers":["10.96.0.10"]}},"containers":[{"name":"c","state":{"terminated":
 {"exit_code":137,"signal":9,"reason":"OOMKilled","finished_at":"2026-11-23T20:00:01.5Z"}},"restart_count":3,"ready":false}],
 "stopping":"deadline_exceeded","finished":true,"events":[{"sequence":1,"at":"2026-11-23T20:00:00Z","warning":true,"reason":"Unhealthy",
 "message":"m","container":"c","probe":"liveness"}]}"#;

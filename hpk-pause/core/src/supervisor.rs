@@ -4,9 +4,9 @@ use crate::backoff::Limits;
 use crate::container::Container;
 use crate::policy::Role;
 use crate::types::{Action, ContainerIndex, Event, Now};
+use hpk_api::cni::CniResult;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use hpk_api::state::{ContainerState, PodState, RunState, StopCause};
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// Where and as what a pod runs.
@@ -197,7 +197,7 @@ impl Supervisor {
     fn take(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Tick => {}
-            Event::SandboxReady { pod_ips } => self.sandbox_is_ready(now, pod_ips),
+            Event::SandboxReady { network } => self.sandbox_is_ready(now, network),
             Event::SandboxFailed { message } => self.sandbox_failed(now, message),
             Event::Launched { container, instance, user } => {
                 if self.launching(container, instance) {
@@ -245,15 +245,17 @@ impl Supervisor {
         }
     }
 
-    fn sandbox_is_ready(&mut self, now: Now, pod_ips: Vec<IpAddr>) {
+    fn sandbox_is_ready(&mut self, now: Now, network: CniResult) {
         if self.sandbox_ready {
             return;
         }
         self.sandbox_ready = true;
         self.state.sandbox_ready = true;
+        let pod_ips = network.pod_ips();
         if !pod_ips.is_empty() {
             self.state.pod_ips = pod_ips;
         }
+        self.state.network = Some(network);
         for container in &mut self.containers {
             container.make_workers(now.mono);
         }
@@ -266,6 +268,11 @@ impl Supervisor {
             return;
         }
         let text = format!("Failed to create pod sandbox: {message}");
+        // Where users look first; the reason is upstream's (kubelet/container/sync_result.go).
+        for container in self.state.init_containers.iter_mut().chain(&mut self.state.containers) {
+            let reason = "CreatePodSandboxError".to_owned();
+            container.state = RunState::Waiting { reason, message: message.clone() };
+        }
         self.state.sandbox_error = Some(message);
         self.note(now, true, "FailedCreatePodSandBox", text, None, None);
         self.ending = Some(Ending { grace: 0 });

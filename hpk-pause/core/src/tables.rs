@@ -201,6 +201,19 @@ mod restarts {
     }
 
     #[test]
+    fn addresses_are_those_of_the_network() {
+        let mut plan = pod(Always, vec![], named(&["c"]));
+        plan.network.pod_ips = vec!["10.244.0.7".parse().unwrap()];
+        let now = Now { mono: std::time::Duration::ZERO, wall: jiff::Timestamp::UNIX_EPOCH };
+        let mut supervisor = Supervisor::new(plan, Identity::default(), None, now);
+        let given = r#"{"cniVersion":"1.1.0","ips":[{"address":"10.30.1.2/24"},{"address":"fd30::2/64"}]}"#;
+        let network: hpk_api::cni::CniResult = serde_json::from_str(given).unwrap();
+        supervisor.step(now, Event::SandboxReady { network: network.clone() }, &mut Vec::new());
+        assert_eq!(supervisor.state().pod_ips, network.pod_ips());
+        assert_eq!(supervisor.state().network, Some(network));
+    }
+
+    #[test]
     fn a_requeued_pod_keeps_its_counts() {
         let mut world = running(Always, container("c"));
         world.exit("c", 1);
@@ -210,7 +223,7 @@ mod restarts {
         let plan = pod(Always, vec![], named(&["c"]));
         let mut again = Supervisor::new(plan, Identity::default(), Some(&before), now);
         let mut out = Vec::new();
-        again.step(now, Event::SandboxReady { pod_ips: vec![] }, &mut out);
+        again.step(now, Event::SandboxReady { network: hpk_api::cni::CniResult::default() }, &mut out);
         assert!(out.contains(&crate::Action::Start { container: crate::ContainerIndex(0), instance: 2 }));
         assert!(again.state().sequence > before.sequence);
         assert_eq!(again.state().containers[0].last_termination.as_ref().unwrap().reason, "ContainerStatusUnknown");
@@ -667,5 +680,6 @@ mod ends {
         world.event(Event::SandboxFailed { message: "no TUN".to_owned() });
         assert_eq!(world.finished, Some(false));
         assert_eq!(world.supervisor.state().sandbox_error.as_deref(), Some("no TUN"));
+        assert_eq!(world.shown("c"), "Waiting(CreatePodSandboxError)");
     }
 }

@@ -1,10 +1,10 @@
 //! What goes into [`crate::Supervisor::step`] and what comes out of it.
 
+use hpk_api::cni::CniResult;
 use hpk_api::control::Update;
 use hpk_api::probe::ProbeKind;
 use hpk_api::state::{ContainerUser, StopCause};
 use jiff::Timestamp;
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// The time of one step. Decisions use `mono` only; `wall` is for what people read.
@@ -103,8 +103,8 @@ pub enum Event {
     Tick,
     /// Network, volumes and files stand: containers may start.
     SandboxReady {
-        /// Addresses of the pod.
-        pod_ips: Vec<IpAddr>,
+        /// What the pod's network namespace was given; the pod's addresses are its.
+        network: CniResult,
     },
     /// They could not be made; the pod fails.
     SandboxFailed {

@@ -56,7 +56,7 @@ impl World {
     /// A pod whose sandbox is ready.
     pub(crate) fn ready(plan: SandboxPlan) -> Self {
         let mut world = Self::new(plan);
-        world.event(Event::SandboxReady { pod_ips: Vec::new() });
+        world.event(Event::SandboxReady { network: hpk_api::cni::CniResult::default() });
         world
     }
 

@@ -14,6 +14,7 @@ pub const USAGE: &str = "\
 usage: hpk-pause ctl [--socket PATH] COMMAND
   status [--watch]              the pod's state as JSON
   stats                         CPU and memory as JSON
+  check                         ask the pod's CNI plug-ins whether its network is as they made it
   stop [--grace SECONDS]        stop the pod in order (default 30)
   logs [-f] [-p] [-t] [--tail N] CONTAINER
   exec [-i] [-t] CONTAINER [--] COMMAND...
@@ -53,6 +54,10 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<i32, CtlError>
             let (answer, _) = client::request(&socket, &Request::Stats)?;
             let Answer::Stats(stats) = answer else { return Err(unexpected()) };
             print(&stats)
+        }
+        Some("check") => {
+            client::request(&socket, &Request::CheckNetwork)?;
+            Ok(0)
         }
         Some("stop") => stop(&socket, &rest),
         Some("logs") => logs(&socket, &rest),

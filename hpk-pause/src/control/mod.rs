@@ -4,7 +4,7 @@
 //! pod: whatever touches the pod's state goes to the driver as a [`request::DriverRequest`].
 //!
 //! ```text
-//! accept ─▶ peer is our user? ─▶ hello ─▶ request ─┬─▶ status, stats, stop, update   one answer (or a line per change)
+//! accept ─▶ peer is our user? ─▶ hello ─▶ request ─┬─▶ status, stats, stop, update, check   one answer (or a line per change)
 //!                                                  ├─▶ exec, attach                  frames, driven here
 //!                                                  ├─▶ port-forward, dial            frames ◀─▶ TCP in the pod's network
 //!                                                  └─▶ logs                          frames, a thread of its own: files
@@ -13,6 +13,7 @@
 //! that is gone (its side of the socket closed) ends its session at once, with the process that it had started.
 
 mod attach;
+mod check;
 pub mod client;
 pub mod ctl;
 mod exec;
@@ -29,7 +30,7 @@ use jiff::Timestamp;
 use request::DriverRequest;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -51,6 +52,8 @@ pub struct Context {
     pub log: hpk_log::LogHandle,
     /// The clients that are still being served.
     pub sessions: Sessions,
+    /// hpk-netns' socket.
+    pub netns: PathBuf,
 }
 
 /// Counts the sessions that stream a container's output, so that the supervisor can let its last clients read to the
@@ -153,6 +156,10 @@ async fn connection(stream: UnixStream, context: Context) {
                 containers: sample.containers,
             });
             handshake.finish(stats.map(Answer::Stats)).await;
+        }
+        Request::CheckNetwork => {
+            let checked = check::run(&context.netns).await;
+            handshake.finish(checked.map(|()| Answer::Done)).await;
         }
         Request::Stop { grace_period_seconds } => {
             let answer = ask(&context, |answer| DriverRequest::Stop { grace_period_seconds, answer }).await;

@@ -95,6 +95,16 @@ pub fn permitted() -> u64 {
     ::caps::read(None, Kind::Permitted).map_or(0, |set| bits(&set))
 }
 
+/// Names of those that the kernel has and the calling thread lacks: none for a usual root.
+#[must_use]
+pub fn missing() -> Vec<String> {
+    let (has, last) = (permitted(), last());
+    let lacks = |cap: &Capability| cap.index() <= last && cap.bitmask() & has == 0;
+    let mut names: Vec<String> = ::caps::all().iter().filter(|cap| lacks(cap)).map(ToString::to_string).collect();
+    names.sort_unstable();
+    names
+}
+
 /// The highest capability that this kernel knows.
 #[must_use]
 pub fn last() -> u8 {

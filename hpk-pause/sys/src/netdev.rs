@@ -3,6 +3,12 @@
 //! Speaks rtnetlink over a socket of its own with the few messages that a pod needs; each request waits for the kernel's
 //! acknowledgement, so an error names its operation. It needs CAP_NET_ADMIN in the namespace's user namespace.
 
+mod found;
+mod side;
+
+pub use found::Device;
+pub use side::{Rule, TABLE_LOCAL};
+
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use std::fs::OpenOptions;
@@ -229,15 +235,37 @@ impl Netlink {
         self.request(|| format!("give {device} the address {address}/{prefix}"), message)
     }
 
+    /// Adds a pod's addresses as hosts' and returns those that the kernel took. One without IPv6, or with it switched off,
+    /// costs a pod that has both families its IPv6 address and nothing else.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn add_addresses(&mut self, device: &str, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, NetError> {
+        let mut had = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            match self.add_address(device, address, if address.is_ipv4() { 32 } else { 128 }) {
+                Ok(()) => had.push(address),
+                // Not built in or ipv6.disable=1; sysctl disable_ipv6.
+                Err(NetError::Kernel { errno: Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EACCES, .. })
+                    if address.is_ipv6() && !had.is_empty() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(had)
+    }
+
     /// Adds or replaces a route through a device that is up.
     ///
     /// # Errors
     /// See [`NetError`].
     pub fn add_route(&mut self, device: &str, route: Route) -> Result<(), NetError> {
+        self.route(RT_TABLE_MAIN, device, route)
+    }
+
+    fn route(&mut self, table: u8, device: &str, route: Route) -> Result<(), NetError> {
         let index = index(device)?;
         let scope = if route.gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
-        let mut fixed =
-            vec![family(route.destination), route.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST];
+        let mut fixed = vec![family(route.destination), route.prefix, 0, 0, table, RTPROT_STATIC, scope, RTN_UNICAST];
         fixed.extend(0u32.to_ne_bytes());
         let mut message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &fixed);
         if route.prefix > 0 {
@@ -289,11 +317,11 @@ pub fn loopback_up() -> Result<(), NetError> {
 }
 
 /// Gives the pod its addresses without a network that carries them: on a dummy device `eth0`, or on the loopback device
-/// where the kernel has no dummies. Returns the device.
+/// where the kernel has no dummies. Returns the device, and the addresses that it has.
 ///
 /// # Errors
 /// See [`NetError`].
-pub fn hold_addresses(addresses: &[IpAddr]) -> Result<&'static str, NetError> {
+pub fn hold_addresses(addresses: &[IpAddr]) -> Result<(&'static str, Vec<IpAddr>), NetError> {
     let mut netlink = Netlink::open()?;
     let device = match netlink.add_dummy("eth0") {
         Ok(()) => {
@@ -303,10 +331,8 @@ pub fn hold_addresses(addresses: &[IpAddr]) -> Result<&'static str, NetError> {
         Err(NetError::Kernel { errno: Errno::EOPNOTSUPP, .. }) => "lo",
         Err(error) => return Err(error),
     };
-    for &address in addresses {
-        netlink.add_address(device, address, if address.is_ipv4() { 32 } else { 128 })?;
-    }
-    Ok(device)
+    let had = netlink.add_addresses(device, addresses)?;
+    Ok((device, had))
 }
 
 /// Writes a sysctl of the pod's namespaces; `name` with dots or slashes, as sysctl(8) takes it. /proc/sys must be writable.

@@ -1,12 +1,13 @@
 //! Network devices in a namespace of the test's own.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use hpk_sys::netdev::{self, NetError, Netlink, Route};
+use hpk_sys::netdev::{self, NetError, Netlink, Route, Rule, TABLE_LOCAL};
 use hpk_sys::{Errno, fdpass};
 use nix::sched::{CloneFlags, unshare};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// A thread of its own is what has the namespace; it ends with the thread.
 fn in_a_network_namespace(body: impl FnOnce() + Send + 'static) {
@@ -35,9 +36,10 @@ fn loopback_comes_up() {
 fn a_pod_without_a_network_has_its_address_all_the_same() {
     in_a_network_namespace(|| {
         netdev::loopback_up().expect("lo");
-        let device = netdev::hold_addresses(&[v4("10.244.1.2"), v4("fd00::2")]).expect("addresses");
+        let (device, had) = netdev::hold_addresses(&[v4("10.244.1.2"), v4("fd00::2")]).expect("addresses");
+        assert_eq!(had, [v4("10.244.1.2"), v4("fd00::2")]);
         assert!(netdev::exists(device));
-        assert_eq!(netdev::hold_addresses(&[v4("10.244.1.2")]), Ok(device), "again");
+        assert_eq!(netdev::hold_addresses(&[v4("10.244.1.2")]), Ok((device, vec![v4("10.244.1.2")])), "again");
         let listener = TcpListener::bind("10.244.1.2:0").expect("a listener");
         TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
         TcpListener::bind("[fd00::2]:0").expect("an IPv6 listener");
@@ -125,4 +127,50 @@ fn descriptors_travel_over_a_socket() {
     let peer = hpk_sys::peer::of(&a).expect("credentials");
     assert_eq!(peer.uid, nix::unistd::Uid::current().as_raw());
     assert_eq!(u32::try_from(peer.pid), Ok(std::process::id()));
+}
+
+#[test]
+fn devices_are_listed_with_addresses_and_routes() {
+    in_a_network_namespace(|| {
+        let (device, _) = netdev::hold_addresses(&[v4("fd00::2"), v4("10.244.1.2")]).expect("addresses");
+        let mut netlink = Netlink::open().expect("netlink");
+        netlink.set_up(device, 1400).expect("up");
+        let route = Route { destination: v4("0.0.0.0"), prefix: 0, gateway: None, source: None };
+        netlink.add_route(device, route).expect("a route");
+        let devices = netlink.devices().expect("devices");
+        let found = devices.iter().find(|d| d.name == device).expect("the device");
+        assert_eq!(found.addresses, [(v4("10.244.1.2"), 32), (v4("fd00::2"), 128)]);
+        assert!(found.routes.contains(&(v4("0.0.0.0"), 0, None)), "{found:?}");
+        assert!(device == "lo" || (found.mtu == 1400 && found.mac.len() == 17 && !found.loopback), "{found:?}");
+    });
+}
+
+#[test]
+fn a_rule_before_the_local_table_sends_an_own_address_on() {
+    in_a_network_namespace(|| {
+        netdev::loopback_up().expect("lo");
+        let mut netlink = Netlink::open().expect("netlink");
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net").expect("the namespace");
+        netlink.add_veth("veth0", "veth1", &namespace, 1400).expect("a veth pair");
+        assert_eq!(netlink.devices().expect("devices").iter().filter(|d| d.name.starts_with("veth")).count(), 2);
+        for device in ["veth0", "veth1"] {
+            netlink.set_up(device, 0).expect("up");
+        }
+        let own = v4("10.244.1.2");
+        netlink.add_address("lo", own, 32).expect("an address");
+        let listener = TcpListener::bind((own, 0)).expect("a listener");
+        TcpStream::connect(listener.local_addr().expect("an address")).expect("it is local");
+        let local = Rule { v6: false, to: None, priority: 100, table: TABLE_LOCAL };
+        netlink.add_rule(local).expect("a rule");
+        netlink.add_rule(local).expect("once more is fine");
+        netlink.delete_rule(Rule { priority: 0, ..local }).expect("the kernel's own rule");
+        netlink.add_rule(Rule { v6: false, to: Some(own), priority: 10, table: 100 }).expect("a rule");
+        let route = Route { destination: own, prefix: 32, gateway: None, source: None };
+        netlink.add_route_in(100, "veth0", route).expect("a route");
+        // Nobody answers behind veth0; other local addresses are as before.
+        let gone = TcpStream::connect_timeout(&listener.local_addr().expect("an address"), Duration::from_millis(300));
+        assert!(gone.is_err(), "{gone:?}");
+        let other = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        TcpStream::connect(other.local_addr().expect("an address")).expect("a connection");
+    });
 }

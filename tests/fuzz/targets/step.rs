@@ -34,7 +34,7 @@ fn event(code: u8, container: usize, detail: u8, plan: &SandboxPlan) -> Event {
     let hook = if detail & 1 == 0 { Hook::PostStart } else { Hook::PreStop };
     match code % 12 {
         0 => Event::Tick,
-        1 => Event::SandboxReady { pod_ips: Vec::new() },
+        1 => Event::SandboxReady { network: hpk_api::cni::CniResult::default() },
         2 => Event::Launched { container, instance, user: ContainerUser::default() },
         3 => Event::LaunchFailed {
             container,

@@ -37,7 +37,7 @@ pub fn at(nanos: u64) -> Now {
 pub fn running() -> Supervisor {
     let mut supervisor = Supervisor::new(plan(), Identity::default(), None, at(0));
     let mut out = Vec::new();
-    supervisor.step(at(0), Event::SandboxReady { pod_ips: Vec::new() }, &mut out);
+    supervisor.step(at(0), Event::SandboxReady { network: hpk_api::cni::CniResult::default() }, &mut out);
     while let Some(Action::Start { container, instance }) =
         out.iter().copied().find(|a| matches!(a, Action::Start { .. }))
     {

@@ -1,0 +1,42 @@
+//! The member where pods are in a network of the site's (mode cni): no place in the overlay and no relays, for there is
+//! none. What is left are the login node's listeners for NodePort and LoadBalancer; its own routes lead to pods, if any do.
+
+use super::{CREDENTIALS, Helper, MemberError, listen};
+use hpk_api::link::{Hello, MEMBER, NetUpdate};
+use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
+use std::path::Path;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Runs until the link is refused.
+pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Infallible, MemberError> {
+    let (questions, asked) = mpsc::channel(256);
+    let mut listeners = listen::Listeners::new(Helper { socket: None }, questions);
+    let hello = Hello {
+        version: hpk_api::VERSION,
+        pod_uid: MEMBER.to_owned(),
+        job_id: String::new(),
+        node: crate::run::hostname(),
+        datapath: None,
+        public_key: None,
+        pod_ips: Vec::new(),
+        outward: None,
+    };
+    let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
+    let (events_in, mut events) = mpsc::channel(256);
+    let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
+    loop {
+        tokio::select! {
+            end = &mut link => return Err(MemberError::Refused(match end {
+                Kept::Refused(why) => why,
+                Kept::Left => "left".to_owned(),
+            })),
+            Some(event) = events.recv() => match event {
+                ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
+                ClientEvent::Up | ClientEvent::Net(_) => {}
+            },
+            () = listeners.due() => listeners.again().await,
+        }
+    }
+}

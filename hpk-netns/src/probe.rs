@@ -1,0 +1,258 @@
+//! `hpk-netns probe`: which network modes can work on this node, found out by doing. `hpk doctor` shows it.
+//!
+//! ```text
+//! overlay   new namespaces ─▶ probe inside: a TUN; a node side with a veth pair, for CNI plug-ins
+//! cni       apptainer exec --net --network NAME … ─▶ probe given: which interfaces are there?
+//! host      nothing to try
+//! ```
+//! What it makes goes with the processes that it starts, but for a bridge that a plug-in of the site's makes and keeps.
+
+use crate::nat;
+use hpk_sys::netdev::{self, NetError, Netlink, Rule, TABLE_LOCAL};
+use hpk_sys::userns::{self, Surroundings, Users};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Sub-commands of the processes that are started for it.
+pub const INSIDE: &str = "probe-inside";
+/// See [`INSIDE`].
+pub const GIVEN: &str = "probe-given";
+
+/// What was found of one mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// `overlay`, `overlay with CNI plug-ins`, `cni:NAME`, `host`.
+    pub mode: String,
+    /// Pods would have a network.
+    pub works: bool,
+    /// What was seen.
+    pub found: String,
+    /// What to do about it; empty when all is well.
+    #[serde(default)]
+    pub remedy: String,
+}
+
+impl Found {
+    fn works(mode: &str, found: impl Into<String>) -> Self {
+        Self { mode: mode.to_owned(), works: true, found: found.into(), remedy: String::new() }
+    }
+
+    fn fails(mode: &str, found: impl Into<String>, remedy: &str) -> Self {
+        Self { mode: mode.to_owned(), works: false, found: found.into(), remedy: remedy.to_owned() }
+    }
+}
+
+/// All modes. `image`: the pods' parent image. `wanted`: the CNI network of the cluster, if it has one.
+#[must_use]
+pub fn run(image: &Path, wanted: Option<&str>) -> Vec<Found> {
+    let mut all = overlay();
+    all.extend(cni(image, wanted));
+    all.push(Found::works(
+        "host",
+        "works anywhere; pods share the compute node's ports and have no Services by ClusterIP",
+    ));
+    all
+}
+
+const OVERLAY: &str = "overlay";
+const PLUGINS: &str = "overlay with CNI plug-ins";
+
+fn overlay() -> Vec<Found> {
+    let tried = own_program().and_then(|exe| {
+        let (mut said, word) = io::pipe()?;
+        let around =
+            Surroundings { users: Users::most(), network: true, stderr: Some(word.into()), ..Surroundings::default() };
+        let child = userns::start(&exe, &[INSIDE.into()], around).map_err(io::Error::other)?;
+        let mut text = String::new();
+        said.read_to_string(&mut text)?;
+        child.wait().map_err(io::Error::other)?;
+        serde_json::from_str(&text).map_err(|_| io::Error::other(text.trim().to_owned()))
+    });
+    tried.unwrap_or_else(|error: io::Error| {
+        let remedy = "ask for user namespaces on the compute nodes (user.max_user_namespaces > 0)";
+        vec![Found::fails(OVERLAY, error.to_string(), remedy)]
+    })
+}
+
+fn own_program() -> io::Result<PathBuf> {
+    std::env::current_exe()
+}
+
+/// The part in new namespaces: its result on standard error.
+pub fn inside() {
+    let tun = netdev::loopback_up().and_then(|()| netdev::create_tun("probe0")).map(|tun| tun.vnet_hdr);
+    let plugins = tun.clone().and_then(|_| node_side());
+    let unneeded = "only CNI plug-ins in net.d need it";
+    let all = [
+        match tun {
+            Ok(_) => Found::works(OVERLAY, "a TUN can be made in a pod's namespace"),
+            Err(error) => {
+                Found::fails(OVERLAY, error.to_string(), "ask for /dev/net/tun with mode 0666 on the compute nodes")
+            }
+        },
+        match plugins {
+            Ok(()) => Found::works(PLUGINS, "a node side with a veth pair can be made"),
+            Err(error) => Found::fails(PLUGINS, error.to_string(), unneeded),
+        },
+    ];
+    eprintln!("{}", serde_json::to_string(&all).unwrap_or_default());
+}
+
+fn node_side() -> Result<(), NetError> {
+    let file = std::fs::File::open("/proc/self/ns/net").map(OwnedFd::from);
+    let namespace = file.map_err(|e| NetError::Kernel {
+        operation: "open the network namespace".to_owned(),
+        errno: nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+    })?;
+    let mut netlink = Netlink::open()?;
+    netlink.add_veth("probe1", "probe2", &namespace, 1400)?;
+    netlink.add_rule(Rule { v6: false, to: None, priority: 100, table: TABLE_LOCAL })?;
+    netdev::sysctl("net.ipv4.ip_forward", "1")
+}
+
+fn cni(image: &Path, wanted: Option<&str>) -> Vec<Found> {
+    const MODE: &str = "cni";
+    let Ok(apptainer) = which::which("apptainer").or_else(|_| which::which("singularity")) else {
+        return vec![Found::fails(MODE, "no apptainer", "Apptainer must be installed on the compute nodes")];
+    };
+    let root = nix::unistd::getuid().is_root();
+    let build = build(&apptainer);
+    if !root && !build.setuid {
+        return vec![Found::fails(
+            MODE,
+            "Apptainer is installed without setuid here: for an ordinary user it makes no CNI network, and says nothing",
+            "ask the site for Apptainer with setuid, or use the overlay, which needs nothing",
+        )];
+    }
+    let mut names = build.networks;
+    if let Some(wanted) = wanted {
+        names.retain(|name| name == wanted);
+        if names.is_empty() {
+            names.push(wanted.to_owned());
+        }
+    }
+    if names.is_empty() {
+        let none = format!("no network is configured in {}", build.folder.display());
+        return vec![Found::fails(MODE, none, "ask the site to configure one for Apptainer (cni configuration path)")];
+    }
+    names.iter().map(|name| network(&apptainer, image, name, root)).collect()
+}
+
+/// How Apptainer was built and what its administrator has configured.
+struct Build {
+    setuid: bool,
+    folder: PathBuf,
+    networks: Vec<String>,
+}
+
+fn build(apptainer: &Path) -> Build {
+    let output = Command::new(apptainer).arg("buildcfg").stdin(Stdio::null()).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default();
+    let conf = std::fs::read_to_string(value("APPTAINER_CONF_FILE")).unwrap_or_default();
+    let folder = setting(&conf, "cni configuration path")
+        .unwrap_or_else(|| Path::new(value("APPTAINER_CONFDIR")).join("network").display().to_string());
+    let allowed = setting(&conf, "allow setuid").is_none_or(|word| word == "yes");
+    let networks = networks(Path::new(&folder));
+    Build { setuid: value("APPTAINER_SUID_INSTALL") == "1" && allowed, folder: folder.into(), networks }
+}
+
+/// The value of a line `key = value`.
+fn setting(conf: &str, key: &str) -> Option<String> {
+    let lines = conf.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let value = lines.rev().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='))?;
+    Some(value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn networks(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let lists = entries.filter(|path| path.extension().is_some_and(|e| e == "conflist" || e == "conf"));
+    let mut names: Vec<String> = lists
+        .filter_map(|path| {
+            let value: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+            Some(value.get("name")?.as_str()?.to_owned())
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// One network, by a container of a moment.
+fn network(apptainer: &Path, image: &Path, name: &str, root: bool) -> Found {
+    let mode = format!("cni:{name}");
+    let exe = own_program().unwrap_or_default();
+    let mut args: Vec<OsString> =
+        ["--quiet", "exec", "--containall", "--no-home", "--net", "--network", name].map(OsString::from).to_vec();
+    let lacks = hpk_sys::caps::missing();
+    if !root {
+        args.push("--fakeroot".into());
+    } else if !lacks.is_empty() {
+        args.extend(["--drop-caps".into(), lacks.join(",").into()]);
+    }
+    args.extend(["--bind".into(), format!("{}:/probe:ro", exe.display()).into(), image.into()]);
+    args.extend(["/probe", GIVEN].map(OsString::from));
+    let output = match Command::new(apptainer).args(args).stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        Err(error) => return Found::fails(&mode, error.to_string(), "see that apptainer works"),
+    };
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let services = if nat::find("nft").is_some() {
+        ""
+    } else {
+        "; without nft there are no Services by ClusterIP: ask for nftables"
+    };
+    match (output.status.success(), said.is_empty()) {
+        (true, false) => Found::works(&mode, format!("{said}{services}")),
+        (true, true) => Found::fails(
+            &mode,
+            "Apptainer gives no interface but lo, and says nothing",
+            "ask the site to allow it (apptainer.conf: allow net users, allow net networks), or use the overlay",
+        ),
+        (false, _) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            let line = error.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("apptainer failed").trim().to_owned();
+            Found::fails(&mode, line, "see that apptainer exec --net --network NAME works on the compute nodes")
+        }
+    }
+}
+
+/// The part in a container that Apptainer has made: its interfaces on standard output.
+pub fn given() {
+    let devices = Netlink::open().and_then(|mut netlink| netlink.devices()).unwrap_or_default();
+    let shown = devices.iter().filter(|d| !d.loopback && !d.addresses.is_empty()).map(|d| {
+        let addresses: Vec<String> = d.addresses.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect();
+        format!("{} {} MTU {}", d.name, addresses.join(" "), d.mtu)
+    });
+    println!("{}", shown.collect::<Vec<_>>().join(", "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_apptainer() {
+        let conf = "# cni configuration path =\n# a comment\nallow setuid = yes\ncni configuration path = /srv/net.d\n";
+        assert_eq!(setting(conf, "cni configuration path").as_deref(), Some("/srv/net.d"));
+        assert_eq!(setting(conf, "allow setuid").as_deref(), Some("yes"));
+        assert_eq!(setting(conf, "allow net users"), None);
+    }
+
+    #[test]
+    fn networks_are_named_in_their_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("10-b.conflist", r#"{"name":"b","plugins":[]}"#),
+            ("00-a.conf", r#"{"name":"a"}"#),
+            ("x.txt", r#"{"name":"x"}"#),
+            ("bad.conflist", "{"),
+        ] {
+            std::fs::write(dir.path().join(file), text).unwrap();
+        }
+        assert_eq!(networks(dir.path()), ["a", "b"]);
+    }
+}

@@ -1,0 +1,98 @@
+//! A network that is there already: the node's own, or what a site's CNI plug-ins have put into the pod's namespace.
+
+use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route};
+use hpk_api::net::{NetworkPlan, POD_SANDBOX};
+use hpk_sys::netdev::{Device, NetError, Netlink};
+use std::net::{IpAddr, UdpSocket};
+
+/// In the node's network: the address by which this node speaks to the login node. What the node does not tell of its
+/// device is left out; the address alone matters.
+pub(super) fn host(plan: &NetworkPlan) -> CniResult {
+    let Some(ip) = own_address(plan) else { return CniResult::default() };
+    let devices = Netlink::open().and_then(|mut netlink| netlink.devices()).unwrap_or_default();
+    let device = devices.into_iter().find(|d| d.addresses.iter().any(|(own, _)| *own == ip));
+    let prefix =
+        device.as_ref().and_then(|d| d.addresses.iter().find(|(own, _)| *own == ip)).map(|(_, prefix)| *prefix);
+    let address = prefix.map_or(Cidr::single(ip), |prefix| Cidr { ip, prefix });
+    CniResult {
+        ips: vec![Address { address, gateway: None, interface: device.as_ref().map(|_| 0) }],
+        interfaces: device.iter().map(|d| interface(d, "")).collect(),
+        ..CniResult::default()
+    }
+}
+
+/// In a namespace that others have filled. None: there is nothing but the loopback device.
+pub(super) fn given() -> Result<Option<CniResult>, NetError> {
+    let devices = Netlink::open()?.devices()?;
+    Ok(of(&devices))
+}
+
+fn of(devices: &[Device]) -> Option<CniResult> {
+    let mut result = CniResult::default();
+    for device in devices.iter().filter(|d| !d.loopback && !d.addresses.is_empty()) {
+        let index = result.interfaces.len();
+        result.interfaces.push(interface(device, POD_SANDBOX));
+        let hop = |v4: bool| device.routes.iter().find(|r| r.1 == 0 && r.0.is_ipv4() == v4).and_then(|r| r.2);
+        result.ips.extend(device.addresses.iter().map(|&(ip, prefix)| Address {
+            address: Cidr { ip, prefix },
+            gateway: hop(ip.is_ipv4()),
+            interface: Some(index),
+        }));
+        let route = |&(ip, prefix, gw): &(IpAddr, u8, Option<IpAddr>)| Route { dst: Cidr { ip, prefix }, gw };
+        // Every device has a route to its own link's addresses; that is no news.
+        let own = |r: &&(IpAddr, u8, Option<IpAddr>)| !matches!(r.0, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast());
+        result.routes.extend(device.routes.iter().filter(own).map(route));
+    }
+    (!result.ips.is_empty()).then_some(result)
+}
+
+fn interface(device: &Device, sandbox: &str) -> Interface {
+    Interface { name: device.name.clone(), mac: device.mac.clone(), mtu: Some(device.mtu), sandbox: sandbox.to_owned() }
+}
+
+/// No packet is sent.
+fn own_address(plan: &NetworkPlan) -> Option<IpAddr> {
+    let login = plan.host_ip?;
+    let any: IpAddr = if login.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((login, 9)).ok()?;
+    socket.local_addr().ok().map(|a| a.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_alone_is_no_network() {
+        let lo = Device { name: "lo".into(), loopback: true, mtu: 65536, ..Device::default() };
+        let down = Device { name: "tunl0".into(), mtu: 1480, ..Device::default() };
+        assert_eq!(of(&[lo.clone(), down.clone()]), None);
+        let gateway: IpAddr = "10.22.0.1".parse().unwrap();
+        let eth0 = Device {
+            name: "eth0".into(),
+            mac: "02:00:00:00:00:01".into(),
+            mtu: 1450,
+            addresses: vec![("10.22.0.2".parse().unwrap(), 24), ("fd22::2".parse().unwrap(), 64)],
+            routes: vec![
+                ("0.0.0.0".parse().unwrap(), 0, Some(gateway)),
+                ("10.22.0.0".parse().unwrap(), 24, None),
+                ("fe80::".parse().unwrap(), 64, None),
+            ],
+            ..Device::default()
+        };
+        let result = of(&[lo, down, eth0]).unwrap();
+        assert_eq!(result.interfaces.len(), 1);
+        assert_eq!((result.ips[0].gateway, result.ips[1].gateway), (Some(gateway), None));
+        assert_eq!(result.routes.len(), 2);
+        assert_eq!(result.pod_ips()[0].to_string(), "10.22.0.2");
+    }
+
+    #[test]
+    fn the_nodes_own_address() {
+        let plan = NetworkPlan { host_ip: Some([127, 0, 0, 1].into()), ..NetworkPlan::default() };
+        let result = host(&plan);
+        assert_eq!(result.pod_ips(), [IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(host(&NetworkPlan::default()), CniResult::default());
+    }
+}

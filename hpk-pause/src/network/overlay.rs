@@ -1,0 +1,147 @@
+//! The overlay: a TUN with the pod's addresses, whose packets hpk-netns carries.
+
+use super::{ANSWER_LIMIT, DEVICE, Network, NetworkError, alone, ask, in_sandbox, side};
+use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route as CniRoute};
+use hpk_api::net::{NetnsRequest, NetworkList, NetworkPlan, POD_SANDBOX, TunOffer};
+use hpk_sys::netdev::{self, Netlink, Route};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// MTU of the overlay when nobody says another: an encrypted packet then fits an Ethernet frame of 1500 bytes.
+const DEFAULT_MTU: u32 = 1420;
+
+/// Makes the devices and hands the TUN over.
+pub(super) fn make(plan: &NetworkPlan, socket: &Path) -> Result<Network, NetworkError> {
+    if !socket.exists() {
+        let (device, pod_ips) = netdev::hold_addresses(&plan.pod_ips)?;
+        let result = result(&pod_ips, device, 0, Vec::new());
+        return Ok(Network { result, warnings: vec![alone("it has an address but no network")] });
+    }
+    let mtu = mtu(plan);
+    if plan.list.as_ref().is_some_and(NetworkList::chains) {
+        return side::make(plan, socket, mtu);
+    }
+    let tun = netdev::create_tun(DEVICE)?;
+    let mut netlink = Netlink::open()?;
+    let pod_ips = netlink.add_addresses(DEVICE, &plan.pod_ips)?;
+    netlink.set_up(DEVICE, mtu)?;
+    let routes = routes(plan, &pod_ips)?;
+    for &route in &routes {
+        netlink.add_route(DEVICE, route)?;
+    }
+    let offer = TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr, chain: None };
+    let ready = ask(socket, &NetnsRequest::Tun(Box::new(offer)), &[tun.fd.as_fd()], ANSWER_LIMIT)?;
+    let warnings = ready.warning.into_iter().chain(one_family(plan, &pod_ips)).collect();
+    let routes =
+        routes.iter().map(|r| CniRoute { dst: Cidr { ip: r.destination, prefix: r.prefix }, gw: None }).collect();
+    Ok(Network { result: in_sandbox(result(&pod_ips, DEVICE, mtu, routes), &ready.sandbox), warnings })
+}
+
+/// What to say of a pod that has fewer addresses than planned.
+pub(super) fn one_family(plan: &NetworkPlan, pod_ips: &[IpAddr]) -> Option<(String, String)> {
+    let message = "this node's kernel has no IPv6, or it is switched off: the pod has its IPv4 address only";
+    (pod_ips.len() < plan.pod_ips.len()).then(|| ("NetworkNotReady".to_owned(), message.to_owned()))
+}
+
+/// The plan's, else the node's less what is put around each packet, as hpk-netns says it.
+fn mtu(plan: &NetworkPlan) -> u32 {
+    let said = std::env::var("HPK_POD_MTU").ok().and_then(|text| text.parse().ok()).filter(|mtu| *mtu >= 1280);
+    if plan.mtu > 0 { plan.mtu } else { said.unwrap_or(DEFAULT_MTU) }
+}
+
+/// To pods and services from the pod's own address of the same family, and to all else: whether there is a world outside
+/// of the cluster is hpk-netns' to say. A family that the pod has no address of has no routes.
+fn routes(plan: &NetworkPlan, pod_ips: &[IpAddr]) -> Result<Vec<Route>, NetworkError> {
+    let mut routes = Vec::with_capacity(6);
+    for (field, value) in [("pod_cidr", &plan.pod_cidr), ("service_cidr", &plan.service_cidr)] {
+        for Cidr { ip: destination, prefix } in ranges(field, value)? {
+            if let Some(source) = like(pod_ips, destination) {
+                routes.push(Route { destination, prefix, gateway: None, source: Some(source) });
+            }
+        }
+    }
+    for ip in pod_ips {
+        let destination = if ip.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
+        routes.push(Route { destination, prefix: 0, gateway: None, source: None });
+    }
+    Ok(routes)
+}
+
+/// The pod's address of the same family.
+pub(super) fn like(pod_ips: &[IpAddr], to: IpAddr) -> Option<IpAddr> {
+    pod_ips.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()).copied()
+}
+
+fn result(pod_ips: &[IpAddr], device: &str, mtu: u32, routes: Vec<CniRoute>) -> CniResult {
+    let interface = Interface {
+        name: device.to_owned(),
+        mtu: Some(mtu).filter(|mtu| *mtu > 0),
+        sandbox: POD_SANDBOX.to_owned(),
+        ..Interface::default()
+    };
+    let address = |ip: &IpAddr| Address { address: Cidr::single(*ip), gateway: None, interface: Some(0) };
+    let ips = pod_ips.iter().map(address).collect();
+    CniResult { interfaces: vec![interface], ips, routes, ..CniResult::default() }
+}
+
+/// `10.244.0.0/16` or `10.244.0.0/16,fd00:10:244::/64`; none in an empty text.
+fn ranges(field: &'static str, value: &str) -> Result<Vec<Cidr>, NetworkError> {
+    let all: Option<Vec<_>> =
+        value.split(',').filter(|text| !text.is_empty()).map(|text| Cidr::parse(text.trim())).collect();
+    all.ok_or_else(|| NetworkError::Range { field, value: value.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_a_list() {
+        let shown = |text| ranges("pod_cidr", text).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(shown("10.244.0.0/16"), ["10.244.0.0/16"]);
+        assert_eq!(shown("10.244.0.0/16,fd00::/64"), ["10.244.0.0/16", "fd00::/64"]);
+        assert!(shown("").is_empty());
+        for bad in ["10.244.0.0", "x/16", "10.0.0.0/999", "10.0.0.0/8,fd00::"] {
+            let error = ranges("pod_cidr", bad).unwrap_err().to_string();
+            assert!(error.contains("pod_cidr") && error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_family_is_routed_from_its_own_address() {
+        let plan = NetworkPlan {
+            pod_cidr: "10.244.0.0/16,fd00:10:244::/64".to_owned(),
+            service_cidr: "10.96.0.0/16,fd00:10:96::/112".to_owned(),
+            ..NetworkPlan::default()
+        };
+        let shown = |ips: &[&str]| -> Vec<String> {
+            let route = |r: Route| {
+                let from = r.source.map(|ip| format!(" from {ip}")).unwrap_or_default();
+                format!("{}/{}{from}", r.destination, r.prefix)
+            };
+            let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            routes(&plan, &ips).unwrap().into_iter().map(route).collect()
+        };
+        assert_eq!(
+            shown(&["10.244.1.0", "fd00:10:244::100"]),
+            [
+                "10.244.0.0/16 from 10.244.1.0",
+                "fd00:10:244::/64 from fd00:10:244::100",
+                "10.96.0.0/16 from 10.244.1.0",
+                "fd00:10:96::/112 from fd00:10:244::100",
+                "0.0.0.0/0",
+                "::/0"
+            ]
+        );
+        assert_eq!(shown(&["10.244.1.0"]).len(), 3);
+    }
+
+    #[test]
+    fn a_result_holds_both_addresses() {
+        let ips: Vec<IpAddr> = vec!["10.244.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+        let result = result(&ips, "eth0", 1440, Vec::new());
+        assert_eq!(result.pod_ips(), ips);
+        assert_eq!(result.ips[1].address.to_string(), "fd00::7/128");
+    }
+}
