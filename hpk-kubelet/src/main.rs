@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
+use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
 use hpk_images::{ImageStore, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
@@ -162,6 +163,7 @@ async fn run(args: Args) -> Result<()> {
         links,
         events: link_events.net,
         pod_cidr: cluster.pod_cidr.clone(),
+        direct: cluster.network_mode == NetworkMode::Cni,
         node_ip: cluster.node_ip,
         notices,
         outward,

@@ -1,6 +1,7 @@
 //! The command line: what can be asked of `hpk`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hpk_api::net::NetworkMode;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ pub(crate) enum Command {
 #[command(after_help = "Examples:
   hpk up
   hpk up --kubernetes-bin ~/kubernetes-1.37.2     official binaries instead of the image
+  hpk up --network cni:site-net                   pods in a network that the site has set up for Apptainer
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -103,12 +105,40 @@ pub(crate) struct Up {
     /// not reach those of the other setting [default: on]
     #[arg(long, value_name = "WHETHER")]
     pub encryption: Option<Encryption>,
+    /// The pods' network; kept until it is given again. overlay: HPK's own, needs nothing. cni:NAME: a network that the
+    /// site has configured for Apptainer on the compute nodes (for root, or Apptainer with setuid). host: the compute
+    /// nodes' own. Pods that run already keep what they started with [default: overlay]
+    #[arg(long, value_name = "overlay|cni:NAME|host", value_parser = network)]
+    pub network: Option<NetworkChoice>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,
     /// Give up waiting after so many seconds (what was started goes on)
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,
+}
+
+/// `--network`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetworkChoice {
+    /// Which kind.
+    pub mode: NetworkMode,
+    /// Of [`NetworkMode::Cni`].
+    pub name: Option<String>,
+}
+
+fn network(text: &str) -> Result<NetworkChoice, String> {
+    let plain = |mode| Ok(NetworkChoice { mode, name: None });
+    match (text, text.strip_prefix("cni:")) {
+        ("overlay", _) => plain(NetworkMode::Overlay),
+        ("host", _) => plain(NetworkMode::Host),
+        (_, Some("none")) => Err("cni:none: Apptainer's network without a network".to_owned()),
+        // Apptainer takes a list of them; a pod has one.
+        (_, Some(name)) if !name.is_empty() && !name.contains([',', '/', ' ']) => {
+            Ok(NetworkChoice { mode: NetworkMode::Cni, name: Some(name.to_owned()) })
+        }
+        _ => Err("must be overlay, host, or cni: and the name of one network".to_owned()),
+    }
 }
 
 /// `--encryption`.
@@ -194,6 +224,16 @@ mod tests {
     fn the_definition_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn networks() {
+        let cni = NetworkChoice { mode: NetworkMode::Cni, name: Some("site-net".to_owned()) };
+        assert_eq!(network("cni:site-net"), Ok(cni));
+        assert_eq!(network("host").map(|n| n.mode), Ok(NetworkMode::Host));
+        for bad in ["", "cni", "cni:", "cni:a,b", "cni:none", "bridge"] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ClusterConfig;
+use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
@@ -48,6 +49,12 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
                     bail!("--encryption: the control plane is running with the other setting: run hpk down first");
                 }
             }
+            if let Some(network) = &args.network {
+                let runs: ClusterConfig = need_json(&home.cluster_json())?;
+                if (runs.network_mode, &runs.cni_network) != (network.mode, &network.name) {
+                    bail!("--network: the control plane is running with another one: run hpk down first");
+                }
+            }
             progress.done("the control plane is running already");
             return finish(&home, client, &progress, timeout).await;
         }
@@ -66,6 +73,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
         "cluster {}, node {}, API server {}",
         layout.cluster.cluster_name, layout.cluster.node_name, layout.cluster.apiserver_url
     ));
+    if let Some(name) = &layout.cluster.cni_network {
+        progress.done(&format!("network {name} is the site's: NetworkPolicies are not enforced by HPK in it"));
+    }
     start_supervisor(&home)?;
     let client = Client::ask(&home, &host, Request::Watch).await?;
     finish(&home, client, &progress, timeout).await
@@ -113,10 +123,18 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
             );
         }
         cluster.network_mode = former.network_mode;
+        cluster.cni_network = former.cni_network;
         cluster.plaintext = former.plaintext;
     }
     if let Some(encryption) = args.encryption {
         cluster.plaintext = encryption == cli::Encryption::Off;
+    }
+    if let Some(network) = &args.network {
+        cluster.network_mode = network.mode;
+        cluster.cni_network.clone_from(&network.name);
+    }
+    if cluster.network_mode == NetworkMode::Cni && cluster.cni_network.is_none() {
+        bail!("cluster.json: network_mode is cni without cni_network: give hpk up --network cni:NAME");
     }
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let control_plane = ControlPlane {

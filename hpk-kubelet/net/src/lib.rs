@@ -15,6 +15,7 @@ pub mod range;
 pub mod relays;
 pub mod services;
 pub mod stand_ins;
+mod unenforced;
 mod watch;
 pub mod world;
 

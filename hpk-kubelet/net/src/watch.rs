@@ -3,6 +3,7 @@
 use crate::balancer::{Balancer, Notice};
 use crate::policies::{Labels, PodInfo};
 use crate::services;
+use crate::unenforced::Unenforced;
 use crate::world::{Push, To, World};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -39,6 +40,8 @@ pub struct Config {
     pub events: mpsc::Receiver<NetEvent>,
     /// Range of pod addresses.
     pub pod_cidr: String,
+    /// Pods are in the site's own network (mode cni), where nothing of ours enforces policies.
+    pub direct: bool,
     /// The Node's address: where NodePort and LoadBalancer listen.
     pub node_ip: IpAddr,
     /// What users should hear.
@@ -59,14 +62,15 @@ enum Change {
 
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
-    let Config { client, links, mut events, pod_cidr, node_ip, notices, outward, member } = config;
+    let Config { client, links, mut events, pod_cidr, direct, node_ip, notices, outward, member } = config;
     match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
         Ok(()) => {}
         Err(error) => {
             tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member")
         }
     }
-    let mut world = World::new(&pod_cidr, node_ip);
+    let mut world = World::new(&pod_cidr, node_ip).direct(direct);
+    let mut unenforced = direct.then(|| Unenforced::new(notices.clone()));
     let mut balancer = Balancer::new(client.clone(), node_ip, notices);
     let mut changes = futures::stream::select_all([
         changes::<Service>(client.clone(), |o, live| Change::Service(Box::new(o), live)),
@@ -102,6 +106,9 @@ pub async fn run(config: Config) {
                 let policies = !matches!(change, Change::Service(..) | Change::Slice(..));
                 if let Change::Service(service, live) = &change {
                     balancer.service(service, *live);
+                }
+                if let (Change::Policy(policy, live), Some(unenforced)) = (&change, &mut unenforced) {
+                    unenforced.policy(policy, *live);
                 }
                 let pushes = on_change(&mut world, change);
                 if (policies || world.policies_due()) && compile_at.is_none() {

@@ -44,6 +44,8 @@ struct Peer {
 /// The state.
 #[derive(Debug)]
 pub struct World {
+    /// Pods are in the site's own network and reach whatever the node reaches: no relays.
+    direct: bool,
     pod_range: Option<Range>,
     services: BTreeMap<String, Service>,
     slices: HashMap<String, BTreeMap<String, EndpointSlice>>,
@@ -76,6 +78,7 @@ impl World {
         let pod_range = Range::parse(pod_cidr);
         let member = pod_range.map_or(IpAddr::from([0_u8; 4]), |r| r.first());
         Self {
+            direct: false,
             pod_range,
             services: BTreeMap::new(),
             slices: HashMap::new(),
@@ -95,6 +98,13 @@ impl World {
             subscribed: HashSet::new(),
             settled: false,
         }
+    }
+
+    /// As it is when the network is the site's (mode cni).
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
     }
 
     // ---- services
@@ -135,10 +145,10 @@ impl World {
     fn recompile(&mut self, key: &str) -> Vec<Push> {
         let none = BTreeMap::new();
         let slices = self.slices.get(key).unwrap_or(&none);
-        let (relays, range, node) = (&mut self.relays, self.pod_range, self.node);
+        let (relays, range, node, direct) = (&mut self.relays, self.pod_range, self.node, self.direct);
         let facts = self.services.get(key).and_then(|service| {
             services::compile(service, slices.values(), node, |protocol, target| {
-                if range.is_some_and(|r| r.contains(target.ip())) {
+                if direct || range.is_some_and(|r| r.contains(target.ip())) {
                     Some(target)
                 } else {
                     relays.stand_in(protocol, target)

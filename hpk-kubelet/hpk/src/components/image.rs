@@ -17,6 +17,10 @@ pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>) -> (PathBu
                 .iter()
                 .map(ToString::to_string)
                 .collect();
+            if nix::unistd::geteuid().is_root() {
+                // These programs need no rights of root's, and Apptainer would ask for some that root may lack.
+                wrapped.push("--no-privs".to_owned());
+            }
             wrapped.extend(["--env".into(), strays::mark(layout.home.root())]);
             wrapped.extend(["--bind".into(), format!("{home}:{home}")]);
             wrapped.extend([image.display().to_string(), format!("/bin/{name}")]);

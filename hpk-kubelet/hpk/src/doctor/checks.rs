@@ -1,6 +1,6 @@
 //! The checks. Each looks at one thing and reports one finding; none changes anything.
 
-use super::Finding;
+use super::{Finding, network};
 use crate::down::pod_jobs;
 use crate::home::{Home, Install};
 use crate::site;
@@ -20,6 +20,7 @@ pub(super) fn login(show: &mut dyn FnMut(Finding)) {
     show(overlay());
     show(tun());
     show(outward());
+    network::login(show);
     show(home());
     show(installed());
     show(address());
@@ -57,6 +58,7 @@ pub(super) fn job(show: &mut dyn FnMut(Finding)) {
             None => show(Finding::failed(check, "no", remedy)),
         }
     }
+    network::job(show);
 }
 
 fn user() -> Finding {

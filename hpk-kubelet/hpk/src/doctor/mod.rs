@@ -1,10 +1,12 @@
 //! `hpk doctor`: checks what HPK needs on this site, each with its result and a remedy.
 
 mod checks;
+mod network;
 
 use crate::cli::{self, Format};
 use anyhow::Result;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 /// How a check ended.
@@ -23,7 +25,7 @@ pub(crate) enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     /// What was looked at.
-    pub check: &'static str,
+    pub check: Cow<'static, str>,
     /// How it ended.
     pub verdict: Verdict,
     /// What was found.
@@ -34,14 +36,14 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, found: found.into(), remedy: String::new() }
+    fn ok(check: impl Into<Cow<'static, str>>, found: impl Into<String>) -> Self {
+        Self { check: check.into(), verdict: Verdict::Ok, found: found.into(), remedy: String::new() }
     }
-    fn warning(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Warning, found: found.into(), remedy: remedy.into() }
+    fn warning(check: impl Into<Cow<'static, str>>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check: check.into(), verdict: Verdict::Warning, found: found.into(), remedy: remedy.into() }
     }
-    fn failed(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Failed, found: found.into(), remedy: remedy.into() }
+    fn failed(check: impl Into<Cow<'static, str>>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check: check.into(), verdict: Verdict::Failed, found: found.into(), remedy: remedy.into() }
     }
 }
 
@@ -74,9 +76,9 @@ fn line(f: &Finding) -> String {
         Verdict::Warning => "warning",
         Verdict::Failed => "FAILED",
     };
-    let mut text = format!("{word:<8}{:<28}{}\n", f.check, f.found);
+    let mut text = format!("{word:<8}{:<28} {}\n", f.check, f.found);
     if !f.remedy.is_empty() {
-        text.push_str(&format!("{:<8}{:<28}→ {}\n", "", "", f.remedy));
+        text.push_str(&format!("{:<8}{:<28} → {}\n", "", "", f.remedy));
     }
     text
 }
