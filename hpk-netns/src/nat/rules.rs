@@ -67,15 +67,16 @@ impl Services {
         })
     }
 
-    /// Input of `nft -f -`: replaces what was there before in one step. `pod`: whose namespace it is.
+    /// Input of `nft -f -`: replaces what was there before in one step. `pod`: the addresses of the pod whose namespace it
+    /// is; a family that it has no address of has no table, for the kernel may not know it.
     pub(crate) fn script(&self, pod: &[IpAddr]) -> String {
         let mut script = String::new();
-        for v4 in [true, false] {
-            let family = if v4 { "ip" } else { "ip6" };
-            // Declared first, so that there is something to delete.
-            let _ = write!(script, "table {family} {TABLE}\ndelete table {family} {TABLE}\n");
-            let seed = pod.iter().find(|ip| ip.is_ipv4() == v4).or(pod.first());
-            self.table(&mut script, family, v4, seed.map(ToString::to_string).unwrap_or_default().as_str());
+        for (v4, family) in [(true, "ip"), (false, "ip6")] {
+            if let Some(own) = pod.iter().find(|ip| ip.is_ipv4() == v4) {
+                // Declared first, so that there is something to delete.
+                let _ = write!(script, "table {family} {TABLE}\ndelete table {family} {TABLE}\n");
+                self.table(&mut script, family, v4, &own.to_string());
+            }
         }
         script
     }
@@ -168,7 +169,7 @@ mod tests {
         let mut services = Services::default();
         assert!(services.learn(update));
         assert!(!services.learn(update), "the same again is no news");
-        services.script(&["10.22.0.5".parse().unwrap()])
+        services.script(&["10.22.0.5".parse().unwrap(), "fd22::5".parse().unwrap()])
     }
 
     #[test]
@@ -229,5 +230,8 @@ mod tests {
         let text = script(&update);
         assert!(text.contains("ip daddr 10.96.0.7 tcp dport 80 dnat to 10.22.0.2:80\n"), "{text}");
         assert!(text.contains("ip6 daddr fd96::7 tcp dport 80 dnat to [fd22::2]:80\n"), "{text}");
+        let mut services = Services::default();
+        services.learn(&update);
+        assert!(!services.script(&["10.22.0.5".parse().unwrap()]).contains("ip6"), "a pod of one family");
     }
 }
