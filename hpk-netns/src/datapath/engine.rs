@@ -1,5 +1,6 @@
 //! The datapath's thread: moves packets between TUN, UDP, local socket and the pure parts. It owns all of their state;
-//! others send it [`Command`]s. It wakes for packets, commands and, while peers are talked to, once a second.
+//! others send it [`Command`]s. It wakes for packets, commands and, while peers are talked to, once a second. When nothing has
+//! come for a while, the process gives back memory and then sleeps until something comes.
 
 use super::batch::Batch;
 use super::coalesce::Coalescer;
@@ -13,11 +14,11 @@ use super::port::{LocalPort, Received, UdpPort, local_path};
 use super::refuse;
 use super::segment::Segments;
 use super::vnet::{self, Header};
+use super::wait::{Ready, Sources, Wait};
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet as WireGuard, TunnResult};
 use hpk_api::link::{NetQuestion, NetUpdate};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -110,6 +111,7 @@ pub(crate) struct Engine {
     calls: Vec<(PublicKey, Vec<u8>, Option<IpAddr>)>,
     /// Services told since the link came up.
     told: HashSet<String>,
+    wait: Wait,
     counters: Counters,
 }
 
@@ -140,6 +142,7 @@ impl Engine {
             ticked: now,
             calls: Vec::new(),
             told: HashSet::new(),
+            wait: Wait::default(),
             counters: Counters::default(),
         }
     }
@@ -173,46 +176,19 @@ impl Engine {
         }
     }
 
-    fn wait(&self) -> Option<Ready> {
+    fn wait(&mut self) -> Option<Ready> {
         let busy = self.peers.is_asking() || !self.peers.active(self.now, QUIET).is_empty();
-        let timeout = if busy {
-            let left = TICK.saturating_sub(self.ticked.elapsed()).as_millis() + 1;
-            PollTimeout::from(u16::try_from(left).unwrap_or(1000))
-        } else {
-            PollTimeout::NONE
+        let sources = Sources {
+            wake: self.wake.as_fd(),
+            udp: self.udp.as_fd(),
+            tun: self.tun.as_ref().map(AsFd::as_fd),
+            local: self.local.as_ref().map(AsFd::as_fd),
+            outward: match &self.outward {
+                outward::State::Open(link) => Some((link.as_fd(), link.is_full())),
+                _ => None,
+            },
         };
-        let mut fds = Vec::with_capacity(5);
-        fds.push(PollFd::new(self.wake.as_fd(), PollFlags::POLLIN));
-        fds.push(PollFd::new(self.udp.as_fd(), PollFlags::POLLIN));
-        // A negative descriptor cannot be expressed: absent ones are left out, and their places remembered.
-        let tun = self.tun.as_ref().map(|tun| {
-            fds.push(PollFd::new(tun.as_fd(), PollFlags::POLLIN));
-            fds.len() - 1
-        });
-        let local = self.local.as_ref().map(|local| {
-            fds.push(PollFd::new(local.as_fd(), PollFlags::POLLIN));
-            fds.len() - 1
-        });
-        let outward = match &self.outward {
-            outward::State::Open(link) => {
-                let full = if link.is_full() { PollFlags::POLLOUT } else { PollFlags::empty() };
-                fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN | full));
-                Some(fds.len() - 1)
-            }
-            _ => None,
-        };
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-        let is = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
-        Some(Ready {
-            commands: is(0),
-            udp: is(1),
-            tun: tun.is_some_and(is),
-            local: local.is_some_and(is),
-            outward: outward.is_some_and(is),
-        })
+        self.wait.wait(&sources, busy.then(|| TICK.saturating_sub(self.ticked.elapsed())))
     }
 
     /// Seconds since the start, for the pure parts.
@@ -689,15 +665,6 @@ impl Engine {
             _ => {}
         }
     }
-}
-
-/// Which sources have something.
-struct Ready {
-    commands: bool,
-    udp: bool,
-    tun: bool,
-    local: bool,
-    outward: bool,
 }
 
 /// The peer whose session a receiver index names (boringtun counts sessions in the low byte).

@@ -27,6 +27,7 @@ mod refuse;
 mod segment;
 mod services;
 mod vnet;
+mod wait;
 
 use engine::{Engine, Setup};
 use hpk_api::link::{NetQuestion, NetUpdate};
