@@ -3,16 +3,19 @@
 
   measure.py FOLDER BORINGTUN TAG
 
-FOLDER has overlay_end and round_trip (examples of hpk-netns).TAG names the network namespaces of the site's nodes. Every kind stands from the start between the same two namespaces,
-each on a device of its own; each round measures all kinds one after the other, so that what else the machine does
-hits all of them. Prints Markdown: medians, and the range in brackets.
+FOLDER has the examples of hpk-netns. TAG names the network namespaces of the site's nodes.
+Every kind stands from the start between the same two namespaces, each on a device of its own; each round measures all
+kinds one after the other, every second round in the reverse order, so that what else the machine does hits all of them.
+Beside what went through, the CPU time for it is taken: of the whole machine, and of the two datapaths alone, which
+says what services and policy cost where throughput spreads too much to show it.
+Prints Markdown: medians, and the range in brackets.
 """
 import json, os, re, socket, statistics, subprocess, sys, tempfile, time
 
 FOLDER, BORINGTUN, TAG = sys.argv[1:4]
-END, ROUND_TRIP = f'{FOLDER}/overlay_end', f'{FOLDER}/round_trip'
-ROUNDS = int(os.environ.get('ROUNDS', '7'))
-SECONDS = int(os.environ.get('SECONDS_EACH', '3'))
+END, ROUND_TRIP, BARE = (f'{FOLDER}/{name}' for name in ('overlay_end', 'round_trip', 'bare_forwarder'))
+ROUNDS = int(os.environ.get('ROUNDS', '11'))
+SECONDS = int(os.environ.get('SECONDS_EACH', '2'))
 ASKS = int(os.environ.get('ASKS', '5000'))
 ONLY = os.environ.get('ONLY', '').split()
 NODES = {'a': (f'{TAG}-c1', '10.77.0.11'), 'b': (f'{TAG}-c2', '10.77.0.12')}
@@ -43,7 +46,7 @@ class Kind:
     def __init__(self, name, net):
         self.name, self.net = name, net
         self.target, self.pids = self.address('b'), []
-        self.bits, self.round_trips, self.pings = [], [], []
+        self.bits, self.round_trips, self.pings, self.machine, self.own = [], [], [], [], []
 
     def address(self, side):
         return f'{self.net}.{HOST[side]}'
@@ -125,13 +128,47 @@ def overlay(name, net, device, mode, services=False):
     return kind
 
 
+def machine_seconds():
+    """CPU time that was used since the start, of all processors and everything on them."""
+    with open('/proc/stat') as f:
+        user, nice, system, _, _, irq, soft = map(int, f.readline().split()[1:8])
+    return (user + nice + system + irq + soft) / os.sysconf('SC_CLK_TCK')
+
+
+def own_seconds(pids):
+    """CPU time that these processes used."""
+    total = 0
+    for pid in pids:
+        for task in os.listdir(f'/proc/{pid}/task'):
+            with open(f'/proc/{pid}/task/{task}/schedstat') as f:
+                total += int(f.read().split()[0])
+    return total / 1e9
+
+
+def bare():
+    kind, ends = Kind('bare', '10.206.0'), {}
+    for side, (node, ip) in NODES.items():
+        ends[side] = start(*inside(node, BARE, f'/run/netns/{POD[side]}', 'bare', kind.address(side), ip, '1440'),
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        kind.pids.append(ends[side].pid)
+    endpoint = {side: end.stdout.readline().split()[0] for side, end in ends.items()}
+    for side, end in ends.items():
+        end.stdin.write(endpoint[OTHER[side]] + '\n')
+        end.stdin.flush()
+    return kind
+
+
 def throughput(kind, *more):
+    machine, own = machine_seconds(), own_seconds(kind.pids)
     out = sh(*inside(POD['a'], 'iperf3', '-c', kind.target, '-t', str(SECONDS), '-J', *more))
     end = json.loads(out)['end']
     if os.environ.get('DETAILS'):
         sender = end['streams'][0]['sender']
         print(kind.name, {k: sender[k] for k in ('retransmits', 'max_snd_cwnd', 'mean_rtt')}, end['cpu_utilization_percent'], file=sys.stderr)
-    return end['sum_received']['bits_per_second'] / 1e9
+    gib = end['sum_received']['bytes'] / 2**30
+    kind.machine.append((machine_seconds() - machine) / gib)
+    kind.own.append((own_seconds(kind.pids) - own) / gib)
+    kind.bits.append(end['sum_received']['bits_per_second'] / 1e9)
 
 
 def round_trip(kind):
@@ -196,7 +233,7 @@ def main():
         sh('ip', 'netns', 'add', ns)
         sh('ip', '-n', ns, 'link', 'set', 'lo', 'up')
     makers = {
-        'vxlan': vxlan, 'boringtun': boringtun,
+        'vxlan': vxlan, 'boringtun': boringtun, 'bare': bare,
         'encrypted': lambda: overlay('encrypted', '10.203.0', 'enc', 'encrypted'),
         'plain': lambda: overlay('plain', '10.204.0', 'plain', 'plain'),
         'services': lambda: overlay('services', '10.205.0', 'svc', 'encrypted', services=True),
@@ -211,8 +248,8 @@ def main():
         else:
             sys.exit(f'{kind.name}: the two ends do not reach each other')
     for n in range(ROUNDS):
-        for kind in kinds.values():
-            kind.bits.append(throughput(kind))
+        for kind in list(kinds.values())[::-1 if n % 2 else 1]:
+            throughput(kind)
             kind.round_trips.append(round_trip(kind))
             kind.pings.append(ping(kind))
         print(f'round {n + 1} of {ROUNDS}: ' + ', '.join(f'{k.name} {k.bits[-1]:.2f} Gbit/s {k.round_trips[-1]:.0f} µs' for k in kinds.values()),
@@ -224,20 +261,24 @@ def report(kinds):
     busy = open('/proc/loadavg').read().split()[:3]
     print(f'''## Network
 
-Two nodes of the site, {os.cpu_count()} CPUs for all, at the highest niceness; iperf3 TCP, one stream, {SECONDS} s; {ASKS} UDP datagrams of 64 bytes
-there and back between two programs; ping without pauses; {ROUNDS} rounds of all kinds in turn. Medians and ranges; ratios are taken round by round. Load at the end: {' '.join(busy)}.
+Two nodes of the site, {os.cpu_count()} CPUs for all; iperf3 TCP, one stream, {SECONDS} s; {ASKS} UDP datagrams of 64 bytes there and back
+between two programs; ping without pauses; {ROUNDS} rounds of all kinds in turn. Medians and ranges; ratios are taken
+round by round. CPU s: of the machine for each GiB that came through. Load at the end: {' '.join(busy)}.
 
-| | Gbit/s | of VXLAN | of boringtun | round trip, µs | of VXLAN | ping, µs |
-|---|---|---|---|---|---|---|''')
-    names = dict(vxlan='kernel VXLAN', boringtun='the boringtun command', encrypted='overlay, encrypted', plain='overlay, encryption off',
+| | Gbit/s | of VXLAN | of boringtun | CPU s / GiB | round trip, µs | of VXLAN | ping, µs |
+|---|---|---|---|---|---|---|---|''')
+    names = dict(vxlan='kernel VXLAN', boringtun='the boringtun command', bare='a bare forwarder, no encryption', encrypted='overlay, encrypted', plain='overlay, encryption off',
                  services=f'overlay, encrypted, through one of {SERVICES} services, {RULES} policy rules each way')
     for name, label in names.items():
         if name in kinds:
             k = kinds[name]
             print(f'| {label} | {show(k.bits)} | {show(ratio(kinds, name, "vxlan", "bits"))} | {show(ratio(kinds, name, "boringtun", "bits"))} '
-                  f'| {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |')
-    cost = [100 * (1 - r) for r in ratio(kinds, 'services', 'encrypted', 'bits')]
-    print(f'\nServices and policy cost {show(cost, "{:.1f}")} % of the throughput.')
+                  f'| {show(k.machine)} | {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |')
+    cost = {field: [100 * (sign * r - sign) for r in ratio(kinds, 'services', 'encrypted', field)]
+            for field, sign in dict(bits=-1, machine=1, own=1).items()}
+    print(f'''
+Services and policy cost {show(cost["bits"], "{:.1f}")} % of the throughput, {show(cost["machine"], "{:.1f}")} % more CPU time of the
+machine for each byte, {show(cost["own"], "{:.1f}")} % more of the two datapaths.''')
     pids = kinds['encrypted'].pids if 'encrypted' in kinds else []
     if pids and not os.environ.get('NO_REST'):
         wakes = at_rest(pids)
