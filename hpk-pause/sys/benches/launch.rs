@@ -1,7 +1,8 @@
 //! Times of launch, join and reaping with real processes; bench/launch/run.sh runs it in a user namespace, beside the
 //! programs that it is held against.
 //!
-//! `launch ROOTFS SCRATCH` prints one `name microseconds` a line (medians). `launch reaper` and `launch orphans N` are
+//! `launch ROOTFS SCRATCH` prints one `name microseconds` a line (medians); `launch restarted ROOTFS SCRATCH` only the time to
+//! the command of a container that has what a pod's have, for bench/supervisor. `launch reaper` and `launch orphans N` are
 //! the parts of the reaping measurement that are processes of their own.
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -24,6 +25,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["reaper"] => reaper(),
+        ["restarted", rootfs, scratch] => restarted(Path::new(rootfs), Path::new(scratch)),
         ["orphans", count] => orphans(count.parse().expect("a number")),
         [rootfs, scratch] => measure(Path::new(rootfs), Path::new(scratch)),
         // `cargo test --benches` and `cargo bench` without an image: nothing to measure, nothing broken.
@@ -144,6 +146,34 @@ fn measure(rootfs: &Path, scratch: &Path) {
         }
         median(name, 5, |_| drain(&mut command));
     }
+}
+
+/// The same container again and again, with the files and the shared memory that every container of a pod has.
+fn restarted(rootfs: &Path, scratch: &Path) {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block().expect("a mask");
+    let shm = scratch.join("shm");
+    std::fs::create_dir_all(&shm).expect("a folder");
+    hpk_sys::mounts::tmpfs(&shm, None, 0o1777).expect("a tmpfs");
+    let mut mounts = Vec::new();
+    for file in ["hosts", "resolv.conf", "hostname"] {
+        std::fs::write(scratch.join(file), "127.0.0.1 localhost\n").expect("a file");
+        mounts.push(Mount::new(scratch.join(file), format!("/etc/{file}")));
+    }
+    let mut native = Native::new().expect("a node");
+    median("restarted", RUNS, |run| {
+        let message = Mount::new(scratch.join(format!("message{run}")), "/dev/termination-log");
+        let mut spec = spec(rootfs, scratch.join(format!("r{run}")), &["true"]);
+        spec.mounts.clone_from(&mounts);
+        spec.mounts.push(Mount { create_file: Some(0o666), ..message });
+        spec.shm = Some(shm.clone());
+        let start = Instant::now();
+        let launched = native.launch(&spec).expect("a container");
+        let took = start.elapsed();
+        wait(launched.pid);
+        took
+    });
 }
 
 /// Time from SIGCONT of a stopped reaper with all its zombies to the end of the last of them.

@@ -95,8 +95,10 @@ pub(crate) struct Slot(pub(crate) usize);
 /// One thing to do in the child. All paths are absolute and NUL-terminated.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum OpKind {
-    /// Default dispositions, empty mask.
-    ResetSignals,
+    /// Default dispositions of these signals (bit 0: signal 1), empty mask.
+    ResetSignals {
+        ignored: u64,
+    },
     Setsid,
     Umask(u32),
     /// Writes `data` to an existing file.
@@ -163,6 +165,8 @@ pub(crate) enum OpKind {
     Attach {
         slot: Slot,
         target: CString,
+        /// It is a file in a fresh file system: made at once.
+        missing: bool,
         fallback_read_only: bool,
     },
     /// Makes an attached mount read-only in place.

@@ -100,3 +100,11 @@ pub fn ignore_sigpipe() -> Result<(), Errno> {
     // SAFETY: SIG_IGN runs no code.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) }.map(drop)
 }
+
+/// Signals that this process ignores, which its children inherit (bit 0: signal 1). All where /proc does not tell.
+#[must_use]
+pub(crate) fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
+}

@@ -317,7 +317,7 @@ fn steps(
     go: (RawFd, RawFd),
 ) -> Result<Program, LaunchError> {
     let mut steps = Program::default();
-    steps.push(Step::Process, "signals", OpKind::ResetSignals);
+    steps.push(Step::Process, "signals", OpKind::ResetSignals { ignored: u64::MAX });
     steps.push(Step::Namespaces, "wait for id maps", OpKind::WaitGo { fd: go.0, other: go.1 });
     if matches!(around.users, Users::Range(_)) {
         steps.push(Step::Identity, "groups", OpKind::SetGroups(Vec::new()));

@@ -85,7 +85,7 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
     // SAFETY for every call in this function: pointers come from CStrings, slices or locals that outlive the call, and
     // the kernel checks all values. None of the libc functions used here allocates or takes a lock.
     match &op.kind {
-        OpKind::ResetSignals => reset_signals(),
+        OpKind::ResetSignals { ignored } => reset_signals(*ignored),
         OpKind::Setsid => {
             // SAFETY: plain system call.
             check(unsafe { libc::setsid() })?;
@@ -140,9 +140,9 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
                 other => other,
             }
         }
-        OpKind::Attach { slot: index, target, fallback_read_only } => {
+        OpKind::Attach { slot: index, target, missing, fallback_read_only } => {
             let fd = slot(slots, index.0)?;
-            attach(fd, target)?;
+            attach(fd, target, *missing)?;
             if *fallback_read_only {
                 remount_read_only(target)?;
             }
@@ -306,10 +306,10 @@ fn wait_go(fd: c_int, other: c_int) -> Outcome {
     }
 }
 
-fn reset_signals() -> Outcome {
+fn reset_signals(ignored: u64) -> Outcome {
     // SAFETY: all-zero is the default disposition and an empty mask.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
-    for signal in 1..=64 {
+    for signal in (1..=64).filter(|signal| ignored & (1 << (signal - 1)) != 0) {
         if signal != libc::SIGKILL && signal != libc::SIGSTOP {
             // SAFETY: the struct lives across the call. libc refuses its own two signals: their disposition is default.
             unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
@@ -321,6 +321,7 @@ fn reset_signals() -> Outcome {
     check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })?;
     Ok(())
 }
+
 fn close_rest(report: c_int) -> Outcome {
     // The report socket is one of them: exec closes it and so tells success.
     // SAFETY: plain system call.

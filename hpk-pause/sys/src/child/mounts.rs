@@ -1,6 +1,6 @@
 //! Mounts of a container, made by its child.
 
-use super::paths::{PathBuffer, ensure, make_dirs, through_link};
+use super::paths::{PathBuffer, Way, ensure, make_dirs, make_file, parent_of, way};
 use super::{Outcome, check, check_long, close, open, slot};
 use libc::{c_int, c_void};
 use std::ffi::CStr;
@@ -122,7 +122,12 @@ pub(super) fn set_attr(fd: c_int, read_only: bool, recursive: bool, propagation:
     Ok(())
 }
 
-pub(super) fn attach(fd: c_int, target: &CStr) -> Outcome {
+/// `missing`: the mount point is known to be a file that is not there yet.
+pub(super) fn attach(fd: c_int, target: &CStr, missing: bool) -> Outcome {
+    if missing {
+        // Whatever hinders it shows below: another with this target made it, its folder is missing too, ….
+        let _ = make_file(&PathBuffer::new(target.to_bytes())?);
+    }
     // Most mount points exist or need only themselves: one call tells.
     let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS;
     // SAFETY: C strings.
@@ -150,19 +155,27 @@ pub(super) fn skeleton(
     targets: &[(crate::program::Slot, std::ffi::CString)],
     slots: &[c_int],
 ) -> Outcome {
-    for folder in folders {
+    let below = |target: &[u8]| {
         let mut path = PathBuffer::new(root.to_bytes())?;
-        path.append(folder.as_bytes())?;
-        make_dirs(path.as_slice(), 0o755, 0)?;
+        path.append(target).map(|()| path)
+    };
+    for folder in folders {
+        make_dirs(below(folder.as_bytes())?.as_slice(), 0o755, 0)?;
     }
+    // Many mount points share their folder: the image is asked for it once.
+    let mut last: (&[u8], bool) = (b"", false);
     for (index, target) in targets {
         // A source that was optional and is missing.
         let Ok(fd) = slot(slots, index.0) else { continue };
-        let mut path = PathBuffer::new(root.to_bytes())?;
-        match through_link(image.to_bytes(), target.as_bytes()) {
-            Some(led) => path.append(led.as_slice())?,
-            None => path.append(target.as_bytes())?,
+        let target = target.as_bytes();
+        let folder = parent_of(target).unwrap_or(b"");
+        if last.0 != folder {
+            last = (folder, matches!(way(image.to_bytes(), folder), Way::Missing));
         }
+        let path = match if last.1 { Way::Missing } else { way(image.to_bytes(), target) } {
+            Way::Link(led) => below(led.as_slice())?,
+            Way::Plain | Way::Missing => below(target)?,
+        };
         // One target can be a file for one mount and a folder above another: the attach tells.
         match ensure(path.as_slice(), is_folder(fd)?, 0) {
             Ok(()) | Err(libc::ENOTDIR) => {}

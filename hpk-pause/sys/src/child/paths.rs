@@ -1,6 +1,6 @@
 //! Mount points and the folders above them, with no allocation: a path lives on the stack.
 
-use super::{Outcome, check, close, errno};
+use super::{Outcome, check, errno};
 use libc::c_int;
 
 const PATH_MAX: usize = 4096;
@@ -42,27 +42,32 @@ impl PathBuffer {
 /// Makes a mount point, and the folders above it. A link that leads nowhere is followed and its target made, as container
 /// engines do (`/etc/resolv.conf` is often such a link).
 pub(super) fn ensure(path: &[u8], is_dir: bool, depth: u32) -> Outcome {
-    if let Some(parent) = parent_of(path) {
-        make_dirs(parent, 0o755, depth)?;
-    }
     if is_dir {
         return make_dirs(path, 0o755, depth);
     }
     let buffer = PathBuffer::new(path)?;
-    // SAFETY: a NUL-terminated buffer.
-    match check(unsafe {
-        libc::open(buffer.ptr(), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC, 0o644)
-    }) {
-        Ok(fd) => {
-            close(fd);
-            Ok(())
+    // Usually only the file itself is missing.
+    let made = match make_file(&buffer) {
+        Err(libc::ENOENT) => {
+            make_dirs(parent_of(path).unwrap_or(b"/"), 0o755, depth)?;
+            make_file(&buffer)
         }
+        other => other,
+    };
+    match made {
         Err(libc::EEXIST) => match dangling(&buffer, depth)? {
             Some(target) => ensure(target.as_slice(), false, depth + 1),
             None => Ok(()),
         },
-        Err(e) => Err(e),
+        other => other,
     }
+}
+
+/// An empty file by one call; EEXIST for whatever is there, a link too.
+pub(super) fn make_file(path: &PathBuffer) -> Outcome {
+    // SAFETY: a NUL-terminated buffer.
+    check(unsafe { libc::mknod(path.ptr(), libc::S_IFREG | 0o644, 0) })?;
+    Ok(())
 }
 
 pub(super) fn parent_of(path: &[u8]) -> Option<&[u8]> {
@@ -132,15 +137,30 @@ pub(super) fn dangling(path: &PathBuffer, depth: u32) -> Result<Option<PathBuffe
     Ok(Some(target))
 }
 
-/// Where `target`, absolute, leads by the first link that `image` has on its way there; None: there is no link, or one that
-/// is not plain. The result is a path of its own and never has `..` in it: a link that is read wrongly, because another
-/// one is behind it, leads to a useless place below the same root, and nowhere else.
-pub(super) fn through_link(image: &[u8], target: &[u8]) -> Option<PathBuffer> {
+/// What an image has on the way to a path of its own.
+#[allow(clippy::large_enum_variant, reason = "nothing may be allocated between clone and exec")]
+pub(super) enum Way {
+    /// The way ends before the path does.
+    Missing,
+    /// The path is there, or behind a link that is not plain.
+    Plain,
+    /// There is a link, which leads here.
+    Link(PathBuffer),
+}
+
+/// The way to `target`, absolute, by the first link that `image` has on it. What a link gives is a path of its own and never
+/// has `..` in it: one that is read wrongly, because another one is behind it, leads to a useless place below the same root,
+/// and nowhere else.
+pub(super) fn way(image: &[u8], target: &[u8]) -> Way {
+    let Ok(mut path) = PathBuffer::new(image) else { return Way::Plain };
+    let mut done = 0;
     let ends = target.iter().enumerate().skip(1).filter(|&(_, &b)| b == b'/').map(|(at, _)| at).chain([target.len()]);
     for at in ends {
-        let (way, rest) = (target.get(..at)?, target.get(at..)?);
-        let mut path = PathBuffer::new(image).ok()?;
-        path.append(way).ok()?;
+        let (Some(next), Some(rest)) = (target.get(done..at), target.get(at..)) else { return Way::Plain };
+        if path.append(next).is_err() {
+            return Way::Plain;
+        }
+        done = at;
         let mut link = [0u8; PATH_MAX];
         // SAFETY: a NUL-terminated buffer, and one that is valid for the length that is passed.
         let len = unsafe { libc::readlink(path.ptr(), link.as_mut_ptr().cast(), PATH_MAX) };
@@ -148,15 +168,14 @@ pub(super) fn through_link(image: &[u8], target: &[u8]) -> Option<PathBuffer> {
             match errno() {
                 // A folder or file.
                 libc::EINVAL => continue,
-                // What is not there has nothing below it.
-                _ => return None,
+                _ => return Way::Missing,
             }
         };
-        let mut led = follow(parent_of(way).unwrap_or(b""), link.get(..len)?)?;
-        led.append(rest).ok()?;
-        return Some(led);
+        let folder = target.get(..at).and_then(parent_of).unwrap_or(b"");
+        let Some(mut led) = follow(folder, link.get(..len).unwrap_or(b"")) else { return Way::Plain };
+        return if led.append(rest).is_ok() { Way::Link(led) } else { Way::Plain };
     }
-    None
+    Way::Plain
 }
 
 /// The link's target seen from its folder; None when `..` stands where it cannot simply be taken.
@@ -202,9 +221,10 @@ mod tests {
         ] {
             std::os::unix::fs::symlink(to, root.join(link)).expect("a link");
         }
-        let led = |target: &str| {
-            let path = through_link(root.as_os_str().as_encoded_bytes(), target.as_bytes())?;
-            Some(String::from_utf8_lossy(path.as_slice()).into_owned())
+        let to = |target: &str| way(root.as_os_str().as_encoded_bytes(), target.as_bytes());
+        let led = |target: &str| match to(target) {
+            Way::Link(path) => Some(String::from_utf8_lossy(path.as_slice()).into_owned()),
+            Way::Plain | Way::Missing => None,
         };
         assert_eq!(led("/var/run/secrets/x").as_deref(), Some("/run/secrets/x"));
         assert_eq!(led("/var/mail").as_deref(), Some("/run/mail"));
@@ -214,5 +234,7 @@ mod tests {
         for plain in ["/var/up/a", "/var/lib/a", "/missing/a", "/run"] {
             assert_eq!(led(plain), None, "{plain}");
         }
+        assert!(matches!(to("/missing/a"), Way::Missing) && matches!(to("/var/lib/a"), Way::Missing));
+        assert!(matches!(to("/run"), Way::Plain) && matches!(to(""), Way::Plain));
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn terminal(owner: (u32, u32), console: bool, rows: u16, cols: u16, r
 /// /dev/console is the terminal, as container engines have it.
 pub(super) fn bind_console(slave: c_int) -> Outcome {
     let tree = open_tree(slave, c"", false, libc::AT_EMPTY_PATH)?;
-    attach(tree, c"/dev/console")
+    attach(tree, c"/dev/console", true)
 }
 
 pub(super) fn send_terminal(report: c_int, master: c_int) -> Outcome {

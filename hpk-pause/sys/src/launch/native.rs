@@ -42,7 +42,7 @@ impl Native {
     /// The step that this node cannot do.
     pub fn probe(&self, rootfs: &Path, scratch: &Path) -> Result<(), LaunchError> {
         let mut program = Program::default();
-        compile::process(&mut program);
+        compile::process(&mut program, self.node.ignored_signals);
         let upper = Upper::Dir(scratch.join("probe"));
         let root = OpKind::Mount {
             source: None,

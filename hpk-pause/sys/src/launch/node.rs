@@ -45,6 +45,15 @@ impl Default for Places {
 pub(crate) struct Handed {
     pub(crate) source: PathBuf,
     pub(crate) target: String,
+    pub(crate) folder: bool,
+}
+
+impl Handed {
+    /// None: there is no such file.
+    fn look(source: PathBuf, target: String) -> Option<Self> {
+        let folder = std::fs::metadata(&source).ok()?.is_dir();
+        Some(Self { source, target, folder })
+    }
 }
 
 /// The node as the launcher sees it.
@@ -63,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) gpu_libs: Option<String>,
     /// Which of the paths that are hidden are folders.
     pub(crate) masked_folders: Vec<&'static str>,
+    /// What children are born with, see [`crate::signals::ignored`].
+    pub(crate) ignored_signals: u64,
     /// mount_setattr(2) is there (5.12).
     pub(crate) mount_setattr: bool,
 }
@@ -82,6 +93,7 @@ impl Node {
             gpu: if libs { gpu(&places) } else { Vec::new() },
             gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
             masked_folders: super::compile::MASKED.into_iter().filter(|path| Path::new(path).is_dir()).collect(),
+            ignored_signals: crate::signals::ignored(),
             mount_setattr: crate::mounts::has_mount_setattr(),
         })
     }
@@ -93,15 +105,13 @@ fn devices(dev: &Path) -> Vec<Handed> {
         let nvidia = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         names.extend(nvidia.filter(|name| name.starts_with("nvidia")));
     }
-    let handed = names.into_iter().map(|name| Handed { source: dev.join(&name), target: format!("/dev/{name}") });
-    handed.filter(|device| device.source.exists()).collect()
+    let handed = names.into_iter().filter_map(|name| Handed::look(dev.join(&name), format!("/dev/{name}")));
+    handed.collect()
 }
 
 fn gpu(places: &Places) -> Vec<Handed> {
-    let libs = Handed { source: places.gpu_libs.clone(), target: GPU_LIBS.to_owned() };
-    let tools = GPU_TOOLS
-        .iter()
-        .map(|name| Handed { source: places.gpu_tools.join(name), target: format!("/usr/bin/{name}") })
-        .filter(|tool| tool.source.exists());
-    std::iter::once(libs).chain(tools).collect()
+    let libs = Handed::look(places.gpu_libs.clone(), GPU_LIBS.to_owned());
+    let tools =
+        GPU_TOOLS.iter().filter_map(|name| Handed::look(places.gpu_tools.join(name), format!("/usr/bin/{name}")));
+    libs.into_iter().chain(tools).collect()
 }

@@ -72,7 +72,7 @@ pub(super) fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sou
         Some(slot) => p.push(
             Step::Dev,
             "/dev/shm",
-            OpKind::Attach { slot, target: c("shm", "/dev/shm")?, fallback_read_only: false },
+            OpKind::Attach { slot, target: c("shm", "/dev/shm")?, missing: false, fallback_read_only: false },
         ),
         None => fs(
             p,
@@ -89,7 +89,8 @@ pub(super) fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sou
     fs(p, Step::Dev, "mqueue", "/dev/mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, None, true)?;
     for (device, slot) in node.devices.iter().zip(&sources.devices) {
         let path = &device.target;
-        let kind = OpKind::Attach { slot: *slot, target: c("devices", path)?, fallback_read_only: false };
+        let (target, missing) = (c("devices", path)?, !device.folder);
+        let kind = OpKind::Attach { slot: *slot, target, missing, fallback_read_only: false };
         if path == "/dev/null" {
             p.push(Step::Dev, path, kind);
         } else {
@@ -118,13 +119,10 @@ pub(super) fn proc_and_sys(
 ) -> Result<(), LaunchError> {
     mkdir(p, Step::Sys, "/sys")?;
     let fallback_read_only = !node.mount_setattr && !spec.security.writable_sys;
-    p.push(Step::Sys, "/sys", OpKind::Attach { slot: sources.sys, target: c("sys", "/sys")?, fallback_read_only });
+    let attach = |slot, target, fallback_read_only| OpKind::Attach { slot, target, missing: false, fallback_read_only };
+    p.push(Step::Sys, "/sys", attach(sources.sys, c("sys", "/sys")?, fallback_read_only));
     mkdir(p, Step::Proc, "/proc")?;
-    p.push(
-        Step::Proc,
-        "/proc",
-        OpKind::Attach { slot: sources.proc, target: c("proc", "/proc")?, fallback_read_only: false },
-    );
+    p.push(Step::Proc, "/proc", attach(sources.proc, c("proc", "/proc")?, false));
     if !spec.security.unmasked {
         for path in READ_ONLY {
             p.push(Step::Mask, path, OpKind::ReadOnlyPath { path: c("proc", path)? });

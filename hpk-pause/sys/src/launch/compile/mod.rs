@@ -56,7 +56,7 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     check_identity(spec, &node.ids)?;
     let mut program = Program::default();
     let p = &mut program;
-    process(p);
+    process(p, node.ignored_signals);
     if let Some(value) = spec.oom_score_adj {
         oom_score_adj(p, value)?;
     }
@@ -85,13 +85,15 @@ fn inside(
         let kind = OpKind::Attach {
             slot: *slot,
             target: c("volumeMounts.mountPath", &mount.target)?,
+            missing: false,
             fallback_read_only: fallback,
         };
         p.push(Step::Mount, &mount.target, kind);
     }
     for (file, slot) in node.gpu.iter().zip(&attached.gpu) {
         let target = c("devices", &file.target)?;
-        p.push_optional(Step::Mount, &file.target, OpKind::Attach { slot: *slot, target, fallback_read_only: false });
+        let kind = OpKind::Attach { slot: *slot, target, missing: false, fallback_read_only: false };
+        p.push_optional(Step::Mount, &file.target, kind);
     }
     proc_and_sys(p, spec, node, attached)?;
     let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
@@ -140,8 +142,9 @@ pub(crate) fn identity(security: &Security, ids: &Ids) -> Result<(), LaunchError
     }
 }
 
-pub(crate) fn process(p: &mut Program) {
-    p.push(Step::Process, "signals", OpKind::ResetSignals);
+/// `ignored`: the signals that the child ignores; its handlers are gone with its birth (CLONE_CLEAR_SIGHAND).
+pub(crate) fn process(p: &mut Program, ignored: u64) {
+    p.push(Step::Process, "signals", OpKind::ResetSignals { ignored });
     p.push(Step::Process, "session", OpKind::Setsid);
     // Modes below are meant as written.
     p.push(Step::Process, "umask", OpKind::Umask(0));
@@ -170,7 +173,7 @@ pub(crate) fn compile_join(
     identity(&spec.security, &node.ids)?;
     let mut program = Program::default();
     let p = &mut program;
-    process(p);
+    process(p, node.ignored_signals);
     if let Some(value) = spec.oom_score_adj {
         oom_score_adj(p, value)?;
     }

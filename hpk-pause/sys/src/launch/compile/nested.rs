@@ -54,7 +54,7 @@ pub(crate) fn compile_nested(
     super::identity(&spec.security, &node.ids)?;
     let mut outer = Program::default();
     let p = &mut outer;
-    process(p);
+    process(p, node.ignored_signals);
     if let Some(value) = spec.oom_score_adj {
         oom_score_adj(p, value)?;
     }
@@ -102,8 +102,8 @@ pub(crate) fn compile_nested(
     p.push(Step::Nested, nested.apptainer.to_string_lossy(), apptainer(spec, nested)?);
 
     let p = &mut inner;
-    // Its exec's mode bits are Apptainer's to choose.
-    process(p);
+    // What Apptainer ignores is not known.
+    process(p, u64::MAX);
     for path in APPTAINERS {
         p.push_optional(Step::RootFs, path, OpKind::Unmount { path: c("rootfs", path)? });
     }
