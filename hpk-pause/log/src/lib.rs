@@ -20,6 +20,7 @@
 mod cut;
 mod file;
 mod handle;
+mod last;
 mod pump;
 mod reader;
 mod records;

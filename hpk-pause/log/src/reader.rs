@@ -6,6 +6,7 @@
 //!
 //! Files that were compressed or pruned while a follower was behind are found again by their modification times.
 
+use crate::last::Last;
 use crate::rotate::{self, Rotated};
 use flate2::read::MultiGzDecoder;
 use hpk_api::control::{LogOptions, LogPosition};
@@ -90,51 +91,6 @@ pub struct LogReader {
     last: Last,
     at_line_start: bool,
     remaining: u64,
-}
-
-/// A file that is done with, or will be once the queue is. Its inode alone does not tell: once it is compressed, that may be another file's.
-#[derive(Clone, Copy, Debug)]
-struct Last {
-    inode: u64,
-    modified: SystemTime,
-    /// How many files of this very time are done with: a fast writer fills several within one tick of the kernel's clock.
-    same: usize,
-}
-
-impl Last {
-    const NONE: Self = Self { inode: 0, modified: SystemTime::UNIX_EPOCH, same: 0 };
-
-    /// The newest of these, which are in order.
-    fn of(files: &[Rotated]) -> Option<Self> {
-        let newest = files.last()?;
-        let same = files.iter().rev().take_while(|file| file.modified == newest.modified).count();
-        Some(Self { inode: newest.inode, modified: newest.modified, same })
-    }
-
-    fn then(self, inode: u64, modified: SystemTime) -> Self {
-        let same = if modified == self.modified { self.same + 1 } else { 1 };
-        Self { inode, modified, same }
-    }
-
-    fn is(&self, inode: u64, modified: SystemTime) -> bool {
-        self.inode == inode && self.modified == modified
-    }
-
-    /// Which of these, in order, come after it.
-    fn successors(&self, files: Vec<Rotated>) -> impl Iterator<Item = Rotated> {
-        let plain = files.iter().position(|file| !file.gz && self.is(file.inode, file.modified));
-        let first = plain.map_or_else(
-            // Compressed since, or pruned: its successors were modified later.
-            || files.iter().take_while(|file| file.modified < self.modified).count() + self.still(&files),
-            |position| position + 1,
-        );
-        files.into_iter().skip(first)
-    }
-
-    /// How many of these have its time and are done with.
-    fn still(&self, files: &[Rotated]) -> usize {
-        files.iter().filter(|file| file.modified == self.modified).count().min(self.same)
-    }
 }
 
 /// A file to be read, from a point on.
@@ -696,50 +652,6 @@ pub fn tail_for_termination_message(dir: &Path, restart_count: u32) -> Result<Ve
         text.drain(..excess);
         if status != ReadStatus::More {
             return Ok(text);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(reader: &mut LogReader) -> String {
-        let mut out = Vec::new();
-        while reader.read(&mut out).unwrap() == ReadStatus::More {}
-        String::from_utf8(out).unwrap()
-    }
-
-    /// A follower was slow: the file that it is in and others of the same tick were rotated, and some compressed.
-    #[test]
-    fn files_of_one_moment_are_all_read_once() {
-        for (seen, compressed) in [(1, 0), (1, 1), (1, 2), (2, 2), (3, 2)] {
-            let dir = tempfile::tempdir().unwrap();
-            let path = |n: usize| dir.path().join(format!("0.log.20261123-200000.{n:04}"));
-            let live = dir.path().join("0.log");
-            let tick = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_460_000);
-            let write = |path: &Path, n: usize| {
-                std::fs::write(path, format!("2026-11-23T20:00:00.000000000Z stdout F {n}\n")).unwrap();
-                File::options().append(true).open(path).unwrap().set_modified(tick).unwrap();
-            };
-            (1..seen).for_each(|n| write(&path(n), n));
-            write(&live, seen);
-            let mut reader = LogReader::open(dir.path(), 0, ReadOptions::default()).unwrap();
-            let mut all = read(&mut reader);
-            std::fs::rename(&live, path(seen)).unwrap();
-            (seen + 1..seen + 4).for_each(|n| write(&path(n), n));
-            write(&live, seen + 4);
-            for n in 1..=compressed {
-                let gz = path(n).with_extension(format!("{n:04}.gz"));
-                let mut encoder =
-                    flate2::write::GzEncoder::new(File::create(&gz).unwrap(), flate2::Compression::fast());
-                io::copy(&mut File::open(path(n)).unwrap(), &mut encoder).unwrap();
-                encoder.finish().unwrap().set_modified(tick).unwrap();
-                std::fs::remove_file(path(n)).unwrap();
-            }
-            all.push_str(&read(&mut reader));
-            let expected: String = (1..=seen + 4).map(|n| format!("{n}\n")).collect();
-            assert_eq!(all, expected, "{seen} seen, {compressed} compressed");
         }
     }
 }

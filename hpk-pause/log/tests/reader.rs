@@ -276,3 +276,41 @@ fn termination_messages_are_the_last_80_lines_and_2048_bytes() {
     assert!(long.ends_with(&format!("099{}\n", "x".repeat(97))));
     assert_eq!(log(0, 0), "");
 }
+
+fn rest(reader: &mut LogReader) -> String {
+    let mut out = Vec::new();
+    while reader.read(&mut out).unwrap() == ReadStatus::More {}
+    String::from_utf8(out).unwrap()
+}
+
+/// A follower was slow: the file that it is in and others of the same tick were rotated, and some compressed.
+#[test]
+fn files_of_one_moment_are_all_read_once() {
+    for (seen, compressed) in [(1, 0), (1, 1), (1, 2), (2, 2), (3, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |n: usize| dir.path().join(format!("0.log.20261123-200000.{n:04}"));
+        let live = dir.path().join("0.log");
+        let tick = UNIX_EPOCH + Duration::from_secs(START);
+        let write = |path: &Path, n: usize| {
+            fs::write(path, format!("2026-11-23T20:00:00.000000000Z stdout F {n}\n")).unwrap();
+            fs::File::options().append(true).open(path).unwrap().set_modified(tick).unwrap();
+        };
+        (1..seen).for_each(|n| write(&path(n), n));
+        write(&live, seen);
+        let mut reader = LogReader::open(dir.path(), 0, ReadOptions::default()).unwrap();
+        let mut all = rest(&mut reader);
+        fs::rename(&live, path(seen)).unwrap();
+        (seen + 1..seen + 4).for_each(|n| write(&path(n), n));
+        write(&live, seen + 4);
+        for n in 1..=compressed {
+            let gz = path(n).with_extension(format!("{n:04}.gz"));
+            let mut encoder = GzEncoder::new(fs::File::create(&gz).unwrap(), Compression::fast());
+            std::io::copy(&mut fs::File::open(path(n)).unwrap(), &mut encoder).unwrap();
+            encoder.finish().unwrap().set_modified(tick).unwrap();
+            fs::remove_file(path(n)).unwrap();
+        }
+        all.push_str(&rest(&mut reader));
+        let expected: String = (1..=seen + 4).map(|n| format!("{n}\n")).collect();
+        assert_eq!(all, expected, "{seen} seen, {compressed} compressed");
+    }
+}
