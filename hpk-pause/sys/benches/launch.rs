@@ -72,13 +72,25 @@ fn cpu() -> Duration {
 }
 
 fn median(name: &str, runs: u32, mut once: impl FnMut(u32) -> Duration) {
-    let before = cpu();
-    let mut times: Vec<Duration> = (0..runs).map(&mut once).collect();
-    times.sort();
-    let middle = times[times.len() / 2];
-    println!("{name} {:.0}", middle.as_secs_f64() * 1e6);
-    println!("{name}-best {:.0}", times[0].as_secs_f64() * 1e6);
-    println!("{name}-cpu {:.0}", (cpu() - before).as_secs_f64() * 1e6 / f64::from(runs));
+    in_turn(&[name], runs, |_, run| once(run));
+}
+
+/// Several things by turns, so that all meet the same machine; `once` is given which of them it is, and the number of the run.
+fn in_turn(names: &[&str], runs: u32, mut once: impl FnMut(usize, u32) -> Duration) {
+    let mut kinds: Vec<_> = names.iter().map(|name| (name, Vec::new(), Duration::ZERO)).collect();
+    for run in 0..runs {
+        for (kind, (_, times, used)) in kinds.iter_mut().enumerate() {
+            let before = cpu();
+            times.push(once(kind, run));
+            *used += cpu() - before;
+        }
+    }
+    for (name, mut times, used) in kinds {
+        times.sort();
+        println!("{name} {:.0}", times[times.len() / 2].as_secs_f64() * 1e6);
+        println!("{name}-best {:.0}", times[0].as_secs_f64() * 1e6);
+        println!("{name}-cpu {:.0}", used.as_secs_f64() * 1e6 / f64::from(runs));
+    }
 }
 
 fn measure(rootfs: &Path, scratch: &Path) {
@@ -92,34 +104,26 @@ fn measure(rootfs: &Path, scratch: &Path) {
         start.elapsed()
     });
     let mut native = Native::new().expect("a node");
-    let mut node = Native::new().expect("a node");
-    let mut launch = |upper: PathBuf, mounts: &[Mount], pid: PidNamespace| {
-        let mut spec = spec(rootfs, upper, &["true"]);
-        spec.mounts = mounts.to_vec();
-        spec.pid = pid;
-        let start = Instant::now();
-        let launched = node.launch(&spec).expect("a container");
-        wait(launched.pid);
-        // Layers are removed with the scratch folder: ext4 does not give out the inodes of the last seconds again, and
-        // searches long for others.
-        start.elapsed()
-    };
-    median("launch", RUNS, |run| launch(scratch.join(format!("a{run}")), &[], PidNamespace::Own));
-    median("launch-shared-pid", RUNS, |run| launch(scratch.join(format!("s{run}")), &[], PidNamespace::Pod));
-    let mut until_exec = |run: u32| {
-        let upper = scratch.join(format!("e{run}"));
-        let start = Instant::now();
-        let launched = native.launch(&spec(rootfs, upper, &["true"])).expect("a container");
-        let took = start.elapsed();
-        wait(launched.pid);
-        took
-    };
-    median("launch-until-exec", RUNS, &mut until_exec);
     let volume = scratch.join("volume");
     std::fs::create_dir_all(&volume).expect("a volume");
     let mounts: Vec<Mount> =
         (0..50).map(|n| Mount { read_only: n % 2 == 0, ..Mount::new(&volume, format!("/volumes/{n}")) }).collect();
-    median("launch-50-volumes", RUNS, |run| launch(scratch.join(format!("v{run}")), &mounts, PidNamespace::Own));
+    let kinds = ["launch", "launch-50-volumes", "launch-shared-pid", "launch-until-exec"];
+    in_turn(&kinds, RUNS, |kind, run| {
+        let mut spec = spec(rootfs, scratch.join(format!("{kind}-{run}")), &["true"]);
+        match kinds[kind] {
+            "launch-50-volumes" => spec.mounts.clone_from(&mounts),
+            "launch-shared-pid" => spec.pid = PidNamespace::Pod,
+            _ => {}
+        }
+        let start = Instant::now();
+        let launched = native.launch(&spec).expect("a container");
+        let executed = start.elapsed();
+        wait(launched.pid);
+        // Layers are removed with the scratch folder: ext4 does not give out the inodes of the last seconds again, and
+        // searches long for others.
+        if kinds[kind] == "launch-until-exec" { executed } else { start.elapsed() }
+    });
 
     let Launched { pid, pidfd, io, .. } =
         native.launch(&spec(rootfs, scratch.join("joined"), &["sleep", "1000"])).expect("a container");
