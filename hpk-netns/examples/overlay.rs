@@ -46,6 +46,7 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
         pod_range: vec![Cidr::parse(range).unwrap()],
         service_range: Vec::new(),
         outward: None,
+        outward_ipv6: false,
         node_ip,
         folder: &own,
         plaintext,

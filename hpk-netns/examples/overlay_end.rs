@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             pod_range: ["10.0.0.0/8", "fd00::/8"].iter().filter_map(|c| Cidr::parse(c)).collect(),
             service_range: ["10.96.0.0/16"].iter().filter_map(|c| Cidr::parse(c)).collect(),
             outward: None,
+            outward_ipv6: false,
             node_ip: node_ip.parse()?,
             folder: &folder,
             plaintext: mode == "plain",

@@ -9,6 +9,7 @@
 //! ```
 
 use hpk_netns::{carry, cni::inside, member, probe, run};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -45,8 +46,8 @@ fn main() -> ExitCode {
             let home = PathBuf::from(home);
             in_runtime(async move { member::run(&home).await })
         }
-        ["member-inside", offer, asks, ip, mtu, ranges @ ..] => match (ip.parse(), mtu.parse()) {
-            (Ok(ip), Ok(mtu)) => match member::inside::run(Path::new(offer), Path::new(asks), ip, mtu, ranges) {
+        ["member-inside", offer, asks, ips, mtu, ranges @ ..] => match (addresses(ips), mtu.parse()) {
+            (Some(ips), Ok(mtu)) => match member::inside::run(Path::new(offer), Path::new(asks), &ips, mtu, ranges) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     eprintln!("hpk-netns: member: {error}");
@@ -81,6 +82,11 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// `10.244.0.1` or `10.244.0.1,fd00:10:244::1`.
+fn addresses(list: &str) -> Option<Vec<IpAddr>> {
+    list.split(',').map(|ip| ip.parse().ok()).collect()
 }
 
 /// One thread: the control side is idle nearly always.

@@ -161,6 +161,7 @@ fn overlay(
         pod_range: ranges(&network.pod_cidr),
         service_range: ranges(&network.service_cidr),
         outward: outward.exists().then_some(ask_outward),
+        outward_ipv6: outward.knows_ipv6(),
         node_ip: address.node_ip,
         folder: places.net,
         plaintext: network.plaintext,

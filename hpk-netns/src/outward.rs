@@ -51,6 +51,8 @@ pub(crate) struct NotHad {
 #[derive(Debug)]
 pub(crate) struct Outward {
     found: Option<(Kind, PathBuf)>,
+    /// Whether it is to carry IPv6.
+    ipv6: bool,
     pod_ips: Vec<IpAddr>,
     mtu: u32,
     ports: Vec<HostPort>,
@@ -63,12 +65,21 @@ impl Outward {
     pub(crate) fn find(pod_ips: &[IpAddr], mtu: u32, ports: &[HostPort]) -> Self {
         // Debian has both where ordinary users' PATH leads.
         let found = [Kind::Passt, Kind::Slirp].into_iter().find_map(|k| Some((k, which::which(k.program()).ok()?)));
-        Self { found, pod_ips: pod_ips.to_vec(), mtu, ports: ports.to_vec(), running: None }
+        let passt = matches!(found, Some((Kind::Passt, _)));
+        let ipv6 = passt && pod_ips.iter().any(IpAddr::is_ipv6) && node_has_ipv6();
+        // Told of an address that leads nowhere, passt would take packets and drop them.
+        let pod_ips = pod_ips.iter().copied().filter(|ip| ip.is_ipv4() || ipv6).collect();
+        Self { found, ipv6, pod_ips, mtu, ports: ports.to_vec(), running: None }
     }
 
     /// Whether there is one.
     pub(crate) fn exists(&self) -> bool {
         self.found.is_some()
+    }
+
+    /// Whether it leads out by IPv6: only passt does, and only where the node itself has a way out.
+    pub(crate) fn knows_ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// Whether it is needed before the pod speaks.
@@ -117,6 +128,23 @@ impl Outward {
         self.running = Some(child);
         Ok(Way { socket: ours, framing: kind.framing() })
     }
+}
+
+fn node_has_ipv6() -> bool {
+    std::fs::read_to_string("/proc/net/ipv6_route").is_ok_and(|table| has_default_route(&table))
+}
+
+/// A default route in the text of `/proc/net/ipv6_route`: destination and prefix length zero, up, and no reject route
+/// (flags of linux/route.h and linux/ipv6_route.h).
+fn has_default_route(table: &str) -> bool {
+    const UP: u32 = 0x1;
+    const REJECT: u32 = 0x200;
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [destination, length, _, _, _, _, _, _, flags, _] = fields[..] else { return false };
+        let flags = u32::from_str_radix(flags, 16).unwrap_or(0);
+        destination.bytes().all(|b| b == b'0') && length == "00" && flags & UP != 0 && flags & REJECT == 0
+    })
 }
 
 /// A pod's hostIP is the Node's address, which is the login node's: here, this node's own is meant.
@@ -205,6 +233,19 @@ mod tests {
         let line = arguments(Kind::Passt, &ips, 1440, &[port(Protocol::Tcp, None, 80)]).join(" ");
         assert!(line.ends_with("--tcp-ports 80:8080"), "{line}");
         assert!(arguments(Kind::Slirp, &ips, 1440, &[]).join(" ").contains("--disable-host-loopback --mtu=1440 0"));
+    }
+
+    #[test]
+    fn a_default_route_is_told_from_others() {
+        let zero = "0".repeat(32);
+        let line = |to: &str, bits: &str, flags: &str, device: &str| {
+            format!("{to} {bits} {zero} 00 {zero} 00000400 00000001 00000000 {flags} {device}\n")
+        };
+        let unreachable = line(&zero, "00", "00200200", "lo");
+        let link = line("fe800000000000000000000000000000", "40", "00000001", "eth0");
+        assert!(!has_default_route(&format!("{link}{unreachable}")));
+        assert!(has_default_route(&format!("{link}{}", line(&zero, "00", "00450003", "eth0"))));
+        assert!(!has_default_route(""));
     }
 
     #[test]

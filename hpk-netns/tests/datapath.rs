@@ -86,6 +86,7 @@ impl Pod {
                 pod_range: ranges(&["10.244.0.0/16", "fd00:244::/64"]),
                 service_range: ranges(&["10.96.0.0/16", "fd00:96::/112"]),
                 outward: None,
+                outward_ipv6: false,
                 node_ip: node,
                 folder: folder.path(),
                 plaintext: mode == Mode::Clear,

@@ -18,6 +18,12 @@ impl Range {
         (prefix <= if base.is_ipv4() { 32 } else { 128 }).then_some(Self { base, prefix })
     }
 
+    /// The ranges of a list with commas, one of each family in Kubernetes' notation; what is none is left out.
+    #[must_use]
+    pub fn list(texts: &str) -> Vec<Self> {
+        texts.split(',').filter_map(Self::parse).collect()
+    }
+
     /// Whether it holds an address.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
@@ -49,6 +55,12 @@ mod tests {
         assert!(r.contains("10.244.255.1".parse().unwrap()) && !r.contains("10.245.0.1".parse().unwrap()));
         assert!(!r.contains("fd00::1".parse().unwrap()));
         assert_eq!(r.first(), "10.244.0.1".parse::<IpAddr>().unwrap());
+        let both = Range::list("10.244.0.0/16, fd00:10:244::/64");
+        assert!(
+            both[1].contains("fd00:10:244::100".parse().unwrap())
+                && !both[1].contains("fd00:10:96::1".parse().unwrap())
+        );
+        assert_eq!(both[1].first(), "fd00:10:244::1".parse::<IpAddr>().unwrap());
         for bad in ["10.0.0.0", "10.0.0.0/33", "x/1", ""] {
             assert_eq!(Range::parse(bad), None);
         }

@@ -92,10 +92,17 @@ pub fn listeners(facts: &ServiceFacts, node: IpAddr) -> Vec<Listener> {
         service: facts.key.clone(),
         protocol: port.protocol,
         at,
-        endpoints: port.endpoints.clone(),
+        endpoints: of_family(&port.endpoints, at),
         affinity_seconds: facts.affinity_seconds,
     };
     ports.flat_map(|p| p.also.iter().filter(|at| at.ip() == node).map(move |at| listener(p, *at))).collect()
+}
+
+/// Endpoints of the listener's family, so that a pod with two addresses counts once. The listener is a relay: where
+/// there are none, it leads to the other family's just as well.
+fn of_family(endpoints: &[SocketAddr], at: SocketAddr) -> Vec<SocketAddr> {
+    let same: Vec<_> = endpoints.iter().copied().filter(|e| e.is_ipv4() == at.is_ipv4()).collect();
+    if same.is_empty() { endpoints.to_vec() } else { same }
 }
 
 /// `<namespace>/<name>`.

@@ -46,7 +46,7 @@ struct Peer {
 pub struct World {
     /// Pods are in the site's own network and reach whatever the node reaches: no relays.
     direct: bool,
-    pod_range: Option<Range>,
+    pod_ranges: Vec<Range>,
     services: BTreeMap<String, Service>,
     slices: HashMap<String, BTreeMap<String, EndpointSlice>>,
     compiled: BTreeMap<String, ServiceFacts>,
@@ -72,14 +72,15 @@ pub struct World {
 }
 
 impl World {
-    /// `pod_cidr`: endpoints within are peers, others go through the member. `node`: the Node's address.
+    /// `pod_cidr`: endpoints within are peers, others go through the member; one range of each family. `node`: the
+    /// Node's address.
     #[must_use]
     pub fn new(pod_cidr: &str, node: IpAddr) -> Self {
-        let pod_range = Range::parse(pod_cidr);
-        let member = pod_range.map_or(IpAddr::from([0_u8; 4]), |r| r.first());
+        let pod_ranges = Range::list(pod_cidr);
+        let member = pod_ranges.iter().map(Range::first).collect();
         Self {
             direct: false,
-            pod_range,
+            pod_ranges,
             services: BTreeMap::new(),
             slices: HashMap::new(),
             compiled: BTreeMap::new(),
@@ -145,10 +146,10 @@ impl World {
     fn recompile(&mut self, key: &str) -> Vec<Push> {
         let none = BTreeMap::new();
         let slices = self.slices.get(key).unwrap_or(&none);
-        let (relays, range, node, direct) = (&mut self.relays, self.pod_range, self.node, self.direct);
+        let (relays, ranges, node, direct) = (&mut self.relays, &self.pod_ranges, self.node, self.direct);
         let facts = self.services.get(key).and_then(|service| {
             services::compile(service, slices.values(), node, |protocol, target| {
-                if direct || range.is_some_and(|r| r.contains(target.ip())) {
+                if direct || ranges.iter().any(|r| r.contains(target.ip())) {
                     Some(target)
                 } else {
                     relays.stand_in(protocol, target)
@@ -288,11 +289,11 @@ impl World {
     fn stand_ins(&self) -> Vec<StandIn> {
         let dns = self.compiled.get(DNS_SERVICE);
         let stand_in = |relay: &Relay| {
-            let (protocol, at) = (relay.protocol, self.relays.place(relay));
+            let (protocol, at) = (relay.protocol, self.relays.place(relay)?);
             let named = dns.into_iter().flat_map(|dns| stand_ins::dns_names(dns, protocol, at));
-            StandIn { protocol, at, targets: std::iter::once(relay.target).chain(named).collect() }
+            Some(StandIn { protocol, at, targets: std::iter::once(relay.target).chain(named).collect() })
         };
-        self.relays_told.iter().map(stand_in).collect()
+        self.relays_told.iter().filter_map(stand_in).collect()
     }
 
     fn policy_of(&mut self, uid: &str, always: bool) -> Option<Push> {
@@ -346,21 +347,36 @@ impl World {
         self.subscribed.remove(uid);
     }
 
-    /// A question. None: nobody knows; the datapath asks again.
+    /// A question. None: nobody knows; the datapath asks again. The answer holds all addresses of the pod, since they
+    /// share one session, in families that the one who asks has itself: another could belong to an older datapath,
+    /// which takes each address for a pod.
     pub fn asked(&mut self, uid: &str, question: &NetQuestion) -> Option<Push> {
-        let ip = match question {
-            NetQuestion::Peer { ip } => *ip,
+        let ips = match question {
+            NetQuestion::Peer { ip } => match self.by_ip.get(ip).and_then(|owner| self.peers.get(owner)) {
+                Some(peer) => peer.ips.clone(),
+                None => {
+                    self.askers.entry(*ip).or_default().insert(uid.to_owned());
+                    // Not known yet is not gone: a datapath that knows better keeps what it has.
+                    let fact = self.settled.then(|| self.peer_fact(*ip))?;
+                    return Some(Push { to: To::One(uid.to_owned()), facts: vec![fact] });
+                }
+            },
             NetQuestion::PeerByKey { public_key } => {
-                *self.peers.values().find(|p| p.key.as_ref() == Some(public_key))?.ips.first()?
+                self.peers.values().find(|p| p.key.as_ref() == Some(public_key))?.ips.clone()
             }
             NetQuestion::NotListening { .. } => return None,
         };
-        self.askers.entry(ip).or_default().insert(uid.to_owned());
-        // Not known yet is not gone: a datapath that knows better keeps what it has.
-        if !self.settled && !self.by_ip.contains_key(&ip) {
-            return None;
+        let own = self.peers.get(uid).map(|p| p.ips.clone()).unwrap_or_default();
+        let told = |ip: &IpAddr| {
+            matches!(question, NetQuestion::Peer { ip: asked } if asked == ip)
+                || own.iter().any(|o| o.is_ipv4() == ip.is_ipv4())
+        };
+        let mut facts = Vec::with_capacity(ips.len());
+        for ip in ips.into_iter().filter(told) {
+            self.askers.entry(ip).or_default().insert(uid.to_owned());
+            facts.push(self.peer_fact(ip));
         }
-        Some(Push { to: To::One(uid.to_owned()), facts: vec![self.peer_fact(ip)] })
+        (!facts.is_empty()).then(|| Push { to: To::One(uid.to_owned()), facts })
     }
 
     /// From now on an address that no link has is nobody's.
@@ -398,7 +414,7 @@ mod tests {
             node: String::new(),
             datapath: Some(([10, 77, 0, 11], port).into()),
             public_key: Some(key.into()),
-            pod_ips: vec![ip.parse().unwrap()],
+            pod_ips: ip.split(',').map(|ip| ip.parse().unwrap()).collect(),
             outward: None,
         }
     }
@@ -516,6 +532,41 @@ mod tests {
         w.down("b");
         assert_eq!(fact(w.asked("a", &NetQuestion::Peer { ip })).0, Some(2));
         assert_eq!(fact(w.pod_gone("b").into_iter().next()), (None, None));
+    }
+
+    #[test]
+    fn an_answer_holds_both_addresses_for_who_has_both() {
+        let mut w = World::new("10.244.0.0/16,fd00::/64", "10.77.0.1".parse().unwrap());
+        w.up(&hello("a", "10.244.1.1,fd00::101", 1, "ka"));
+        w.up(&hello("b", "10.244.1.2,fd00::102", 2, "kb"));
+        w.up(&hello("old", "10.244.1.3", 3, "ko"));
+        let ips = |push: Option<Push>| -> Vec<String> {
+            let fact = |f: &NetUpdate| match f {
+                NetUpdate::Peer { ip, endpoint: Some(_), .. } => ip.to_string(),
+                other => panic!("{other:?}"),
+            };
+            push.unwrap().facts.iter().map(fact).collect()
+        };
+        let both = ["10.244.1.2", "fd00::102"];
+        assert_eq!(ips(w.asked("a", &NetQuestion::Peer { ip: both[1].parse().unwrap() })), both);
+        assert_eq!(ips(w.asked("a", &NetQuestion::PeerByKey { public_key: "kb".into() })), both);
+        assert_eq!(ips(w.asked("old", &NetQuestion::PeerByKey { public_key: "kb".into() })), both[..1]);
+        assert_eq!(ips(w.asked("a", &NetQuestion::PeerByKey { public_key: "ko".into() })), ["10.244.1.3"]);
+        // Both are told to be gone.
+        assert_eq!(w.pod_gone("b").len(), 2);
+    }
+
+    #[test]
+    fn an_ipv6_endpoint_outside_goes_through_the_members_ipv6_address() {
+        let mut w = World::new("10.244.0.0/16,fd00::/64", "10.77.0.1".parse().unwrap());
+        w.service(service("out", "fd01::5"));
+        let mut s = slice("out", "2001:db8::7");
+        s.address_type = "IPv6".into();
+        let seen = endpoints(&w.slice(s));
+        assert!(seen.len() == 1 && seen[0].starts_with("[fd00::1]:"), "{seen:?}");
+        let mut s = slice("out", "fd00::107");
+        s.address_type = "IPv6".into();
+        assert_eq!(endpoints(&w.slice(s)), ["[fd00::107]:6443"]);
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) struct Setup {
     pub(crate) service_range: Vec<Cidr>,
     /// Where a way out of the cluster is asked for.
     pub(crate) outward: Option<tokio::sync::mpsc::Sender<()>>,
+    /// Whether that way knows IPv6.
+    pub(crate) outward_ipv6: bool,
     pub(crate) udp: UdpPort,
     pub(crate) local: Option<LocalPort>,
     /// Folder of the local sockets.
@@ -90,6 +92,7 @@ pub(crate) struct Engine {
     pod_range: Vec<Cidr>,
     service_range: Vec<Cidr>,
     ask_outward: Option<tokio::sync::mpsc::Sender<()>>,
+    outward_ipv6: bool,
     outward: outward::State,
     tun: Option<OwnedFd>,
     vnet: bool,
@@ -123,6 +126,7 @@ impl Engine {
             pod_range: setup.pod_range,
             service_range: setup.service_range,
             ask_outward: setup.outward,
+            outward_ipv6: setup.outward_ipv6,
             outward: outward::State::default(),
             tun: None,
             vnet: true,
@@ -320,7 +324,8 @@ impl Engine {
 
     /// A frame for an address that is no pod's.
     fn out_of_cluster(&mut self, ip: IpAddr, frame: &[u8]) {
-        if self.ask_outward.is_none() || self.service_range.iter().any(|range| range.contains(ip)) {
+        let way = self.ask_outward.is_some() && (ip.is_ipv4() || self.outward_ipv6);
+        if !way || self.service_range.iter().any(|range| range.contains(ip)) {
             return self.no_way(frame);
         }
         match self.outward.offer(frame, self.now) {
@@ -523,7 +528,7 @@ impl Engine {
                 }
                 TunnResult::WriteToTunnelV4(bytes, source) => {
                     let source = IpAddr::V4(source);
-                    if source == peer.ip {
+                    if peer.ips.contains(&source) {
                         (peer.active, peer.heard) = (now, now);
                         self.deliver(bytes);
                     }
@@ -531,7 +536,7 @@ impl Engine {
                 }
                 TunnResult::WriteToTunnelV6(bytes, source) => {
                     let source = IpAddr::V6(source);
-                    if source == peer.ip {
+                    if peer.ips.contains(&source) {
                         (peer.active, peer.heard) = (now, now);
                         self.deliver(bytes);
                     }
@@ -647,9 +652,10 @@ impl Engine {
             let now = self.now;
             let Some(peer) = self.peers.get(index) else { continue };
             if peer.active > peer.heard && now.duration_since(peer.heard) >= SILENT {
-                let ip = peer.ip;
                 peer.heard = now;
-                self.ask(NetQuestion::Peer { ip });
+                if let Some(ip) = peer.ips.first().copied() {
+                    self.ask(NetQuestion::Peer { ip });
+                }
             }
         }
     }

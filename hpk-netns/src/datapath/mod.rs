@@ -58,6 +58,8 @@ pub struct Config<'a> {
     /// Asked once for each time that a way out of the cluster is needed: answered by [`Datapath::outward`]. None: there
     /// is none.
     pub outward: Option<tokio::sync::mpsc::Sender<()>>,
+    /// Whether that way knows IPv6.
+    pub outward_ipv6: bool,
     /// No encryption.
     pub plaintext: bool,
 }
@@ -89,6 +91,7 @@ impl Datapath {
             pod_range: config.pod_range,
             service_range: config.service_range,
             outward: config.outward,
+            outward_ipv6: config.outward_ipv6,
             udp,
             local,
             folder: config.folder.to_path_buf(),

@@ -28,13 +28,14 @@ const ABSENT: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer").field("ip", &self.ip).field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Peer").field("ips", &self.ips).field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
 /// One pod.
 pub(crate) struct Peer {
-    pub(crate) ip: IpAddr,
+    /// Its addresses as far as they are known: one of each family.
+    pub(crate) ips: Vec<IpAddr>,
     pub(crate) endpoint: SocketAddr,
     pub(crate) key: Option<PublicKey>,
     /// A tunnel even when the path is local: the shortcut can vanish.
@@ -47,6 +48,18 @@ pub(crate) struct Peer {
     pub(crate) ticked: Instant,
     /// Last authentic packet from it.
     pub(crate) heard: Instant,
+}
+
+impl Peer {
+    /// The kubelet said where it is. The socket on this node is named by one of its addresses: a word about another
+    /// brings none and takes none away.
+    fn moved(&mut self, endpoint: SocketAddr, local: Option<PathBuf>) {
+        if self.endpoint != endpoint {
+            self.endpoint = endpoint;
+            self.local = None;
+        }
+        self.local = local.or_else(|| self.local.take());
+    }
 }
 
 /// What is known of an address.
@@ -159,21 +172,27 @@ impl Peers {
             if let Some(peer) = self.get(index)
                 && peer.key == key
             {
-                if peer.endpoint != endpoint {
-                    peer.endpoint = endpoint;
-                    peer.local = local;
-                }
+                peer.moved(endpoint, local);
                 return (Some(index), waiting);
             }
         }
         self.forget(ip);
+        // A second address of a pod: both go through the one session that its key has.
+        if let Some(index) = key.as_ref().and_then(|key| self.by_key(key))
+            && let Some(peer) = self.get(index)
+        {
+            peer.moved(endpoint, local);
+            peer.ips.push(ip);
+            self.by_ip.insert(ip, Entry::Peer(index));
+            return (Some(index), waiting);
+        }
         let index = self.list.iter().position(Option::is_none).unwrap_or_else(|| {
             self.list.push(None);
             self.list.len() - 1
         });
         let tunnel = self.tunnel(index, key.as_ref());
         if let Some(place) = self.list.get_mut(index) {
-            *place = Some(Peer { ip, endpoint, key, tunnel, local, active: now, ticked: now, heard: now });
+            *place = Some(Peer { ips: vec![ip], endpoint, key, tunnel, local, active: now, ticked: now, heard: now });
         }
         if let Some(key) = key {
             self.by_key.insert(key, index);
@@ -198,9 +217,14 @@ impl Peers {
         }
     }
 
+    /// An address is nobody's; a peer without any is gone.
     fn forget(&mut self, ip: IpAddr) {
-        if let Some(Entry::Peer(index)) = self.by_ip.remove(&ip)
-            && let Some(peer) = self.list.get_mut(index).and_then(Option::take)
+        let Some(Entry::Peer(index)) = self.by_ip.remove(&ip) else { return };
+        let Some(place) = self.list.get_mut(index) else { return };
+        if let Some(peer) = place {
+            peer.ips.retain(|own| *own != ip);
+        }
+        if let Some(peer) = place.take_if(|peer| peer.ips.is_empty())
             && let Some(key) = peer.key
         {
             self.by_key.remove(&key);
@@ -287,6 +311,31 @@ mod tests {
         assert_eq!((p.by_key(&key), p.by_key(&new_key).is_some()), (None, true));
         // Plain text from a peer is not accepted where we encrypt.
         assert_eq!(p.told(ip(2), endpoint(1), None, None, t).0, None);
+    }
+
+    #[test]
+    fn both_addresses_of_a_pod_share_its_session_and_it_goes_with_the_last() {
+        let (ours, theirs, others) = (Keys::generate().unwrap(), Keys::generate().unwrap(), Keys::generate().unwrap());
+        let mut p = Peers::new(Some(ours));
+        let t = Instant::now();
+        let key = PublicKey::parse(&theirs.public_text()).unwrap();
+        let (v4, v6) = (ip(1), "fd00:10:244::101".parse().unwrap());
+        p.lookup(v6, b"waits", t);
+        let local = PathBuf::from("here");
+        let (index, _) = p.told(v4, endpoint(1), Some(key), Some(local.clone()), t);
+        let (same, waiting) = p.told(v6, endpoint(1), Some(key), None, t);
+        assert_eq!((same, waiting), (index, vec![b"waits".to_vec()]));
+        let index = index.unwrap();
+        assert_eq!(p.lookup(v6, b"", t), Lookup::Peer(index));
+        let peer = p.get(index).unwrap();
+        assert_eq!((&peer.ips, &peer.local), (&vec![v4, v6], &Some(local)));
+        // One of them is given to another pod.
+        let other = PublicKey::parse(&others.public_text()).unwrap();
+        let (next, _) = p.told(v6, endpoint(2), Some(other), None, t);
+        assert_ne!(next, Some(index));
+        assert_eq!((p.by_key(&key), p.by_key(&other)), (Some(index), next));
+        p.told(v4, None, None, None, t);
+        assert_eq!((p.by_key(&key), p.by_key(&other)), (None, next));
     }
 
     #[test]

@@ -59,15 +59,18 @@ pub enum InsideError {
 ///
 /// # Errors
 /// The network could not be made.
-pub fn run(offer: &Path, asks: &Path, ip: IpAddr, mtu: u32, ranges: &[&str]) -> Result<(), InsideError> {
+pub fn run(offer: &Path, asks: &Path, ips: &[IpAddr], mtu: u32, ranges: &[&str]) -> Result<(), InsideError> {
     let tun = netdev::create_tun(DEVICE)?;
     let mut netlink = Netlink::open()?;
     netlink.set_up("lo", 0)?;
-    netlink.add_address(DEVICE, ip, if ip.is_ipv4() { 32 } else { 128 })?;
+    let ips = netlink.add_addresses(DEVICE, ips)?;
     netlink.set_up(DEVICE, mtu)?;
-    for text in ranges {
-        let route = range(text).ok_or_else(|| InsideError::Range((*text).to_owned()))?;
-        netlink.add_route(DEVICE, Route { source: Some(ip), ..route })?;
+    for text in ranges.iter().flat_map(|list| list.split(',')) {
+        let route = range(text.trim()).ok_or_else(|| InsideError::Range(text.to_owned()))?;
+        let own = ips.iter().copied().find(|ip| ip.is_ipv4() == route.destination.is_ipv4());
+        if let Some(source) = own {
+            netlink.add_route(DEVICE, Route { source: Some(source), ..route })?;
+        }
     }
     let listener = UnixListener::bind(asks)?;
     let member = UnixStream::connect(offer)?;

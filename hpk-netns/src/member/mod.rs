@@ -49,7 +49,7 @@ const HELPER: Duration = Duration::from_secs(10);
 enum MemberError {
     #[error("{}: {source}; run hpk up", path.display())]
     Cluster { path: PathBuf, source: io::Error },
-    #[error("pod_cidr {0:?} in cluster.json: must be an address and a prefix length")]
+    #[error("pod_cidr {0:?} in cluster.json: must be an address and a prefix length, or one of each family")]
     Range(String),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
@@ -137,7 +137,10 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let path = home.join("cluster.json");
     let read = std::fs::read(&path).and_then(|b| Ok(serde_json::from_slice::<ClusterConfig>(&b)?));
     let cluster = read.map_err(|source| MemberError::Cluster { path, source })?;
-    let (ip, pods) = member_address(&cluster.pod_cidr).ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?;
+    let (ips, pods): (Vec<_>, Vec<_>) = member_addresses(&cluster.pod_cidr)
+        .ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?
+        .into_iter()
+        .unzip();
     let home = &home.canonicalize().map_err(io_error(home.display().to_string()))?;
     let (net, folder) = member_folders(home).map_err(io_error("node-local folder"))?;
     if cluster.network_mode == NetworkMode::Cni {
@@ -149,17 +152,18 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let (questions, asked) = mpsc::channel(256);
     let mut listeners = listen::Listeners::new(helper.clone(), questions.clone());
     let config = Config {
-        addresses: vec![ip],
-        pod_range: vec![pods],
+        addresses: ips.clone(),
+        pod_range: pods,
         service_range: Vec::new(),
         outward: None,
+        outward_ipv6: false,
         node_ip: cluster.node_ip,
         folder: &net,
         plaintext: cluster.plaintext,
     };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child =
-        start_helper(&folder, ip, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
+        start_helper(&folder, &ips, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
     let offered = async {
         let (stream, _) = offers.accept().await?;
         let (offer, fd) = receive_tun(&stream).await?;
@@ -182,7 +186,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         node: crate::run::hostname(),
         datapath: Some(datapath.endpoint),
         public_key: datapath.public_key.clone(),
-        pod_ips: vec![ip],
+        pod_ips: ips.clone(),
         outward: None,
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
@@ -199,7 +203,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => datapath.fresh(),
                 ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
-                ClientEvent::Net(NetUpdate::Relays(wanted)) => set_relays(&mut relays, &wanted, &helper, ip).await,
+                ClientEvent::Net(NetUpdate::Relays(wanted)) => set_relays(&mut relays, &wanted, &helper, &ips).await,
                 ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
                 ClientEvent::Net(update) => datapath.learn(update),
             },
@@ -213,7 +217,7 @@ async fn set_relays(
     relays: &mut HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)>,
     wanted: &[Relay],
     helper: &Helper,
-    ip: IpAddr,
+    ips: &[IpAddr],
 ) {
     relays.retain(|key, (target, _)| wanted.iter().any(|w| (w.protocol, w.port) == *key && w.target == *target));
     for relay in wanted {
@@ -221,14 +225,17 @@ async fn set_relays(
         if relays.contains_key(&key) {
             continue;
         }
-        match start_relay(relay, helper, ip).await {
+        match start_relay(relay, helper, ips).await {
             Ok(task) => drop(relays.insert(key, (relay.target, task))),
             Err(error) => eprintln!("hpk-netns: member: no way to {} {:?}: {error}", relay.target, relay.protocol),
         }
     }
 }
 
-async fn start_relay(relay: &Relay, helper: &Helper, ip: IpAddr) -> io::Result<AbortOnDropHandle<()>> {
+/// At our address of the target's family, where the kubelet sends those who mean it.
+async fn start_relay(relay: &Relay, helper: &Helper, ips: &[IpAddr]) -> io::Result<AbortOnDropHandle<()>> {
+    let own = ips.iter().find(|ip| ip.is_ipv4() == relay.target.is_ipv4());
+    let ip = *own.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     let fd = helper.ask(Ask::Listen(relay.protocol, SocketAddr::new(ip, relay.port))).await?;
     let target = relay.target;
     let task = if relay.protocol == Protocol::Udp {
@@ -259,36 +266,43 @@ fn bind(path: &Path) -> Result<UnixListener, MemberError> {
     UnixListener::bind(path).map_err(io_error(what()))
 }
 
-fn start_helper(folder: &Path, ip: IpAddr, mtu: u32, cluster: &ClusterConfig) -> io::Result<tokio::process::Child> {
+fn start_helper(folder: &Path, ips: &[IpAddr], mtu: u32, cluster: &ClusterConfig) -> io::Result<tokio::process::Child> {
+    let ips: Vec<String> = ips.iter().map(ToString::to_string).collect();
     tokio::process::Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--"])
         .arg(std::env::current_exe()?)
         .arg("member-inside")
         .arg(folder.join("netns.sock"))
         .arg(folder.join("inside.sock"))
-        .args([ip.to_string(), mtu.to_string(), cluster.pod_cidr.clone(), cluster.service_cidr.clone()])
+        .args([ips.join(","), mtu.to_string(), cluster.pod_cidr.clone(), cluster.service_cidr.clone()])
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
 }
 
-/// The first address of the pods' range is the member's.
-fn member_address(cidr: &str) -> Option<(IpAddr, Cidr)> {
-    let (base, _) = cidr.split_once('/')?;
-    let ip = match base.parse().ok()? {
-        IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 1).into()),
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + 1).into()),
+/// The first address of each of the pods' ranges is the member's.
+fn member_addresses(cidrs: &str) -> Option<Vec<(IpAddr, Cidr)>> {
+    let one = |cidr: &str| {
+        let (base, _) = cidr.split_once('/')?;
+        let ip = match base.parse().ok()? {
+            IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 1).into()),
+            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + 1).into()),
+        };
+        Some((ip, Cidr::parse(cidr)?))
     };
-    Some((ip, Cidr::parse(cidr)?))
+    cidrs.split(',').map(|cidr| one(cidr.trim())).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::member_address;
+    use super::member_addresses;
 
     #[test]
     fn the_first_address_is_the_members() {
-        assert_eq!(member_address("10.244.0.0/16").unwrap().0.to_string(), "10.244.0.1");
-        assert!(member_address("10.244.0.0").is_none() && member_address("x/16").is_none());
+        let ips =
+            |cidrs| member_addresses(cidrs).map(|all| all.iter().map(|(ip, _)| ip.to_string()).collect::<Vec<_>>());
+        assert_eq!(ips("10.244.0.0/16").unwrap(), ["10.244.0.1"]);
+        assert_eq!(ips("10.244.0.0/16,fd00:10:244::/64").unwrap(), ["10.244.0.1", "fd00:10:244::1"]);
+        assert!(ips("10.244.0.0").is_none() && ips("x/16").is_none() && ips("10.244.0.0/16,").is_none());
     }
 }

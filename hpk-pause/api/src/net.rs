@@ -25,10 +25,10 @@ pub struct NetworkPlan {
     /// Pod addresses given by the kubelet's address management (empty for host and cni).
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
-    /// Prefix length of the pod network, for the on-link route (IPv4).
+    /// Pod address ranges, one of each family with a comma between: routed to the pod's interface.
     #[serde(default)]
     pub pod_cidr: String,
-    /// ClusterIP range: routed to the pod's interface too.
+    /// ClusterIP ranges, likewise.
     #[serde(default)]
     pub service_cidr: String,
     /// Interface MTU in bytes; 0: hpk-netns decides.
