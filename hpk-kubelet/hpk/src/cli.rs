@@ -36,6 +36,9 @@ pub(crate) enum Command {
     /// Stop them in order; pods' jobs go on, and are found again by the next up
     Down(Down),
     /// Show what runs
+    #[command(after_help = "Examples:
+  hpk status                             exit code 0 when all serve, 3 when not
+  hpk status -o json | jq -r '.components[] | select(.phase != \"ready\") | .name'")]
     Status(Output),
     /// Check what HPK needs on this site, with a remedy for what is missing
     Doctor(Doctor),
@@ -45,7 +48,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]
     Kubeconfig,
     /// Print a completion script for a shell
-    #[command(after_help = "Example:\n  hpk completions bash > ~/.local/share/bash-completion/completions/hpk")]
+    #[command(after_help = "Examples:
+  hpk completions bash > ~/.local/share/bash-completion/completions/hpk
+  hpk completions zsh > ~/.zfunc/_hpk           with fpath+=~/.zfunc before compinit in ~/.zshrc
+  hpk completions fish > ~/.config/fish/completions/hpk.fish")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -105,6 +111,11 @@ pub(crate) struct Up {
     /// not reach those of the other setting [default: on]
     #[arg(long, value_name = "WHETHER")]
     pub encryption: Option<Encryption>,
+    /// Address families of pods and Services; kept until it is given again. From one to both is a matter of a restart of
+    /// the control plane, and pods that run already keep their one address; the way back is refused [default: dual; a
+    /// cluster that has IPv4 alone stays so]
+    #[arg(long, value_name = "WHICH")]
+    pub ip_families: Option<crate::decide::Families>,
     /// The pods' network; kept until it is given again. overlay: HPK's own, needs nothing. cni:NAME: a network that the
     /// site has configured for Apptainer on the compute nodes (for root, or Apptainer with setuid). host: the compute
     /// nodes' own. Pods that run already keep what they started with [default: overlay]
@@ -190,6 +201,10 @@ pub(crate) struct Expose {
 
 /// `hpk doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk doctor              what this login node has
+  hpk doctor --job        and a compute node
+  hpk doctor -o json      exit code 0 when HPK can run here")]
 pub(crate) struct Doctor {
     /// Also submit a short job that checks a compute node (waits for it)
     #[arg(long)]
@@ -224,6 +239,36 @@ mod tests {
     fn the_definition_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples_that_it_understands() {
+        use clap::CommandFactory;
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = help.lines().map(str::trim).filter(|l| l.starts_with("hpk ")).collect();
+            assert!(!lines.is_empty() || help.contains("$(hpk "), "{} has no examples: {help:?}", command.get_name());
+            for line in lines {
+                // What comes after a wide gap is said to the reader; after a pipe or > the shell goes on.
+                let said = line.split("   ").next().unwrap_or_default();
+                let words = said.split_whitespace().take_while(|w| !["|", ">"].contains(w));
+                let parsed = Cli::try_parse_from(words);
+                assert!(parsed.is_ok(), "{line}: {parsed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn completions_know_every_command() {
+        use clap::CommandFactory;
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hpk", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for word in ["up", "down", "status", "doctor", "expose", "kubeconfig", "completions", "ip-families"] {
+                assert!(script.contains(word), "{shell}: no {word}");
+            }
+        }
     }
 
     #[test]

@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 
-/// The service range and the two well-known addresses in it.
+/// The service ranges and the two well-known addresses in them. IPv4 comes first: it is the family of Services that ask
+/// for none.
 const SERVICE_CIDR: &str = "10.96.0.0/16";
+const SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
 const APISERVER_SERVICE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const DNS_SERVICE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const POD_CIDR: &str = "10.244.0.0/16";
+const POD_CIDR_V6: &str = "fd00:10:244::/64";
 /// Ports are looked for from here; below the kernel's range for outgoing connections (32768).
 const FIRST_PORT: u16 = 16443;
 const LAST_PORT: u16 = 32000;
@@ -153,20 +156,53 @@ fn is_free(ip: IpAddr, port: u16) -> bool {
     TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok()
 }
 
+/// Address families of pods and Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Families {
+    /// IPv4 alone
+    Ipv4,
+    /// IPv4 and IPv6
+    Dual,
+}
+
+impl Families {
+    /// What the cluster is to have: as asked for; else as it was, so that a cluster made before there was a choice stays
+    /// as it is; else both.
+    #[must_use]
+    pub(crate) fn decide(asked: Option<Self>, former: Option<&ClusterConfig>) -> Self {
+        let was = |c: &ClusterConfig| if c.pod_cidr.contains(',') { Self::Dual } else { Self::Ipv4 };
+        asked.or_else(|| former.map(was)).unwrap_or(Self::Dual)
+    }
+
+    /// One range, or both with a comma between.
+    fn ranges(self, v4: &str, v6: &str) -> String {
+        match self {
+            Self::Ipv4 => v4.to_owned(),
+            Self::Dual => format!("{v4},{v6}"),
+        }
+    }
+}
+
 /// cluster.json from the decisions.
 #[must_use]
-pub(crate) fn cluster(cluster_name: &str, node_ip: IpAddr, ports: &Ports, pki_dir: &std::path::Path) -> ClusterConfig {
+pub(crate) fn cluster(
+    cluster_name: &str,
+    node_ip: IpAddr,
+    families: Families,
+    ports: &Ports,
+    pki_dir: &std::path::Path,
+) -> ClusterConfig {
     ClusterConfig {
         version: hpk_api::VERSION,
         cluster_name: cluster_name.into(),
         node_name: node_name(cluster_name),
         node_ip,
         apiserver_url: format!("https://{}", SocketAddr::new(node_ip, ports.apiserver)),
-        service_cidr: SERVICE_CIDR.into(),
+        service_cidr: families.ranges(SERVICE_CIDR, SERVICE_CIDR_V6),
         apiserver_service_ip: APISERVER_SERVICE_IP,
         dns_service_ip: DNS_SERVICE_IP,
         dns_addr: SocketAddr::new(node_ip, ports.dns),
-        pod_cidr: POD_CIDR.into(),
+        pod_cidr: families.ranges(POD_CIDR, POD_CIDR_V6),
         cluster_domain: "cluster.local".into(),
         link_addr: SocketAddr::new(node_ip, ports.link),
         kubelet_addr: SocketAddr::new(node_ip, ports.kubelet),
@@ -224,7 +260,7 @@ pub(crate) mod tests {
         let ports = ports_with(None, ip, 1000, |_, _| true).unwrap();
         let home = Home::at("/home/alice/.hpk".into());
         Layout {
-            cluster: cluster("site", ip, &ports, &home.pki()),
+            cluster: cluster("site", ip, Families::Dual, &ports, &home.pki()),
             control_plane: ControlPlane {
                 ports,
                 programs: Programs::Folder { path: "/opt/kubernetes".into() },
@@ -251,6 +287,20 @@ pub(crate) mod tests {
         assert_eq!(Ports { etcd: first.etcd, ..second }, first);
 
         assert!(ports_with(None, ip, 1000, |_, _| false).is_err());
+    }
+
+    #[test]
+    fn families_are_both_unless_the_cluster_has_one_already() {
+        let mut l = layout().cluster;
+        assert_eq!(
+            (l.pod_cidr.as_str(), l.service_cidr.as_str()),
+            ("10.244.0.0/16,fd00:10:244::/64", "10.96.0.0/16,fd00:10:96::/112")
+        );
+        assert_eq!(Families::decide(None, None), Families::Dual);
+        assert_eq!(Families::decide(None, Some(&l)), Families::Dual);
+        l.pod_cidr = POD_CIDR.to_owned();
+        assert_eq!(Families::decide(None, Some(&l)), Families::Ipv4);
+        assert_eq!(Families::decide(Some(Families::Dual), Some(&l)), Families::Dual);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::cli;
 use crate::components::{self, Layout};
-use crate::decide::{self, ControlPlane, Programs};
+use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::home::{Home, Install, replace_file};
 use crate::kubeconfig::Kubeconfig;
 use crate::pki;
@@ -43,18 +43,7 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
 
     match Client::ask(&home, &host, Request::Watch).await {
         Ok(client) => {
-            if let Some(encryption) = args.encryption {
-                let runs: ClusterConfig = need_json(&home.cluster_json())?;
-                if runs.plaintext != (encryption == cli::Encryption::Off) {
-                    bail!("--encryption: the control plane is running with the other setting: run hpk down first");
-                }
-            }
-            if let Some(network) = &args.network {
-                let runs: ClusterConfig = need_json(&home.cluster_json())?;
-                if (runs.network_mode, &runs.cni_network) != (network.mode, &network.name) {
-                    bail!("--network: the control plane is running with another one: run hpk down first");
-                }
-            }
+            refuse_changes(&args, &need_json(&home.cluster_json())?)?;
             progress.done("the control plane is running already");
             return finish(&home, client, &progress, timeout).await;
         }
@@ -79,6 +68,20 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     start_supervisor(&home)?;
     let client = Client::ask(&home, &host, Request::Watch).await?;
     finish(&home, client, &progress, timeout).await
+}
+
+/// What is asked of a control plane that runs must be what it runs with.
+fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
+    if args.encryption.is_some_and(|e| runs.plaintext != (e == cli::Encryption::Off)) {
+        bail!("--encryption: the control plane is running with the other setting: run hpk down first");
+    }
+    if args.ip_families.is_some_and(|f| f != Families::decide(None, Some(runs))) {
+        bail!("--ip-families: the control plane is running with the other setting: run hpk down first");
+    }
+    if args.network.as_ref().is_some_and(|n| (runs.network_mode, &runs.cni_network) != (n.mode, &n.name)) {
+        bail!("--network: the control plane is running with another one: run hpk down first");
+    }
+    Ok(())
 }
 
 /// Apptainer takes paths in lists separated by these.
@@ -112,14 +115,22 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     let uid = nix::unistd::geteuid().as_raw();
     let ports = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     // What the user has set in cluster.json (the network's mode) stays.
-    let mut cluster = decide::cluster(&cluster_name, node_ip, &ports, &home.pki());
-    if let Some(former) = read_json::<ClusterConfig>(&home.cluster_json()) {
+    let before: Option<ClusterConfig> = read_json(&home.cluster_json());
+    let families = Families::decide(args.ip_families, before.as_ref());
+    let mut cluster = decide::cluster(&cluster_name, node_ip, families, &ports, &home.pki());
+    if let Some(former) = before {
         if former.node_name != cluster.node_name {
             bail!(
                 "{} is the home of cluster {}, this is {}: set HPK_HOME to another folder for this cluster",
                 home.root().display(),
                 former.cluster_name,
                 cluster.cluster_name
+            );
+        }
+        if families == Families::Ipv4 && Families::decide(None, Some(&former)) == Families::Dual {
+            bail!(
+                "--ip-families ipv4: this cluster has both, and Kubernetes takes no family of Services back: \
+                 begin a new one in another HPK_HOME"
             );
         }
         cluster.network_mode = former.network_mode;

@@ -113,6 +113,11 @@ pub async fn keep(
         }
         match post(&nodes, &cluster, &body).await {
             Ok(()) => {
+                if posted.is_none()
+                    && let Err(error) = complete(&nodes, &cluster).await
+                {
+                    tracing::warn!(%error, "the pods' ranges are not in the node");
+                }
                 posted = serde_json::from_value(body).ok();
                 posted_at = tokio::time::Instant::now();
             }
@@ -143,12 +148,37 @@ async fn post(nodes: &Api<Node>, cluster: &ClusterConfig, status: &Value) -> Res
         Err(Error::Api(answer)) if answer.code == 404 => {}
         Err(error) => return Err(error),
     }
-    let node: Node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels(name),
-        "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}}))
-    .map_err(Error::SerdeError)?;
-    nodes.create(&PostParams::default(), &node).await?;
+    nodes.create(&PostParams::default(), &object(cluster)?).await?;
     tracing::info!(node = %name, "node registered");
     nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await.map(|_| ())
+}
+
+/// The Node as it is registered. The one Node has all of the pods' ranges; nobody else gives out parts of them.
+fn object(cluster: &ClusterConfig) -> Result<Node, Error> {
+    serde_json::from_value(json!({
+        "metadata": {
+            "name": cluster.node_name, "labels": labels(&cluster.node_name),
+            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+        },
+        "spec": ranges(cluster),
+    }))
+    .map_err(Error::SerdeError)
+}
+
+fn ranges(cluster: &ClusterConfig) -> Value {
+    let ranges: Vec<&str> = cluster.pod_cidr.split(',').map(str::trim).collect();
+    json!({"podCIDR": ranges.first(), "podCIDRs": ranges})
+}
+
+/// Gives the pods' ranges to a Node that was registered without them. They cannot be changed once they are there: a
+/// Node that was registered with one family goes on showing that one.
+async fn complete(nodes: &Api<Node>, cluster: &ClusterConfig) -> Result<(), Error> {
+    let node = nodes.get(&cluster.node_name).await?;
+    if node.spec.is_some_and(|spec| spec.pod_cidr.is_some()) {
+        return Ok(());
+    }
+    let patch = json!({"spec": ranges(cluster)});
+    nodes.patch(&cluster.node_name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
 }
 
 fn labels(name: &str) -> BTreeMap<&'static str, String> {

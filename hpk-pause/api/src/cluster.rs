@@ -16,7 +16,7 @@ pub struct ClusterConfig {
     pub node_ip: IpAddr,
     /// `https://<node_ip>:<port>`.
     pub apiserver_url: String,
-    /// ClusterIP range, CIDR.
+    /// ClusterIP ranges: one CIDR, or one of each family with a comma between, IPv4 first.
     pub service_cidr: String,
     /// ClusterIP of service default/kubernetes.
     pub apiserver_service_ip: IpAddr,
@@ -24,7 +24,7 @@ pub struct ClusterConfig {
     pub dns_service_ip: IpAddr,
     /// Where CoreDNS really listens on the login node.
     pub dns_addr: SocketAddr,
-    /// Pod address range, CIDR.
+    /// Pod address ranges, as those of services and of the same families.
     pub pod_cidr: String,
     /// DNS domain of the cluster, without dots at its ends: `cluster.local`.
     pub cluster_domain: String,
