@@ -358,6 +358,7 @@ impl Driver {
                 let sample = self.performer.stats(stored, |index| supervisor.container(index).map(|c| c.name.clone()));
                 let _ = answer.send(Ok(sample));
             }
+            DriverRequest::Probes { answer } => drop(answer.send(Ok(self.supervisor.probe_counts()))),
             DriverRequest::Stop { grace_period_seconds, answer } => {
                 let cause = StopCause::Requested;
                 self.events.push_back(Event::Stop { cause, grace_seconds: Some(grace_period_seconds) });

@@ -8,6 +8,7 @@ use hpk_api::control::{
     Usage,
 };
 use hpk_api::frame::channel;
+use hpk_api::probe::{ProbeCounts, ProbeKind};
 use hpk_api::state::PodState;
 use hpk_log::{LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
 use hpk_pause::control::client::{self, ClientError, Connection};
@@ -145,6 +146,17 @@ impl World {
                         DriverRequest::Stats { answer } => {
                             let pod = Usage { cpu_nanos: 5, ..Usage::default() };
                             drop(answer.send(Ok(StatsSample { pod, containers: Vec::new() })));
+                        }
+                        DriverRequest::Probes { answer } => {
+                            let counts = ProbeCounts {
+                                container: "main".to_owned(),
+                                kind: ProbeKind::Readiness,
+                                successful: 2,
+                                failed: 1,
+                                nanos: 5,
+                                buckets: vec![2],
+                            };
+                            drop(answer.send(Ok(vec![counts])));
                         }
                         DriverRequest::Stop { grace_period_seconds, answer } => {
                             let _ = tell.send(Told::Stop(grace_period_seconds));
@@ -319,6 +331,8 @@ fn one_line_requests() {
     let world = World::new();
     let (answer, _) = world.request(&Request::Stats).unwrap();
     assert!(matches!(answer, Answer::Stats(stats) if stats.pod.cpu_nanos == 5 && stats.at.is_some()));
+    let (answer, _) = world.request(&Request::Probes).unwrap();
+    assert!(matches!(&answer, Answer::Probes(all) if all[0].successful == 2), "{answer:?}");
     assert_eq!(world.request(&Request::Stop { grace_period_seconds: 4 }).unwrap().0, Answer::Done);
     assert_eq!(world.told(), Told::Stop(4));
     let update = Update { active_deadline_seconds: Some(9), ..Update::default() };

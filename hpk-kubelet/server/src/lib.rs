@@ -17,6 +17,7 @@ pub mod egress;
 mod listener;
 mod logs;
 mod metrics_api;
+mod probes;
 mod respond;
 mod route;
 mod service;

@@ -4,9 +4,10 @@ use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, SupervisorStream};
 use crate::control;
 use crate::metrics_api::{self, MetricsApi};
+use crate::probes;
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
 use crate::route::{self, NoRoute, Query, Route, Target};
-use crate::stats::{self, Rates};
+use crate::stats::{self, NodeCpu, Rates};
 use crate::stream::forward::{self, Dial};
 use crate::stream::remote::{self, Wanted};
 use crate::stream::{IDLE, upgrade};
@@ -31,6 +32,7 @@ pub(crate) struct Service<B> {
     auth: Auth,
     backend: Arc<B>,
     rates: Rates,
+    node_cpu: NodeCpu,
     metrics_api: MetricsApi,
     requests: Counters,
 }
@@ -52,6 +54,7 @@ impl<B: Backend> Service<B> {
             auth,
             backend,
             rates: Rates::default(),
+            node_cpu: NodeCpu::default(),
             metrics_api: MetricsApi::default(),
             requests: Counters::default(),
         }
@@ -96,18 +99,18 @@ impl<B: Backend> Service<B> {
             }
             Route::Summary => {
                 let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
-                json(&stats::summary(&self.node_name, &node, &samples, &self.rates, Timestamp::now()))
+                json(&stats::summary(&self.node_name, &node, &samples, (&self.rates, &self.node_cpu), Timestamp::now()))
             }
             Route::ResourceMetrics => {
-                let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
-                metrics(stats::resource(&node, &samples, Timestamp::now()))
+                let samples = stats::collect(&self.backend).await;
+                metrics(stats::resource(&self.node_cpu, &samples, Timestamp::now()))
             }
             Route::CadvisorMetrics => {
                 let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
                 metrics(stats::cadvisor(&node, &samples, Timestamp::now()))
             }
             Route::Metrics => metrics(self.own_metrics().await),
-            Route::ProbeMetrics => metrics(String::new()),
+            Route::ProbeMetrics => metrics(probes::render(&probes::collect(&self.backend).await)),
             Route::Configz => json(&self.backend.configuration()),
         }
     }

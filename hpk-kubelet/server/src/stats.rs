@@ -20,11 +20,26 @@ const PARALLEL: usize = 64;
 
 /// Asks all running pods.
 pub(crate) async fn collect<B: Backend>(backend: &Arc<B>) -> Vec<PodSample> {
+    let wanted = |pod: &Pod| is_running(pod);
+    let answers = ask_all(backend, wanted, &Request::Stats, |answer| match answer {
+        Answer::Stats(stats) => Some(shown(stats)),
+        _ => None,
+    });
+    answers.await.into_iter().map(|(pod, stats)| PodSample { pod, stats }).collect()
+}
+
+/// Asks the supervisors of those pods that are wanted; those that do not answer in time are left out.
+pub(crate) async fn ask_all<B: Backend, T>(
+    backend: &Arc<B>,
+    wanted: impl Fn(&Pod) -> bool,
+    request: &Request,
+    read: impl Fn(Answer) -> Option<T>,
+) -> Vec<(Arc<Pod>, T)> {
     let pods = backend.pods().await;
-    let running = pods.into_iter().filter(|p| is_running(p));
-    futures::stream::iter(running.map(|pod| async move {
-        let stats = tokio::time::timeout(PATIENCE, ask(backend, &pod)).await.ok()??;
-        Some(PodSample { pod, stats })
+    let read = &read;
+    futures::stream::iter(pods.into_iter().filter(|p| wanted(p)).map(|pod| async move {
+        let answer = tokio::time::timeout(PATIENCE, ask(backend, &pod, request)).await.ok()??;
+        Some((pod, read(answer)?))
     }))
     .buffer_unordered(PARALLEL)
     .filter_map(std::future::ready)
@@ -37,13 +52,12 @@ pub(crate) fn is_running(pod: &Pod) -> bool {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
 }
 
-async fn ask<B: Backend>(backend: &Arc<B>, pod: &Pod) -> Option<PodStats> {
+async fn ask<B: Backend>(backend: &Arc<B>, pod: &Pod, request: &Request) -> Option<Answer> {
     let stream = backend.open_supervisor(pod.metadata.uid.as_deref()?).await.ok()?;
-    match control::request(stream, &Request::Stats).await {
-        Ok((Answer::Stats(stats), ..)) => Some(shown(stats)),
-        Ok(_) => None,
+    match control::request(stream, request).await {
+        Ok((answer, ..)) => Some(answer),
         Err(e) => {
-            tracing::debug!(pod = pod.metadata.name, "no stats: {e}");
+            tracing::debug!(pod = pod.metadata.name, "no answer: {e}");
             None
         }
     }
@@ -84,7 +98,33 @@ impl Rates {
     }
 }
 
-fn name(pod: &Pod) -> (&str, &str, &str) {
+/// CPU time of the node: what all pods have used since this kubelet began, those that have ended since included. The sum
+/// over those that run now would go back with every pod that ends, and a counter that goes back is taken for a restart.
+#[derive(Default)]
+pub(crate) struct NodeCpu {
+    /// By pod UID what was counted of it, and the sum.
+    counted: Mutex<(HashMap<String, u64>, u64)>,
+}
+
+impl NodeCpu {
+    /// The node's CPU time with what these samples add, nanoseconds.
+    pub(crate) fn nanos(&self, samples: &[PodSample]) -> u64 {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, sum) = &mut *counted;
+        if of.len() > 2 * samples.len() + 10_000 {
+            of.retain(|uid, _| samples.iter().any(|s| s.pod.metadata.uid.as_ref() == Some(uid)));
+        }
+        for PodSample { pod, stats } in samples {
+            let before = of.entry(name(pod).2.to_owned()).or_default();
+            // Less than before: its job was requeued, and this one counts anew.
+            *sum += stats.pod.cpu_nanos.checked_sub(*before).unwrap_or(stats.pod.cpu_nanos);
+            *before = stats.pod.cpu_nanos;
+        }
+        *sum
+    }
+}
+
+pub(crate) fn name(pod: &Pod) -> (&str, &str, &str) {
     let m = &pod.metadata;
     (
         m.namespace.as_deref().unwrap_or_default(),
@@ -111,7 +151,7 @@ pub(crate) fn summary(
     node_name: &str,
     node: &NodeStats,
     samples: &[PodSample],
-    rates: &Rates,
+    (rates, node_cpu): (&Rates, &NodeCpu),
     now: Timestamp,
 ) -> Value {
     let mut total = Usage::default();
@@ -149,6 +189,7 @@ pub(crate) fn summary(
             })
         })
         .collect();
+    total.cpu_nanos = node_cpu.nanos(samples);
     let at = now.to_string();
     let mut memory = memory(&at, &total);
     memory["availableBytes"] = node.memory_capacity_bytes.saturating_sub(total.memory_bytes).into();
@@ -164,7 +205,7 @@ pub(crate) fn summary(
 }
 
 /// Prometheus label value, escaped.
-fn label(text: &str) -> String {
+pub(crate) fn label(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
@@ -197,7 +238,7 @@ fn float(value: u64) -> f64 {
 }
 
 /// `/metrics/resource`: what metrics-server reads.
-pub(crate) fn resource(node: &NodeStats, samples: &[PodSample], now: Timestamp) -> String {
+pub(crate) fn resource(node_cpu: &NodeCpu, samples: &[PodSample], now: Timestamp) -> String {
     let mut families = [
         (
             "container_cpu_usage_seconds_total",
@@ -242,11 +283,10 @@ pub(crate) fn resource(node: &NodeStats, samples: &[PodSample], now: Timestamp) 
         families[6].lines.push((labels, float(stats.pod.memory_bytes), at));
     }
     let at = Some(now.as_millisecond());
-    families[3].lines.push((String::new(), float(total.cpu_nanos) / 1e9, at));
+    families[3].lines.push((String::new(), float(node_cpu.nanos(samples)) / 1e9, at));
     families[4].lines.push((String::new(), float(total.memory_bytes), at));
     families[7].lines.push((String::new(), 0.0, None));
     families[8].lines.push((String::new(), 0.0, None));
-    let _ = node;
     render(&families)
 }
 
@@ -300,7 +340,7 @@ mod tests {
     #[test]
     fn resource_metrics_carry_the_samples_time_and_escape_labels() {
         let now = "2026-01-01T00:00:05Z".parse().unwrap();
-        let text = resource(&NodeStats::default(), &[sample()], now);
+        let text = resource(&NodeCpu::default(), &[sample()], now);
         for line in [
             r#"container_cpu_usage_seconds_total{container="c",namespace="n",pod="p\""} 1.5 1767225600000"#,
             r#"pod_memory_working_set_bytes{namespace="n",pod="p\""} 1048576 1767225600000"#,
@@ -315,17 +355,33 @@ mod tests {
 
     #[test]
     fn the_summary_has_rates_from_the_second_sample_on() {
-        let rates = Rates::default();
+        let of = (&Rates::default(), &NodeCpu::default());
         let node = NodeStats { started_at: None, memory_capacity_bytes: 4 << 20 };
         let now = "2026-01-01T00:00:05Z".parse().unwrap();
-        let first = summary("hpk", &node, &[sample()], &rates, now);
+        let first = summary("hpk", &node, &[sample()], of, now);
         assert!(first["pods"][0]["containers"][0]["cpu"].get("usageNanoCores").is_none());
         let mut later = sample();
         later.stats.at = Some("2026-01-01T00:00:10Z".parse().unwrap());
         later.stats.containers[0].usage.cpu_nanos += 5_000_000_000;
-        let second = summary("hpk", &node, &[later], &rates, now);
+        let second = summary("hpk", &node, &[later], of, now);
         assert_eq!(second["pods"][0]["containers"][0]["cpu"]["usageNanoCores"], 500_000_000);
         assert_eq!(second["node"]["memory"]["availableBytes"], 3 << 20);
         assert_eq!(second["pods"][0]["podRef"]["namespace"], "n");
+    }
+
+    #[test]
+    fn the_nodes_cpu_time_never_goes_back() {
+        let node = NodeCpu::default();
+        let used = |uid: &str, nanos: u64| {
+            let mut of = sample();
+            Arc::make_mut(&mut of.pod).metadata.uid = Some(uid.to_owned());
+            of.stats.pod.cpu_nanos = nanos;
+            of
+        };
+        assert_eq!(node.nanos(&[used("a", 5), used("b", 7)]), 12);
+        assert_eq!(node.nanos(&[used("a", 6)]), 13, "b has ended");
+        assert_eq!(node.nanos(&[used("a", 6), used("c", 1)]), 14);
+        assert_eq!(node.nanos(&[]), 14);
+        assert_eq!(node.nanos(&[used("a", 2)]), 16, "its job was requeued");
     }
 }

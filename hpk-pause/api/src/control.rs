@@ -13,6 +13,7 @@
 //! and with exec the process group that it had started.
 
 use crate::plan::ContainerPlan;
+use crate::probe::ProbeCounts;
 use crate::state::PodState;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,9 @@ pub enum Request {
     },
     /// Resource use; answer [`Answer::Stats`].
     Stats,
+    /// How often probes have run; answer [`Answer::Probes`]. Counts are told to who asks, not in the state: a pod whose
+    /// probes succeed for a year reports nothing.
+    Probes,
     /// Ask every plug-in of the pod's CNI configuration list whether the network is as it made it (CHECK); answer
     /// [`Answer::Done`], or an error that names the plug-in.
     CheckNetwork,
@@ -208,6 +212,8 @@ pub enum Answer {
     Status(Box<PodState>),
     /// Resource use.
     Stats(PodStats),
+    /// One for each probe, in plan order.
+    Probes(Vec<ProbeCounts>),
 }
 
 /// Why a request was refused.

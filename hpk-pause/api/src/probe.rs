@@ -101,6 +101,28 @@ pub struct Probes {
     pub readiness: Option<Probe>,
 }
 
+/// Upper bounds of [`ProbeCounts::buckets`], milliseconds: Prometheus' own default, which upstream's kubelet has too.
+pub const DURATION_BUCKETS: [u32; 11] = [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000];
+
+/// How often a probe of a container has run since the pod began, over all instances of the container, for metrics. A run
+/// that could not be made (`ProbeError`) counts nowhere, as upstream has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeCounts {
+    /// Container name.
+    pub container: String,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// Runs that succeeded.
+    pub successful: u64,
+    /// Runs that failed.
+    pub failed: u64,
+    /// Time that all successful runs took together, nanoseconds.
+    pub nanos: u64,
+    /// Successful runs that took longer than the bucket before allows and no longer than this one does; those over all
+    /// of [`DURATION_BUCKETS`] are in none.
+    pub buckets: Vec<u64>,
+}
+
 /// Lifecycle hooks of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lifecycle {

@@ -40,6 +40,7 @@ impl Supervisor {
         };
         let container = &mut self.containers[i];
         let Some(worker) = container.workers[kind_index(kind)].as_mut() else { return };
+        worker.count(now.mono, success);
         let before = worker.belief();
         let decided = worker.outcome(success);
         let belief = worker.belief();

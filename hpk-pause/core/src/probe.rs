@@ -11,8 +11,34 @@
 //!                   readiness Failure, liveness Success, startup Unknown
 //! ```
 
-use hpk_api::probe::{Probe, ProbeKind};
+use hpk_api::probe::{DURATION_BUCKETS, Probe, ProbeKind};
 use std::time::Duration;
+
+/// What has come of the runs so far, over all instances.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) successful: u64,
+    pub(crate) failed: u64,
+    /// All successful runs together.
+    pub(crate) took: Duration,
+    /// Successful runs by the smallest of [`DURATION_BUCKETS`] that holds them.
+    pub(crate) buckets: [u32; DURATION_BUCKETS.len()],
+}
+
+impl Counts {
+    fn add(&mut self, success: bool, took: Duration) {
+        if !success {
+            self.failed += 1;
+            return;
+        }
+        self.successful += 1;
+        self.took += took;
+        let holds = |limit: &u32| took <= Duration::from_millis(u64::from(*limit));
+        if let Some(bucket) = DURATION_BUCKETS.iter().position(holds) {
+            self.buckets[bucket] = self.buckets[bucket].saturating_add(1);
+        }
+    }
+}
 
 /// What a worker believes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +62,13 @@ pub(crate) struct Worker {
     /// Next tick.
     next: Duration,
     in_flight: bool,
+    /// When the latest run began.
+    begun: Duration,
     on_hold: bool,
     last: Option<bool>,
     run: u32,
     belief: Belief,
+    counts: Counts,
 }
 
 impl Worker {
@@ -54,10 +83,12 @@ impl Worker {
             failure_threshold: probe.failure_threshold.max(1),
             next: now,
             in_flight: false,
+            begun: now,
             on_hold: false,
             last: None,
             run: 0,
             belief: Belief::Unknown,
+            counts: Counts::default(),
         };
         worker.new_instance();
         worker
@@ -103,6 +134,7 @@ impl Worker {
     /// The run that was due at `now` begins.
     pub(crate) fn begin(&mut self, now: Duration) {
         self.in_flight = true;
+        self.begun = now;
         self.next = self.tick_at_or_after(now + Duration::from_nanos(1));
     }
 
@@ -120,6 +152,19 @@ impl Worker {
         let ticks = behind.div_ceil(self.period.as_nanos());
         // A period is at least a second, so the count fits unless the clock is nonsense.
         self.next + self.period * u32::try_from(ticks).unwrap_or(u32::MAX)
+    }
+
+    /// A run ended at `now`; None: it could not be made.
+    pub(crate) fn count(&mut self, now: Duration, success: Option<bool>) {
+        if let Some(success) = success {
+            self.counts.add(success, now.saturating_sub(self.begun));
+        }
+    }
+
+    /// What has come of its runs.
+    #[must_use]
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// A run ended. True when the belief came out anew (even if equal), false when it stays below a threshold
@@ -230,6 +275,20 @@ mod tests {
         assert!(!worker.outcome(None));
         assert!(worker.outcome(Some(false)), "the second failure in a row");
         assert_eq!(worker.belief(), Belief::Failure);
+    }
+
+    #[test]
+    fn runs_are_counted_over_instances_and_by_how_long_they_took() {
+        let mut worker = Worker::new(ProbeKind::Readiness, &probe(1, 0, 1, 3), s(0));
+        for (success, took) in [(Some(true), 5), (Some(true), 6), (Some(false), 7), (None, 8), (Some(true), 20_000)] {
+            worker.begin(s(100));
+            worker.count(s(100) + Duration::from_millis(took), success);
+            worker.outcome(success);
+            worker.new_instance();
+        }
+        let counts = worker.counts();
+        assert_eq!((counts.successful, counts.failed, counts.took), (3, 1, Duration::from_millis(20_011)));
+        assert_eq!(counts.buckets, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "over ten seconds is in none");
     }
 
     #[test]

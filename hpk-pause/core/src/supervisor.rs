@@ -1,11 +1,13 @@
 //! The supervisor's record of its pod, and what each event means to it.
 
 use crate::backoff::Limits;
-use crate::container::Container;
+use crate::container::{Container, KINDS};
 use crate::policy::Role;
+use crate::probe::Worker;
 use crate::types::{Action, ContainerIndex, Event, Now};
 use hpk_api::cni::CniResult;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
+use hpk_api::probe::ProbeCounts;
 use hpk_api::state::{ContainerState, PodState, RunState, StopCause};
 use std::time::Duration;
 
@@ -148,6 +150,26 @@ impl Supervisor {
     #[must_use]
     pub fn running_instance(&self, index: ContainerIndex) -> Option<u32> {
         self.containers.get(index.0).filter(|c| c.live().is_some()).map(|c| c.instance)
+    }
+
+    /// What has come of the probes of all containers.
+    #[must_use]
+    pub fn probe_counts(&self) -> Vec<ProbeCounts> {
+        let of = |c: &Container, kind, worker: &Worker| {
+            let counts = worker.counts();
+            ProbeCounts {
+                container: c.plan.name.clone(),
+                kind,
+                successful: counts.successful,
+                failed: counts.failed,
+                nanos: u64::try_from(counts.took.as_nanos()).unwrap_or(u64::MAX),
+                buckets: counts.buckets.iter().map(|n| u64::from(*n)).collect(),
+            }
+        };
+        let workers = |c: &Container| -> Vec<ProbeCounts> {
+            KINDS.iter().zip(&c.workers).filter_map(|(kind, w)| Some(of(c, *kind, w.as_ref()?))).collect()
+        };
+        self.containers.iter().flat_map(workers).collect()
     }
 
     /// When the next [`Event::Tick`] is needed; None: only an event can change anything.

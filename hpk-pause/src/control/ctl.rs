@@ -14,6 +14,7 @@ pub const USAGE: &str = "\
 usage: hpk-pause ctl [--socket PATH] COMMAND
   status [--watch]              the pod's state as JSON
   stats                         CPU and memory as JSON
+  probes                        how often probes have run, as JSON
   check                         ask the pod's CNI plug-ins whether its network is as they made it
   stop [--grace SECONDS]        stop the pod in order (default 30)
   logs [-f] [-p] [-t] [--tail N] CONTAINER
@@ -54,6 +55,11 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<i32, CtlError>
             let (answer, _) = client::request(&socket, &Request::Stats)?;
             let Answer::Stats(stats) = answer else { return Err(unexpected()) };
             print(&stats)
+        }
+        Some("probes") => {
+            let (answer, _) = client::request(&socket, &Request::Probes)?;
+            let Answer::Probes(probes) = answer else { return Err(unexpected()) };
+            print(&probes)
         }
         Some("check") => {
             client::request(&socket, &Request::CheckNetwork)?;

@@ -157,6 +157,10 @@ async fn connection(stream: UnixStream, context: Context) {
             });
             handshake.finish(stats.map(Answer::Stats)).await;
         }
+        Request::Probes => {
+            let answer = ask(&context, |answer| DriverRequest::Probes { answer }).await;
+            handshake.finish(answer.map(Answer::Probes)).await;
+        }
         Request::CheckNetwork => {
             let checked = check::run(&context.netns).await;
             handshake.finish(checked.map(|()| Answer::Done)).await;

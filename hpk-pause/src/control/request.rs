@@ -4,6 +4,7 @@
 //! inside it. A dropped oneshot reads as "the supervisor is ending" and is not an error of the driver's.
 
 use hpk_api::control::{ContainerStats, ControlError, ExecOptions, Update, Usage};
+use hpk_api::probe::ProbeCounts;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
@@ -58,6 +59,11 @@ pub enum DriverRequest {
     Stats {
         /// Sampled by the driver (`hpk_sys::proc`).
         answer: Answer<StatsSample>,
+    },
+    /// How often probes have run.
+    Probes {
+        /// Answered at once.
+        answer: Answer<Vec<ProbeCounts>>,
     },
     /// Stop the pod in order.
     Stop {

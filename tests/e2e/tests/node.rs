@@ -54,6 +54,56 @@ fn the_lease_is_renewed() {
     eventually("the lease is renewed", PATIENCE, || (lease()["renewTime"] != first["renewTime"]).then_some(()));
 }
 
+/// What Prometheus, metrics-server and dashboards ask a kubelet for.
+#[test]
+fn metrics_of_containers_and_probes() {
+    let ns = Namespace::new("metrics");
+    let mut pod = ns.script_pod("probed", "Always", "touch /tmp/ready; while true; do i=$((i+1)); done");
+    pod["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1});
+    pod["spec"]["containers"][0]["livenessProbe"] =
+        json!({"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 1000});
+    ns.apply(&pod.to_string());
+    ns.wait_ready("probed");
+    let uid = ns.get("pod", "probed")["metadata"]["uid"].as_str().unwrap().to_owned();
+    let scrape = |path: &str| kubectl(&["get", "--raw", &format!("/api/v1/nodes/{NODE}/proxy/{path}")]).ok().to_owned();
+    let value = |text: &str, series: &str| -> Option<f64> {
+        let line = text.lines().find_map(|l| l.strip_prefix(series))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let of = format!("namespace=\"{}\",pod=\"probed\"", ns.name());
+    let probe = |kind: &str, result: &str| {
+        format!(
+            "prober_probe_total{{container=\"main\",{of},pod_uid=\"{uid}\",probe_type=\"{kind}\",result=\"{result}\"}}"
+        )
+    };
+    let probes = eventually("both probes have run", PATIENCE, || {
+        let text = scrape("metrics/probes");
+        let ran = |kind, result, times| value(&text, &probe(kind, result)).is_some_and(|n| n >= times);
+        (ran("Readiness", "successful", 2.0) && ran("Liveness", "failed", 2.0)).then_some(text)
+    });
+    assert_eq!(value(&probes, &probe("Liveness", "successful")), None, "{probes}");
+    let took = format!("prober_probe_duration_seconds_sum{{container=\"main\",{of},probe_type=\"Readiness\"}}");
+    assert!(value(&probes, &took).is_some_and(|s| s > 0.0), "{probes}");
+
+    let container = format!("{{container=\"main\",{of}}}");
+    let cpu = |text: &str| value(text, &format!("container_cpu_usage_seconds_total{container}")).unwrap_or(0.0);
+    let first = scrape("metrics/resource");
+    assert!(value(&first, &format!("container_memory_working_set_bytes{container}")).is_some_and(|b| b > 0.0));
+    assert!(value(&first, &format!("container_start_time_seconds{container}")).is_some_and(|s| s > 1.7e9));
+    assert_eq!(value(&first, "scrape_error"), Some(0.0));
+    eventually("its CPU time grows", PATIENCE, || (cpu(&scrape("metrics/resource")) > cpu(&first)).then_some(()));
+    let cadvisor = scrape("metrics/cadvisor");
+    assert!(cadvisor.contains(&format!("{of}}}")) && cadvisor.contains("container_memory_rss{"), "{cadvisor}");
+    assert!(value(&scrape("metrics"), "kubelet_running_pods").is_some_and(|n| n >= 1.0));
+    // The node's counter goes on when the pod has ended.
+    let node = |text: &str| value(text, "node_cpu_usage_seconds_total").unwrap_or(0.0);
+    let before = node(&scrape("metrics/resource"));
+    ns.kubectl(&["delete", "pod", "probed", "--wait=true"]).ok();
+    let after = scrape("metrics/resource");
+    assert!(!after.contains(&container) && node(&after) >= before && before > 0.0, "{before} {after}");
+}
+
 #[test]
 fn nothing_of_a_pod_is_anyone_elses_to_read() {
     let ns = Namespace::new("private");
