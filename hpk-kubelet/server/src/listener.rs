@@ -1,17 +1,19 @@
 //! Accepting connections: TLS, then HTTP/1.1 with upgrades.
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Refusal};
 use crate::backend::Backend;
 use crate::respond::{Body, text};
 use crate::service::Service;
-use crate::tls::{Holder, Tls, TlsError, TlsFiles};
+use crate::tls::{Tls, TlsError, TlsFiles};
+use hpk_link::doorway::{Doorway, Visitor};
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(600);
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
+/// Of these, connections whose owner is not known: what strangers can occupy. Some 40 KiB each.
+const STRANGERS: usize = 256;
 
 /// What the server needs beside its backend.
 #[derive(Clone)]
@@ -55,15 +59,21 @@ pub fn start<B: Backend>(listener: TcpListener, config: ServerConfig, backend: A
 
 async fn accept<B: Backend>(listener: TcpListener, tls: Arc<Tls>, service: Arc<Service<B>>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let doorway = Doorway::new(STRANGERS);
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let (tls, service) = (tls.clone(), service.clone());
+                let (tls, service, visitor) = (tls.clone(), service.clone(), doorway.enter());
                 tokio::spawn(async move {
                     // Not held by upgraded streams, which outlive this.
                     let _slot = slot;
-                    if let Err(e) = connection(socket, &tls, service).await {
+                    let out = visitor.out();
+                    let served = tokio::select! {
+                        served = connection(socket, &tls, service, visitor) => served,
+                        () = out.cancelled() => Err("too many others came before it said who it is".into()),
+                    };
+                    if let Err(e) = served {
                         tracing::debug!("kubelet API connection: {e}");
                     }
                 });
@@ -81,6 +91,7 @@ async fn connection<B: Backend>(
     socket: TcpStream,
     tls: &Tls,
     service: Arc<Service<B>>,
+    visitor: Visitor,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     socket.set_nodelay(true)?;
     keep_alive(&socket)?;
@@ -88,9 +99,17 @@ async fn connection<B: Backend>(
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await??;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let holder = Arc::new(tls.identify(chain));
+    // A stranger until the first request of somebody who is known.
+    let visitor = Arc::new(Mutex::new(Some(visitor)));
     let handle = service_fn(move |request: Request<Incoming>| {
-        let (service, holder) = (service.clone(), holder.clone());
-        async move { Ok::<_, Infallible>(guarded(&service, holder.as_ref().as_ref(), request).await) }
+        let (service, holder, visitor) = (service.clone(), holder.clone(), visitor.clone());
+        async move {
+            let admitted = service.admit(holder.as_ref().as_ref(), &request).await;
+            if admitted != Err(Refusal::Unauthorized) {
+                drop(visitor.lock().unwrap_or_else(PoisonError::into_inner).take());
+            }
+            Ok::<_, Infallible>(answer(&service, admitted, request).await)
+        }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -111,15 +130,20 @@ fn keep_alive(socket: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn guarded<B: Backend>(
+async fn answer<B: Backend>(
     service: &Arc<Service<B>>,
-    holder: Option<&Holder>,
+    admitted: Result<(), Refusal>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    match service.admit(holder, &request).await {
+    match admitted {
         Ok(()) => service.serve(request).await,
-        Err(crate::auth::Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-        Err(crate::auth::Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),
-        Err(crate::auth::Refusal::Unknown(why)) => text(StatusCode::INTERNAL_SERVER_ERROR, why),
+        Err(Refusal::Unauthorized) => {
+            let mut answer = text(StatusCode::UNAUTHORIZED, "Unauthorized");
+            // The next try costs a handshake.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            answer
+        }
+        Err(Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),
+        Err(Refusal::Unknown(why)) => text(StatusCode::INTERNAL_SERVER_ERROR, why),
     }
 }

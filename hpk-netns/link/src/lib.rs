@@ -15,6 +15,8 @@
 //! What flows inside is [`hpk_api::link`]'s; this crate interprets nothing of the supervisor's streams.
 
 pub mod client;
+#[cfg(feature = "server")]
+pub mod doorway;
 mod line;
 mod mux;
 #[cfg(feature = "server")]

@@ -8,6 +8,7 @@
 //! A newer connection of the same pod replaces the older one. A link whose queue of facts is full is cut: it
 //! redials and is told everything again.
 
+use crate::doorway::Doorway;
 use crate::line::{self, Lines};
 use crate::mux::{LinkStream, Mode, Mux, Opener};
 use crate::pki::{LinkCa, PkiError};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -31,8 +32,8 @@ use tokio_util::task::AbortOnDropHandle;
 const SET_UP: Duration = Duration::from_secs(10);
 /// The same through a carrier, whose other end is started first.
 const CARRIED_SET_UP: Duration = Duration::from_secs(60);
-/// Handshakes at once: what strangers can occupy.
-const HANDSHAKES: usize = 64;
+/// Handshakes at once: what strangers can occupy. Some 20 KiB each.
+const HANDSHAKES: usize = 256;
 /// Chunks of facts that wait for one link.
 const FACTS_QUEUE: usize = 256;
 
@@ -355,9 +356,8 @@ struct Out {
 }
 
 async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, out: Out) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let doorway = Doorway::new(HANDSHAKES);
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(_) => {
@@ -366,16 +366,19 @@ async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, out:
                 continue;
             }
         };
-        let (acceptor, out) = (acceptor.clone(), out.clone());
+        let (acceptor, out, visitor) = (acceptor.clone(), out.clone(), doorway.enter());
         tokio::spawn(async move {
-            let deadline = tokio::time::Instant::now() + SET_UP;
-            let greeted = tokio::time::timeout_at(deadline, async {
+            let greet = async {
                 transport::prepare(&stream).ok()?;
                 greet(stream, acceptor, &out).await
-            })
-            .await;
-            drop(permit);
-            if let Ok(Some(link)) = greeted {
+            };
+            let greeted = tokio::select! {
+                greeted = greet => greeted,
+                () = visitor.out().cancelled_owned() => None,
+                () = tokio::time::sleep(SET_UP) => None,
+            };
+            drop(visitor);
+            if let Some(link) = greeted {
                 // Boxed: the state of a link's life is not carried through its handshake.
                 Box::pin(live(link, out)).await;
             }

@@ -369,30 +369,37 @@ async fn strangers_get_nothing() {
     assert!(events.links.try_recv().is_err());
 }
 
-/// The server's memory is this process' too, so the clients' share is in the figure: an upper bound.
+/// More than the listener lets wait, each as far as a stranger comes: nothing said, or half of a ClientHello.
 #[tokio::test]
-#[ignore = "measures; run by bench"]
-async fn memory_of_idle_links() {
+async fn a_crowd_of_strangers_keeps_no_pod_out() {
     let tmp = tempfile::tempdir().unwrap();
-    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
-    let (_, unused) = mpsc::channel(1);
-    let mut net = std::mem::replace(&mut events.net, unused);
-    tokio::spawn(async move { while net.recv().await.is_some() {} });
-    let supervisor = echo_socket(tmp.path());
-    let rss = || {
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4
-    };
-    let before = rss();
-    let count = 400;
-    let mut pods = Vec::new();
-    for n in 0..count {
-        let uid = format!("uid-{n}");
-        let credentials = write_credentials(tmp.path(), &uid, &server.issue(&uid).unwrap());
-        pods.push(pod(&uid, credentials, supervisor.clone()));
+    let (server, mut events, address) = server(tmp.path(), "127.0.0.1:0").await;
+    let mut crowd = Vec::new();
+    for n in 0..1000 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if n % 2 == 0 {
+            // A TLS record that promises more than ever comes.
+            stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap();
+        }
+        crowd.push(stream);
     }
-    for _ in 0..count {
-        link_event(&mut events).await;
+    let began = std::time::Instant::now();
+    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let mut pod = pod("uid-7", credentials, echo_socket(tmp.path()));
+    assert!(matches!(pod.event().await, ClientEvent::Up), "the first dial is answered");
+    assert!(began.elapsed() < Duration::from_secs(5), "and soon: {:?}", began.elapsed());
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    // The most that may wait are still there; all others were shown out, and these are in their turn.
+    let mut left = 0;
+    for stream in &mut crowd {
+        let mut byte = [0];
+        let ended = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut byte)).await;
+        left += usize::from(ended.is_err());
     }
-    println!("both ends: {} KiB per link", (rss() - before) / count);
+    assert!(left <= 256, "{left} of them are still served");
+    for stream in &mut crowd {
+        let end = tokio::time::timeout(LONG, stream.read(&mut [0; 64])).await.expect("is shown out in time");
+        assert!(matches!(end, Ok(0) | Err(_)) || left > 0, "{end:?}");
+    }
+    assert_eq!(server.count().await, 1, "and the link stands");
 }

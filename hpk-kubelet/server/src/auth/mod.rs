@@ -15,11 +15,15 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// authentication.webhook.cacheTTL
 const AUTHENTICATED_FOR: Duration = Duration::from_secs(120);
 /// A token that the API server refused is not asked about again for this long (upstream's failure cache).
 const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Tokens that are asked about at once: what strangers with made-up ones can make the API server do. Holders of client
+/// certificates do not wait for these.
+const REVIEWS: usize = 16;
 /// authorization.webhook.cacheAuthorizedTTL
 const ALLOWED_FOR: Duration = Duration::from_secs(300);
 /// authorization.webhook.cacheUnauthorizedTTL
@@ -50,12 +54,19 @@ pub(crate) struct Auth {
     client: Client,
     node_name: String,
     tokens: Cache<String, Option<User>>,
+    reviews: Semaphore,
     decisions: Cache<(User, Question), bool>,
 }
 
 impl Auth {
     pub(crate) fn new(client: Client, node_name: String) -> Self {
-        Self { client, node_name, tokens: Cache::new(1024), decisions: Cache::new(4096) }
+        Self {
+            client,
+            node_name,
+            tokens: Cache::new(1024),
+            reviews: Semaphore::new(REVIEWS),
+            decisions: Cache::new(4096),
+        }
     }
 
     /// The caller: the certificate's subject, whom the aggregator names, or the bearer token's owner.
@@ -82,6 +93,8 @@ impl Auth {
         if let Some(known) = self.tokens.get(&token.to_owned()) {
             return known.ok_or(Refusal::Unauthorized);
         }
+        // Never closed.
+        let _turn = self.reviews.acquire().await.map_err(|_| Refusal::Unauthorized)?;
         let user = self.review_token(token).await?;
         let keep = if user.is_some() { AUTHENTICATED_FOR } else { REFUSED_FOR };
         self.tokens.put(token.to_owned(), user.clone(), keep);

@@ -1,12 +1,7 @@
-//! The kubelet API from outside: TLS, who may do what, logs and exec.
-//!
-//! Fakes, named so: `FakeApiServer` answers TokenReview and SubjectAccessReview, `FakeSupervisor` answers the
-//! control socket. The real ones judge in the end-to-end cases with kubectl.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! Fakes, named so: `FakeApiServer` answers TokenReview and SubjectAccessReview, `FakeSupervisor` answers the control
+//! socket. The real ones judge in the end-to-end cases with kubectl.
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
 use hpk_api::control::{Answer, Greeting, Reply, Request, StreamEnd};
 use hpk_api::frame::{self, channel};
 use hpk_server::{Backend, NodeStats, ServerConfig, SupervisorStream, TlsFiles};
@@ -25,9 +20,6 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 /// Token `good` is user `reader`, who may use subresource `metrics` only; `root` may do all.
 async fn fake_api_server() -> SocketAddr {
@@ -58,7 +50,7 @@ async fn fake_api_server() -> SocketAddr {
     address
 }
 
-/// Answers one request: logs are two lines; exec echoes its stdin and exits with 7 at its end.
+/// Answers one request: logs are two lines; exec and attach echo their stdin and exit with 7 at its end; a port echoes.
 async fn fake_supervisor(stream: tokio::io::DuplexStream) {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
@@ -81,8 +73,18 @@ async fn fake_supervisor(stream: tokio::io::DuplexStream) {
             end(&StreamEnd::Success, &mut out);
             stream.write_all(&out).await.unwrap();
         }
-        Request::Exec(options) => {
-            assert_eq!(options.command, ["sh", "-c", "cat"]);
+        request @ (Request::Exec(_) | Request::Attach(_) | Request::PortForward { .. }) => {
+            let last = match request {
+                Request::Exec(options) => {
+                    assert_eq!(options.command, ["sh", "-c", "cat"]);
+                    StreamEnd::Exit { code: 7 }
+                }
+                Request::PortForward { port } => {
+                    assert_eq!(port, 8080);
+                    StreamEnd::Success
+                }
+                _ => StreamEnd::Success,
+            };
             stream.write_all(&out).await.unwrap();
             loop {
                 let mut head = [0; frame::HEADER];
@@ -92,7 +94,8 @@ async fn fake_supervisor(stream: tokio::io::DuplexStream) {
                 stream.read_exact(&mut payload).await.unwrap();
                 let mut out = Vec::new();
                 if head[0] == channel::CLOSE {
-                    end(&StreamEnd::Exit { code: 7 }, &mut out);
+                    frame::encode(channel::CLOSE, &[channel::STDOUT], &mut out);
+                    end(&last, &mut out);
                     stream.write_all(&out).await.unwrap();
                     break;
                 }
@@ -147,9 +150,9 @@ impl Backend for FakeKubelet {
     }
 }
 
-struct Authority(Issuer<'static, KeyPair>, String);
+pub(crate) struct Authority(Issuer<'static, KeyPair>, pub(crate) String);
 
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
@@ -158,7 +161,7 @@ fn authority() -> Authority {
 }
 
 /// Certificate and key, PEM.
-fn leaf(authority: &Authority, name: &str) -> (String, String) {
+pub(crate) fn leaf(authority: &Authority, name: &str) -> (String, String) {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     let key = KeyPair::generate().unwrap();
@@ -166,14 +169,14 @@ fn leaf(authority: &Authority, name: &str) -> (String, String) {
     (certificate.pem(), key.serialize_pem())
 }
 
-struct Site {
-    address: SocketAddr,
-    ca: Authority,
-    front_proxy: Authority,
+pub(crate) struct Site {
+    pub(crate) address: SocketAddr,
+    pub(crate) ca: Authority,
+    pub(crate) front_proxy: Authority,
     _folder: tempfile::TempDir,
 }
 
-async fn site() -> Site {
+pub(crate) async fn site() -> Site {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| -> PathBuf {
         let path: &Path = folder.path();
@@ -206,7 +209,7 @@ async fn site() -> Site {
 }
 
 impl Site {
-    async fn connect(&self, identity: Option<(String, String)>) -> TlsStream<TcpStream> {
+    pub(crate) async fn connect(&self, identity: Option<(String, String)>) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.1.as_bytes()).unwrap()).unwrap();
         let config = rustls::ClientConfig::builder().with_root_certificates(roots);
@@ -225,7 +228,7 @@ impl Site {
     }
 
     /// Status line's code and everything after it.
-    async fn ask(&self, identity: Option<(String, String)>, request: &str, headers: &str) -> (u16, String) {
+    pub(crate) async fn ask(&self, identity: Option<(String, String)>, request: &str, headers: &str) -> (u16, String) {
         let mut stream = self.connect(identity).await;
         let text = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
         stream.write_all(text.as_bytes()).await.unwrap();
@@ -235,112 +238,7 @@ impl Site {
         (answer["HTTP/1.1 ".len()..][..3].parse().unwrap(), answer)
     }
 
-    fn user(&self, name: &str) -> Option<(String, String)> {
+    pub(crate) fn user(&self, name: &str) -> Option<(String, String)> {
         Some(leaf(&self.ca, name))
-    }
-}
-
-#[tokio::test]
-async fn strangers_are_refused_and_the_known_get_what_they_may() {
-    let site = site().await;
-    let stranger = || Some(leaf(&authority(), "root"));
-    let proxy = || Some(leaf(&site.front_proxy, "front-proxy-client"));
-    let as_root = "X-Remote-User: root\r\n";
-    let metrics = "/apis/metrics.k8s.io/v1beta1/nodes";
-    for (identity, request, headers, code, text) in [
-        (None, "GET /pods", "", 401, "Unauthorized"),
-        (stranger(), "GET /pods", "", 401, "Unauthorized"),
-        (None, "GET /pods", "Authorization: Bearer bad\r\n", 401, "Unauthorized"),
-        (
-            None,
-            "GET /pods",
-            "Authorization: Bearer good\r\n",
-            403,
-            "Forbidden (user=reader, verb=get, resource=nodes, subresource(s)=[pods proxy])",
-        ),
-        (None, "GET /metrics", "Authorization: Bearer good\r\n", 200, "ours 1"),
-        (site.user("root"), "GET /pods", "", 200, "PodList"),
-        (site.user("root"), "POST /pods", "", 405, "allow: GET"),
-        (site.user("root"), "GET /nope", "", 404, "404 page not found"),
-        (site.user("root"), "GET /healthz", "", 200, "ok"),
-        // Nobody may name another user but the aggregator, and it on its own paths only.
-        (site.user("reader"), "GET /pods", as_root, 403, "user=reader"),
-        (proxy(), "GET /pods", as_root, 401, "Unauthorized"),
-        (proxy(), &format!("GET {metrics}"), as_root, 200, "NodeMetricsList"),
-        (proxy(), &format!("GET {metrics}"), "", 401, "Unauthorized"),
-        (proxy(), &format!("GET {metrics}"), "X-Remote-User: reader\r\n", 403, "Forbidden"),
-        (Some(leaf(&site.front_proxy, "other")), &format!("GET {metrics}"), as_root, 401, "Unauthorized"),
-    ] {
-        let (got, answer) = site.ask(identity, request, headers).await;
-        assert!(got == code && answer.contains(text), "{request} {headers:?}: {answer}");
-    }
-}
-
-#[tokio::test]
-async fn logs_come_through_the_supervisor() {
-    let site = site().await;
-    let (code, answer) = site.ask(site.user("root"), "GET /containerLogs/n/p/c?tailLines=2", "").await;
-    assert!(code == 200 && answer.contains("one\n") && answer.contains("two\n"), "{answer}");
-    for (path, code, text) in [
-        ("/containerLogs/n/x/c", 404, "pod \"x\" does not exist"),
-        ("/containerLogs/n/p/x", 404, "container \"x\" not found in pod \"p\""),
-        ("/containerLogs/n/p/c?tailLines=x", 400, "Unable to decode query"),
-        ("/containerLogs/n/p/c?limitBytes=0", 422, "Invalid request"),
-        ("/containerLogs/n/p/c?previous=true", 400, "previous terminated container \"c\" in pod \"p\" not found"),
-    ] {
-        let (got, answer) = site.ask(site.user("root"), &format!("GET {path}"), "").await;
-        assert!(got == code && answer.contains(text), "{path}: {answer}");
-    }
-}
-
-#[tokio::test]
-async fn exec_over_a_websocket_carries_input_output_and_the_exit_code() {
-    let site = site().await;
-    let mut stream = site.connect(site.user("root")).await;
-    let request = "GET /exec/n/p/c?command=sh&command=-c&command=cat&input=1&output=1 HTTP/1.1\r\nHost: localhost\r\n\
-        Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    // Byte by byte: what follows the head belongs to the WebSocket.
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-    let mut ws = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-    let noise: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
-    let mut message = vec![channel::STDIN];
-    message.extend_from_slice(&noise);
-    ws.send(Message::binary(message)).await.unwrap();
-    ws.send(Message::binary(vec![channel::CLOSE, channel::STDIN])).await.unwrap();
-    let (mut echoed, mut status) = (Vec::new(), Value::Null);
-    while let Some(Ok(message)) = ws.next().await {
-        match message {
-            Message::Binary(bytes) => match bytes[0] {
-                channel::STDOUT => echoed.extend_from_slice(&bytes[1..]),
-                channel::ERROR => status = serde_json::from_slice(&bytes[1..]).unwrap(),
-                other => panic!("channel {other}"),
-            },
-            Message::Close(_) => break,
-            _ => {}
-        }
-    }
-    assert!(echoed == noise, "{} bytes came back of {}", echoed.len(), noise.len());
-    assert_eq!(status["reason"], "NonZeroExitCode");
-    assert_eq!(status["details"]["causes"][0]["message"], "7");
-}
-
-#[tokio::test]
-async fn exec_that_cannot_be_is_an_http_error() {
-    let site = site().await;
-    for (path, code, text) in [
-        ("/exec/n/x/c?command=a&output=1", 404, "pod does not exist"),
-        ("/exec/n/p/x?command=a&output=1", 500, "container not found (\"x\")"),
-        ("/exec/n/p/c?command=a", 400, "you must specify at least 1 of stdin, stdout, stderr"),
-        ("/exec/n/p/c?command=a&output=1", 400, "upgrade"),
-        ("/portForward/n/p/other-uid", 404, "pod not found"),
-    ] {
-        let (got, answer) = site.ask(site.user("root"), &format!("GET {path}"), "").await;
-        assert!(got == code && answer.contains(text), "{path}: {answer}");
     }
 }
