@@ -8,6 +8,7 @@ pub mod api;
 pub mod backend;
 pub mod carrier;
 pub mod controller;
+pub mod descriptors;
 pub mod home;
 pub mod pods;
 pub mod quantity;

@@ -11,6 +11,7 @@ use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
+use hpk_kubelet::descriptors;
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::pods::folder;
 use hpk_kubelet::slurm::client::Client as Slurm;
@@ -100,7 +101,7 @@ async fn run(args: Args) -> Result<()> {
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = api_client(&cluster).await?;
-    let slurm = Slurm::find()?;
+    let slurm = Slurm::find()?.with_open_files(descriptors::raise());
     let images = ImageStore::new(StoreConfig {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),

@@ -90,6 +90,8 @@ pub struct Client {
     scontrol: Option<PathBuf>,
     /// Needed by the link's carrier of last resort only.
     srun: Option<PathBuf>,
+    /// Soft limit of open files that jobs are to have, where it is not our own.
+    open_files: Option<u64>,
 }
 
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.
@@ -110,7 +112,14 @@ impl Client {
             sinfo: find("sinfo")?,
             scontrol: which::which("scontrol").ok(),
             srun: which::which("srun").ok(),
+            open_files: None,
         })
+    }
+
+    /// Jobs get this soft limit of open files in place of our own: sbatch hands on the limits that it has.
+    #[must_use]
+    pub fn with_open_files(self, open_files: Option<u64>) -> Self {
+        Self { open_files, ..self }
     }
 
     /// Submits a script; returns the job's id.
@@ -118,7 +127,14 @@ impl Client {
     /// # Errors
     /// sbatch's own message.
     pub async fn submit(&self, arguments: &[String], script: &Path) -> Result<String, SlurmError> {
-        let mut command = Command::new(&self.sbatch);
+        let mut command = match self.open_files {
+            None => Command::new(&self.sbatch),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "ulimit -Sn \"$0\"; exec \"$@\"", &limit.to_string()]).arg(&self.sbatch);
+                shell
+            }
+        };
         command.args(arguments).arg(script);
         let output = run("sbatch", command).await?;
         let text = String::from_utf8_lossy(&output);
@@ -311,6 +327,32 @@ mod tests {
             "Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not available"
         );
         assert_eq!(words("sbatch", "\n"), "");
+    }
+
+    #[tokio::test]
+    async fn jobs_get_the_users_limit_of_open_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        // A stand-in whose job id is the limit that it has: sbatch hands on what it has.
+        let sbatch = folder.path().join("sbatch");
+        std::fs::write(&sbatch, "#!/bin/sh\n[ \"$1 $2\" = '--a b c' ] && ulimit -Sn\n").unwrap();
+        std::fs::set_permissions(&sbatch, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let none = PathBuf::new();
+        let client = Client {
+            sbatch,
+            squeue: none.clone(),
+            sacct: None,
+            scancel: none.clone(),
+            sinfo: none,
+            scontrol: None,
+            srun: None,
+            open_files: None,
+        };
+        let submit =
+            |client: Client| async move { client.submit(&["--a b".to_owned()], Path::new("c")).await.unwrap() };
+        let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(submit(client.clone()).await, soft.to_string());
+        assert_eq!(submit(client.with_open_files(Some(77))).await, "77");
     }
 
     #[test]
