@@ -35,3 +35,12 @@ put "$control_plane/control-plane.sif" "$prefix/share/hpk/control-plane.sif" 644
 if ! cmp -s "$static/hpk-pause" "$prefix/share/hpk/pause/hpk-pause" || [ "$here/pause/build.sh" -nt "$prefix/share/hpk/pause" ]; then
   "$here/pause/build.sh" "$static/hpk-pause" "$prefix/share/hpk/pause"
 fi
+# Where shells look by themselves when the prefix is ~/.local or the system's.
+completions() { # completions SHELL DESTINATION
+  mkdir -p "$(dirname "$2")"
+  "$prefix/bin/hpk" completions "$1" >"$2.new"
+  mv "$2.new" "$2"
+}
+completions bash "$prefix/share/bash-completion/completions/hpk"
+completions zsh "$prefix/share/zsh/site-functions/_hpk"
+completions fish "$prefix/share/fish/vendor_completions.d/hpk.fish"
