@@ -64,7 +64,7 @@ async fn accept<B: Backend>(listener: TcpListener, tls: Arc<Tls>, service: Arc<S
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let (tls, service, visitor) = (tls.clone(), service.clone(), doorway.enter());
+                let (tls, service, visitor) = (tls.clone(), service.clone(), doorway.enter().await);
                 tokio::spawn(async move {
                     // Not held by upgraded streams, which outlive this.
                     let _slot = slot;

@@ -366,7 +366,7 @@ async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, out:
                 continue;
             }
         };
-        let (acceptor, out, visitor) = (acceptor.clone(), out.clone(), doorway.enter());
+        let (acceptor, out, visitor) = (acceptor.clone(), out.clone(), doorway.enter().await);
         tokio::spawn(async move {
             let greet = async {
                 transport::prepare(&stream).ok()?;
