@@ -6,6 +6,7 @@ pub mod datapath;
 pub mod member;
 mod nat;
 pub mod network;
+mod node;
 mod outward;
 pub mod probe;
 pub mod requests;

@@ -9,15 +9,16 @@
 use crate::cni;
 use crate::datapath::{Cidr, Config, Datapath};
 use crate::nat::{self, Heard, Progress};
+use crate::node;
 use crate::outward::{NotHad, Outward};
 use crate::requests::{self, Asked, answer};
-use hpk_api::link::{Hello, LinkCredentials, NetQuestion, NetUpdate};
+use hpk_api::link::{Hello, NetQuestion, NetUpdate};
 use hpk_api::net::{HostPort, NetnsRequest, NetworkList, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;
 use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use std::io;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -28,8 +29,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long a pod's start waits for the services to be known. Without the link it starts without them.
 const SERVICES: Duration = Duration::from_secs(2);
-/// Bytes of WireGuard and UDP around a packet, without the outer IP header.
-const OVERHEAD: u32 = 32 + 8;
 
 /// Why a pod has no network.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +80,8 @@ pub(crate) struct Address {
 
 /// Asks the node.
 pub(crate) fn address(plan: &SandboxPlan, places: &Places<'_>) -> Address {
-    let node_ip = node_ip(places.pod, plan.network.host_ip);
-    Address { node_ip, mtu: (plan.network.mode == NetworkMode::Overlay).then(|| pod_mtu(node_ip)) }
+    let node_ip = node::address(places.pod, plan.network.host_ip);
+    Address { node_ip, mtu: (plan.network.mode == NetworkMode::Overlay).then(|| node::pod_mtu(node_ip)) }
 }
 
 /// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
@@ -115,7 +114,7 @@ pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str
         version: hpk_api::VERSION,
         pod_uid: plan.pod.uid.clone(),
         job_id: job_id.unwrap_or_default().to_owned(),
-        node: crate::run::hostname(),
+        node: crate::node::hostname(),
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
         pod_ips: plan.network.pod_ips.clone(),
@@ -445,56 +444,4 @@ impl Outside {
 async fn ready_soon(stream: UnixStream, ready: Ready, mut synced: watch::Receiver<bool>) {
     let _ = tokio::time::timeout(SERVICES, synced.wait_for(|s| *s)).await;
     answer(stream, &TunAnswer::Ready(Box::new(ready))).await;
-}
-
-/// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.
-fn node_ip(pod: &Path, login: Option<IpAddr>) -> IpAddr {
-    let credentials = std::fs::read(pod.join(hpk_api::files::LINK))
-        .ok()
-        .and_then(|b| serde_json::from_slice::<LinkCredentials>(&b).ok());
-    let target = credentials.map(|c| c.address).or(login.map(|ip| SocketAddr::new(ip, 9)));
-    let found = target.and_then(|target| {
-        let any: IpAddr = if target.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
-        let socket = UdpSocket::bind((any, 0)).ok()?;
-        socket.connect(target).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    });
-    found.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
-}
-
-/// MTU for the pod's interface: the node's, less what is put around each packet.
-pub(crate) fn pod_mtu(node_ip: IpAddr) -> u32 {
-    let device = nix::ifaddrs::getifaddrs().ok().and_then(|mut all| {
-        all.find(|a| {
-            let ip = a.address.as_ref().and_then(|s| {
-                s.as_sockaddr_in()
-                    .map(|v4| IpAddr::V4(v4.ip()))
-                    .or_else(|| s.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-            });
-            ip == Some(node_ip)
-        })
-    });
-    let mtu = device.and_then(|d| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", d.interface_name)).ok());
-    let mtu = mtu.and_then(|text| text.trim().parse().ok()).unwrap_or(1500);
-    inner_mtu(mtu, node_ip.is_ipv6())
-}
-
-/// At least what IPv6 needs, at most what one datagram of the largest size leaves.
-fn inner_mtu(outer: u32, v6: bool) -> u32 {
-    let header = if v6 { 40 } else { 20 };
-    outer.saturating_sub(OVERHEAD + header).clamp(1280, 65_000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::inner_mtu;
-
-    #[test]
-    fn mtus() {
-        assert_eq!(inner_mtu(1500, false), 1440);
-        assert_eq!(inner_mtu(1500, true), 1420);
-        assert_eq!(inner_mtu(9000, false), 8940);
-        assert_eq!(inner_mtu(600, false), 1280);
-        assert_eq!(inner_mtu(65_536, false), 65_000);
-    }
 }

@@ -162,7 +162,7 @@ fn try_port(protocol: Protocol, at: SocketAddr) -> Result<(), String> {
         Protocol::Udp => UdpSocket::bind(at).map(drop),
         Protocol::Sctp => return Err("SCTP host ports are not carried: use TCP or UDP".to_owned()),
     };
-    tried.map_err(|error| crate::member::explain_bind(&error, at, "compute node"))
+    tried.map_err(|error| crate::node::explain_bind(&error, at, "compute node"))
 }
 
 fn pair(framing: Framing) -> io::Result<(OwnedFd, OwnedFd)> {

@@ -16,7 +16,7 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
         version: hpk_api::VERSION,
         pod_uid: MEMBER.to_owned(),
         job_id: String::new(),
-        node: crate::run::hostname(),
+        node: crate::node::hostname(),
         datapath: None,
         public_key: None,
         pod_ips: Vec::new(),

@@ -141,30 +141,13 @@ impl Listeners {
             }
             Err(error) => {
                 self.due = Some(Instant::now() + AGAIN);
-                let message = explain(&error, listener.at, "login node");
+                let message = crate::node::explain_bind(&error, listener.at, "login node");
                 if self.said.insert(key, message.clone()).as_ref() != Some(&message) {
                     let (service, at, protocol) = (Some(listener.service.clone()), listener.at, listener.protocol);
                     let _ = self.tell.try_send(NetQuestion::NotListening { service, at, protocol, message });
                 }
             }
         }
-    }
-}
-
-/// Why a port of this host cannot be had, and what to do about it.
-pub(crate) fn explain(error: &io::Error, at: SocketAddr, host: &str) -> String {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            format!(
-                "an ordinary user cannot listen on port {}: use one from 1024 on, or the service's node port",
-                at.port()
-            )
-        }
-        io::ErrorKind::AddrInUse => {
-            format!("port {} of the {host} is in use by somebody else: choose another", at.port())
-        }
-        io::ErrorKind::AddrNotAvailable => format!("{} is no address of the {host}", at.ip()),
-        _ => error.to_string(),
     }
 }
 

@@ -15,10 +15,8 @@ mod listen;
 mod relay;
 mod spread;
 
-pub(crate) use listen::explain as explain_bind;
-
 use crate::datapath::{Cidr, Config, Datapath};
-use crate::network::pod_mtu;
+use crate::node;
 use crate::requests::receive_tun;
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
@@ -163,7 +161,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child =
-        start_helper(&folder, &ips, pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
+        start_helper(&folder, &ips, node::pod_mtu(cluster.node_ip), &cluster).map_err(io_error("starting unshare"))?;
     let offered = async {
         let (stream, _) = offers.accept().await?;
         let (offer, fd) = receive_tun(&stream).await?;
@@ -183,7 +181,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         version: hpk_api::VERSION,
         pod_uid: MEMBER.to_owned(),
         job_id: String::new(),
-        node: crate::run::hostname(),
+        node: node::hostname(),
         datapath: Some(datapath.endpoint),
         public_key: datapath.public_key.clone(),
         pod_ips: ips.clone(),

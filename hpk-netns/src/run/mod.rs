@@ -126,7 +126,7 @@ async fn live(
     let args = parent::arguments(plan, &parts);
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net, local: &layout.local };
     let address = crate::network::address(plan, &places);
-    let mut own = vec![("HPK_NODE", hostname())];
+    let mut own = vec![("HPK_NODE", crate::node::hostname())];
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
     own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
@@ -177,14 +177,14 @@ fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
 /// Says on standard error and in `launch.json` why there is no supervisor.
 fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
     eprintln!("hpk-netns: {step}: {message}");
-    let report =
-        LaunchReport { node: hostname(), at: Some(jiff::Timestamp::now()), step: step.to_owned(), message, exit_code };
+    let report = LaunchReport {
+        node: crate::node::hostname(),
+        at: Some(jiff::Timestamp::now()),
+        step: step.to_owned(),
+        message,
+        exit_code,
+    };
     if let Err(error) = report::write(pod, &report) {
         eprintln!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
     }
-}
-
-/// This node's host name.
-pub(crate) fn hostname() -> String {
-    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
