@@ -12,7 +12,8 @@ if [ -e "$SITE_DIR/run/hpk-changed" ] && [ -e "$SITE_DIR/home/alice/.hpk" ]; the
   alice hpk down
 fi
 phase "hpk up, as alice"
-alice hpk up
+# Said, because a site whose cluster was made before there was a choice would stay with IPv4.
+alice hpk up --ip-families dual
 rm -f "$SITE_DIR/run/hpk-changed"
 alice kubectl wait --for=create node/hpk-site --timeout=60s >/dev/null
 alice kubectl wait --for=condition=Ready node/hpk-site --timeout=60s >/dev/null
