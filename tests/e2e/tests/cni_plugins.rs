@@ -160,14 +160,21 @@ fn tuning_and_bandwidth_hold_and_are_checked() {
     ns.wait_ready("client");
     let exec = |pod: &str, script: &str| ns.kubectl(&["exec", pod, "--", "bash", "-c", script]).ok().to_owned();
     assert_eq!(exec("server", "cat /proc/sys/net/core/somaxconn"), "512");
+    // Between two clients iperf3's server listens nowhere for a moment.
+    let iperf3 = |arguments: &str| {
+        eventually("iperf3's server takes the next client", PATIENCE, || {
+            let run = ns.kubectl(&["exec", "client", "--", "bash", "-c", &format!("iperf3 {arguments}")]);
+            (run.code == Some(0)).then_some(run.stdout)
+        })
+    };
     let all = ips(&ns, "server");
     for ip in &all {
-        exec("client", &format!("iperf3 -t 1 -c {ip}"));
+        iperf3(&format!("-t 1 -c {ip}"));
     }
     let ip = &all[0];
     assert_eq!(exec("client", &format!("curl -s --max-time 10 http://{ip}:8080/")), "server");
     let rate = |reverse: &str| -> f64 {
-        let text = exec("client", &format!("iperf3 -J -t 3 {reverse} -c {ip}"));
+        let text = iperf3(&format!("-J -t 3 {reverse} -c {ip}"));
         let value: Value = serde_json::from_str(&text).expect("JSON");
         value["end"]["sum_received"]["bits_per_second"].as_f64().expect("a rate") / 1e6
     };
@@ -315,7 +322,8 @@ fn a_plugin_that_is_killed_fails_the_pod() {
     plan["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--nodelist=c1"});
     plan["spec"]["containers"][0]["image"] = json!(BUSYBOX);
     ns.apply(&plan.to_string());
-    let pid = eventually("the plug-in runs", PATIENCE, || {
+    let pid = eventually("the plug-in runs and has said so", PATIENCE, || {
+        record().first()?;
         let found = hpk_e2e::processes("c1", "cni/bin/e2e-recorder").into_iter().next()?;
         Some(found.split_whitespace().next()?.to_owned())
     });
