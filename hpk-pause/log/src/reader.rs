@@ -227,12 +227,14 @@ impl LogReader {
         let mut wanted = self.options.tail_lines;
         let mut newest = true;
         if let Some(file) = live {
+            // Looked at once: between two looks its writer adds lines, which would be more than the last ones asked for.
+            let size = whole_lines(&file)?;
             let skip = match &mut wanted {
-                Some(lines) => tail_plain(&file, lines, self.options.stream, true)?,
+                Some(lines) => tail_plain(&file, size, lines, self.options.stream, true)?,
                 None => 0,
             };
             newest = false;
-            let end = self.end_of(&file)?;
+            let end = self.options.snapshot.then_some(size);
             parts.push_front(Part { path: self.live_path(), gz: false, skip, file: Some(file), end, counted: false });
         }
         let since = self.options.since.map(SystemTime::from);
@@ -247,7 +249,7 @@ impl LogReader {
             let Some((file, gz)) = open_rotated(&entry.path, entry.gz)? else { continue };
             let skip = match &mut wanted {
                 Some(lines) if gz => tail_gz(&file, lines, self.options.stream)?,
-                Some(lines) => tail_plain(&file, lines, self.options.stream, newest)?,
+                Some(lines) => tail_plain(&file, file.metadata()?.len(), lines, self.options.stream, newest)?,
                 None => 0,
             };
             newest = false;
@@ -284,15 +286,11 @@ impl LogReader {
             self.queue.push_back(Part { path: entry.path, gz: entry.gz, skip, file: None, end: None, counted: true });
         }
         if let Some((file, _)) = live {
-            let (end, skip) = (self.end_of(&file)?, done(in_live));
-            let path = self.live_path();
+            let end = if self.options.snapshot { Some(whole_lines(&file)?) } else { None };
+            let (path, skip) = (self.live_path(), done(in_live));
             self.queue.push_back(Part { path, gz: false, skip, file: Some(file), end, counted: false });
         }
         Ok(())
-    }
-
-    fn end_of(&self, live: &File) -> io::Result<Option<u64>> {
-        if self.options.snapshot { Ok(Some(live.metadata()?.len())) } else { Ok(None) }
     }
 
     /// The live file, open, and the rotated ones that belong before it, seen in one consistent moment.
@@ -561,10 +559,25 @@ fn ends_line(record: &[u8], stream: Option<Stream>, last: bool) -> bool {
     cri_log::parse(record).is_some_and(|r| (!r.partial || last) && stream.is_none_or(|s| s == r.stream))
 }
 
-/// Where the last `lines` lines of a plain file begin. Reduces `lines` by those that the file has. Only in the
-/// newest file can trailing partial records be a line of their own.
-fn tail_plain(file: &File, lines: &mut u64, stream: Option<Stream>, newest: bool) -> io::Result<u64> {
-    let size = file.metadata()?.len();
+/// How long a live file is without the record that is being written.
+fn whole_lines(file: &File) -> io::Result<u64> {
+    let mut position = file.metadata()?.len();
+    let mut block = vec![0; BLOCK];
+    while position > 0 {
+        let step = position.min(BLOCK as u64);
+        position -= step;
+        let block = &mut block[..usize::try_from(step).unwrap_or(BLOCK)];
+        file.read_exact_at(block, position)?;
+        if let Some(newline) = memchr::memrchr(b'\n', block) {
+            return Ok(position + newline as u64 + 1);
+        }
+    }
+    Ok(0)
+}
+
+/// Where the last `lines` lines of the first `size` bytes of a plain file begin. Reduces `lines` by those that these bytes
+/// have. Only in the newest file can trailing partial records be a line of their own.
+fn tail_plain(file: &File, size: u64, lines: &mut u64, stream: Option<Stream>, newest: bool) -> io::Result<u64> {
     if *lines == 0 && newest {
         return Ok(size);
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 #[derive(Clone, Debug)]
@@ -237,6 +238,33 @@ fn a_snapshot_ends_where_the_log_ended() {
         fs::rename(&rotated, &live).unwrap();
         fs::OpenOptions::new().write(true).open(&live).unwrap().set_len(5000 * line(0).len() as u64).unwrap();
     }
+}
+
+#[test]
+fn the_last_line_is_one_line_however_fast_its_writer_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = dir.path().join("7.log");
+    let lines = "2026-11-23T20:00:00.000000000Z stdout F y\n".repeat(100);
+    let done = AtomicBool::new(false);
+    let mut file = fs::File::create(&live).unwrap();
+    file.write_all(lines.as_bytes()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                file.write_all(lines.as_bytes()).unwrap();
+                if file.metadata().unwrap().len() > 10 << 20 {
+                    fs::rename(&live, dir.path().join("7.log.20261123-200000")).unwrap();
+                    file = fs::File::create(&live).unwrap();
+                    file.write_all(lines.as_bytes()).unwrap();
+                }
+            }
+        });
+        let read: Vec<_> = (0..2000)
+            .map(|_| read(dir.path(), ReadOptions { tail_lines: Some(1), snapshot: true, ..ReadOptions::default() }))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(read.iter().all(|text| text == b"y\n"), "{:?}", read.iter().map(Vec::len).max());
+    });
 }
 
 #[test]
