@@ -24,8 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(600);
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
-/// Of these, connections whose owner is not known: what strangers can occupy. Some 40 KiB each.
+/// Of these, connections whose owner is not known: what strangers can occupy. Some 40 KiB each, and [`MAX_HEAD`] for one that
+/// sends it (bench/strangers).
 const STRANGERS: usize = 256;
+/// Bytes of a request's head, its address with an exec's command included, which hyper takes up to 64 KiB of. The client is
+/// not known before its end.
+const MAX_HEAD: usize = 128 << 10;
 
 /// What the server needs beside its backend.
 #[derive(Clone)]
@@ -114,6 +118,7 @@ async fn connection<B: Backend>(
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), handle)
         .with_upgrades()
         .await?;

@@ -1,5 +1,8 @@
-//! Fetches what a pod refers to: configMaps, secrets and service-account tokens by name, ClusterTrustBundles all at once.
+//! Fetches what a pod refers to: configMaps, secrets, service-account tokens and certificates by name, ClusterTrustBundles all
+//! at once.
 
+use super::certificates;
+use crate::render::certificate::{CertificateError, Certificates};
 use crate::render::services;
 use crate::render::sources::{References, Sources, TokenKey, Versions};
 use jiff::Timestamp;
@@ -21,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 #[derive(Debug, ThisError)]
 #[error("cannot read {kind} {name:?}: {source}")]
 pub struct FetchError {
-    /// `configmap`, `secret`, `token of service account`, `clustertrustbundles`.
+    /// `configmap`, `secret`, `token of service account` and so on.
     pub kind: &'static str,
     /// Name.
     pub name: String,
@@ -58,15 +61,29 @@ impl Token {
 /// A pod's tokens, kept between renewals.
 pub type Tokens = BTreeMap<TokenKey, Token>;
 
-/// When the first of `tokens` must be renewed; None: there are none. A renewal that failed is tried again after
-/// [`AGAIN`].
+/// When the first of the tokens and certificates must be renewed; None: there are none. A renewal that failed is tried
+/// again after [`AGAIN`].
 #[must_use]
-pub fn renewal(tokens: &Tokens, now: Timestamp) -> Option<Duration> {
-    let wait = |t: &Token| Duration::from_secs(u64::try_from(t.renew_at() - now.as_second()).unwrap_or(0));
-    tokens.values().map(wait).min().map(|wait| wait.max(AGAIN))
+pub fn renewal(kept: &Kept, now: Timestamp) -> Option<Duration> {
+    let times = kept.tokens.values().map(Token::renew_at).chain(kept.certificates.due().map(Timestamp::as_second));
+    let wait = |at: i64| Duration::from_secs(u64::try_from(at - now.as_second()).unwrap_or(0));
+    times.min().map(|at| wait(at).max(AGAIN))
 }
 
-/// Fetches everything that `pod` refers to. Tokens that are not stale are kept. `versions`: what was read.
+/// What is remembered between two readings of a pod's references.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Tokens.
+    pub tokens: Tokens,
+    /// Certificates.
+    pub certificates: Certificates,
+    /// What was read of the references.
+    pub versions: Versions,
+    /// Renewals of certificates that were refused since the last reading, to be told.
+    pub refusals: Vec<CertificateError>,
+}
+
+/// Fetches everything that `pod` refers to. Tokens and certificates that are not stale are kept.
 ///
 /// # Errors
 /// An object that could not be asked for. One that does not exist is left out instead.
@@ -74,9 +91,9 @@ pub async fn sources(
     client: &Client,
     pod: &Pod,
     all_services: &[Arc<Service>],
-    tokens: &mut Tokens,
-    versions: &mut Versions,
+    kept: &mut Kept,
 ) -> Result<Sources, FetchError> {
+    let Kept { tokens, certificates, versions, refusals } = kept;
     let references = References::of(pod);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut found = Sources::default();
@@ -91,6 +108,8 @@ pub async fn sources(
         let listed = all.list(&ListParams::default()).await;
         found.trust_bundles = listed.map_err(|e| failed("clustertrustbundles", "", e))?.items;
     }
+    refusals.extend(certificates::advance(client, pod, &references.certificates, certificates).await?);
+    found.certificates.clone_from(certificates);
     *versions = found.versions(namespace, &references);
     let now = Timestamp::now();
     tokens.retain(|key, _| references.tokens.contains(key));
@@ -131,7 +150,7 @@ where
     Ok(found.into_iter().flatten().collect())
 }
 
-fn failed(kind: &'static str, name: &str, source: Error) -> FetchError {
+pub(super) fn failed(kind: &'static str, name: &str, source: Error) -> FetchError {
     FetchError { kind, name: name.to_owned(), source: Box::new(source) }
 }
 
@@ -177,8 +196,9 @@ mod tests {
         assert!(token(1_000_000).is_stale(at(86_400)));
         let key = |audience: &str| TokenKey { audience: audience.into(), expiration_seconds: 0 };
         let tokens: Tokens = [(key("a"), token(3607)), (key("b"), token(1_000_000))].into();
-        assert_eq!(renewal(&tokens, at(0)), Some(Duration::from_secs(2886)));
-        assert_eq!(renewal(&tokens, at(2880)), Some(AGAIN), "due, or its renewal failed");
-        assert_eq!(renewal(&Tokens::new(), at(0)), None);
+        let kept = Kept { tokens, ..Kept::default() };
+        assert_eq!(renewal(&kept, at(0)), Some(Duration::from_secs(2886)));
+        assert_eq!(renewal(&kept, at(2880)), Some(AGAIN), "due, or its renewal failed");
+        assert_eq!(renewal(&Kept::default(), at(0)), None);
     }
 }

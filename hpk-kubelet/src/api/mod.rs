@@ -1,5 +1,6 @@
 //! The API server as the kubelet uses it: events, the objects that pods refer to, the Node.
 
+pub mod certificates;
 pub mod events;
 pub mod fetch;
 pub mod node;

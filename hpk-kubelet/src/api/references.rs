@@ -12,7 +12,7 @@
 
 use crate::render::sources::{Kind, ObjectKey, Version, Versions, joint_version};
 use futures::StreamExt;
-use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
+use k8s_openapi::api::certificates::v1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -37,14 +37,14 @@ pub struct Watches {
 
 impl Watches {
     /// Starts the task that owns the watches. It calls `changed` with the UID of each pod that has read another
-    /// version of an object than there is now.
-    pub fn start<F, R>(client: Client, changed: F) -> Self
+    /// version of an object than there is now. `node`: the Node's name.
+    pub fn start<F, R>(client: Client, node: String, changed: F) -> Self
     where
         F: Fn(String) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
         let (messages, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(own(client, messages.downgrade(), inbox, changed));
+        tokio::spawn(own(client, node, messages.downgrade(), inbox, changed));
         Self { messages }
     }
 
@@ -61,6 +61,7 @@ impl Watches {
 
 async fn own<F, R>(
     client: Client,
+    node: String,
     messages: mpsc::WeakUnboundedSender<Message>,
     mut inbox: mpsc::UnboundedReceiver<Message>,
     changed: F,
@@ -83,7 +84,7 @@ async fn own<F, R>(
         }
         for key in outcome.start {
             let Some(messages) = messages.upgrade() else { return };
-            let watch = tokio::spawn(watch(client.clone(), key.clone(), messages));
+            let watch = tokio::spawn(watch(client.clone(), node.clone(), key.clone(), messages));
             running.insert(key, watch.abort_handle());
         }
         for uid in outcome.changed {
@@ -93,13 +94,20 @@ async fn own<F, R>(
 }
 
 /// Follows one object for ever.
-async fn watch(client: Client, key: ObjectKey, messages: mpsc::UnboundedSender<Message>) {
+async fn watch(client: Client, node: String, key: ObjectKey, messages: mpsc::UnboundedSender<Message>) {
+    let named = format!("metadata.name={}", key.name);
     match key.kind {
         Kind::ConfigMap => {
-            follow::<PartialObjectMeta<ConfigMap>>(Api::namespaced(client, &key.namespace), key, messages).await;
+            follow::<PartialObjectMeta<ConfigMap>>(Api::namespaced(client, &key.namespace), &named, key, messages)
+                .await;
         }
         Kind::Secret => {
-            follow::<PartialObjectMeta<Secret>>(Api::namespaced(client, &key.namespace), key, messages).await;
+            follow::<PartialObjectMeta<Secret>>(Api::namespaced(client, &key.namespace), &named, key, messages).await;
+        }
+        Kind::CertificateRequest => {
+            let api: Api<PartialObjectMeta<PodCertificateRequest>> = Api::namespaced(client, &key.namespace);
+            // What the Node authorizer lets a node see of them.
+            follow(api, &format!("{named},spec.nodeName={node}"), key, messages).await;
         }
         Kind::TrustBundles => {
             follow_all::<PartialObjectMeta<ClusterTrustBundle>>(Api::all(client), key, messages).await;
@@ -107,11 +115,11 @@ async fn watch(client: Client, key: ObjectKey, messages: mpsc::UnboundedSender<M
     }
 }
 
-async fn follow<K>(api: Api<K>, key: ObjectKey, messages: mpsc::UnboundedSender<Message>)
+async fn follow<K>(api: Api<K>, fields: &str, key: ObjectKey, messages: mpsc::UnboundedSender<Message>)
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
+    let config = watcher::Config::default().fields(fields);
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed = None;
     while let Some(event) = events.next().await {

@@ -111,7 +111,7 @@ impl Controller {
         let pool = Pool::new(&ctx.cluster.pod_cidr, used, mark);
         tracing::info!(pods = entries.len(), "pods found on disk");
         let changes = tx.clone();
-        let watches = Watches::start(ctx.client.clone(), move |uid| {
+        let watches = Watches::start(ctx.client.clone(), ctx.cluster.node_name.clone(), move |uid| {
             let changes = changes.clone();
             async move {
                 let _ = changes.send(Event::ReferencesChanged { uid }).await;

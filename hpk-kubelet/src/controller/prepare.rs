@@ -5,14 +5,13 @@
 use super::context::Context;
 use super::pull::{self, Backoff};
 use crate::api::events::Note;
-use crate::api::fetch::{self, Tokens};
+use crate::api::fetch::{self, Kept};
 use crate::pods::bandwidth;
 use crate::pods::folder::Record;
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::unsupported;
 use crate::render::atomic;
-use crate::render::sources::Versions;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
@@ -27,10 +26,8 @@ use std::time::Duration;
 pub struct Memory {
     /// Image back-off.
     pub backoff: Backoff,
-    /// Tokens.
-    pub tokens: Tokens,
-    /// What was read of the references.
-    pub versions: Versions,
+    /// Of the references.
+    pub kept: Kept,
     /// Attempts that failed in a row.
     pub failures: u32,
     /// Unsupported fields were told.
@@ -176,7 +173,7 @@ async fn make(
 ) -> Result<Made, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let services = ctx.services.state();
-    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.tokens, &mut memory.versions).await {
+    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.kept).await {
         Ok(sources) => sources,
         Err(error) => {
             // Just bound pods are unknown to the Node authorizer for a moment: told only when it lasts.
@@ -187,6 +184,9 @@ async fn make(
             return Err(Held { retry: retry(memory), ..Held::default() });
         }
     };
+    for refusal in memory.kept.refusals.drain(..) {
+        tell(Note::warning("FailedCertificateRenewal", refusal.to_string()));
+    }
     let images = pull::pull(ctx, pod, &sources.secrets, known, &mut memory.backoff).await;
     if let Some(blocked) = &images.volume_blocked {
         return Err(hold_all(pod, &blocked.reason, &blocked.message, images.retry));

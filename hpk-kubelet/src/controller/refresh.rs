@@ -1,7 +1,7 @@
 //! A running pod's references: when they are read again, and what came of it.
 //!
-//! Changes of configMaps and secrets are told by [`crate::api::references`]; a time is kept only for tokens and for
-//! what failed.
+//! Changes of configMaps and secrets are told by [`crate::api::references`]; a time is kept only for tokens,
+//! certificates and what failed.
 
 use super::prepare::{Held, Memory, Refreshed};
 use super::{Controller, tasks};
@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long until the references must be read again: `retry`, or when a token must be renewed.
 pub(super) fn next(memory: &Memory, retry: Option<Duration>) -> Duration {
-    let renewal = fetch::renewal(&memory.tokens, Timestamp::now());
+    let renewal = fetch::renewal(&memory.kept, Timestamp::now());
     retry.into_iter().chain(renewal).fold(IDLE, Duration::min)
 }
 
@@ -82,7 +82,7 @@ impl Controller {
             Err(held) => held.retry,
         };
         entry.refresh_at = Some(Instant::now() + next(&memory, retry));
-        self.watches.claim(uid, memory.versions.clone());
+        self.watches.claim(uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
         self.advance(uid);
     }

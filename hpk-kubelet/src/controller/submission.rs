@@ -45,7 +45,7 @@ impl Controller {
     pub(super) fn prepared(&mut self, uid: &str, result: Result<Ready, Held>, memory: Memory) {
         let Some(entry) = self.entries.get_mut(uid).filter(|e| e.stage == Stage::Preparing) else { return };
         entry.preparing = None;
-        self.watches.claim(uid, memory.versions.clone());
+        self.watches.claim(uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
         match result {
             Ok(ready) => {

@@ -5,6 +5,7 @@
 
 use super::plan::as_container;
 use super::{bandwidth, launcher};
+use crate::render::certificate;
 use crate::slurm::flags;
 use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
@@ -162,15 +163,18 @@ fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static s
             || source.secret.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
             || source.downward_api.as_ref().is_some_and(|s| any_file_user(s.items.as_deref()))
             || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some())
-            || source.cluster_trust_bundle.as_ref().is_some_and(|s| s.user.is_some());
+            || source.cluster_trust_bundle.as_ref().is_some_and(|s| s.user.is_some())
+            || source.pod_certificate.as_ref().is_some_and(|s| s.user.is_some());
         if asked {
             tell(false, field(&format!("projected.sources[{index}].(items.)user")), FILES_OWNER);
         }
-        if source.pod_certificate.is_some() {
+        if let Some(certificate) = &source.pod_certificate
+            && !certificate::KEY_TYPES.contains(&certificate.key_type.as_str())
+        {
             tell(
                 true,
-                field(&format!("projected.sources[{index}].podCertificate")),
-                "put the certificate into a secret",
+                field(&format!("projected.sources[{index}].podCertificate.keyType")),
+                "ask for ECDSAP256, ECDSAP384 or ED25519",
             );
         }
     }

@@ -3,6 +3,7 @@
 //! Everything here is a function of API objects and addresses; nothing reads a clock, a file or the network.
 
 pub mod atomic;
+pub mod certificate;
 pub mod downward;
 pub mod env;
 pub mod expand;

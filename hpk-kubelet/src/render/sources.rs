@@ -1,7 +1,8 @@
 //! The objects that a pod refers to, as they were found, in one place for the pure renderers.
 
+use super::certificate::{CertificateKey, Certificates};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCertificateProjection, Secret};
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,6 +18,8 @@ pub struct Sources {
     pub trust_bundles: Vec<ClusterTrustBundle>,
     /// Service-account tokens that were requested for the pod.
     pub tokens: BTreeMap<TokenKey, String>,
+    /// Certificates that were asked for the pod.
+    pub certificates: Certificates,
     /// Service variables (see [`super::services`]).
     pub service_variables: BTreeMap<String, String>,
 }
@@ -40,6 +43,8 @@ pub enum Kind {
     /// All ClusterTrustBundles together: which of them a pod means can change with their labels. Namespace and name of
     /// the key are empty.
     TrustBundles,
+    /// PodCertificateRequest.
+    CertificateRequest,
 }
 
 /// One object that pods refer to.
@@ -85,12 +90,16 @@ impl Sources {
             let key = ObjectKey { kind: Kind::TrustBundles, namespace: String::new(), name: String::new() };
             (key, joint_version(&each.collect()))
         });
-        config_maps.chain(secrets).chain(bundles).collect()
+        let requests = references.certificates.keys().filter_map(|name| {
+            let asked = self.certificates.request(name)?;
+            Some((key(Kind::CertificateRequest, &asked.name), asked.version.clone()))
+        });
+        config_maps.chain(secrets).chain(bundles).chain(requests).collect()
     }
 }
 
 /// Names that a pod refers to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct References {
     /// ConfigMap names.
     pub config_maps: BTreeSet<String>,
@@ -100,6 +109,8 @@ pub struct References {
     pub tokens: BTreeSet<TokenKey>,
     /// Any ClusterTrustBundle.
     pub trust_bundles: bool,
+    /// Certificates.
+    pub certificates: BTreeMap<CertificateKey, PodCertificateProjection>,
 }
 
 /// What a projected token lives when the pod does not say (upstream's default).
@@ -135,7 +146,11 @@ impl References {
             all.config_maps.extend(volume.config_map.iter().map(|v| v.name.clone()));
             all.secrets.extend(volume.secret.iter().filter_map(|v| v.secret_name.clone()));
             let projections = volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten();
-            for projection in projections {
+            for (source, projection) in projections.enumerate() {
+                all.certificates.extend(projection.pod_certificate.iter().map(|c| {
+                    let key = CertificateKey { volume: volume.name.clone(), source };
+                    (key, c.clone())
+                }));
                 all.config_maps.extend(projection.config_map.iter().map(|v| v.name.clone()));
                 all.secrets.extend(projection.secret.iter().map(|v| v.name.clone()));
                 all.trust_bundles |= projection.cluster_trust_bundle.is_some();

@@ -1,5 +1,6 @@
 //! Content of the volumes that the kubelet fills: configMap, secret, downwardAPI, projected.
 
+use super::certificate::{CertificateError, CertificateKey};
 use super::downward::{self, Facts, FieldError};
 use super::sources::{DEFAULT_TOKEN_SECONDS, Sources, TokenKey};
 use super::trust::{self, TrustError};
@@ -82,13 +83,13 @@ pub enum VolumeError {
         /// Cause.
         cause: TrustError,
     },
-    /// A projection that is not supported.
-    #[error("MountVolume.SetUp failed for volume {volume:?} : projected source {field} is not supported by HPK")]
-    Unsupported {
+    /// A certificate.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    Certificate {
         /// Volume.
         volume: String,
-        /// Field.
-        field: &'static str,
+        /// Cause.
+        cause: CertificateError,
     },
 }
 
@@ -224,7 +225,7 @@ impl Filler<'_> {
 
     fn projected(&mut self, volume: &k8s_openapi::api::core::v1::ProjectedVolumeSource) -> Result<(), VolumeError> {
         let default_mode = mode(volume.default_mode);
-        for source in volume.sources.iter().flatten() {
+        for (number, source) in volume.sources.iter().flatten().enumerate() {
             if let Some(s) = &source.config_map {
                 self.config_map(&s.name, Wanted::of(s.items.as_deref(), default_mode, s.optional))?;
             }
@@ -250,8 +251,21 @@ impl Filler<'_> {
                     .map_err(|cause| VolumeError::Trust { volume: self.volume.to_owned(), cause })?;
                 self.put(&s.path, text.into_bytes(), default_mode)?;
             }
-            if source.pod_certificate.is_some() {
-                return Err(VolumeError::Unsupported { volume: self.volume.to_owned(), field: "podCertificate" });
+            if let Some(s) = &source.pod_certificate {
+                let key = CertificateKey { volume: self.volume.to_owned(), source: number };
+                let failed = |cause| VolumeError::Certificate { volume: self.volume.to_owned(), cause };
+                let bundle = self.sources.certificates.bundle(&key).map_err(failed)?;
+                // Key and chain in one file, so that a program never reads two that do not match.
+                let both = || format!("{}{}", bundle.key, bundle.chain);
+                for (path, text) in [
+                    (&s.credential_bundle_path, both()),
+                    (&s.key_path, bundle.key.clone()),
+                    (&s.certificate_chain_path, bundle.chain.clone()),
+                ] {
+                    if let Some(path) = path.as_deref().filter(|path| !path.is_empty()) {
+                        self.put(path, text.into_bytes(), default_mode)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -325,6 +339,34 @@ mod tests {
                 file("token", "tok", 0o644)
             ])
         );
+    }
+
+    #[test]
+    fn a_certificate_is_there_with_its_key_or_not_at_all() {
+        use crate::render::certificate::{Answer, Asked};
+        let source = |paths: serde_json::Value| {
+            let mut certificate = json!({"signerName": "x/y", "keyType": "ED25519"});
+            certificate.as_object_mut().unwrap().extend(paths.as_object().unwrap().clone());
+            json!({"name": "v", "projected": {"defaultMode": 0o400, "sources": [{"podCertificate": certificate}]}})
+        };
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let mut sources = Sources::default();
+        let key = CertificateKey { volume: "v".into(), source: 0 };
+        sources.certificates.asked(key.clone(), Asked { name: "r".into(), version: None, key: "K".into(), at: now });
+        let fill = |sources: &Sources, volume| {
+            let volume = serde_json::from_value(volume).unwrap();
+            payload(&Pod::default(), &volume, sources, &Facts::default()).unwrap()
+        };
+        let bundle = source(json!({"credentialBundlePath": "both.pem"}));
+        assert_eq!(
+            fill(&sources, bundle.clone()).unwrap_err().to_string(),
+            "MountVolume.SetUp failed for volume \"v\" : credential bundle is not issued yet"
+        );
+        sources.certificates.answered(&key, Answer::Issued("C".into(), None), now, 0).unwrap();
+        let file = |data: &str| File { data: data.into(), mode: 0o400 };
+        assert_eq!(fill(&sources, bundle), Ok([("both.pem".to_owned(), file("KC"))].into()));
+        let two = source(json!({"keyPath": "k", "certificateChainPath": "c"}));
+        assert_eq!(fill(&sources, two), Ok([("c".to_owned(), file("C")), ("k".to_owned(), file("K"))].into()));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Limits of a pod's local storage.
+//! A pod's local storage and its limits, and what the kubelet puts into volumes.
 
 use hpk_e2e::{Namespace, PATIENCE, eventually};
 use serde_json::json;
@@ -51,4 +51,39 @@ fn fs_group_holds_after_an_update() {
         log.ok().contains("2000 440").then_some(())
     });
     assert_eq!(ns.kubectl(&["logs", "reader"]).ok(), "first2000 440");
+}
+
+/// The signer is this case: it answers the request that the kubelet makes for each of two pods, with a certificate and with
+/// a no.
+#[test]
+fn a_certificate_is_asked_for_and_comes_with_its_key() {
+    let ns = Namespace::new("podcert");
+    for name in ["signed", "denied"] {
+        let mut pod = ns.script_pod(name, "Always", "cat /c/both.pem; exec sleep 600");
+        let source = json!({"signerName": format!("example.com/{name}"), "keyType": "ECDSAP256",
+            "credentialBundlePath": "both.pem"});
+        pod["spec"]["volumes"] = json!([{"name": "c", "projected": {"sources": [{"podCertificate": source}]}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "c", "mountPath": "/c"}]);
+        ns.apply(&pod.to_string());
+        ns.until_event(name, "FailedMount", "credential bundle is not issued yet");
+    }
+    let request = r#"set -e; w=$(mktemp -d); cd $w
+        of() { kubectl -n $NS get podcertificaterequests -o json | jq -r ".items[] | select(.spec.signerName == \"example.com/$1\") | $2"; }
+        answer() { kubectl -n $NS patch podcertificaterequest "$(of $1 .metadata.name)" --subresource=status --type=merge -p "$2"; }
+        condition() { echo "[{\"type\":\"$1\",\"status\":\"True\",\"reason\":\"$2\",\"message\":\"$3\",\"lastTransitionTime\":\"$(date -u +%FT%TZ)\"}]"; }
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca 2> /dev/null
+        of signed .spec.stubPKCS10Request | base64 -d > request.der
+        openssl x509 -req -inform DER -in request.der -CA ca.crt -CAkey ca.key -days 1 -out leaf.crt 2> /dev/null
+        moment() { date -u -d "$(openssl x509 -in leaf.crt -noout -$1 | cut -d= -f2) $2" +%FT%TZ; }
+        answer signed "{\"status\":{\"conditions\":$(condition Issued Fine yes),\"certificateChain\":$(jq -Rs . leaf.crt),
+          \"notBefore\":\"$(moment startdate)\",\"notAfter\":\"$(moment enddate)\",\"beginRefreshAt\":\"$(moment startdate '1 hour')\"}}"
+        answer denied "{\"status\":{\"conditions\":$(condition Denied Unknown 'not you')}}"
+        rm -r $w"#;
+    ns.shell(request).ok();
+    ns.wait_ready("signed");
+    ns.until_event("denied", "FailedMount", r#"permanently denied: reason="Unknown" message="not you""#);
+    let keys = "kubectl -n $NS logs signed > $HOME/both.pem; openssl pkey -in $HOME/both.pem -pubout > $HOME/both.key
+        openssl x509 -in $HOME/both.pem -noout -pubkey | cmp - $HOME/both.key && rm $HOME/both.pem $HOME/both.key && echo one key";
+    assert_eq!(ns.shell(keys).ok(), "one key");
+    assert_eq!(ns.get("pod", "denied")["status"]["phase"], "Pending");
 }

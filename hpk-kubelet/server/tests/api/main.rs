@@ -22,6 +22,8 @@ async fn strangers_are_refused_and_the_known_get_what_they_may() {
     let proxy = || Some(leaf(&site.front_proxy, "front-proxy-client"));
     let as_root = "X-Remote-User: root\r\n";
     let metrics = "/apis/metrics.k8s.io/v1beta1/nodes";
+    // An exec's command is in the address.
+    let long = format!("GET /nope?command={}", "x".repeat(60 << 10));
     for (identity, request, headers, code, text) in [
         (None, "GET /pods", "", 401, "Unauthorized"),
         (stranger(), "GET /pods", "", 401, "Unauthorized"),
@@ -38,6 +40,7 @@ async fn strangers_are_refused_and_the_known_get_what_they_may() {
         (site.user("root"), "POST /pods", "", 405, "allow: GET"),
         (site.user("root"), "GET /nope", "", 404, "404 page not found"),
         (site.user("root"), "GET /healthz", "", 200, "ok"),
+        (site.user("root"), &long, "", 404, "404 page not found"),
         // Nobody may name another user but the aggregator, and it on its own paths only.
         (site.user("reader"), "GET /pods", as_root, 403, "user=reader"),
         (proxy(), "GET /pods", as_root, 401, "Unauthorized"),

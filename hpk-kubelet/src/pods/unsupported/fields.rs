@@ -426,7 +426,7 @@ const TYPES: &[Type] = &[
             ("clusterTrustBundle", Told(r#"{"path": "p", "user": 1}"#)),
             ("configMap", Told(r#"{"name": "x", "items": [{"key": "k", "path": "p", "user": 1}]}"#)),
             ("downwardAPI", Told(r#"{"items": [{"path": "p", "user": 1}]}"#)),
-            ("podCertificate", Told(r#"{"keyType": "ED25519", "signerName": "x"}"#)),
+            ("podCertificate", Told(r#"{"keyType": "RSA4096", "signerName": "x"}"#)),
             ("secret", Told(r#"{"name": "x", "items": [{"key": "k", "path": "p", "user": 1}]}"#)),
             ("serviceAccountToken", Told(r#"{"path": "p", "user": 1}"#)),
         ],
