@@ -184,7 +184,7 @@ yourself alone use kubectl port-forward. After a kill: kubectl delete services -
 pub(crate) struct Expose {
     /// pod/NAME or service/NAME
     #[arg(value_name = "TARGET")]
-    pub target: crate::expose::Target,
+    pub target: crate::target::Target,
     /// Its port, by number or name [default: the only one]
     #[arg(value_name = "PORT")]
     pub target_port: Option<String>,

@@ -7,6 +7,7 @@
 use crate::bootstrap;
 use crate::cli::{self, Format};
 use crate::home::Home;
+use crate::target::Target;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -22,36 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// On every Service of this command, to find those that a kill left.
 const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "hpk-expose");
-
-/// What is exposed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// `pod/NAME`
-    Pod(String),
-    /// `service/NAME`
-    Service(String),
-}
-
-impl std::str::FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('/') {
-            Some(("pod" | "pods" | "po", name)) if !name.is_empty() => Ok(Self::Pod(name.to_owned())),
-            Some(("service" | "services" | "svc", name)) if !name.is_empty() => Ok(Self::Service(name.to_owned())),
-            _ => Err("expected pod/NAME or service/NAME".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Pod(name) => write!(f, "pod/{name}"),
-            Self::Service(name) => write!(f, "service/{name}"),
-        }
-    }
-}
 
 /// `hpk expose`.
 pub(crate) async fn run(args: cli::Expose) -> Result<ExitCode> {

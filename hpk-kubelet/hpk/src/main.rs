@@ -15,6 +15,7 @@ mod progress;
 mod site;
 mod status;
 mod supervise;
+mod target;
 mod up;
 
 use anyhow::Result;

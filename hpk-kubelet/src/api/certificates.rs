@@ -1,7 +1,7 @@
 //! Asks signers for pods' certificates by PodCertificateRequests. What to ask for and when is
 //! [`crate::render::certificate`]'s to say.
 
-use super::fetch::{FetchError, failed};
+use super::failed::{FetchError, failed};
 use crate::render::certificate::{Answer, Asked, CertificateError, CertificateKey, Certificates};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;

@@ -2,6 +2,7 @@
 //! at once.
 
 use super::certificates;
+use super::failed::{FetchError, failed};
 use crate::render::certificate::{CertificateError, Certificates};
 use crate::render::services;
 use crate::render::sources::{References, Sources, TokenKey, Versions};
@@ -9,29 +10,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use kube::Client;
 use kube::api::{Api, ListParams, PostParams};
-use kube::{Client, Error};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use thiserror::Error as ThisError;
 
 /// Between attempts to renew a token.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// An object could not be asked for (which is not the same as its not being there).
-#[derive(Debug, ThisError)]
-#[error("cannot read {kind} {name:?}: {source}")]
-pub struct FetchError {
-    /// `configmap`, `secret`, `token of service account` and so on.
-    pub kind: &'static str,
-    /// Name.
-    pub name: String,
-    /// Cause.
-    #[source]
-    pub source: Box<Error>,
-}
 
 /// A token and its times.
 #[derive(Clone, Debug)]
@@ -148,10 +135,6 @@ where
     });
     let found = futures::future::try_join_all(gets).await?;
     Ok(found.into_iter().flatten().collect())
-}
-
-pub(super) fn failed(kind: &'static str, name: &str, source: Error) -> FetchError {
-    FetchError { kind, name: name.to_owned(), source: Box::new(source) }
 }
 
 async fn request_token(client: &Client, pod: &Pod, key: &TokenKey) -> Result<Token, FetchError> {

@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod events;
+pub mod failed;
 pub mod fetch;
 pub mod node;
 pub mod references;

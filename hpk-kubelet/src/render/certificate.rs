@@ -11,7 +11,6 @@
 //! the certificate that it has. Nothing is remembered beyond the kubelet's life: after a restart all are asked for anew,
 //! and the files that pods have stay meanwhile.
 
-use super::sources::Version;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::PodCertificateProjection;
@@ -66,8 +65,8 @@ pub enum CertificateError {
 pub struct Asked {
     /// Its name.
     pub name: String,
-    /// As it was seen last.
-    pub version: Version,
+    /// Its resourceVersion, as it was seen last; None: it was not found.
+    pub version: Option<String>,
     /// The key that it is for, PEM.
     pub key: String,
     /// When it was made.
@@ -96,7 +95,7 @@ pub enum Certificate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Nobody has decided.
-    Pending(Version),
+    Pending(Option<String>),
     /// There is no such request.
     NotFound,
     /// Denied or failed.

@@ -11,6 +11,7 @@
 //! ```
 //! Blocking: runs before the first container, off the event loop. Without a list no process is started for it.
 
+mod families;
 mod found;
 mod overlay;
 mod side;

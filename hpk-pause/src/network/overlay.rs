@@ -1,5 +1,6 @@
 //! The overlay: a TUN with the pod's addresses, whose packets hpk-netns carries.
 
+use super::families::{like, one_family};
 use super::{ANSWER_LIMIT, DEVICE, Network, NetworkError, alone, ask, in_sandbox, side};
 use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route as CniRoute};
 use hpk_api::net::{NetnsRequest, NetworkList, NetworkPlan, POD_SANDBOX, TunOffer};
@@ -38,12 +39,6 @@ pub(super) fn make(plan: &NetworkPlan, socket: &Path) -> Result<Network, Network
     Ok(Network { result: in_sandbox(result(&pod_ips, DEVICE, mtu, routes), &ready.sandbox), warnings })
 }
 
-/// What to say of a pod that has fewer addresses than planned.
-pub(super) fn one_family(plan: &NetworkPlan, pod_ips: &[IpAddr]) -> Option<(String, String)> {
-    let message = "this node's kernel has no IPv6, or it is switched off: the pod has its IPv4 address only";
-    (pod_ips.len() < plan.pod_ips.len()).then(|| ("NetworkNotReady".to_owned(), message.to_owned()))
-}
-
 /// The plan's, else the node's less what is put around each packet, as hpk-netns says it.
 fn mtu(plan: &NetworkPlan) -> u32 {
     let said = std::env::var("HPK_POD_MTU").ok().and_then(|text| text.parse().ok()).filter(|mtu| *mtu >= 1280);
@@ -66,11 +61,6 @@ fn routes(plan: &NetworkPlan, pod_ips: &[IpAddr]) -> Result<Vec<Route>, NetworkE
         routes.push(Route { destination, prefix: 0, gateway: None, source: None });
     }
     Ok(routes)
-}
-
-/// The pod's address of the same family.
-pub(super) fn like(pod_ips: &[IpAddr], to: IpAddr) -> Option<IpAddr> {
-    pod_ips.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()).copied()
 }
 
 fn result(pod_ips: &[IpAddr], device: &str, mtu: u32, routes: Vec<CniRoute>) -> CniResult {

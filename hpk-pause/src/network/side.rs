@@ -13,7 +13,7 @@
 //!
 //! It lives as long as hpk-netns has it open: nothing is left when that is gone.
 
-use super::overlay::{like, one_family};
+use super::families::{like, one_family};
 use super::{DEVICE, Network, NetworkError, PLUGINS_LIMIT, ask, in_sandbox};
 use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route as CniRoute};
 use hpk_api::net::{ChainOffer, NetnsRequest, NetworkPlan, POD_SANDBOX, TunOffer};

@@ -1,5 +1,6 @@
 //! httpGet: a small HTTP/1.1 client that behaves and speaks as Go's `net/http` does in upstream's prober.
 
+use super::tls::PLAIN_ANSWER;
 use super::url::Url;
 use super::{HookDone, Outcome, ProbeContext, connect, tls};
 use hpk_api::probe::Handler;
@@ -12,8 +13,6 @@ const MAX_BODY: usize = 10 << 10;
 const MAX_HEAD: usize = 64 << 10;
 /// Requests in a chain of redirects.
 const MAX_REQUESTS: usize = 10;
-/// Text for an https request that got a plain answer; hooks are repeated over http then.
-pub(super) const PLAIN_ANSWER: &str = "http: server gave HTTP response to HTTPS client";
 
 /// One httpGet as a probe.
 pub(super) async fn probe(handler: &Handler, timeout: Duration, context: &ProbeContext) -> Outcome {

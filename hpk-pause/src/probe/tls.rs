@@ -10,6 +10,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// Text for an https request that got a plain answer; hooks are repeated over http then.
+pub(super) const PLAIN_ANSWER: &str = "http: server gave HTTP response to HTTPS client";
+
 #[derive(Debug)]
 struct Anything(Vec<SignatureScheme>);
 
@@ -76,7 +79,7 @@ pub(super) async fn connect(stream: TcpStream, host: &str) -> Result<TlsStream<T
     };
     TlsConnector::from(config()?).connect(name, stream).await.map_err(|error| {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(Error::InvalidMessage(_)) => super::http::PLAIN_ANSWER.to_owned(),
+            Some(Error::InvalidMessage(_)) => PLAIN_ANSWER.to_owned(),
             Some(error) => format!("tls: {error}"),
             None if error.kind() == std::io::ErrorKind::UnexpectedEof => "EOF".to_owned(),
             None => super::text::errno(&error),
