@@ -350,6 +350,7 @@ fn conditions(
         containers_ready,
         wanted("PodScheduled", true, None, None),
     ];
+    list.extend(all_restarting(input, spec, phase));
     if let Some(error) = input.submit_error.filter(|_| input.job.is_none()) {
         list.push(wanted(JOB_STARTED, false, Some("SubmitFailed"), Some(error.to_owned())));
     }
@@ -510,6 +511,24 @@ fn initialized(previous: &PodStatus, spec: &PodSpec, all: &[ContainerStatus], ph
         Some("ContainersNotInitialized"),
         Some(format!("containers with incomplete status: {}", go_list(&incomplete))),
     )
+}
+
+/// AllContainersRestarting (KEP-5532), for pods that have a rule which may restart all containers.
+fn all_restarting(input: &Input<'_>, spec: &PodSpec, phase: &str) -> Option<Wanted> {
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    if !containers.any(|c| c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers")) {
+        return None;
+    }
+    let kind = "AllContainersRestarting";
+    Some(match phase {
+        "Succeeded" => wanted(kind, false, Some("PodCompleted"), None),
+        "Failed" => wanted(kind, false, Some("PodFailed"), None),
+        _ if input.report.is_some_and(|r| r.restarting_all) => {
+            let message = "container exited with restart policy rule".to_owned();
+            wanted(kind, true, Some("RestartAllContainersStarted"), Some(message))
+        }
+        _ => wanted(kind, false, None, None),
+    })
 }
 
 /// The strategic-merge patch that brings the API from `old` to `new`. None: nothing to say.

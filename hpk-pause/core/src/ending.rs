@@ -7,10 +7,13 @@ use crate::container::{Kill, Phase};
 use crate::kill::{KillReason, Stage};
 use crate::policy::Role;
 use crate::supervisor::{Ending, RestartAll, Supervisor};
+use crate::text;
 use crate::types::{Action, ContainerIndex, Hook, Now};
 use hpk_api::state::{RunState, StopCause, Termination};
 
-const RESTARTING_ALL: &str = "RestartingAllContainers";
+pub(crate) const RESTARTING_ALL: &str = "RestartingAllContainers";
+/// Upstream's reason of the condition AllContainersRestarting.
+pub(crate) const RESTART_ALL_EVENT: &str = "RestartAllContainersStarted";
 const RESTARTING_ALL_MESSAGE: &str = "The container is removed because RestartAllContainers in place";
 
 impl Supervisor {
@@ -70,6 +73,7 @@ impl Supervisor {
         let grace = self.ending.map_or(grace, |ending| ending.grace.min(grace));
         self.ending = Some(Ending { grace });
         self.restart_all = None;
+        self.state.restarting_all = false;
         self.unsettled = true;
         for i in 0..self.containers.len() {
             let sidecar = self.containers[i].role == Role::Sidecar;
@@ -134,9 +138,14 @@ impl Supervisor {
         self.unsettled = false;
     }
 
-    /// All containers are to start afresh: first everything that runs is ended, containers before init
-    /// containers; those that ended by themselves (the sources of it among them) have nothing to end.
-    pub(crate) fn begin_restart_all(&mut self) {
+    /// All containers are to start afresh, because container `source` ended with `code`: first everything that runs is
+    /// ended, containers before init containers; those that ended by themselves (`source` among them) have nothing to end.
+    ///
+    /// The event is ours: where nothing else runs, the code is overwritten before anybody has seen it.
+    pub(crate) fn begin_restart_all(&mut self, source: usize, code: i32, now: Now) {
+        let name = &self.containers[source].plan.name;
+        let message = format!("Container {name} exited with {code}, all containers will be restarted");
+        self.note(now, false, RESTART_ALL_EVENT, message, Some(source), None);
         let of = |role: fn(Role) -> bool| {
             let list = self.containers.iter().enumerate();
             list.filter(move |(_, c)| role(c.role) && c.occupied()).map(|(i, _)| i)
@@ -177,6 +186,9 @@ impl Supervisor {
     }
 
     /// Nothing runs any more: back to the first init container, without back-off.
+    ///
+    /// What showed its end then shows, and counts, the removal instead; what waited had no instance to remove, and keeps
+    /// its count and its last end (`convertToAPIContainerStatuses`).
     fn reset_all(&mut self, now: Now) {
         self.restart_all = None;
         self.state.restarting_all = false;
@@ -185,11 +197,14 @@ impl Supervisor {
             if self.containers[i].role == Role::Ephemeral {
                 continue;
             }
+            let waits = matches!(self.container_state(i).state, RunState::Waiting { .. });
             let container = &mut self.containers[i];
             container.phase = Phase::Idle;
             container.backoff_from = None;
             container.ended_at = None;
-            if let Some(end) = &container.end {
+            if waits {
+                self.wait(i, text::not_yet_started(&self.plan), String::new());
+            } else if let Some(end) = &container.end {
                 let marker = Termination {
                     exit_code: 137,
                     signal: None,

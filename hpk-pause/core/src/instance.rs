@@ -155,7 +155,7 @@ impl Supervisor {
         self.unsettled = true;
         self.refresh(i, now);
         if !stays_down && !restart && verdict == Verdict::RestartAll {
-            self.begin_restart_all();
+            self.begin_restart_all(i, code, now);
         }
     }
 }

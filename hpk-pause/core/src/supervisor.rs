@@ -4,6 +4,7 @@ use crate::backoff::Limits;
 use crate::container::{Container, KINDS};
 use crate::policy::Role;
 use crate::probe::Worker;
+use crate::text;
 use crate::types::{Action, ContainerIndex, Event, Now};
 use hpk_api::cni::CniResult;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
@@ -64,7 +65,7 @@ impl Supervisor {
             Duration::from_millis(settings.backoff_max_ms),
             Duration::from_millis(settings.backoff_reset_ms),
         );
-        let waiting = if plan.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" };
+        let waiting = text::not_yet_started(&plan);
         let fresh = |plan: &ContainerPlan| ContainerState {
             name: plan.name.clone(),
             state: RunState::Waiting { reason: waiting.to_owned(), message: String::new() },

@@ -331,13 +331,9 @@ mod order {
 
     #[test]
     fn restart_all_ends_everything_and_begins_with_the_first_init_container() {
-        let mut source = container("c");
-        source.restart_policy = Some(Never);
-        let (action, operator) = (RestartAction::RestartAllContainers, ExitCodeOperator::In);
-        source.restart_rules = vec![RestartRule { action, operator, values: vec![42] }];
         let mut other = container("d");
         other.lifecycle.pre_stop = Some(Handler::Sleep { seconds: 5 });
-        let mut world = World::ready(pod(Never, vec![container("i"), sidecar("s")], vec![source, other]));
+        let mut world = World::ready(pod(Never, vec![container("i"), sidecar("s")], vec![restarts_all("c"), other]));
         world.launch("i");
         world.exit("i", 0);
         world.launch_all();
@@ -361,6 +357,46 @@ mod order {
         world.exit("d", 0);
         world.exit("s", 0);
         assert_eq!(world.finished, Some(true));
+    }
+
+    /// A container that has all started again by its exit with 42.
+    fn restarts_all(name: &str) -> ContainerPlan {
+        let mut source = container(name);
+        source.restart_policy = Some(Never);
+        let (action, operator) = (RestartAction::RestartAllContainers, ExitCodeOperator::In);
+        source.restart_rules = vec![RestartRule { action, operator, values: vec![42] }];
+        source
+    }
+
+    #[test]
+    fn an_exit_that_restarts_all_at_once_is_told_by_an_event() {
+        let mut world = running(Never, restarts_all("c"));
+        world.exit("c", 42);
+        assert_eq!(world.shown("c"), "Waiting(RestartingAllContainers)");
+        assert_eq!(world.state("c").last_termination.as_ref().unwrap().exit_code, 137, "upstream's mark hides the 42");
+        let told = "RestartAllContainersStarted: Container c exited with 42, all containers will be restarted";
+        assert!(world.events().iter().any(|e| e == told), "{:?}", world.events());
+        assert!(world.is_starting("c"));
+    }
+
+    #[test]
+    fn what_waits_while_all_restart_keeps_its_count_and_its_last_end() {
+        let mut world = World::ready(pod(Always, vec![], vec![restarts_all("c"), container("d")]));
+        world.launch_all();
+        for code in [1, 3] {
+            world.exit("d", code);
+            if world.is_starting("d") {
+                world.launch("d");
+            }
+        }
+        assert_eq!((world.shown("d").as_str(), world.state("d").restart_count), ("Waiting(CrashLoopBackOff)", 1));
+        world.exit("c", 42);
+        assert_eq!((world.shown("d").as_str(), world.state("d").restart_count), ("Waiting(ContainerCreating)", 1));
+        assert_eq!(world.state("d").last_termination.as_ref().unwrap().exit_code, 3);
+        assert!(world.is_starting("d"), "without back-off");
+        world.launch("d");
+        assert_eq!(world.state("d").restart_count, 2);
+        assert_eq!(world.state("d").last_termination.as_ref().unwrap().exit_code, 3);
     }
 }
 

@@ -2,13 +2,18 @@
 
 use crate::types::HookFailure;
 use hpk_api::go_duration;
-use hpk_api::plan::PodRef;
+use hpk_api::plan::{PodRef, SandboxPlan};
 use hpk_api::probe::{Handler, ProbeKind};
 use std::time::Duration;
 
 /// `name_namespace(uid)`, upstream's `format.Pod`.
 pub(crate) fn pod(pod: &PodRef) -> String {
     format!("{}_{}({})", pod.name, pod.namespace, pod.uid)
+}
+
+/// Why a container that nothing has been done for yet waits.
+pub(crate) fn not_yet_started(plan: &SandboxPlan) -> &'static str {
+    if plan.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" }
 }
 
 pub(crate) fn crash_loop(delay: Duration, container: &str, of: &PodRef) -> String {

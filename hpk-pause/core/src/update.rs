@@ -6,6 +6,7 @@ use crate::container::{Container, Phase};
 use crate::kill::KillReason;
 use crate::policy::Role;
 use crate::supervisor::Supervisor;
+use crate::text;
 use crate::types::{Action, ContainerIndex, Now};
 use hpk_api::control::Update;
 use hpk_api::plan::ContainerPlan;
@@ -18,7 +19,7 @@ impl Supervisor {
             if self.find(&plan.name).is_some() {
                 continue;
             }
-            let waiting = if self.plan.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" };
+            let waiting = text::not_yet_started(&self.plan);
             let slot = self.state.ephemeral_containers.len();
             self.state.ephemeral_containers.push(ContainerState {
                 name: plan.name.clone(),

@@ -1,6 +1,7 @@
 //! A tiny world for tests: it performs actions as a well-behaved driver would, with time made by hand, and checks
 //! what must always hold. Scripts in tables.rs and random sequences below both live in it.
 
+use crate::ending::{RESTART_ALL_EVENT, RESTARTING_ALL};
 use crate::testing::{container, pod};
 use crate::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};
 use crate::{Identity, Supervisor};
@@ -32,6 +33,8 @@ pub(crate) struct World {
     pub(crate) log: Vec<(u64, Action)>,
     pub(crate) finished: Option<bool>,
     terminations: BTreeSet<(usize, u32)>,
+    /// Exit code that each container has to show.
+    ends: BTreeMap<String, i32>,
     actions: Vec<Action>,
     last_sequence: u64,
 }
@@ -48,6 +51,7 @@ impl World {
             log: Vec::new(),
             finished: None,
             terminations: BTreeSet::new(),
+            ends: BTreeMap::new(),
             actions: Vec::new(),
             last_sequence: 0,
         }
@@ -65,13 +69,42 @@ impl World {
     }
 
     pub(crate) fn event(&mut self, event: Event) {
+        let before = self.supervisor.state();
+        let (restarting, told) = (before.restarting_all, before.events.last().map_or(0, |e| e.sequence));
         let mut actions = std::mem::take(&mut self.actions);
         self.supervisor.step(at(self.now), event, &mut actions);
         for action in actions.drain(..) {
             self.perform(action);
         }
         self.actions = actions;
+        self.note_restart_of_all(restarting, told);
         self.check();
+    }
+
+    /// Once a restart of all in place has ended everything, containers show its mark instead of their end, as upstream's
+    /// do. Even the end that set it off may never be shown so: an event tells of it.
+    fn note_restart_of_all(&mut self, restarting: bool, told: u64) {
+        let state = self.supervisor.state();
+        let began: Vec<_> =
+            state.events.iter().filter(|e| e.sequence > told && e.reason == RESTART_ALL_EVENT).collect();
+        assert!(began.len() <= usize::from(!restarting), "it begins once: {began:?}");
+        assert!(!state.restarting_all || restarting || !began.is_empty(), "it is told");
+        for event in &began {
+            let name = event.container.as_ref().unwrap();
+            let text = format!("Container {name} exited with {}, all containers will be restarted", self.ends[name]);
+            assert_eq!(event.message, text);
+        }
+        assert!(!state.restarting_all || state.stopping.is_none(), "a stop is the end of it");
+        if state.restarting_all || (!restarting && began.is_empty()) {
+            return;
+        }
+        for (name, code) in &mut self.ends {
+            let mut all = state.init_containers.iter().chain(&state.containers);
+            let last = all.find(|c| c.name == *name).and_then(|c| c.last_termination.as_ref());
+            if last.is_some_and(|last| last.reason == RESTARTING_ALL) {
+                *code = 137;
+            }
+        }
     }
 
     fn perform(&mut self, action: Action) {
@@ -121,6 +154,11 @@ impl World {
                 assert!(!c.started || running, "started implies running");
             }
         }
+        for (name, code) in &self.ends {
+            let c = self.state(name);
+            let shown = if let RunState::Terminated(end) = &c.state { Some(end) } else { c.last_termination.as_ref() };
+            assert_eq!(shown.map(|end| end.exit_code), Some(*code), "the newest end is shown: {c:?}");
+        }
         if state.finished {
             assert!(self.live.is_empty() && self.starting.is_empty(), "finished means that nothing runs");
             assert_eq!(self.supervisor.next_deadline(), None);
@@ -167,6 +205,9 @@ impl World {
     pub(crate) fn launch_fails(&mut self, name: &str, failure: LaunchFailure) {
         let i = self.index(name);
         let instance = self.starting.remove(&i).expect("a start is under way");
+        if let LaunchFailure::Start(_) = &failure {
+            self.ended(i, 128);
+        }
         self.event(Event::LaunchFailed { container: ContainerIndex(i), instance, failure });
     }
 
@@ -195,7 +236,13 @@ impl World {
     fn exited(&mut self, i: usize, instance: u32, exit: Exit) {
         self.live.remove(&(i, instance));
         assert!(self.terminations.insert((i, instance)), "one end for each run");
+        self.ended(i, exit.cause.code());
         self.event(Event::Exited { container: ContainerIndex(i), instance, exit });
+    }
+
+    fn ended(&mut self, i: usize, code: i32) {
+        let name = self.supervisor.container(ContainerIndex(i)).unwrap().name.clone();
+        self.ends.insert(name, code);
     }
 
     pub(crate) fn probe(&mut self, name: &str, kind: ProbeKind, outcome: ProbeOutcome) {

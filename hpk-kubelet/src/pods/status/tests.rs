@@ -167,6 +167,26 @@ fn completed() {
 }
 
 #[test]
+fn all_containers_restart() {
+    let rule = json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}});
+    let source = json!({"name": "a", "restartPolicy": "Never", "restartPolicyRules": [rule]});
+    let mut case = Case::new(json!({"restartPolicy": "Never", "containers": [source, {"name": "b"}]}));
+    let kind = "AllContainersRestarting";
+    assert_eq!(condition(&case.status(), kind), ("False", None, None));
+    let report = report(vec![ended("a", 42), running("b", true)]);
+    case.report = Some(PodState { restarting_all: true, ..report.clone() });
+    let (status, why) = (case.status(), "container exited with restart policy rule");
+    assert_eq!(condition(&status, kind), ("True", Some("RestartAllContainersStarted"), Some(why)));
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    case.report = Some(PodState { finished: true, ..report });
+    case.report.as_mut().expect("report").containers = vec![ended("a", 1), ended("b", 0)];
+    assert_eq!(condition(&case.status(), kind), ("False", Some("PodFailed"), None));
+
+    let other = Case::new(json!({"containers": [{"name": "a"}]}));
+    assert!(!other.status().conditions.iter().flatten().any(|c| c.type_ == kind), "only where a rule may do it");
+}
+
+#[test]
 fn lost_node() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.report = Some(report(vec![running("a", true)]));
