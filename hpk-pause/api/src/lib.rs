@@ -17,6 +17,7 @@ pub mod link;
 pub mod net;
 pub mod plan;
 pub mod probe;
+pub mod quantity;
 pub mod state;
 
 /// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.

@@ -4,6 +4,7 @@
 //! An ordinary user has no project quota, so this is what can be had here too; only a tmpfs is limited by the kernel.
 
 use hpk_api::plan::{ContainerPlan, RestartPolicy, SandboxPlan, VolumePlan};
+use hpk_api::quantity;
 use std::collections::BTreeMap;
 
 /// Seconds that an evicted pod is given (`immediateEvictionGracePeriodSeconds`).
@@ -80,42 +81,23 @@ impl StorageLimits {
         let over = |used: Option<u64>, limit: u64| used.is_some_and(|used| used > limit);
         for (name, limit) in &self.volumes {
             if over(used.volumes.get(name).copied(), *limit) {
-                return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", quantity(*limit)));
+                return Some(format!(
+                    "Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ",
+                    quantity::format(*limit)
+                ));
             }
         }
         if let Some(limit) = self.pod.filter(|limit| used.total() > *limit) {
             return Some(format!(
                 "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
-                quantity(limit)
+                quantity::format(limit)
             ));
         }
         self.containers.iter().find(|(name, limit)| over(used.containers.get(name).map(|u| u.total()), *limit)).map(
             |(name, limit)| {
-                format!("Container {name} exceeded its local ephemeral storage limit {:?}. ", quantity(*limit))
+                format!("Container {name} exceeded its local ephemeral storage limit {:?}. ", quantity::format(*limit))
             },
         )
-    }
-}
-
-/// Bytes as a Kubernetes quantity: in the largest unit without a rest, binary units first.
-fn quantity(bytes: u64) -> String {
-    const UNITS: [(&str, &str); 5] = [("Ki", "k"), ("Mi", "M"), ("Gi", "G"), ("Ti", "T"), ("Pi", "P")];
-    let largest = |base: u64| {
-        let mut found = None;
-        let mut unit = base;
-        for (index, _) in UNITS.iter().enumerate() {
-            if bytes == 0 || !bytes.is_multiple_of(unit) {
-                break;
-            }
-            found = Some((index, bytes / unit));
-            unit = unit.saturating_mul(base);
-        }
-        found
-    };
-    match (largest(1024), largest(1000)) {
-        (Some((index, n)), _) => format!("{n}{}", UNITS[index].0),
-        (None, Some((index, n))) => format!("{n}{}", UNITS[index].1),
-        (None, None) => bytes.to_string(),
     }
 }
 
@@ -181,14 +163,5 @@ mod tests {
         let limits = limits.expect("limits");
         assert_eq!(limits.pod, Some(1100));
         assert_eq!(limits.containers, [("side".to_owned(), 100), ("a".to_owned(), 500)]);
-    }
-
-    #[test]
-    fn quantities_are_short() {
-        for (bytes, text) in
-            [(0, "0"), (7, "7"), (1 << 10, "1Ki"), (3 << 29, "1536Mi"), (1_000_000, "1M"), (1 << 50, "1Pi")]
-        {
-            assert_eq!(quantity(bytes), text);
-        }
     }
 }
