@@ -110,7 +110,7 @@ impl Backend for Kubelet {
     }
 
     fn configuration(&self) -> serde_json::Value {
-        serde_json::json!({
+        let config = serde_json::json!({
             "kind": "KubeletConfiguration",
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "port": self.ctx.cluster.kubelet_addr.port(),
@@ -118,13 +118,14 @@ impl Backend for Kubelet {
             "clusterDomain": self.ctx.cluster.cluster_domain,
             "clusterDNS": [self.ctx.cluster.dns_service_ip],
             "maxPods": 2000,
-            "containerLogMaxSize": "10Mi",
+            "containerLogMaxSize": hpk_api::quantity::format(self.ctx.settings.log_max_bytes),
             "containerLogMaxFiles": self.ctx.settings.log_max_files,
             "nodeLeaseDurationSeconds": 40,
             "nodeStatusUpdateFrequency": "10s",
             "nodeStatusReportFrequency": "5m0s",
             "syncFrequency": "1m0s",
             "enableServer": true,
-        })
+        });
+        serde_json::json!({"kubeletconfig": config})
     }
 }

@@ -94,6 +94,12 @@ async fn run(args: Args) -> Result<()> {
         .with_context(|| format!("cannot read {}: run hpk up", args.cluster.display()))?;
     let cluster: ClusterConfig =
         serde_json::from_str(&text).with_context(|| format!("{} is damaged: run hpk up", args.cluster.display()))?;
+    if let Err(why) = cluster.container_logs.check() {
+        anyhow::bail!(
+            "{}: container_logs: {why}: run hpk up with --container-log-max-size and --container-log-max-files",
+            args.cluster.display()
+        );
+    }
     let home = Home::of_cluster_file(&args.cluster);
     let images_home = home.clone();
     let _lock = home.lock()?;
@@ -126,7 +132,7 @@ async fn run(args: Args) -> Result<()> {
         links: links.clone(),
         node,
         defaults: Arc::new(Defaults { memory_mib: args.default_memory, ..Defaults::default() }),
-        settings: Arc::new(settings(&slurm).await),
+        settings: Arc::new(settings(&slurm, &cluster).await),
         home,
         cluster: cluster.clone(),
     };
@@ -183,9 +189,10 @@ async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfac
     }
 }
 
-/// What the site says of itself that pods are to know.
-async fn settings(slurm: &Slurm) -> Settings {
-    let mut settings = Settings::default();
+/// What user and site have chosen that pods are to know.
+async fn settings(slurm: &Slurm, cluster: &ClusterConfig) -> Settings {
+    let logs = cluster.container_logs;
+    let mut settings = Settings { log_max_bytes: logs.max_bytes, log_max_files: logs.max_files, ..Settings::default() };
     if let Ok(text) = std::env::var("HPK_LAUNCHER") {
         match LauncherChoice::parse(&text) {
             Some(choice) => settings.launcher = choice,

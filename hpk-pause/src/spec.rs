@@ -106,10 +106,7 @@ impl Specs {
         let spec = LaunchSpec {
             name: container.name.clone(),
             rootfs: self.paths.rootfs(&container.image_ref.folder),
-            upper: match pod.settings.upper_max_bytes {
-                0 => Upper::Dir(writable),
-                bytes => Upper::Limited { dir: writable, bytes },
-            },
+            upper: Upper::Dir(writable),
             argv: container.argv.iter().map(|a| self.fill(a)).collect(),
             env: self.env(container),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),

@@ -1,6 +1,7 @@
 //! The command line: what can be asked of `hpk`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hpk_api::cluster::ContainerLogs;
 use hpk_api::net::NetworkMode;
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -88,6 +89,7 @@ pub(crate) enum Command {
   hpk up
   hpk up --kubernetes-bin ~/kubernetes-1.37.2     official binaries instead of the image
   hpk up --network cni:site-net                   pods in a network that the site has set up for Apptainer
+  hpk up --container-log-max-size 100Mi           keep more of what containers print
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -121,6 +123,14 @@ pub(crate) struct Up {
     /// nodes' own. Pods that run already keep what they started with [default: overlay]
     #[arg(long, value_name = "overlay|cni:NAME|host", value_parser = network)]
     pub network: Option<NetworkChoice>,
+    /// Rotate a container's log before it grows beyond this, in bytes, as a Kubernetes quantity; kept until it is given
+    /// again. Pods that run already keep what they started with [default: 10Mi]
+    #[arg(long, value_name = "QUANTITY", value_parser = ContainerLogs::parse_max_size)]
+    pub container_log_max_size: Option<u64>,
+    /// Keep so many files of a container's log, the one being written included; kept until it is given again. Pods that
+    /// run already keep what they started with [default: 5]
+    #[arg(long, value_name = "N", value_parser = ContainerLogs::parse_max_files)]
+    pub container_log_max_files: Option<u32>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,
@@ -278,6 +288,18 @@ mod tests {
         assert_eq!(network("host").map(|n| n.mode), Ok(NetworkMode::Host));
         for bad in ["", "cni", "cni:", "cni:a,b", "cni:none", "bridge"] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn log_sizes_are_quantities_and_a_refusal_names_the_flag() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["hpk", "up"].iter().chain(args));
+        let cli = parse(&["--container-log-max-size", "1Mi", "--container-log-max-files=3"]).unwrap();
+        let Command::Up(up) = cli.command else { panic!("{cli:?}") };
+        assert_eq!((up.container_log_max_size, up.container_log_max_files), (Some(1 << 20), Some(3)));
+        for (flag, bad) in [("--container-log-max-size", "10MB"), ("--container-log-max-files", "1")] {
+            let refused = parse(&[flag, bad]).unwrap_err().to_string();
+            assert!(refused.contains(flag) && refused.contains(bad), "{refused}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! again from them, so that addresses stay when they still can: a port that another program has taken
 //! meanwhile is replaced, all others stay.
 
-use hpk_api::cluster::ClusterConfig;
+use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
@@ -209,6 +209,7 @@ pub(crate) fn cluster(
         network_mode: hpk_api::net::NetworkMode::default(),
         cni_network: None,
         plaintext: false,
+        container_logs: ContainerLogs::default(),
         pki_dir: pki_dir.display().to_string(),
     }
 }

@@ -13,7 +13,7 @@ use crate::supervise::control::{self, Client, ControlError, Phase, Request, Snap
 use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
-use hpk_api::cluster::ClusterConfig;
+use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
@@ -81,7 +81,24 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if args.network.as_ref().is_some_and(|n| (runs.network_mode, &runs.cni_network) != (n.mode, &n.name)) {
         bail!("--network: the control plane is running with another one: run hpk down first");
     }
+    let logs = container_logs(args, runs.container_logs);
+    for (flag, same) in [
+        ("--container-log-max-size", logs.max_bytes == runs.container_logs.max_bytes),
+        ("--container-log-max-files", logs.max_files == runs.container_logs.max_files),
+    ] {
+        if !same {
+            bail!("{flag}: the control plane is running with another one: run hpk down first");
+        }
+    }
     Ok(())
+}
+
+/// As asked for, else as it was.
+fn container_logs(args: &cli::Up, former: ContainerLogs) -> ContainerLogs {
+    ContainerLogs {
+        max_bytes: args.container_log_max_size.unwrap_or(former.max_bytes),
+        max_files: args.container_log_max_files.unwrap_or(former.max_files),
+    }
 }
 
 /// Apptainer takes paths in lists separated by these.
@@ -136,6 +153,11 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.network_mode = former.network_mode;
         cluster.cni_network = former.cni_network;
         cluster.plaintext = former.plaintext;
+        cluster.container_logs = former.container_logs;
+    }
+    cluster.container_logs = container_logs(args, cluster.container_logs);
+    if let Err(why) = cluster.container_logs.check() {
+        bail!("cluster.json: container_logs: {why}: give --container-log-max-size and --container-log-max-files");
     }
     if let Some(encryption) = args.encryption {
         cluster.plaintext = encryption == cli::Encryption::Off;
@@ -403,4 +425,35 @@ fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
     json.push(b'\n');
     replace_file(path, &json)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn up(flags: &[&str]) -> cli::Up {
+        let cli = cli::Cli::try_parse_from(["hpk", "up"].iter().chain(flags)).unwrap();
+        let cli::Command::Up(up) = cli.command else { panic!("{cli:?}") };
+        up
+    }
+
+    #[test]
+    fn sizes_of_logs_stay_until_they_are_given_again() {
+        let asked = container_logs(&up(&["--container-log-max-size=1Mi"]), ContainerLogs::default());
+        assert_eq!(asked, ContainerLogs { max_bytes: 1 << 20, max_files: 5 });
+        assert_eq!(container_logs(&up(&[]), asked), asked);
+        let files = container_logs(&up(&["--container-log-max-files=2"]), asked);
+        assert_eq!(files, ContainerLogs { max_bytes: 1 << 20, max_files: 2 });
+    }
+
+    #[test]
+    fn a_control_plane_that_runs_takes_no_other_sizes_of_logs() {
+        let runs = decide::tests::layout().cluster;
+        assert!(refuse_changes(&up(&["--container-log-max-size=10Mi", "--container-log-max-files=5"]), &runs).is_ok());
+        for flag in ["--container-log-max-size=1Mi", "--container-log-max-files=3"] {
+            let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
+            assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");
+        }
+    }
 }

@@ -52,7 +52,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Why not.
     fn healthy(&self) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// The configuration, for `/configz`.
+    /// What `/configz` says: the configuration under upstream's key, `kubeletconfig`.
     fn configuration(&self) -> serde_json::Value;
 }
 

@@ -1,5 +1,6 @@
 //! `HPK_HOME/cluster.json`: what `hpk up` decided for this cluster and the other programs read.
 
+use crate::quantity;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,6 +43,100 @@ pub struct ClusterConfig {
     /// nobody else can listen on or send into. Holds for pods that start afterwards.
     #[serde(default)]
     pub plaintext: bool,
+    /// How much of the containers' output is kept. Holds for pods that start afterwards.
+    #[serde(default)]
+    pub container_logs: ContainerLogs,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
+}
+
+/// How much of a container's output is kept (containerLogMaxSize and containerLogMaxFiles of KubeletConfiguration, whose
+/// defaults these are). A container has at most their product on the shared file system; rotated files but the newest are
+/// compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerLogs {
+    /// A log is rotated before it grows beyond this, bytes.
+    pub max_bytes: u64,
+    /// Files of one container's log, the one being written included.
+    pub max_files: u32,
+}
+
+impl Default for ContainerLogs {
+    fn default() -> Self {
+        Self { max_bytes: 10 << 20, max_files: 5 }
+    }
+}
+
+impl ContainerLogs {
+    /// Smallest [`Self::max_bytes`]: four of the longest records. Ours; with less, a busy log is all renaming.
+    pub const MIN_BYTES: u64 = 64 << 10;
+    /// Smallest [`Self::max_files`], upstream's.
+    pub const MIN_FILES: u32 = 2;
+
+    /// Reads a containerLogMaxSize.
+    ///
+    /// # Errors
+    /// Why it cannot be one, for people.
+    pub fn parse_max_size(text: &str) -> Result<u64, String> {
+        let bytes = quantity::value(text).ok_or("must be a Kubernetes quantity of bytes, such as 10Mi or 500k")?;
+        Self { max_bytes: bytes, ..Self::default() }.check()?;
+        Ok(bytes)
+    }
+
+    /// Reads a containerLogMaxFiles.
+    ///
+    /// # Errors
+    /// Why it cannot be one, for people.
+    pub fn parse_max_files(text: &str) -> Result<u32, String> {
+        let files = text.parse().map_err(|_| "must be a number of files, such as 5".to_owned())?;
+        Self { max_files: files, ..Self::default() }.check()?;
+        Ok(files)
+    }
+
+    /// Whether the supervisor can live by it.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn check(self) -> Result<(), String> {
+        if self.max_bytes < Self::MIN_BYTES {
+            return Err(format!(
+                "{} is too small: at least {}",
+                quantity::format(self.max_bytes),
+                quantity::format(Self::MIN_BYTES)
+            ));
+        }
+        if self.max_files < Self::MIN_FILES {
+            return Err(format!(
+                "{} files are too few: at least {}, one is being written",
+                self.max_files,
+                Self::MIN_FILES
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_numbers_of_logs() {
+        for (text, bytes) in [("10Mi", 10 << 20), ("64Ki", 64 << 10), ("100k", 100_000), ("1e6", 1_000_000)] {
+            assert_eq!(ContainerLogs::parse_max_size(text), Ok(bytes), "{text}");
+        }
+        for (text, why) in [("", "quantity"), ("10MB", "quantity"), ("-1", "quantity"), ("0", "64Ki"), ("63Ki", "64Ki")]
+        {
+            let refused = ContainerLogs::parse_max_size(text).expect_err(text);
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+        assert_eq!(ContainerLogs::parse_max_files("2"), Ok(2));
+        for (text, why) in
+            [("", "number"), ("many", "number"), ("-3", "number"), ("0", "at least 2"), ("1", "at least 2")]
+        {
+            let refused = ContainerLogs::parse_max_files(text).expect_err(text);
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
 }

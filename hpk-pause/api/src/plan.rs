@@ -361,8 +361,6 @@ pub struct Settings {
     pub log_max_bytes: u64,
     /// containerLogMaxFiles (5).
     pub log_max_files: u32,
-    /// Size limit of a container's writable layer, bytes; 0: none.
-    pub upper_max_bytes: u64,
     /// Who makes the containers.
     pub launcher: LauncherChoice,
     /// `User-Agent` version of probes: `kube-probe/<this>`.
@@ -399,13 +397,13 @@ impl LauncherChoice {
 
 impl Default for Settings {
     fn default() -> Self {
+        let logs = crate::cluster::ContainerLogs::default();
         Self {
             backoff_initial_ms: 10_000,
             backoff_max_ms: 300_000,
             backoff_reset_ms: 600_000,
-            log_max_bytes: 10 << 20,
-            log_max_files: 5,
-            upper_max_bytes: 0,
+            log_max_bytes: logs.max_bytes,
+            log_max_files: logs.max_files,
             launcher: LauncherChoice::Auto,
             kube_version: "1.37".to_owned(),
             kill_wait_seconds: 30,

@@ -8,7 +8,7 @@ use std::time::Duration;
 fn follower_loses_nothing_at_a_rotation() {
     const LINES: usize = 130_000;
     let ns = Namespace::new("rotate");
-    // 100 bytes a line: 13 MB, where a file is rotated at 10 MiB. It waits until the follower reads.
+    // 100 bytes a line: 13 MB, where a file is rotated at 8 MiB. It waits until the follower reads.
     let script = format!(
         "echo ready; until [ -e /tmp/go ]; do sleep 0.1; done; \
          awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf \"%099d\\n\", i }}'; echo end"
@@ -21,8 +21,14 @@ fn follower_loses_nothing_at_a_rotation() {
         $1 == \"end\" { exit } $1 + 0 != n + 1 { print \"after \" n \": \" $0; exit } { n++ } END { print n }'";
     let read = ns.shell(&format!("timeout 120 bash -c '{}'", follow.replace('\'', r"'\''")));
     assert_eq!(read.stdout.trim_end(), LINES.to_string(), "{read:?}");
-    let files = ns.shell("ls ~/.hpk/pods/$(kubectl -n $NS get pod talk -o jsonpath={.metadata.uid})/logs/main");
-    assert!(files.ok().lines().count() >= 2, "it was rotated: {}", files.stdout);
+    let files =
+        ns.shell("stat -c %s ~/.hpk/pods/$(kubectl -n $NS get pod talk -o jsonpath={.metadata.uid})/logs/main/*");
+    let sizes: Vec<u64> = files.ok().lines().map(|size| size.parse().unwrap()).collect();
+    // tests/site/hpk-up.sh gives --container-log-max-size; the records are longer than the lines by their stamps.
+    assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size <= 8 << 20), "rotated at 8 MiB: {sizes:?}");
+    let configz = ns.shell("kubectl get --raw /api/v1/nodes/hpk-site/proxy/configz");
+    let configz: serde_json::Value = serde_json::from_str(configz.ok()).unwrap();
+    assert_eq!(configz["kubeletconfig"]["containerLogMaxSize"], "8Mi");
     // A tail that is longer than the newest file is had all the same.
     let tail = ns.shell(&format!("kubectl -n $NS logs talk --tail={} | wc -l", LINES / 2));
     assert_eq!(tail.ok(), (LINES / 2).to_string());
