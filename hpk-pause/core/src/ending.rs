@@ -86,10 +86,7 @@ impl Supervisor {
                         kill.ordered = sidecar;
                         self.shorten(i, now, grace);
                     }
-                    None => {
-                        live.post_start = false;
-                        self.kill(i, now, grace, KillReason::Pod, false, None, out);
-                    }
+                    None => self.kill(i, now, grace, KillReason::Pod, false, None, out),
                 },
                 Phase::Launching | Phase::Ended => {}
             }

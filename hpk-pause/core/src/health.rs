@@ -111,6 +111,10 @@ impl Supervisor {
         let Err(failure) = result else {
             return self.post_start_over(i, now);
         };
+        if self.containers[i].kill_stage().is_some() {
+            // It is being ended already, which may be why the hook failed.
+            return;
+        }
         self.note(now, true, "FailedPostStartHook", "PostStartHook failed".to_owned(), Some(i), None);
         let container = &mut self.containers[i];
         if let Some(handler) = &container.plan.lifecycle.post_start {

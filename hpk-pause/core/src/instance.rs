@@ -43,7 +43,6 @@ impl Supervisor {
         self.note(now, false, "Started", "Container started".to_owned(), Some(i), None);
         if let Some(ending) = self.ending {
             // The stop came while it was being made: no hook, straight to its end.
-            self.post_start_over(i, now);
             self.kill(i, now, ending.grace, KillReason::Pod, false, None, out);
         } else if post_start {
             out.push(Action::Hook { container: ContainerIndex(i), instance, hook: Hook::PostStart });

@@ -694,6 +694,33 @@ mod ends {
     }
 
     #[test]
+    fn a_post_start_hook_that_fails_during_the_kill_does_not_begin_it_again() {
+        let mut c = container("c");
+        c.lifecycle.post_start = Some(Handler::Sleep { seconds: 60 });
+        c.lifecycle.pre_stop = Some(Handler::Sleep { seconds: 1 });
+        let mut world = running(Always, c.clone());
+        c.image = "busybox:2".to_owned();
+        world.event(Event::Update(Box::new(Update { containers: vec![c], ..Update::default() })));
+        world.hook("c", Hook::PreStop, Ok(()));
+        world.hook("c", Hook::PostStart, Err(HookFailure::default()));
+        assert_eq!(world.signalled("c").len(), 1, "no second TERM");
+        assert!(!world.events().iter().any(|e| e.starts_with("FailedPostStartHook")), "{:?}", world.events());
+        world.exit("c", 0);
+        assert!(world.is_starting("c"), "its image changed: it comes back");
+    }
+
+    #[test]
+    fn a_pod_that_ends_during_a_post_start_hook_never_becomes_ready() {
+        let mut c = container("c");
+        c.lifecycle.post_start = Some(Handler::Sleep { seconds: 60 });
+        c.probes.readiness = Some(probe(1, 1, 1));
+        let mut world = running(Always, c);
+        world.stop(StopCause::Requested, 30);
+        world.pass(5.0);
+        assert!(!world.probing("c", ProbeKind::Readiness) && !world.state("c").started && !world.state("c").ready);
+    }
+
+    #[test]
     fn a_failed_post_start_hook_kills_and_shows_why() {
         let mut c = container("c");
         c.lifecycle.post_start = Some(Handler::Exec { command: vec!["false".to_owned()] });

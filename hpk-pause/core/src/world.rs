@@ -1,7 +1,9 @@
 //! A tiny world for tests: it performs actions as a well-behaved driver would, with time made by hand, and checks
 //! what must always hold. Scripts in tables.rs and random sequences below both live in it.
 
+use crate::container::{Container, Phase};
 use crate::ending::{RESTART_ALL_EVENT, RESTARTING_ALL};
+use crate::policy::{Role, Verdict, verdict};
 use crate::testing::{container, pod};
 use crate::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};
 use crate::{Identity, Supervisor};
@@ -20,6 +22,8 @@ pub(crate) struct Process {
     pub(crate) killed: bool,
     pub(crate) probes: Vec<ProbeKind>,
     pub(crate) hooks: Vec<Hook>,
+    /// Hooks that ever ran.
+    hooked: Vec<Hook>,
 }
 
 pub(crate) struct World {
@@ -35,6 +39,12 @@ pub(crate) struct World {
     terminations: BTreeSet<(usize, u32)>,
     /// Exit code that each container has to show.
     ends: BTreeMap<String, i32>,
+    /// Sidecars that have once been started since all were, by name.
+    initialized: BTreeSet<String>,
+    /// Containers whose last end was for good.
+    done: BTreeSet<usize>,
+    /// Restart counts seen so far.
+    counts: BTreeMap<String, u32>,
     actions: Vec<Action>,
     last_sequence: u64,
 }
@@ -52,6 +62,9 @@ impl World {
             finished: None,
             terminations: BTreeSet::new(),
             ends: BTreeMap::new(),
+            initialized: BTreeSet::new(),
+            done: BTreeSet::new(),
+            counts: BTreeMap::new(),
             actions: Vec::new(),
             last_sequence: 0,
         }
@@ -73,11 +86,12 @@ impl World {
         let (restarting, told) = (before.restarting_all, before.events.last().map_or(0, |e| e.sequence));
         let mut actions = std::mem::take(&mut self.actions);
         self.supervisor.step(at(self.now), event, &mut actions);
+        self.note_restart_of_all(restarting, told);
+        self.remember();
         for action in actions.drain(..) {
             self.perform(action);
         }
         self.actions = actions;
-        self.note_restart_of_all(restarting, told);
         self.check();
     }
 
@@ -94,10 +108,13 @@ impl World {
             let text = format!("Container {name} exited with {}, all containers will be restarted", self.ends[name]);
             assert_eq!(event.message, text);
         }
-        assert!(!state.restarting_all || state.stopping.is_none(), "a stop is the end of it");
-        if state.restarting_all || (!restarting && began.is_empty()) {
+        let ending = self.supervisor.ending.is_some();
+        assert!(!state.restarting_all || !ending, "the pod's end is the end of it");
+        if state.restarting_all || ending || (!restarting && began.is_empty()) {
             return;
         }
+        self.initialized.clear();
+        self.done.clear();
         for (name, code) in &mut self.ends {
             let mut all = state.init_containers.iter().chain(&state.containers);
             let last = all.find(|c| c.name == *name).and_then(|c| c.last_termination.as_ref());
@@ -116,6 +133,8 @@ impl World {
                 assert!(!self.live.keys().any(|&(c, _)| c == i), "container {i} already has a process");
                 assert!(self.starting.insert(i, instance).is_none(), "container {i} is being started twice");
                 assert!(self.supervisor.state().stopping.is_none(), "no start after a stop");
+                assert!(!self.done.contains(&i), "container {i} has ended for good");
+                self.check_init_done_before(i);
             }
             Action::Signal { container, instance, signal } => {
                 self.live.get_mut(&(container.0, instance)).expect("signal to a live process").signals.push(signal);
@@ -124,12 +143,21 @@ impl World {
                 self.live.get_mut(&(container.0, instance)).expect("kill of a live process").killed = true;
             }
             Action::Probe { container, instance, kind } => {
+                let plan = self.supervisor.container(container).unwrap();
+                let (started, ending) = (self.state(&plan.name).started, self.supervisor.state().stopping.is_some());
+                assert_eq!(started, kind != ProbeKind::Startup, "{}: {kind:?} waits for the start", plan.name);
+                assert!(!ending || kind == ProbeKind::Readiness, "{}: {kind:?} at the end", plan.name);
                 let process = self.live.get_mut(&(container.0, instance)).expect("probe of a live process");
+                assert!(!process.hooks.contains(&Hook::PostStart), "{kind:?} waits for postStart");
                 assert!(!process.probes.contains(&kind), "one run of a probe at a time");
                 process.probes.push(kind);
             }
             Action::Hook { container, instance, hook } => {
-                self.live.get_mut(&(container.0, instance)).expect("hook of a live process").hooks.push(hook);
+                let process = self.live.get_mut(&(container.0, instance)).expect("hook of a live process");
+                assert!(process.signals.is_empty() && !process.killed, "a hook comes before signals");
+                assert!(!process.hooked.contains(&hook), "a hook runs once");
+                process.hooked.push(hook);
+                process.hooks.push(hook);
             }
             Action::Cancel { .. } => {}
             Action::Report => {
@@ -141,8 +169,65 @@ impl World {
         }
     }
 
+    /// Init containers before `i`, or all before a container, have ended with 0; sidecars among them have been started.
+    fn check_init_done_before(&self, i: usize) {
+        let init = self.supervisor.plan().init_containers.iter();
+        if i >= self.supervisor.plan().init_containers.len() + self.supervisor.plan().containers.len() {
+            return;
+        }
+        for before in init.take(i) {
+            let sidecar = before.restart_policy == Some(RestartPolicy::Always);
+            let done = if sidecar { self.initialized.contains(&before.name) } else { self.state(&before.name).ready };
+            assert!(done, "container {i} waits for {}", before.name);
+        }
+    }
+
+    /// What the supervisor keeps about its containers agrees with what they are.
+    fn check_records(&self) {
+        let (supervisor, state) = (&self.supervisor, self.supervisor.state());
+        if state.finished {
+            return;
+        }
+        for c in &supervisor.containers {
+            let due = c.compute_due(self.now, supervisor.ending.is_some());
+            assert_eq!(c.due, due, "{}: what is due is known", c.plan.name);
+        }
+        let blocked = supervisor.containers.iter().any(|c| c.plan.blocked.is_some());
+        if !state.sandbox_ready || blocked {
+            return;
+        }
+        let moves = !self.live.is_empty() || !self.starting.is_empty() || supervisor.next_deadline().is_some();
+        assert!(moves, "nothing would ever happen again: {supervisor:?}");
+        if supervisor.ending.is_some() || supervisor.restart_all.is_some() {
+            return;
+        }
+        let init = supervisor.plan().init_containers.len();
+        for (i, c) in supervisor.containers.iter().enumerate().filter(|(_, c)| matches!(c.phase, Phase::Idle)) {
+            let its_turn = match c.role {
+                Role::Ephemeral => true,
+                Role::Sidecar | Role::Init => supervisor.init_next >= i,
+                Role::Main => {
+                    supervisor.init_next >= init && !supervisor.containers[init..i].iter().any(Container::holds_up)
+                }
+            };
+            assert!(!its_turn, "{} waits for nothing", c.plan.name);
+        }
+    }
+
+    fn remember(&mut self) {
+        let state = self.supervisor.state();
+        for c in state.init_containers.iter().filter(|c| c.started) {
+            self.initialized.insert(c.name.clone());
+        }
+        for c in state.init_containers.iter().chain(&state.containers) {
+            let before = self.counts.insert(c.name.clone(), c.restart_count);
+            assert!(before.is_none_or(|n| n <= c.restart_count), "{}: counts only grow", c.name);
+        }
+    }
+
     /// What holds after every step.
     fn check(&self) {
+        self.check_records();
         let state = self.supervisor.state();
         for list in [&state.init_containers, &state.containers, &state.ephemeral_containers] {
             for c in list {
@@ -241,8 +326,13 @@ impl World {
     }
 
     fn ended(&mut self, i: usize, code: i32) {
-        let name = self.supervisor.container(ContainerIndex(i)).unwrap().name.clone();
-        self.ends.insert(name, code);
+        let container = &self.supervisor.containers[i];
+        self.ends.insert(container.plan.name.clone(), code);
+        let comes_back = container.live().and_then(|live| live.kill).is_some_and(|kill| kill.restart);
+        let policy = self.supervisor.plan().restart_policy;
+        if !comes_back && verdict(container.role, &container.plan, policy, code) == Verdict::Done {
+            self.done.insert(i);
+        }
     }
 
     pub(crate) fn probe(&mut self, name: &str, kind: ProbeKind, outcome: ProbeOutcome) {
