@@ -3,6 +3,7 @@
 
 use crate::container::{Container, Phase};
 use crate::ending::{RESTART_ALL_EVENT, RESTARTING_ALL};
+use crate::kill::MINIMUM_GRACE_SECONDS;
 use crate::policy::{Role, Verdict, verdict};
 use crate::testing::{container, pod};
 use crate::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};
@@ -24,6 +25,8 @@ pub(crate) struct Process {
     pub(crate) hooks: Vec<Hook>,
     /// Hooks that ever ran.
     hooked: Vec<Hook>,
+    /// When the grace period that it was given at the pod's end is over.
+    grace_over: Option<Duration>,
 }
 
 pub(crate) struct World {
@@ -45,6 +48,8 @@ pub(crate) struct World {
     done: BTreeSet<usize>,
     /// Restart counts seen so far.
     counts: BTreeMap<String, u32>,
+    /// When the grace period of the pod's end is over.
+    grace_over: Option<Duration>,
     actions: Vec<Action>,
     last_sequence: u64,
 }
@@ -65,6 +70,7 @@ impl World {
             initialized: BTreeSet::new(),
             done: BTreeSet::new(),
             counts: BTreeMap::new(),
+            grace_over: None,
             actions: Vec::new(),
             last_sequence: 0,
         }
@@ -82,10 +88,19 @@ impl World {
     }
 
     pub(crate) fn event(&mut self, event: Event) {
+        let grace = self.supervisor.ending.map(|ending| ending.grace);
         let before = self.supervisor.state();
         let (restarting, told) = (before.restarting_all, before.events.last().map_or(0, |e| e.sequence));
         let mut actions = std::mem::take(&mut self.actions);
         self.supervisor.step(at(self.now), event, &mut actions);
+        if let Some(ending) = self.supervisor.ending.filter(|ending| Some(ending.grace) != grace) {
+            let over = self.now + Duration::from_secs(ending.grace);
+            let sooner = |before: Option<Duration>| Some(before.map_or(over, |before| before.min(over)));
+            self.grace_over = sooner(self.grace_over);
+            for process in self.live.values_mut() {
+                process.grace_over = sooner(process.grace_over);
+            }
+        }
         self.note_restart_of_all(restarting, told);
         self.remember();
         for action in actions.drain(..) {
@@ -137,6 +152,7 @@ impl World {
                 self.check_init_done_before(i);
             }
             Action::Signal { container, instance, signal } => {
+                self.check_turn(container.0);
                 self.live.get_mut(&(container.0, instance)).expect("signal to a live process").signals.push(signal);
             }
             Action::Kill { container, instance } => {
@@ -179,6 +195,28 @@ impl World {
             let sidecar = before.restart_policy == Some(RestartPolicy::Always);
             let done = if sidecar { self.initialized.contains(&before.name) } else { self.state(&before.name).ready };
             assert!(done, "container {i} waits for {}", before.name);
+        }
+    }
+
+    /// Within the grace period of the pod's end a sidecar is told to end when the containers and later sidecars have.
+    fn check_turn(&self, i: usize) {
+        let containers = &self.supervisor.containers;
+        if self.grace_over.is_none_or(|over| over <= self.now) || containers[i].role != Role::Sidecar {
+            return;
+        }
+        let alive = self.live.keys().map(|(c, _)| *c).chain(self.starting.keys().copied());
+        let mut before =
+            alive.filter(|&c| containers[c].role == Role::Main || (c > i && containers[c].role == Role::Sidecar));
+        assert_eq!(before.next(), None, "sidecar {i} ends before it");
+    }
+
+    /// Whatever has not ended some seconds after the grace period is killed: each stage of an end counts whole seconds, and
+    /// the last has at least two.
+    fn check_killed_in_time(&self) {
+        let slack = Duration::from_secs(2 + MINIMUM_GRACE_SECONDS);
+        for ((i, _), process) in &self.live {
+            let over = process.grace_over.is_some_and(|over| over + slack <= self.now);
+            assert!(process.killed || !over, "container {i} outlives the grace period: {process:?}");
         }
     }
 
@@ -228,6 +266,7 @@ impl World {
     /// What holds after every step.
     fn check(&self) {
         self.check_records();
+        self.check_killed_in_time();
         let state = self.supervisor.state();
         for list in [&state.init_containers, &state.containers, &state.ephemeral_containers] {
             for c in list {
@@ -283,7 +322,8 @@ impl World {
 
     fn launched(&mut self, i: usize) {
         let instance = self.starting.remove(&i).expect("a start is under way");
-        self.live.insert((i, instance), Process::default());
+        let grace_over = self.supervisor.ending.map(|ending| self.now + Duration::from_secs(ending.grace));
+        self.live.insert((i, instance), Process { grace_over, ..Process::default() });
         self.event(Event::Launched { container: ContainerIndex(i), instance, user: ContainerUser::default() });
     }
 
