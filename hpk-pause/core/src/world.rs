@@ -8,7 +8,8 @@ use crate::policy::{Role, Verdict, verdict};
 use crate::testing::{container, pod};
 use crate::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};
 use crate::{Identity, Supervisor};
-use hpk_api::plan::{ContainerPlan, ExitCodeOperator, RestartAction, RestartPolicy, RestartRule, SandboxPlan};
+use hpk_api::control::Update;
+use hpk_api::plan::{Blocked, ContainerPlan, ExitCodeOperator, RestartAction, RestartPolicy, RestartRule, SandboxPlan};
 use hpk_api::probe::{Handler, Probe, ProbeKind};
 use hpk_api::state::{ContainerState, ContainerUser, RunState, StopCause};
 use jiff::Timestamp;
@@ -27,6 +28,8 @@ pub(crate) struct Process {
     hooked: Vec<Hook>,
     /// When the grace period that it was given at the pod's end is over.
     grace_over: Option<Duration>,
+    /// It was being ended for another reason when the pod's end began.
+    ended_before: bool,
 }
 
 pub(crate) struct World {
@@ -89,6 +92,11 @@ impl World {
 
     pub(crate) fn event(&mut self, event: Event) {
         let grace = self.supervisor.ending.map(|ending| ending.grace);
+        if grace.is_none() {
+            for ((i, _), process) in &mut self.live {
+                process.ended_before = self.supervisor.containers[*i].kill_stage().is_some();
+            }
+        }
         let before = self.supervisor.state();
         let (restarting, told) = (before.restarting_all, before.events.last().map_or(0, |e| e.sequence));
         let mut actions = std::mem::take(&mut self.actions);
@@ -152,7 +160,7 @@ impl World {
                 self.check_init_done_before(i);
             }
             Action::Signal { container, instance, signal } => {
-                self.check_turn(container.0);
+                self.check_turn(container.0, instance);
                 self.live.get_mut(&(container.0, instance)).expect("signal to a live process").signals.push(signal);
             }
             Action::Kill { container, instance } => {
@@ -198,10 +206,12 @@ impl World {
         }
     }
 
-    /// Within the grace period of the pod's end a sidecar is told to end when the containers and later sidecars have.
-    fn check_turn(&self, i: usize) {
+    /// Within the grace period of the pod's end a sidecar is told to end when the containers and later sidecars have; one
+    /// that was being ended before (with a grace period of its own) goes on with that.
+    fn check_turn(&self, i: usize, instance: u32) {
         let containers = &self.supervisor.containers;
-        if self.grace_over.is_none_or(|over| over <= self.now) || containers[i].role != Role::Sidecar {
+        let over = self.grace_over.is_none_or(|over| over <= self.now);
+        if over || containers[i].role != Role::Sidecar || self.live[&(i, instance)].ended_before {
             return;
         }
         let alive = self.live.keys().map(|(c, _)| *c).chain(self.starting.keys().copied());
@@ -230,11 +240,12 @@ impl World {
             let due = c.compute_due(self.now, supervisor.ending.is_some());
             assert_eq!(c.due, due, "{}: what is due is known", c.plan.name);
         }
-        let blocked = supervisor.containers.iter().any(|c| c.plan.blocked.is_some());
-        if !state.sandbox_ready || blocked {
+        if !state.sandbox_ready {
             return;
         }
-        let moves = !self.live.is_empty() || !self.starting.is_empty() || supervisor.next_deadline().is_some();
+        let blocked = supervisor.containers.iter().any(|c| c.plan.blocked.is_some());
+        let moves =
+            blocked || !self.live.is_empty() || !self.starting.is_empty() || supervisor.next_deadline().is_some();
         assert!(moves, "nothing would ever happen again: {supervisor:?}");
         if supervisor.ending.is_some() || supervisor.restart_all.is_some() {
             return;
@@ -248,7 +259,7 @@ impl World {
                     supervisor.init_next >= init && !supervisor.containers[init..i].iter().any(Container::holds_up)
                 }
             };
-            assert!(!its_turn, "{} waits for nothing", c.plan.name);
+            assert!(!its_turn || c.plan.blocked.is_some(), "{} waits for nothing", c.plan.name);
         }
     }
 
@@ -469,6 +480,8 @@ enum Chance {
     Stray(u8, u32),
     Change(u8, bool),
     Debug(u8),
+    Deadline(u64),
+    Block(u8, bool),
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -484,6 +497,8 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => (any::<u8>(), 0..4u32).prop_map(|(a, b)| Chance::Stray(a, b)),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(a, b)| Chance::Change(a, b)),
         1 => any::<u8>().prop_map(Chance::Debug),
+        1 => (1..2_000u64).prop_map(Chance::Deadline),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(a, b)| Chance::Block(a, b)),
     ]
 }
 
@@ -628,14 +643,23 @@ fn play(world: &mut World, chance: Chance) {
             } else {
                 plan.resources.limits.insert("cpu".to_owned(), u64::from(n));
             }
-            let update = hpk_api::control::Update { containers: vec![plan], ..Default::default() };
+            let update = Update { containers: vec![plan], ..Update::default() };
             world.event(Event::Update(Box::new(update)));
         }
+        Chance::Deadline(seconds) => {
+            let update = Update { active_deadline_seconds: Some(seconds), ..Update::default() };
+            world.event(Event::Update(Box::new(update)));
+        }
+        Chance::Block(n, blocked) => {
+            let index = ContainerIndex(usize::from(n) % world.supervisor.len());
+            let mut plan = world.supervisor.container(index).unwrap().clone();
+            let reason = "CreateContainerConfigError".to_owned();
+            plan.blocked = blocked.then(|| Blocked { reason, message: "no key".to_owned() });
+            world.event(Event::Update(Box::new(Update { containers: vec![plan], ..Update::default() })));
+        }
         Chance::Debug(n) => {
-            let update = hpk_api::control::Update {
-                ephemeral_containers: vec![container(&format!("e{}", n % 3))],
-                ..Default::default()
-            };
+            let ephemeral_containers = vec![container(&format!("e{}", n % 3))];
+            let update = Update { ephemeral_containers, ..Update::default() };
             world.event(Event::Update(Box::new(update)));
         }
     }
