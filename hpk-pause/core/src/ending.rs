@@ -101,7 +101,7 @@ impl Supervisor {
     }
 
     /// It will not be started any more: what it showed before it waited for a restart is its last word.
-    fn give_up_waiting(&mut self, i: usize) {
+    pub(crate) fn give_up_waiting(&mut self, i: usize) {
         let container = &mut self.containers[i];
         container.phase = Phase::Ended;
         let (end, prior) = (container.end.clone(), container.prior_end.clone());

@@ -61,9 +61,11 @@ impl Supervisor {
             LaunchFailure::Create(message) => ("CreateContainerError", message),
         };
         self.note(now, true, "Failed", format!("Error: {message}"), Some(i), None);
-        self.containers[i].phase =
-            if self.ending.is_some() { Phase::Ended } else { Phase::Delayed { until: now.mono + CREATE_RETRY } };
+        self.containers[i].phase = Phase::Delayed { until: now.mono + CREATE_RETRY };
         self.wait(i, reason, message);
+        if self.ending.is_some() {
+            self.give_up_waiting(i);
+        }
         self.refresh(i, now);
     }
 

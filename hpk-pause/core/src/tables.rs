@@ -721,6 +721,15 @@ mod ends {
     }
 
     #[test]
+    fn a_start_that_fails_while_the_pod_ends_leaves_the_last_end() {
+        let mut world = running(Always, container("c"));
+        world.exit("c", 3);
+        world.stop(StopCause::Requested, 30);
+        world.launch_fails("c", LaunchFailure::Create("no".to_owned()));
+        assert_eq!((world.shown("c").as_str(), world.finished), ("Terminated(3 Error)", Some(false)));
+    }
+
+    #[test]
     fn a_failed_post_start_hook_kills_and_shows_why() {
         let mut c = container("c");
         c.lifecycle.post_start = Some(Handler::Exec { command: vec!["false".to_owned()] });

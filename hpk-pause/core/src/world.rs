@@ -11,7 +11,7 @@ use crate::{Identity, Supervisor};
 use hpk_api::control::Update;
 use hpk_api::plan::{Blocked, ContainerPlan, ExitCodeOperator, RestartAction, RestartPolicy, RestartRule, SandboxPlan};
 use hpk_api::probe::{Handler, Probe, ProbeKind};
-use hpk_api::state::{ContainerState, ContainerUser, RunState, StopCause};
+use hpk_api::state::{ContainerState, ContainerUser, PodState, RunState, StopCause};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,7 @@ pub(crate) struct Process {
 
 pub(crate) struct World {
     pub(crate) supervisor: Supervisor,
+    plan: SandboxPlan,
     pub(crate) now: Duration,
     /// Starts under way.
     pub(crate) starting: BTreeMap<usize, u32>,
@@ -59,10 +60,15 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(plan: SandboxPlan) -> Self {
+        Self::resuming(plan, None)
+    }
+
+    fn resuming(plan: SandboxPlan, previous: Option<&PodState>) -> Self {
         let now = Duration::from_secs(1_000);
-        let supervisor = Supervisor::new(plan, Identity::default(), None, at(now));
+        let supervisor = Supervisor::new(plan.clone(), Identity::default(), previous, at(now));
         Self {
             supervisor,
+            plan,
             now,
             starting: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -77,6 +83,28 @@ impl World {
             actions: Vec::new(),
             last_sequence: 0,
         }
+    }
+
+    /// The same pod in another job, of which nothing runs yet: what people see goes on.
+    fn requeued(&self) -> Self {
+        let before = self.supervisor.state();
+        let mut world = Self::resuming(self.plan.clone(), Some(before));
+        let after = world.supervisor.state();
+        world.last_sequence = after.sequence;
+        assert!(after.sequence > before.sequence, "the newer word counts");
+        assert_eq!(after.events, before.events, "events are not told twice");
+        world.counts = self.counts.clone();
+        for c in before.init_containers.iter().chain(&before.containers) {
+            let end = match &c.state {
+                RunState::Terminated(end) => Some(end.exit_code),
+                RunState::Running { .. } => Some(137),
+                RunState::Waiting { .. } => c.last_termination.as_ref().map(|end| end.exit_code),
+            };
+            world.ends.extend(end.map(|code| (c.name.clone(), code)));
+        }
+        world.check();
+        world.event(Event::SandboxReady { network: hpk_api::cni::CniResult::default() });
+        world
     }
 
     /// A pod whose sandbox is ready.
@@ -482,6 +510,7 @@ enum Chance {
     Debug(u8),
     Deadline(u64),
     Block(u8, bool),
+    Requeue,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -499,6 +528,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => any::<u8>().prop_map(Chance::Debug),
         1 => (1..2_000u64).prop_map(Chance::Deadline),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(a, b)| Chance::Block(a, b)),
+        1 => Just(Chance::Requeue),
     ]
 }
 
@@ -657,6 +687,7 @@ fn play(world: &mut World, chance: Chance) {
             plan.blocked = blocked.then(|| Blocked { reason, message: "no key".to_owned() });
             world.event(Event::Update(Box::new(Update { containers: vec![plan], ..Update::default() })));
         }
+        Chance::Requeue => *world = world.requeued(),
         Chance::Debug(n) => {
             let ephemeral_containers = vec![container(&format!("e{}", n % 3))];
             let update = Update { ephemeral_containers, ..Update::default() };
