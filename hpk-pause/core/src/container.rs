@@ -58,6 +58,8 @@ pub(crate) struct Container {
     pub(crate) instance: u32,
     /// Number of the next one.
     pub(crate) next_instance: u32,
+    /// The image that the latest start was asked for with.
+    pub(crate) image: String,
     pub(crate) backoff_key: u64,
     pub(crate) backoff: Backoff,
     /// End of the newest exited instance as the restart decision sees it; None: no back-off for this start.
@@ -92,6 +94,7 @@ impl Container {
             phase: Phase::Idle,
             instance: 0,
             next_instance: 0,
+            image: String::new(),
             backoff_key: key(&plan),
             backoff: Backoff::default(),
             backoff_from: None,

@@ -50,6 +50,8 @@ impl Supervisor {
         } else {
             self.post_start_over(i, now);
         }
+        // Its image may have changed while it was being made.
+        self.kill_outdated(i, now, out);
         self.unsettled = true;
     }
 

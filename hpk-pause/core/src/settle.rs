@@ -113,6 +113,7 @@ impl Supervisor {
         // A retry of a start that made no instance must not count as another restart.
         container.backoff_from = None;
         container.phase = Phase::Launching;
+        container.image.clone_from(&container.plan.image);
         container.instance = container.next_instance;
         container.due = None;
         out.push(Action::Start { container: ContainerIndex(i), instance: container.instance });

@@ -128,6 +128,20 @@ mod restarts {
     }
 
     #[test]
+    fn an_image_that_changes_during_the_start_restarts_once_it_runs() {
+        let mut world = World::ready(pod(Always, vec![], named(&["c"])));
+        let mut new = container("c");
+        new.image = "busybox:2".to_owned();
+        world.event(Event::Update(Box::new(Update { containers: vec![new], ..Update::default() })));
+        world.launch("c");
+        assert_eq!(world.signalled("c").len(), 1, "what was started is the old one");
+        assert!(world.events().contains(&"Killing: Container c definition changed, will be restarted".to_owned()));
+        world.exit("c", 143);
+        world.launch("c");
+        assert_eq!((world.shown("c").as_str(), world.signalled("c").len()), ("Running", 1));
+    }
+
+    #[test]
     fn changed_resources_start_the_back_off_afresh_and_a_changed_command_does_not() {
         let change = |what: fn(&mut ContainerPlan)| {
             let mut world = running(Always, container("c"));

@@ -42,21 +42,26 @@ impl Supervisor {
 
     fn replace(&mut self, i: usize, now: Now, plan: ContainerPlan, out: &mut Vec<Action>) {
         let container = &mut self.containers[i];
-        let image_changed = container.plan.image != plan.image;
         container.set_plan(plan);
-        match &container.phase {
-            // Whatever it waited for may be mended: the back-off is asked again, with the new key.
-            Phase::Delayed { .. } if self.ending.is_none() => container.phase = Phase::Idle,
-            Phase::Live(live) if image_changed && live.kill.is_none() && self.ending.is_none() => {
-                if matches!(container.role, Role::Main | Role::Sidecar) {
-                    let what = format!("{} {} definition changed", self.title(i), self.containers[i].plan.name);
-                    let message = self.restart_intent(i, what, true);
-                    let grace = u64::from(self.plan.termination_grace_period_seconds);
-                    self.kill(i, now, grace, KillReason::Definition, true, Some(message), out);
-                }
-            }
-            _ => {}
+        // Whatever it waited for may be mended: the back-off is asked again, with the new key.
+        if matches!(container.phase, Phase::Delayed { .. }) && self.ending.is_none() {
+            container.phase = Phase::Idle;
         }
+        self.kill_outdated(i, now, out);
         self.refresh(i, now);
+    }
+
+    /// Ends a container that runs with another image than its plan's, to be started again.
+    pub(crate) fn kill_outdated(&mut self, i: usize, now: Now, out: &mut Vec<Action>) {
+        let container = &self.containers[i];
+        let outdated = container.image != container.plan.image && matches!(container.role, Role::Main | Role::Sidecar);
+        let runs = container.live().is_some_and(|live| live.kill.is_none());
+        if !outdated || !runs || self.ending.is_some() {
+            return;
+        }
+        let what = format!("{} {} definition changed", self.title(i), container.plan.name);
+        let message = self.restart_intent(i, what, true);
+        let grace = u64::from(self.plan.termination_grace_period_seconds);
+        self.kill(i, now, grace, KillReason::Definition, true, Some(message), out);
     }
 }

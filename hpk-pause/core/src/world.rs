@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) now: Duration,
     /// Starts under way.
     pub(crate) starting: BTreeMap<usize, u32>,
+    /// Images that containers were last started with.
+    images: BTreeMap<usize, String>,
     /// Processes that exist, by container and instance.
     pub(crate) live: BTreeMap<(usize, u32), Process>,
     /// Every action ever, with its time in ms.
@@ -71,6 +73,7 @@ impl World {
             plan,
             now,
             starting: BTreeMap::new(),
+            images: BTreeMap::new(),
             live: BTreeMap::new(),
             log: Vec::new(),
             finished: None,
@@ -183,6 +186,7 @@ impl World {
                 let i = container.0;
                 assert!(!self.live.keys().any(|&(c, _)| c == i), "container {i} already has a process");
                 assert!(self.starting.insert(i, instance).is_none(), "container {i} is being started twice");
+                self.images.insert(i, self.supervisor.containers[i].plan.image.clone());
                 assert!(self.supervisor.state().stopping.is_none(), "no start after a stop");
                 assert!(!self.done.contains(&i), "container {i} has ended for good");
                 self.check_init_done_before(i);
@@ -277,6 +281,10 @@ impl World {
         assert!(moves, "nothing would ever happen again: {supervisor:?}");
         if supervisor.ending.is_some() || supervisor.restart_all.is_some() {
             return;
+        }
+        let lasting = |c: &Container| matches!(c.role, Role::Main | Role::Sidecar) && c.kill_stage().is_none();
+        for i in self.live.keys().map(|(i, _)| *i).filter(|i| lasting(&supervisor.containers[*i])) {
+            assert_eq!(self.images[&i], supervisor.containers[i].plan.image, "container {i} has the image of its plan");
         }
         let init = supervisor.plan().init_containers.len();
         for (i, c) in supervisor.containers.iter().enumerate().filter(|(_, c)| matches!(c.phase, Phase::Idle)) {
