@@ -12,9 +12,9 @@ if [ -e "$SITE_DIR/run/hpk-changed" ] && [ -e "$SITE_DIR/home/alice/.hpk" ]; the
   alice hpk down
 fi
 phase "hpk up, as alice"
-# Said, because a site whose cluster was made before there was a choice would stay with IPv4; and not the default, for a
-# case that sees it in a pod's logs.
-alice hpk up --ip-families dual --container-log-max-size 8Mi
+# Said, because a site whose cluster was made before there was a choice would stay with IPv4; and sizes of logs that are
+# not the default, for a case that sees them.
+alice hpk up --ip-families dual --container-log-max-size 8Mi --container-log-max-files 8
 rm -f "$SITE_DIR/run/hpk-changed"
 alice kubectl wait --for=create node/hpk-site --timeout=60s >/dev/null
 alice kubectl wait --for=condition=Ready node/hpk-site --timeout=60s >/dev/null

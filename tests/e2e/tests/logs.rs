@@ -28,7 +28,11 @@ fn follower_loses_nothing_at_a_rotation() {
     assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size <= 8 << 20), "rotated at 8 MiB: {sizes:?}");
     let configz = ns.shell("kubectl get --raw /api/v1/nodes/hpk-site/proxy/configz");
     let configz: serde_json::Value = serde_json::from_str(configz.ok()).unwrap();
-    assert_eq!(configz["kubeletconfig"]["containerLogMaxSize"], "8Mi");
+    let configz = &configz["kubeletconfig"];
+    assert_eq!(
+        (configz["containerLogMaxSize"].as_str(), configz["containerLogMaxFiles"].as_u64()),
+        (Some("8Mi"), Some(8))
+    );
     // A tail that is longer than the newest file is had all the same.
     let tail = ns.shell(&format!("kubectl -n $NS logs talk --tail={} | wc -l", LINES / 2));
     assert_eq!(tail.ok(), (LINES / 2).to_string());
