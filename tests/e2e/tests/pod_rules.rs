@@ -59,6 +59,34 @@ fn the_stop_signal_is_the_images() {
 }
 
 #[test]
+fn an_exit_that_restarts_all_containers_is_told() {
+    let ns = Namespace::new("restartall");
+    let script = "[ -e /m/again ] && exec sleep 600; touch /m/again; exit 42";
+    let mut pod = ns.script_pod("both", "Never", script);
+    pod["spec"]["volumes"] = json!([{"name": "m", "emptyDir": {}}]);
+    let containers = pod["spec"]["containers"].as_array_mut().expect("containers");
+    containers[0]["volumeMounts"] = json!([{"name": "m", "mountPath": "/m"}]);
+    containers[0]["restartPolicy"] = json!("Never");
+    containers[0]["restartPolicyRules"] =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    // It hears no TERM: the restart lasts the two seconds that it is given, and can be seen.
+    containers.push(json!({"name": "other", "image": BUSYBOX, "command": ["sh", "-c", "trap '' TERM; sleep 600"]}));
+    ns.apply(&pod.to_string());
+    let restarting = |pod: &Value| condition(pod, "AllContainersRestarting")["status"].clone();
+    let during = ns.until_pod("both", PATIENCE, |pod| restarting(pod) == "True");
+    assert_eq!(condition(&during, "AllContainersRestarting")["reason"], "RestartAllContainersStarted");
+    assert_eq!(status(&during)["state"]["terminated"]["exitCode"], 42);
+    let after = ns.until_pod("both", PATIENCE, |pod| {
+        let all = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().all(|c| c["restartCount"] == 1 && c["state"]["running"].is_object())
+    });
+    assert_eq!(restarting(&after), "False");
+    assert_eq!(status(&after)["lastState"]["terminated"]["reason"], "RestartingAllContainers");
+    let told = "Container main exited with 42, all containers will be restarted";
+    ns.until_event("both", "RestartAllContainersStarted", told);
+}
+
+#[test]
 fn a_liveness_probes_own_grace_period_is_the_shorter_way() {
     let ns = Namespace::new("probegrace");
     // It hears no TERM: only the end of a grace period ends it.
