@@ -10,6 +10,7 @@ use crate::supervisor::{Ending, RestartAll, Supervisor};
 use crate::text;
 use crate::types::{Action, ContainerIndex, Hook, Now};
 use hpk_api::state::{RunState, StopCause, Termination};
+use std::time::Duration;
 
 pub(crate) const RESTARTING_ALL: &str = "RestartingAllContainers";
 /// Upstream's reason of the condition AllContainersRestarting.
@@ -71,7 +72,9 @@ impl Supervisor {
             self.changed = true;
         }
         let grace = self.ending.map_or(grace, |ending| ending.grace.min(grace));
-        self.ending = Some(Ending { grace });
+        let until = now.mono + Duration::from_secs(grace);
+        let until = self.ending.map_or(until, |ending| ending.until.min(until));
+        self.ending = Some(Ending { grace, until });
         self.restart_all = None;
         self.state.restarting_all = false;
         self.unsettled = true;

@@ -42,8 +42,8 @@ impl Supervisor {
         self.note(now, false, "Created", "Container created".to_owned(), Some(i), None);
         self.note(now, false, "Started", "Container started".to_owned(), Some(i), None);
         if let Some(ending) = self.ending {
-            // The stop came while it was being made: no hook, straight to its end.
-            self.kill(i, now, ending.grace, KillReason::Pod, false, None, out);
+            // The stop came while it was being made: no hook, straight to its end, in what is left of the time.
+            self.kill(i, now, ending.left(now), KillReason::Pod, false, None, out);
         } else if post_start {
             out.push(Action::Hook { container: ContainerIndex(i), instance, hook: Hook::PostStart });
             self.refresh(i, now);

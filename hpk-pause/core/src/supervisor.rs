@@ -46,6 +46,16 @@ pub struct Supervisor {
 pub(crate) struct Ending {
     /// Seconds.
     pub(crate) grace: u64,
+    /// When they are over.
+    pub(crate) until: Duration,
+}
+
+impl Ending {
+    /// Seconds that are left, one that has begun included: elapsed whole seconds are what counts (kill.rs).
+    pub(crate) fn left(self, now: Now) -> u64 {
+        let left = self.until.saturating_sub(now.mono);
+        left.as_secs() + u64::from(left.subsec_nanos() > 0)
+    }
 }
 
 /// The pod is being restarted in place: containers that still have to be ended, in order.
@@ -298,7 +308,7 @@ impl Supervisor {
         }
         self.state.sandbox_error = Some(message);
         self.note(now, true, "FailedCreatePodSandBox", text, None, None);
-        self.ending = Some(Ending { grace: 0 });
+        self.ending = Some(Ending { grace: 0, until: now.mono });
         self.unsettled = true;
     }
 }

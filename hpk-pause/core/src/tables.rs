@@ -735,6 +735,16 @@ mod ends {
     }
 
     #[test]
+    fn a_start_that_outlasts_the_stop_has_what_is_left_of_the_grace_period() {
+        let mut world = World::ready(pod(Always, vec![], named(&["c"])));
+        world.stop(StopCause::Requested, 30);
+        world.pass(20.0);
+        world.launch("c");
+        world.pass(30.0);
+        assert_eq!(world.signalled("c"), [(20_000, 15), (30_000, 9)]);
+    }
+
+    #[test]
     fn a_start_that_fails_while_the_pod_ends_leaves_the_last_end() {
         let mut world = running(Always, container("c"));
         world.exit("c", 3);

@@ -369,7 +369,8 @@ impl World {
 
     fn launched(&mut self, i: usize) {
         let instance = self.starting.remove(&i).expect("a start is under way");
-        let grace_over = self.supervisor.ending.map(|ending| self.now + Duration::from_secs(ending.grace));
+        // One that was being made when the pod's end began has no longer than the others, but for the last stage's least.
+        let grace_over = self.grace_over.map(|over| over.max(self.now));
         self.live.insert((i, instance), Process { grace_over, ..Process::default() });
         self.event(Event::Launched { container: ContainerIndex(i), instance, user: ContainerUser::default() });
     }
