@@ -1,7 +1,8 @@
-//! `hpk-netns run <pod folder>`: the whole of a Slurm job.
+//! `hpk-netns run <pod folder>`: the whole of a Slurm job, in two processes. The first ([`keep()`]) clears up after the
+//! second ([`run`], `hpk-netns work`), which runs the pod:
 //!
 //! ```text
-//! plan.json ─▶ scratch ─▶ host paths ─▶ apptainer exec … hpk-pause ──▶ wait, forward TERM ─▶ clean up ─▶ exit code
+//! plan.json ─▶ scratch ─▶ host paths ─▶ apptainer exec … hpk-pause ──▶ wait, forward TERM ─▶ exit code
 //!                                          │ supervisor.sock, netns.sock
 //!                                          └▶ link to the kubelet, datapath (run beside, never in the way)
 //! ```
@@ -11,6 +12,7 @@
 mod child;
 mod devices;
 mod hostpath;
+mod keep;
 mod layout;
 mod nested;
 mod parent;
@@ -20,6 +22,7 @@ mod scratch;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::LaunchReport;
+pub use keep::{WORK, heed_signals, keep};
 use layout::{Layout, Surroundings};
 use std::path::{Path, PathBuf};
 
@@ -61,7 +64,7 @@ impl LaunchError {
     }
 }
 
-/// Runs the pod whose folder is `pod` and returns the exit code of the job.
+/// Runs the pod whose folder is `pod` and returns the exit code of the job. Its node-local folder stays.
 pub async fn run(pod: &Path) -> i32 {
     let job_id = std::env::var("SLURM_JOB_ID").ok();
     match launch(pod, job_id.as_deref()).await {
@@ -79,11 +82,7 @@ async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
     let _lock = scratch::make(&layout, around.uid)?;
-    let code = live(&plan, &layout, job_id, &mut signals).await;
-    if let Err(error) = scratch::remove(&layout.local) {
-        eprintln!("hpk-netns: cannot remove {}: {error}", layout.local.display());
-    }
-    code
+    live(&plan, &layout, job_id, &mut signals).await
 }
 
 /// From a made scratch folder to the end of the parent container.
