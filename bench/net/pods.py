@@ -44,7 +44,7 @@ def of_pod(uid):
         try:
             with open(f'/proc/{pid}/comm') as f, open(f'/proc/{pid}/cmdline') as g:
                 words = g.read().split('\0')
-                if f.read().strip() == 'hpk-netns' and words[1] == 'work' and uid in words[2]:
+                if f.read().strip() == 'hpk-netns' and words[1:2] == ['work'] and uid in words[2]:
                     return int(pid)
         except OSError:
             pass  # It ended meanwhile.
