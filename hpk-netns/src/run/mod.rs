@@ -12,6 +12,7 @@
 mod child;
 mod devices;
 mod hostpath;
+mod hostport;
 mod keep;
 mod layout;
 mod nested;
@@ -19,6 +20,8 @@ mod parent;
 mod report;
 mod scratch;
 
+use crate::apptainer::Site;
+use hostport::HostPorts;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::LaunchReport;
@@ -113,8 +116,15 @@ async fn live(
         Path::exists,
     );
     let root_lacks = nix::unistd::getuid().is_root().then(hpk_sys::caps::missing);
+    let host_ports = match (mode, plan.network.cni_network.as_deref()) {
+        (NetworkMode::Cni, Some(name)) if !plan.network.host_ports.is_empty() => {
+            HostPorts::judge(&plan.network.host_ports, name, Site::of(&apptainer).maps_ports(name))
+        }
+        _ => HostPorts::default(),
+    };
     let parts = parent::Parts {
         layout,
+        host_ports: &host_ports,
         root_lacks: root_lacks.as_deref(),
         nested: nested.as_ref(),
         host_points: &host_points,
@@ -134,7 +144,7 @@ async fn live(
     let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
     let beginning = child::Start { program: apptainer.clone(), args, env, namespaces }.begin().map_err(failed)?;
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
-    let network = crate::network::start(plan, &places, job_id, &address);
+    let network = crate::network::start(plan, &places, job_id, &address, host_ports.refused);
     let child = beginning.finish().map_err(failed)?;
     // Beside, and not waited for: the pod has begun.
     let user = layout.user.clone();
