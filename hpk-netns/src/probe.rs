@@ -10,6 +10,7 @@
 use crate::apptainer::{Site, SiteNetwork};
 use crate::nat;
 use hpk_sys::netdev::{self, NetError, Netlink, Rule, TABLE_LOCAL};
+use hpk_sys::spawn::LaunchError;
 use hpk_sys::userns::{self, Surroundings, UsernsError, Users};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -64,20 +65,38 @@ const OVERLAY: &str = "overlay";
 const PLUGINS: &str = "overlay with CNI plug-ins";
 
 fn overlay() -> Vec<Found> {
-    let tried = own_program().and_then(|exe| {
-        let (mut said, word) = io::pipe()?;
+    let tried = own_program().map_err(Untried::Io).and_then(|exe| {
+        let (mut said, word) = io::pipe().map_err(Untried::Io)?;
         let around =
             Surroundings { users: Users::most(), network: true, stderr: Some(word.into()), ..Surroundings::default() };
-        let child = userns::start(&exe, &[INSIDE.into()], around).map_err(io::Error::other)?;
+        let child = userns::start(&exe, &[INSIDE.into()], around).map_err(Untried::Start)?;
         let mut text = String::new();
-        said.read_to_string(&mut text)?;
-        child.wait().map_err(io::Error::other)?;
-        serde_json::from_str(&text).map_err(|_| io::Error::other(text.trim().to_owned()))
+        said.read_to_string(&mut text).map_err(Untried::Io)?;
+        child.wait().map_err(Untried::Start)?;
+        serde_json::from_str(&text).map_err(|_| Untried::Io(io::Error::other(text.trim().to_owned())))
     });
-    tried.unwrap_or_else(|error: io::Error| {
-        let remedy = "ask for user namespaces on the compute nodes (user.max_user_namespaces > 0)";
-        vec![Found::fails(OVERLAY, error.to_string(), remedy)]
-    })
+    tried.unwrap_or_else(|error| vec![Found::fails(OVERLAY, error.to_string(), error.remedy())])
+}
+
+/// Why the part in new namespaces has not said anything.
+#[derive(Debug, thiserror::Error)]
+enum Untried {
+    #[error(transparent)]
+    Io(io::Error),
+    #[error(transparent)]
+    Start(UsernsError),
+}
+
+impl Untried {
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Start(UsernsError::Launch(LaunchError::Exec { errno: Errno::EACCES, .. })) => {
+                "user namespaces are there, but root of one has no rights over other users' files: install HPK where \
+                 everybody can read it (make install PREFIX=FOLDER), or be the user whose folder it is in"
+            }
+            _ => "ask for user namespaces on the compute nodes (user.max_user_namespaces > 0)",
+        }
+    }
 }
 
 fn own_program() -> io::Result<PathBuf> {
@@ -194,4 +213,19 @@ pub fn given() {
         format!("{} {} MTU {}", d.name, addresses.join(" "), d.mtu)
     });
     println!("{}", shown.collect::<Vec<_>>().join(", "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_told_as_a_want_of_namespaces() {
+        let start = |errno| {
+            let command = "/home/alice/.local/libexec/hpk/hpk-netns".to_owned();
+            Untried::Start(UsernsError::Launch(LaunchError::Exec { command, errno })).remedy()
+        };
+        assert!(start(Errno::EACCES).contains("make install PREFIX"));
+        assert!(Untried::Start(UsernsError::Refused(Errno::EPERM)).remedy().contains("max_user_namespaces"));
+    }
 }
