@@ -43,7 +43,8 @@ def of_pod(uid):
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
             with open(f'/proc/{pid}/comm') as f, open(f'/proc/{pid}/cmdline') as g:
-                if f.read().strip() == 'hpk-netns' and uid in g.read():
+                words = g.read().split('\0')
+                if f.read().strip() == 'hpk-netns' and words[1:2] == ['work'] and uid in words[2]:
                     return int(pid)
         except OSError:
             pass  # It ended meanwhile.

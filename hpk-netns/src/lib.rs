@@ -1,5 +1,6 @@
 //! hpk-netns as a library: the parts that its `main` puts together, open to tests and measurements.
 
+mod apptainer;
 pub mod carry;
 pub mod cni;
 pub mod datapath;

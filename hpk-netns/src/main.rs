@@ -1,7 +1,8 @@
 //! `hpk-netns`: the node's side of a pod, in the Slurm job beside the parent container.
 //!
 //! ```text
-//! hpk-netns run <pod folder>     start the pod's parent container and carry its network and its link
+//! hpk-netns run <pod folder>     the whole job: hpk-netns work, and clearing up after it
+//! hpk-netns work <pod folder>    start the pod's parent container and carry its network and its link
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
@@ -31,9 +32,16 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        ["run", pod] => {
+        ["run", pod] => exit_code(run::keep(Path::new(pod))),
+        [run::WORK, pod] => {
             let pod = PathBuf::from(pod);
-            in_runtime(async move { run::run(&pod).await })
+            match run::heed_signals() {
+                Ok(()) => in_runtime(async move { run::run(&pod).await }),
+                Err(error) => {
+                    eprintln!("hpk-netns: signals: {error}");
+                    ExitCode::FAILURE
+                }
+            }
         }
         ["carry", pod] => match carry::run(Path::new(pod)) {
             Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +97,10 @@ fn addresses(list: &str) -> Option<Vec<IpAddr>> {
     list.split(',').map(|ip| ip.parse().ok()).collect()
 }
 
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(255))
+}
+
 /// One thread: the control side is idle nearly always.
 fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -96,7 +108,7 @@ fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
             let code = runtime.block_on(work);
             // Standard error and standard input of tokio live on helper threads; do not wait for them.
             runtime.shutdown_background();
-            ExitCode::from(u8::try_from(code).unwrap_or(255))
+            exit_code(code)
         }
         Err(error) => {
             eprintln!("hpk-netns: cannot start: {error}");

@@ -85,10 +85,20 @@ pub(crate) fn address(plan: &SandboxPlan, places: &Places<'_>) -> Address {
 }
 
 /// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
-/// it asks for its network; a pod without one of its own is not in need of it.
-pub(crate) fn start(plan: &SandboxPlan, places: &Places<'_>, job_id: Option<&str>, address: &Address) -> Network {
+/// it asks for its network; a pod without one of its own is not in need of it. `refused`: host ports that were not even
+/// asked for.
+pub(crate) fn start(
+    plan: &SandboxPlan,
+    places: &Places<'_>,
+    job_id: Option<&str>,
+    address: &Address,
+    refused: Vec<NotHad>,
+) -> Network {
     let (ask, questions) = mpsc::channel(256);
     let node_ip = address.node_ip;
+    for port in refused {
+        tell_not_had(&ask, port);
+    }
     let leave = CancellationToken::new();
     let mut tasks = Vec::with_capacity(2);
     let carrier = match (plan.network.mode, address.mtu) {
@@ -432,12 +442,15 @@ impl Outside {
 
     /// Those that cannot be had are told to the kubelet.
     fn open_ports(&mut self, node_ip: IpAddr) {
-        for NotHad { port, at, message } in self.outward.check_ports(node_ip, self.login) {
-            eprintln!("hpk-netns: host port {}: {message}", port.host_port);
-            let question = NetQuestion::NotListening { service: None, at, protocol: port.protocol, message };
-            let _ = self.tell.try_send(question);
+        for port in self.outward.check_ports(node_ip, self.login) {
+            tell_not_had(&self.tell, port);
         }
     }
+}
+
+fn tell_not_had(kubelet: &mpsc::Sender<NetQuestion>, NotHad { port, at, message }: NotHad) {
+    eprintln!("hpk-netns: host port {}: {message}", port.host_port);
+    let _ = kubelet.try_send(NetQuestion::NotListening { service: None, at, protocol: port.protocol, message });
 }
 
 /// Waits a moment for the services to be known, so that a pod's first connection finds them.

@@ -7,9 +7,12 @@
 //! ```
 //! What it makes goes with the processes that it starts, but for a bridge that a plug-in of the site's makes and keeps.
 
+use crate::apptainer::{Site, SiteNetwork};
 use crate::nat;
 use hpk_sys::netdev::{self, NetError, Netlink, Rule, TABLE_LOCAL};
-use hpk_sys::userns::{self, Surroundings, Users};
+use hpk_sys::spawn::LaunchError;
+use hpk_sys::userns::{self, Surroundings, UsernsError, Users};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -62,20 +65,38 @@ const OVERLAY: &str = "overlay";
 const PLUGINS: &str = "overlay with CNI plug-ins";
 
 fn overlay() -> Vec<Found> {
-    let tried = own_program().and_then(|exe| {
-        let (mut said, word) = io::pipe()?;
+    let tried = own_program().map_err(Untried::Io).and_then(|exe| {
+        let (mut said, word) = io::pipe().map_err(Untried::Io)?;
         let around =
             Surroundings { users: Users::most(), network: true, stderr: Some(word.into()), ..Surroundings::default() };
-        let child = userns::start(&exe, &[INSIDE.into()], around).map_err(io::Error::other)?;
+        let child = userns::start(&exe, &[INSIDE.into()], around).map_err(Untried::Start)?;
         let mut text = String::new();
-        said.read_to_string(&mut text)?;
-        child.wait().map_err(io::Error::other)?;
-        serde_json::from_str(&text).map_err(|_| io::Error::other(text.trim().to_owned()))
+        said.read_to_string(&mut text).map_err(Untried::Io)?;
+        child.wait().map_err(Untried::Start)?;
+        serde_json::from_str(&text).map_err(|_| Untried::Io(io::Error::other(text.trim().to_owned())))
     });
-    tried.unwrap_or_else(|error: io::Error| {
-        let remedy = "ask for user namespaces on the compute nodes (user.max_user_namespaces > 0)";
-        vec![Found::fails(OVERLAY, error.to_string(), remedy)]
-    })
+    tried.unwrap_or_else(|error| vec![Found::fails(OVERLAY, error.to_string(), error.remedy())])
+}
+
+/// Why the part in new namespaces has not said anything.
+#[derive(Debug, thiserror::Error)]
+enum Untried {
+    #[error(transparent)]
+    Io(io::Error),
+    #[error(transparent)]
+    Start(UsernsError),
+}
+
+impl Untried {
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Start(UsernsError::Launch(LaunchError::Exec { errno: Errno::EACCES, .. })) => {
+                "user namespaces are there, but root of one has no rights over other users' files: install HPK where \
+                 everybody can read it (make install PREFIX=FOLDER), or be the user whose folder it is in"
+            }
+            _ => "ask for user namespaces on the compute nodes (user.max_user_namespaces > 0)",
+        }
+    }
 }
 
 fn own_program() -> io::Result<PathBuf> {
@@ -120,69 +141,31 @@ fn cni(image: &Path, wanted: Option<&str>) -> Vec<Found> {
         return vec![Found::fails(MODE, "no apptainer", "Apptainer must be installed on the compute nodes")];
     };
     let root = nix::unistd::getuid().is_root();
-    let build = build(&apptainer);
-    if !root && !build.setuid {
+    let site = Site::of(&apptainer);
+    if !root && !site.setuid {
         return vec![Found::fails(
             MODE,
             "Apptainer is installed without setuid here: for an ordinary user it makes no CNI network, and says nothing",
             "ask the site for Apptainer with setuid, or use the overlay, which needs nothing",
         )];
     }
-    let mut names = build.networks;
+    let mut networks = site.networks;
     if let Some(wanted) = wanted {
-        names.retain(|name| name == wanted);
-        if names.is_empty() {
-            names.push(wanted.to_owned());
+        networks.retain(|network| network.name == wanted);
+        if networks.is_empty() {
+            networks.push(SiteNetwork { name: wanted.to_owned(), maps_ports: false });
         }
     }
-    if names.is_empty() {
-        let none = format!("no network is configured in {}", build.folder.display());
+    if networks.is_empty() {
+        let none = format!("no network is configured in {}", site.folder.display());
         return vec![Found::fails(MODE, none, "ask the site to configure one for Apptainer (cni configuration path)")];
     }
-    names.iter().map(|name| network(&apptainer, image, name, root)).collect()
-}
-
-/// How Apptainer was built and what its administrator has configured.
-struct Build {
-    setuid: bool,
-    folder: PathBuf,
-    networks: Vec<String>,
-}
-
-fn build(apptainer: &Path) -> Build {
-    let output = Command::new(apptainer).arg("buildcfg").stdin(Stdio::null()).output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default();
-    let conf = std::fs::read_to_string(value("APPTAINER_CONF_FILE")).unwrap_or_default();
-    let folder = setting(&conf, "cni configuration path")
-        .unwrap_or_else(|| Path::new(value("APPTAINER_CONFDIR")).join("network").display().to_string());
-    let allowed = setting(&conf, "allow setuid").is_none_or(|word| word == "yes");
-    let networks = networks(Path::new(&folder));
-    Build { setuid: value("APPTAINER_SUID_INSTALL") == "1" && allowed, folder: folder.into(), networks }
-}
-
-/// The value of a line `key = value`.
-fn setting(conf: &str, key: &str) -> Option<String> {
-    let lines = conf.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let value = lines.rev().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='))?;
-    Some(value.trim().to_owned()).filter(|value| !value.is_empty())
-}
-
-fn networks(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
-    let lists = entries.filter(|path| path.extension().is_some_and(|e| e == "conflist" || e == "conf"));
-    let mut names: Vec<String> = lists
-        .filter_map(|path| {
-            let value: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-            Some(value.get("name")?.as_str()?.to_owned())
-        })
-        .collect();
-    names.sort_unstable();
-    names
+    networks.iter().map(|one| network(&apptainer, image, one, root)).collect()
 }
 
 /// One network, by a container of a moment.
-fn network(apptainer: &Path, image: &Path, name: &str, root: bool) -> Found {
+fn network(apptainer: &Path, image: &Path, network: &SiteNetwork, root: bool) -> Found {
+    let SiteNetwork { name, maps_ports } = network;
     let mode = format!("cni:{name}");
     let exe = own_program().unwrap_or_default();
     let mut args: Vec<OsString> =
@@ -205,8 +188,10 @@ fn network(apptainer: &Path, image: &Path, name: &str, root: bool) -> Found {
     } else {
         "; without nft there are no Services by ClusterIP: ask for nftables"
     };
+    let ports =
+        if *maps_ports { "" } else { "; no plug-in of it has the capability portMappings: hostPort has no effect" };
     match (output.status.success(), said.is_empty()) {
-        (true, false) => Found::works(&mode, format!("{said}{services}")),
+        (true, false) => Found::works(&mode, format!("{said}{services}{ports}")),
         (true, true) => Found::fails(
             &mode,
             "Apptainer gives no interface but lo, and says nothing",
@@ -235,24 +220,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_apptainer() {
-        let conf = "# cni configuration path =\n# a comment\nallow setuid = yes\ncni configuration path = /srv/net.d\n";
-        assert_eq!(setting(conf, "cni configuration path").as_deref(), Some("/srv/net.d"));
-        assert_eq!(setting(conf, "allow setuid").as_deref(), Some("yes"));
-        assert_eq!(setting(conf, "allow net users"), None);
-    }
-
-    #[test]
-    fn networks_are_named_in_their_files() {
-        let dir = tempfile::tempdir().unwrap();
-        for (file, text) in [
-            ("10-b.conflist", r#"{"name":"b","plugins":[]}"#),
-            ("00-a.conf", r#"{"name":"a"}"#),
-            ("x.txt", r#"{"name":"x"}"#),
-            ("bad.conflist", "{"),
-        ] {
-            std::fs::write(dir.path().join(file), text).unwrap();
-        }
-        assert_eq!(networks(dir.path()), ["a", "b"]);
+    fn what_cannot_be_read_is_not_told_as_a_want_of_namespaces() {
+        let start = |errno| {
+            let command = "/home/alice/.local/libexec/hpk/hpk-netns".to_owned();
+            Untried::Start(UsernsError::Launch(LaunchError::Exec { command, errno })).remedy()
+        };
+        assert!(start(Errno::EACCES).contains("make install PREFIX"));
+        assert!(Untried::Start(UsernsError::Refused(Errno::EPERM)).remedy().contains("max_user_namespaces"));
     }
 }

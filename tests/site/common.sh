@@ -12,6 +12,9 @@ SITE_DIR=$(realpath "$SITE_DIR")
 export SITE_DIR
 
 NODES="login c1 c2"
+# IPv6 of the login node and c2, and an address behind the login node.
+SITE_V6=fd00:77::
+WORLD_V6=fd00:77:1::1
 CGROUPS="cpu cpuacct cpuset memory devices freezer blkio pids"
 # Names network namespaces and cgroups of this site on this machine.
 TAG=hpk-$(printf %s "$SITE_DIR" | sha256sum | cut -c1-6)

@@ -66,7 +66,10 @@ configure() {
   done
   install -m 600 "$here/conf/slurmdbd.conf" "$etc/slurm/"
   chown "$(awk -F: '$1 == "slurm" {print $3 ":" $4}' "$etc/passwd")" "$etc/slurm/slurmdbd.conf"
-  install -m 644 "$here/conf/registry.yml" "$etc/docker/registry/site.yml"
+  cmp -s "$here/conf/registry.yml" "$etc/docker/registry/site.yml" || {
+    install -m 644 "$here/conf/registry.yml" "$etc/docker/registry/site.yml"
+    reconfigure=yes
+  }
   install -m 755 "$here/boot.sh" "$SITE_DIR/shared/boot.sh"
   for u in alice:1000 bob:1001; do
     id=${u#*:} u=${u%:*}
@@ -95,6 +98,11 @@ network() {
     ip -n "$TAG-$n" link set lo up
     ip -n "$TAG-$n" link set eth0 up
   done
+  # The world beyond the login node has one address of IPv6. c2 has a way there, c1 has none.
+  ip -n "$TAG-login" addr replace "$WORLD_V6/128" dev lo nodad
+  ip -n "$TAG-login" addr replace "${SITE_V6}1/64" dev eth0 nodad
+  ip -n "$TAG-c2" addr replace "${SITE_V6}12/64" dev eth0 nodad
+  ip -n "$TAG-c2" -6 route replace default via "${SITE_V6}1" dev eth0
 }
 
 # start NODE: in a session, cgroup and namespaces of its own, holding nothing of
@@ -147,7 +155,7 @@ for n in $NODES; do node_pid "$n" >/dev/null || was_up=; done
 configure
 # Not everything of a changed configuration is taken up by `scontrol reconfigure`.
 if [ -n "$was_up" ] && [ -n "$reconfigure" ]; then
-  phase "Slurm's configuration changed: the site is restarted"
+  phase "the site's configuration changed: it is restarted"
   "$here/down.sh" --locked
   was_up=
 fi

@@ -1,33 +1,77 @@
-//! `hpk status`: how the supervisor and its components stand. Exit code 0 when all serve, 3 when not.
+//! `hpk status`: how the supervisor and its components stand, and which network pods are in. Exit code 0 when all serve, 3
+//! when not.
 
 use crate::cli::{self, Format};
+use crate::decide::Families;
 use crate::home::Home;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Request, Snapshot};
+use crate::up::need_json;
 use anyhow::Result;
+use hpk_api::cluster::ClusterConfig;
+use hpk_api::net::NetworkMode;
+use serde::Serialize;
 use std::process::ExitCode;
 
 /// As `systemctl status` has it for what is not active.
 const NOT_READY: u8 = 3;
 
+/// All that is shown of a control plane that runs.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    snapshot: Snapshot,
+    network: Network,
+}
+
+/// What pods that start now are given.
+#[derive(Serialize)]
+struct Network {
+    /// As `hpk up --network` takes it: `overlay`, `cni:NAME` or `host`.
+    mode: String,
+    /// As Kubernetes names them: of Services, and in the overlay of pods.
+    ip_families: &'static [&'static str],
+}
+
+impl Network {
+    fn of(cluster: &ClusterConfig) -> Self {
+        let mode = match cluster.network_mode {
+            NetworkMode::Overlay => "overlay".to_owned(),
+            NetworkMode::Cni => format!("cni:{}", cluster.cni_network.as_deref().unwrap_or_default()),
+            NetworkMode::Host => "host".to_owned(),
+        };
+        let ip_families: &[&str] = match Families::decide(None, Some(cluster)) {
+            Families::Ipv4 => &["IPv4"],
+            Families::Dual => &["IPv4", "IPv6"],
+        };
+        Self { mode, ip_families }
+    }
+}
+
 /// `hpk status`.
 pub(crate) async fn run(args: &cli::Output) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let snapshot = match Client::ask(&home, &site::hostname()?, Request::Status).await {
-        Ok(mut client) => Some(client.must().await?),
+    let shown = match Client::ask(&home, &site::hostname()?, Request::Status).await {
+        Ok(mut client) => {
+            let snapshot = client.must().await?;
+            // It cannot be changed while the control plane runs.
+            Some(Shown { snapshot, network: Network::of(&need_json(&home.cluster_json())?) })
+        }
         Err(ControlError::NotRunning) => None,
         Err(e) => return Err(e.into()),
     };
     match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&snapshot)?),
-        Format::Text => print!("{}", text(snapshot.as_ref(), &home)),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&shown)?),
+        Format::Text => print!("{}", text(shown.as_ref(), &home)),
     }
-    let ready = snapshot.is_some_and(|s| s.ready);
+    let ready = shown.is_some_and(|s| s.snapshot.ready);
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
 }
 
-fn text(snapshot: Option<&Snapshot>, home: &Home) -> String {
-    let Some(s) = snapshot else { return "the control plane is not running: start it with hpk up\n".into() };
+fn text(shown: Option<&Shown>, home: &Home) -> String {
+    let Some(Shown { snapshot: s, network }) = shown else {
+        return "the control plane is not running: start it with hpk up\n".into();
+    };
     let word = if s.stopping {
         "stopping"
     } else if s.ready {
@@ -43,18 +87,19 @@ fn text(snapshot: Option<&Snapshot>, home: &Home) -> String {
         out.push_str(line.trim_end());
         out.push('\n');
     }
-    out.push_str(&format!("\nlogs: {}\nkubeconfig: {}\n", home.log().display(), home.kubeconfig().display()));
+    out.push_str(&format!("\nnetwork: {}, {}\n", network.mode, network.ip_families.join(" and ")));
+    out.push_str(&format!("logs: {}\nkubeconfig: {}\n", home.log().display(), home.kubeconfig().display()));
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::tests::layout;
     use crate::supervise::control::{ComponentStatus, Phase};
 
-    #[test]
-    fn columns_line_up() {
-        let s = Snapshot {
+    fn shown(cluster: &ClusterConfig) -> Shown {
+        let snapshot = Snapshot {
             pid: 7,
             host: "login".into(),
             started: "2026-01-01T00:00:00Z".into(),
@@ -68,11 +113,41 @@ mod tests {
                 message: "exit status: 1".into(),
             }],
         };
-        let out = text(Some(&s), &Home::at("/h/.hpk".into()));
+        Shown { snapshot, network: Network::of(cluster) }
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let out = text(Some(&shown(&layout().cluster)), &Home::at("/h/.hpk".into()));
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines[0].starts_with("not ready on login"));
         for (a, b) in [("STATE", "restarting"), ("RESTARTS", "2"), ("MESSAGE", "exit status: 1")] {
             assert_eq!(lines[2].find(a), lines[3].find(b), "{out}");
         }
+    }
+
+    #[test]
+    fn the_network_is_shown_to_people_and_to_programs() {
+        let mut cluster = layout().cluster;
+        let both = |cluster: &ClusterConfig| {
+            let shown = shown(cluster);
+            let out = text(Some(&shown), &Home::at("/h/.hpk".into()));
+            let line = out.lines().find_map(|l| l.strip_prefix("network: ")).map(str::to_owned);
+            (line.unwrap_or_default(), serde_json::to_value(&shown).unwrap())
+        };
+        let (line, json) = both(&cluster);
+        assert_eq!(line, "overlay, IPv4 and IPv6");
+        assert_eq!(json["network"], serde_json::json!({"mode": "overlay", "ip_families": ["IPv4", "IPv6"]}));
+        assert_eq!(json["components"][0]["restarts"], 2, "beside all that was there before");
+
+        cluster.pod_cidr = "10.244.0.0/16".into();
+        cluster.network_mode = NetworkMode::Cni;
+        cluster.cni_network = Some("site".into());
+        let (line, json) = both(&cluster);
+        assert_eq!(line, "cni:site, IPv4");
+        assert_eq!(json["network"], serde_json::json!({"mode": "cni:site", "ip_families": ["IPv4"]}));
+
+        cluster.network_mode = NetworkMode::Host;
+        assert_eq!(both(&cluster).0, "host, IPv4");
     }
 }

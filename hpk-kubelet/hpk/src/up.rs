@@ -415,7 +415,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn need_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+/// What an earlier `hpk up` wrote.
+pub(crate) fn need_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let context = || format!("{}: run hpk up", path.display());
     serde_json::from_slice(&std::fs::read(path).with_context(context)?).with_context(context)
 }

@@ -93,7 +93,7 @@ impl Context {
             mtu: 0,
             cni_network: self.cluster.cni_network.clone().filter(|_| mode == NetworkMode::Cni),
             plaintext: self.cluster.plaintext,
-            host_ports: if mode == NetworkMode::Overlay { host_ports(pod) } else { Vec::new() },
+            host_ports: if mode == NetworkMode::Host { Vec::new() } else { host_ports(pod) },
             host_ip: Some(self.cluster.node_ip),
             list: if mode == NetworkMode::Overlay { network_list(&self.home) } else { None },
             bandwidth: bandwidth::asked(pod).unwrap_or_default(),

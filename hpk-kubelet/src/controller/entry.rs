@@ -7,10 +7,10 @@ use crate::pods::phase;
 use crate::pods::plan::Image;
 use crate::pods::reconcile::{Stage, Stopping, View};
 use crate::pods::status::{self, Waiting};
-use crate::slurm::job::Job;
+use crate::slurm::job::{Job, JobState};
 use crate::slurm::pace::Interest;
 use hpk_api::plan::SandboxPlan;
-use hpk_api::state::{LaunchReport, PodState, RunState};
+use hpk_api::state::{LaunchReport, PodState, RunState, StopCause};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::BTreeMap;
@@ -63,6 +63,8 @@ pub struct Entry {
     pub job: Option<Job>,
     /// When the job came into its present state.
     pub job_since: Instant,
+    /// Slurm has put it back into its queue, and it does not run again yet.
+    pub put_back: bool,
     /// Queries in a row that did not find it.
     pub missed: u32,
     /// A link stands; its watcher.
@@ -118,6 +120,7 @@ impl Entry {
             launch: None,
             job,
             job_since: Instant::now(),
+            put_back: false,
             missed: 0,
             link: None,
             stop: Stop::default(),
@@ -137,15 +140,27 @@ impl Entry {
 
     /// Takes a report of the supervisor if it is newer than what is known. Returns whether it was.
     pub fn take_report(&mut self, report: PodState, now: Instant) -> bool {
+        if self.record.former_run.is_some() && self.record.former_run == report.started_at {
+            return false;
+        }
         let same_job = self.report.as_ref().is_some_and(|r| r.job_id == report.job_id);
+        let same_run = self.report.as_ref().is_some_and(|r| r.started_at == report.started_at);
         if same_job && self.report.as_ref().is_some_and(|r| r.sequence >= report.sequence) {
             return false;
         }
-        if report.finished && self.finished_at.is_none() {
-            self.finished_at = Some(now);
-        }
+        self.put_back &= same_run;
+        self.finished_at = report.finished.then(|| self.finished_at.unwrap_or(now));
         self.report = Some(report);
+        // The last word of a supervisor whose job Slurm has put back meanwhile.
+        if self.job.as_ref().is_some_and(|j| j.state == JobState::Pending) && self.ended_by_slurm() {
+            self.requeued();
+        }
         true
+    }
+
+    /// The supervisor has ended its pod because Slurm told it to, not because it was done.
+    fn ended_by_slurm(&self) -> bool {
+        self.report.as_ref().is_some_and(|r| r.finished && r.stopping == Some(StopCause::Signal))
     }
 
     /// Takes Slurm's word. Returns whether it says something new.
@@ -157,27 +172,40 @@ impl Entry {
         if self.job.as_ref().is_none_or(|j| j.state != job.state) {
             self.job_since = now;
         }
-        if self.job.as_ref().is_some_and(|old| old.was_requeued(&job)) {
+        // A job that waits has no supervisor: what ended in its name was an earlier run.
+        let waits_again = job.state == JobState::Pending && self.ended_by_slurm();
+        if waits_again || self.job.as_ref().is_some_and(|old| old.was_requeued(&job)) {
             self.requeued();
         }
+        self.put_back &= job.state == JobState::Pending;
         self.job = Some(job);
         true
     }
 
-    /// Slurm runs the job from its beginning once more. The next supervisor goes on from this one's counts, but it
-    /// numbers its reports and events from 1 again.
+    /// Slurm runs the job from its beginning once more. The next supervisor goes on from this one's counts and event
+    /// numbers.
     fn requeued(&mut self) {
-        self.record.last_event = 0;
         self.launch = None;
-        let Some(report) = self.report.as_mut().filter(|report| !report.finished) else { return };
+        self.put_back = true;
+        let ended = self.ended_by_slurm();
+        let Some(report) = self.report.as_mut().filter(|report| !report.finished || ended) else { return };
+        if ended {
+            self.finished_at = None;
+            self.record.former_run = report.started_at;
+            report.finished = false;
+            report.stopping = None;
+        }
         report.sequence = 0;
         report.events.clear();
         report.pod_ips.clear();
         report.sandbox_ready = false;
         for container in report.init_containers.iter_mut().chain(&mut report.containers) {
-            if matches!(container.state, RunState::Running { .. }) {
-                container.state = RunState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() };
+            match &container.state {
+                RunState::Terminated(end) if ended => container.last_termination = Some(end.clone()),
+                RunState::Running { .. } => {}
+                _ => continue,
             }
+            container.state = RunState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() };
             container.ready = false;
             container.started = false;
         }
@@ -226,7 +254,7 @@ impl Entry {
         }
         Some(match &self.job {
             Some(job) if job.state.is_over() => Interest::Ending(age),
-            Some(job) if job.state == crate::slurm::job::JobState::Running => {
+            Some(job) if job.state == JobState::Running => {
                 if self.link.is_some() {
                     Interest::Linked
                 } else {
@@ -257,5 +285,107 @@ impl Entry {
             seen_at: self.record.seen_at,
             now,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_api::plan::PodRef;
+    use hpk_api::state::{ContainerState, Termination};
+
+    fn entry() -> Entry {
+        let record = Record::new(PodRef::default(), Timestamp::UNIX_EPOCH);
+        Entry::new(record, None)
+    }
+
+    fn job(state: JobState) -> Job {
+        Job { state, ..Job::lost("7", "") }
+    }
+
+    /// Of the run that began at second `run`; `finished` because Slurm told it to end.
+    fn report(run: i64, sequence: u64, finished: bool) -> PodState {
+        let started_at = Timestamp::from_second(run).unwrap();
+        let state = if finished {
+            RunState::Terminated(Termination {
+                exit_code: 137,
+                signal: Some(9),
+                reason: "Error".to_owned(),
+                message: String::new(),
+                started_at: Some(started_at),
+                finished_at: started_at,
+                container_id: "hpk://1".to_owned(),
+            })
+        } else {
+            RunState::Running { started_at }
+        };
+        PodState {
+            job_id: Some("7".to_owned()),
+            started_at: Some(started_at),
+            sequence,
+            finished,
+            stopping: finished.then_some(StopCause::Signal),
+            containers: vec![ContainerState { name: "c".to_owned(), state, ..ContainerState::default() }],
+            ..PodState::default()
+        }
+    }
+
+    /// It waits, with the former run's end, and is not over.
+    fn waits(entry: &Entry) -> bool {
+        let report = entry.report.as_ref().unwrap();
+        let container = &report.containers[0];
+        !report.finished
+            && entry.finished_at.is_none()
+            && matches!(container.state, RunState::Waiting { .. })
+            && container.last_termination.as_ref().is_some_and(|t| t.exit_code == 137)
+    }
+
+    #[test]
+    fn a_pod_that_ended_for_a_requeue_goes_on_whoever_says_it_first() {
+        let now = Instant::now();
+        for slurm_first in [false, true] {
+            let mut entry = entry();
+            entry.take_job(job(JobState::Running), now);
+            entry.take_report(report(1, 5, false), now);
+            if slurm_first {
+                entry.take_job(job(JobState::Pending), now);
+            }
+            entry.take_report(report(1, 6, true), now);
+            if !slurm_first {
+                assert!(entry.finished_at.is_some());
+                entry.take_job(job(JobState::Pending), now);
+            }
+            assert!(waits(&entry) && entry.put_back, "{slurm_first}");
+            // As it stays on disk, seen when the job runs again and its supervisor has not spoken yet.
+            assert!(!entry.take_report(report(1, 6, true), now) && waits(&entry));
+            entry.take_job(job(JobState::Running), now);
+            assert!(entry.take_report(report(2, 7, false), now) && !entry.put_back);
+            let now_runs = &entry.report.as_ref().unwrap().containers[0].state;
+            assert!(matches!(now_runs, RunState::Running { .. }), "{now_runs:?}");
+        }
+    }
+
+    #[test]
+    fn a_kubelet_that_was_away_meanwhile_takes_it_the_same() {
+        let now = Instant::now();
+        let mut entry = entry();
+        // From the disk, before Slurm was asked.
+        entry.take_report(report(1, 6, true), now);
+        entry.take_job(job(JobState::Pending), now);
+        assert!(waits(&entry) && entry.put_back);
+        // And after one more restart, by what it has written down.
+        let mut again = Entry::new(entry.record.clone(), None);
+        again.take_job(job(JobState::Running), now);
+        assert!(!again.take_report(report(1, 6, true), now));
+    }
+
+    #[test]
+    fn a_pod_that_was_done_is_done() {
+        let now = Instant::now();
+        let mut entry = entry();
+        // Its link was faster than Slurm's word of its start.
+        entry.take_job(job(JobState::Pending), now);
+        entry.take_report(PodState { stopping: None, ..report(1, 6, true) }, now);
+        assert!(entry.finished_at.is_some() && entry.report.as_ref().is_some_and(|r| r.finished));
     }
 }

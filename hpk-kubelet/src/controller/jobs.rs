@@ -63,27 +63,23 @@ impl Controller {
         let home = self.ctx.folder(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let unlinked = entry.link.is_none();
-        let over = job.state.is_over();
         let running = job.state == JobState::Running;
-        let before = entry.job.as_ref().map(|j| (j.state, j.reason.clone()));
+        let before = entry.job.as_ref().map(|j| j.reason.clone());
+        let put_back = entry.put_back;
         let news = entry.take_job(job.clone(), now);
-        // Without a link, or at the end, the supervisor's word on disk is the newest there is.
-        if (unlinked && running) || (over && news) {
-            if let Some(report) = home.status() {
+        // Without a link, or where something has changed, the supervisor's word on disk may be the newest there is. Where the
+        // job waits, only the last word of a former run is of use.
+        let waits = job.state == JobState::Pending;
+        if news || (unlinked && running) {
+            if let Some(report) = home.status().filter(|report| !waits || report.finished) {
                 entry.take_report(report, now);
             }
-            entry.launch = home.launch();
+            entry.launch = home.launch().filter(|_| !waits);
         }
         if news {
-            if job.state == JobState::Pending
-                && before.as_ref().is_some_and(|(state, _)| *state != JobState::Pending)
-                && let Some(pod) = &entry.pod
-            {
-                let text = format!("Slurm has put job {} back into its queue: the pod starts again", job.id);
-                self.ctx.recorder.pod(pod, Note::warning("SlurmRequeued", text));
-                let _ = home.write_record(&entry.record);
-            } else if job.state == JobState::Pending
-                && before.is_some_and(|(_, reason)| reason != job.reason)
+            if waits
+                && entry.put_back == put_back
+                && before.is_some_and(|reason| reason != job.reason)
                 && !matches!(job.reason.as_str(), "" | "None" | "Priority")
                 && let Some(pod) = &entry.pod
             {
@@ -95,9 +91,20 @@ impl Controller {
                 let _ = home.write_record(&entry.record);
             }
         }
+        self.tell_put_back(uid, put_back);
         self.tell_events(uid);
         if news || unlinked {
             self.advance(uid);
         }
+    }
+
+    /// That Slurm has put the job back into its queue, when it was not so before.
+    pub(super) fn tell_put_back(&self, uid: &str, before: bool) {
+        let Some(entry) = self.entries.get(uid).filter(|e| e.put_back && !before) else { return };
+        if let (Some(pod), Some(job)) = (&entry.pod, &entry.job) {
+            let text = format!("Slurm has put job {} back into its queue: the pod starts again", job.id);
+            self.ctx.recorder.pod(pod, Note::warning("SlurmRequeued", text));
+        }
+        let _ = self.ctx.folder(uid).write_record(&entry.record);
     }
 }

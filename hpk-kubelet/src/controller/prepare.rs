@@ -64,7 +64,7 @@ fn retry(memory: &mut Memory) -> Option<Duration> {
 pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mut Memory) -> Result<Ready, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let network = ctx.network(pod, &record.pod_ips);
-    let list = unsupported(pod, network.mode);
+    let list = unsupported(pod);
     if !memory.told {
         for item in &list {
             tell(Note::warning("Unsupported", item.message()));
@@ -295,7 +295,7 @@ pub async fn refresh(
     }
     for added in &update.ephemeral_containers {
         let path = format!("spec.ephemeralContainers[{}]", added.name);
-        for item in unsupported(pod, network.mode).iter().filter(|u| u.field.starts_with(&path)) {
+        for item in unsupported(pod).iter().filter(|u| u.field.starts_with(&path)) {
             ctx.recorder.pod(pod, Note::warning("Unsupported", item.message()));
         }
     }

@@ -41,9 +41,11 @@ impl Controller {
 
     pub(super) fn report(&mut self, uid: &str, state: PodState) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
+        let put_back = entry.put_back;
         if !entry.take_report(state, Instant::now()) {
             return;
         }
+        self.tell_put_back(uid, put_back);
         self.tell_events(uid);
         self.advance(uid);
     }

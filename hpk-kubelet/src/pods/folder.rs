@@ -55,6 +55,9 @@ pub struct Record {
     /// Highest sequence of the supervisor's events that was posted.
     #[serde(default)]
     pub last_event: u64,
+    /// When the supervisor began whose job Slurm has put back into its queue: what it says is of a former run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_run: Option<Timestamp>,
     /// Images in use, by container.
     #[serde(default)]
     pub images: BTreeMap<String, ImageRef>,
@@ -75,6 +78,7 @@ impl Record {
             pod_ips: Vec::new(),
             seen_at: now,
             last_event: 0,
+            former_run: None,
             images: BTreeMap::new(),
             ended: None,
         }

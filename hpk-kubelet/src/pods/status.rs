@@ -9,7 +9,7 @@ use super::phase::{self, is_sidecar};
 use super::verdict::{Lost, Verdict, has_ended, verdict};
 use crate::slurm::job::{Job, JobState};
 use hpk_api::plan::ImageRef;
-use hpk_api::state::{self as api, LaunchReport, PodState, RunState, Termination};
+use hpk_api::state::{self as api, LaunchReport, PodState, RunState, StopCause, Termination};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -74,8 +74,15 @@ pub fn status(input: Input<'_>) -> PodStatus {
         }),
         None => verdict(input.report, input.job, input.launch),
     };
+    // Of a pod that Slurm has told to end only Slurm knows whether it is over: the job may go back into its queue. The API takes
+    // no end of a container back.
+    let undecided = judged.is_none() && input.report.is_some_and(|r| r.stopping == Some(StopCause::Signal));
     let mut init = init_statuses(&input, spec, judged.as_ref());
     let mut main = main_statuses(&input, spec, judged.as_ref());
+    if undecided {
+        withhold_ends(&mut init, input.previous.init_container_statuses.as_deref());
+        withhold_ends(&mut main, input.previous.container_statuses.as_deref());
+    }
     let mut ephemeral = ephemeral_statuses(&input, spec, judged.as_ref());
     for statuses in [&mut init, &mut main, &mut ephemeral] {
         messages::cut(spec, statuses);
@@ -89,6 +96,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
         Some(_) => "Failed",
         None => phase::phase(spec, &all, finished, any_regular_started(spec, &all)),
     };
+    let computed = if undecided && phase::is_terminal(Some(computed)) { before.unwrap_or("Pending") } else { computed };
     // Terminal phases never go back.
     let (phase, kept) = match before {
         Some(old @ ("Succeeded" | "Failed")) if old != computed => (old, true),
@@ -126,6 +134,17 @@ pub fn status(input: Input<'_>) -> PodStatus {
         resource_claim_statuses: input.previous.resource_claim_statuses.clone(),
         nominated_node_name: input.previous.nominated_node_name.clone(),
         ..PodStatus::default()
+    }
+}
+
+/// Containers that have ended stay as they were told last, but are not ready.
+fn withhold_ends(statuses: &mut [ContainerStatus], previous: Option<&[ContainerStatus]>) {
+    let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|s| s.terminated.is_some());
+    for status in statuses.iter_mut().filter(|s| ended(s)) {
+        let before = previous.into_iter().flatten().find(|p| p.name == status.name);
+        if let Some(before) = before.filter(|p| !ended(p)) {
+            *status = ContainerStatus { ready: false, ..before.clone() };
+        }
     }
 }
 

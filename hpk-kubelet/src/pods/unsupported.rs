@@ -7,7 +7,6 @@ use super::plan::as_container;
 use super::{bandwidth, launcher};
 use crate::render::certificate;
 use crate::slurm::flags;
-use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
 use std::borrow::Cow;
 
@@ -33,7 +32,7 @@ impl Unsupported {
 
 /// Everything in the pod that HPK does not carry out.
 #[must_use]
-pub fn unsupported(pod: &Pod, network: NetworkMode) -> Vec<Unsupported> {
+pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
@@ -57,7 +56,7 @@ pub fn unsupported(pod: &Pod, network: NetworkMode) -> Vec<Unsupported> {
         volume_fields(volume, &mut tell);
     }
     for (path, container) in containers(spec) {
-        container_fields(&path, &container, network, &mut tell);
+        container_fields(&path, &container, &mut tell);
     }
     list
 }
@@ -197,19 +196,10 @@ fn volume_kind(volume: &Volume) -> String {
     keys.find(|key| key != "name").unwrap_or_else(|| "(source)".to_owned())
 }
 
-fn container_fields(
-    path: &str,
-    container: &Container,
-    network: NetworkMode,
-    tell: &mut impl FnMut(bool, String, &'static str),
-) {
+fn container_fields(path: &str, container: &Container, tell: &mut impl FnMut(bool, String, &'static str)) {
     let field = |name: &str| format!("spec.{path}.{name}");
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         tell(true, field("volumeDevices"), "block devices belong to the node's administrator");
-    }
-    let has_host_port = || container.ports.iter().flatten().any(|p| p.host_port.is_some_and(|n| n > 0));
-    if network == NetworkMode::Cni && has_host_port() {
-        tell(false, field("ports.hostPort"), "chain the portmap plug-in to the site's network, or use a Service");
     }
     for mount in container.volume_mounts.iter().flatten() {
         if mount.mount_propagation.as_deref() == Some("Bidirectional") {
@@ -301,11 +291,11 @@ mod tests {
         let pod: Pod = serde_json::from_value(
             json!({"metadata": {"annotations": annotations}, "spec": {"hostPID": true, "hostIPC": false,
             "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "x"}}, {"name": "e", "emptyDir": {}}],
-            "containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 2}],
+            "containers": [{"name": "c",
                 "volumeMounts": [{"name": "e", "mountPath": "/e", "mountPropagation": "Bidirectional"}]}]}}),
         )
         .expect("pod");
-        let found = unsupported(&pod, NetworkMode::Cni);
+        let found = unsupported(&pod);
         let fields: Vec<_> = found.iter().map(|u| (u.field.as_str(), u.fatal)).collect();
         assert_eq!(
             fields,
@@ -313,11 +303,9 @@ mod tests {
                 ("metadata.annotations[runtime.hpk.io/launcher]", true),
                 ("spec.hostPID", false),
                 ("spec.volumes[d].persistentVolumeClaim", true),
-                ("spec.containers[c].ports.hostPort", false),
                 ("spec.containers[c].volumeMounts[/e].mountPropagation", false),
             ]
         );
-        assert_eq!(unsupported(&pod, NetworkMode::Overlay).len(), found.len() - 1, "carried there");
-        assert!(unsupported(&Pod::default(), NetworkMode::Overlay).is_empty());
+        assert!(unsupported(&Pod::default()).is_empty());
     }
 }

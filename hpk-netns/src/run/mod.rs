@@ -1,7 +1,8 @@
-//! `hpk-netns run <pod folder>`: the whole of a Slurm job.
+//! `hpk-netns run <pod folder>`: the whole of a Slurm job, in two processes. The first ([`keep()`]) clears up after the
+//! second ([`run`], `hpk-netns work`), which runs the pod:
 //!
 //! ```text
-//! plan.json ─▶ scratch ─▶ host paths ─▶ apptainer exec … hpk-pause ──▶ wait, forward TERM ─▶ clean up ─▶ exit code
+//! plan.json ─▶ scratch ─▶ host paths ─▶ apptainer exec … hpk-pause ──▶ wait, forward TERM ─▶ exit code
 //!                                          │ supervisor.sock, netns.sock
 //!                                          └▶ link to the kubelet, datapath (run beside, never in the way)
 //! ```
@@ -11,15 +12,20 @@
 mod child;
 mod devices;
 mod hostpath;
+mod hostport;
+mod keep;
 mod layout;
 mod nested;
 mod parent;
 mod report;
 mod scratch;
 
+use crate::apptainer::Site;
+use hostport::HostPorts;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::LaunchReport;
+pub use keep::{WORK, heed_signals, keep};
 use layout::{Layout, Surroundings};
 use std::path::{Path, PathBuf};
 
@@ -61,7 +67,7 @@ impl LaunchError {
     }
 }
 
-/// Runs the pod whose folder is `pod` and returns the exit code of the job.
+/// Runs the pod whose folder is `pod` and returns the exit code of the job. Its node-local folder stays.
 pub async fn run(pod: &Path) -> i32 {
     let job_id = std::env::var("SLURM_JOB_ID").ok();
     match launch(pod, job_id.as_deref()).await {
@@ -79,11 +85,7 @@ async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
     let _lock = scratch::make(&layout, around.uid)?;
-    let code = live(&plan, &layout, job_id, &mut signals).await;
-    if let Err(error) = scratch::remove(&layout.local) {
-        eprintln!("hpk-netns: cannot remove {}: {error}", layout.local.display());
-    }
-    code
+    live(&plan, &layout, job_id, &mut signals).await
 }
 
 /// From a made scratch folder to the end of the parent container.
@@ -114,8 +116,15 @@ async fn live(
         Path::exists,
     );
     let root_lacks = nix::unistd::getuid().is_root().then(hpk_sys::caps::missing);
+    let host_ports = match (mode, plan.network.cni_network.as_deref()) {
+        (NetworkMode::Cni, Some(name)) if !plan.network.host_ports.is_empty() => {
+            HostPorts::judge(&plan.network.host_ports, name, Site::of(&apptainer).maps_ports(name))
+        }
+        _ => HostPorts::default(),
+    };
     let parts = parent::Parts {
         layout,
+        host_ports: &host_ports,
         root_lacks: root_lacks.as_deref(),
         nested: nested.as_ref(),
         host_points: &host_points,
@@ -135,7 +144,7 @@ async fn live(
     let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
     let beginning = child::Start { program: apptainer.clone(), args, env, namespaces }.begin().map_err(failed)?;
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
-    let network = crate::network::start(plan, &places, job_id, &address);
+    let network = crate::network::start(plan, &places, job_id, &address, host_ports.refused);
     let child = beginning.finish().map_err(failed)?;
     // Beside, and not waited for: the pod has begun.
     let user = layout.user.clone();

@@ -4,6 +4,7 @@
 //! the few variables that the supervisor asks for (`--containall`, [`environment`]).
 
 use super::devices::{Devices, PASSED_ON};
+use super::hostport::HostPorts;
 use super::layout::Layout;
 use super::nested::Nested;
 use hpk_api::net::NetworkMode;
@@ -33,6 +34,8 @@ impl Namespaces {
 /// What the command is made from beside the plan.
 pub(crate) struct Parts<'a> {
     pub(crate) layout: &'a Layout,
+    /// For the plug-ins of a network of the site's.
+    pub(crate) host_ports: &'a HostPorts,
     /// Mount points below [`Layout::host`], in the order of the plan's host binds.
     pub(crate) host_points: &'a [PathBuf],
     /// Of the node.
@@ -60,6 +63,9 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
         }
         ["--uts", "--net", "--network"].into_iter().for_each(&mut add);
         add(plan.network.cni_network.as_deref().unwrap_or("none"));
+        if let Some(ports) = parts.host_ports.argument() {
+            argv.extend(["--network-args".into(), ports]);
+        }
     }
     let l = parts.layout;
     let mut bind = |source: &Path, destination: &str, read_only: bool| {
@@ -132,6 +138,8 @@ pub(crate) fn environment(
 mod tests {
     use super::super::layout::Surroundings;
     use super::*;
+    use hpk_api::link::Protocol;
+    use hpk_api::net::HostPort;
 
     fn plan(mode: &str) -> SandboxPlan {
         serde_json::from_value(serde_json::json!({
@@ -148,12 +156,17 @@ mod tests {
     }
 
     fn line_of(mode: &str, root_lacks: Option<&[String]>) -> String {
+        line_with(mode, root_lacks, &HostPorts::default())
+    }
+
+    fn line_with(mode: &str, root_lacks: Option<&[String]>, host_ports: &HostPorts) -> String {
         let around = Surroundings { prefix: Some("/opt".into()), ..Surroundings::default() };
         let layout = Layout::new(Path::new("/h/pods/u"), "u", &around);
         let points = [layout.host.join("0")];
         let nested = Nested { folders: vec!["/usr".into()], fuse: None, program: "/usr/bin/apptainer".into() };
         let parts = Parts {
             layout: &layout,
+            host_ports,
             root_lacks,
             nested: Some(&nested),
             host_points: &points,
@@ -172,6 +185,14 @@ mod tests {
             let line = line(mode);
             assert!(!line.contains("--fakeroot") && !line.contains("--net") && !line.contains("--uts"), "{line}");
         }
+    }
+
+    #[test]
+    fn host_ports_are_for_the_sites_plug_ins() {
+        let port = HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 8080, container_port: 80 };
+        let line = line_with("cni", Some(&[]), &HostPorts { given: vec![port], refused: vec![] });
+        assert!(line.contains(" --network site --network-args portmap=8080:80/tcp "), "{line}");
+        assert!(!self::line("cni").contains("--network-args"));
     }
 
     #[test]

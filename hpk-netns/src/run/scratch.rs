@@ -1,4 +1,5 @@
-//! The job's node-local folder: made 0700 before the start, removed at the end.
+//! The job's node-local folder: made 0700 before the start, removed at the end. Where the whole job was killed at once,
+//! the user's next pod on the node removes it.
 //!
 //! The folder above it is shared by all of this user's pods on the node and may stand in a world-writable
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
@@ -52,7 +53,7 @@ pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
     locked.map_err(|e| io_error(&path, e))
 }
 
-/// Removes the folders of pods whose hpk-netns was killed, which had no time to do so. To be called beside a pod's life, for
+/// Removes the folders of pods whose jobs were killed, which had no time to do so. To be called beside a pod's life, for
 /// it may take long.
 pub(crate) fn sweep(user: &Path) {
     for entry in std::fs::read_dir(user).into_iter().flatten().flatten() {
@@ -77,6 +78,16 @@ pub(crate) fn folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
     private(&layout.local, uid)
 }
 
+/// Removes [`Layout::local`], if the folder above it is ours: in another's it may be anything.
+pub(crate) fn clear(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
+    match std::fs::symlink_metadata(&layout.user) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io_error(&layout.user, e)),
+        Ok(meta) => ours(&layout.user, &meta, uid)?,
+    }
+    remove(&layout.local).map_err(|e| io_error(&layout.local, e))
+}
+
 /// Removes a folder with all its content; a folder that is not there is fine. Content that belongs to
 /// subordinate ids (a container's own users) is removed from inside a user namespace that maps them.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
@@ -93,7 +104,10 @@ fn private(path: &Path, uid: u32) -> Result<(), ScratchError> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(io_error(path, e)),
     }
-    let meta: Metadata = std::fs::symlink_metadata(path).map_err(|e| io_error(path, e))?;
+    ours(path, &std::fs::symlink_metadata(path).map_err(|e| io_error(path, e))?, uid)
+}
+
+fn ours(path: &Path, meta: &Metadata, uid: u32) -> Result<(), ScratchError> {
     if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0 {
         return Ok(());
     }
@@ -125,8 +139,9 @@ mod tests {
         make(&l, uid).unwrap();
         assert!(!l.scratch.join("left").exists());
         assert_eq!(l.run.metadata().unwrap().mode() & 0o777, 0o700);
-        remove(&l.local).unwrap();
+        clear(&l, uid).unwrap();
         assert!(l.user.exists() && !l.local.exists());
+        clear(&l, uid).unwrap();
     }
 
     #[test]
@@ -156,7 +171,11 @@ mod tests {
     fn a_link_in_its_place_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
         let (l, uid) = layout(tmp.path());
-        std::os::unix::fs::symlink("/", &l.user).unwrap();
+        let elsewhere = tmp.path().join("elsewhere");
+        std::fs::create_dir_all(elsewhere.join("u")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &l.user).unwrap();
         assert!(matches!(make(&l, uid), Err(ScratchError::NotOurs { .. })));
+        assert!(matches!(clear(&l, uid), Err(ScratchError::NotOurs { .. })));
+        assert!(elsewhere.join("u").exists(), "what it leads to is not touched");
     }
 }

@@ -98,11 +98,12 @@ struct SiteNetwork {
 }
 
 impl SiteNetwork {
-    /// A subnet of each node's own and routes between them, as flannel's host-gw has it. Nothing is masqueraded.
+    /// A subnet of each node's own and routes between them, as flannel's host-gw has it. Nothing is masqueraded; host
+    /// ports are mapped.
     fn routed() -> Self {
         let nodes = [("c1", "10.77.0.11", "10.30.1.0/24"), ("c2", "10.77.0.12", "10.30.2.0/24")];
         let network = Self::of("e2e-routed", "e2ecni0", nodes);
-        network.configure(false);
+        network.configure(false, &[serde_json::json!({"type": "portmap", "capabilities": {"portMappings": true}})]);
         for (_, via, subnet) in nodes {
             for node in ["login", "c1", "c2"] {
                 if !nodes.iter().any(|(n, _, s)| *n == node && *s == subnet) {
@@ -113,11 +114,12 @@ impl SiteNetwork {
         network
     }
 
-    /// A bridge on each node by itself, behind the node's address: pods of one node reach each other and the world.
+    /// A bridge on each node by itself, behind the node's address: pods of one node reach each other and the world. Host
+    /// ports are not mapped.
     fn bridge() -> Self {
         let nodes = [("c1", "10.77.0.11", "10.31.0.0/24"), ("c2", "10.77.0.12", "10.31.0.0/24")];
         let network = Self::of("e2e-bridge", "e2ecni1", nodes);
-        network.configure(true);
+        network.configure(true, &[]);
         network
     }
 
@@ -125,16 +127,17 @@ impl SiteNetwork {
         Self { _one: ONE.lock().unwrap_or_else(PoisonError::into_inner), name, bridge, nodes }
     }
 
-    fn configure(&self, masquerade: bool) {
+    fn configure(&self, masquerade: bool, chained: &[Value]) {
         // /etc is the site's, so that the same file stands for each node's own.
         let own = format!("/var/lib/cni/{}.conflist", self.name);
         let shared = format!("/etc/apptainer/network/90-{}.conflist", self.name);
         sx("login", None, &["ln", "-sfn", &own, &shared]).ok();
         for (node, _, subnet) in self.nodes {
-            let list = serde_json::json!({"cniVersion": "1.0.0", "name": self.name, "plugins": [
-                {"type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": masquerade, "hairpinMode": true,
-                 "mtu": 1450, "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-                {"type": "portmap", "capabilities": {"portMappings": true}}]});
+            let mut plugins = vec![serde_json::json!({
+                "type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": masquerade, "hairpinMode": true, "mtu": 1450,
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}})];
+            plugins.extend_from_slice(chained);
+            let list = serde_json::json!({"cniVersion": "1.0.0", "name": self.name, "plugins": plugins});
             sx(node, None, &["bash", "-c", &format!("printf %s \"$1\" > {own}"), "-", &list.to_string()]).ok();
         }
     }
@@ -158,6 +161,11 @@ impl Drop for SiteNetwork {
 }
 
 fn web(name: &str, node: &str) -> String {
+    web_with(name, node, "")
+}
+
+/// `more`: further fields of its port.
+fn web_with(name: &str, node: &str, more: &str) -> String {
     format!(
         r#"
 apiVersion: v1
@@ -170,6 +178,7 @@ spec:
     image: {TOOLBOX}
     command: [bash, -c, "mkdir /tmp/w; cd /tmp/w; hostname > index.html; exec python3 -m http.server 8080"]
     readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
+    ports: [{{containerPort: 8080{more}}}]
 ---
 "#
     )
@@ -191,13 +200,19 @@ kind: Service
 metadata: {name: empty}
 spec: {selector: {app: nobody}, ports: [{port: 80}]}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 18084, targetPort: 8080}]}
+---
 "#;
 
 #[test]
 fn pods_of_root_in_a_routed_network_over_both_nodes() {
     let _network = SiteNetwork::routed();
     let cluster = Cluster::up(None, "/home/e2e-cni-root", "cni:e2e-routed");
-    cluster.apply(&format!("{SERVICES}{}{}{}", web("one", "c1"), web("two", "c2"), web("three", "c2")));
+    let one = web_with("one", "c1", ", hostPort: 18083");
+    cluster.apply(&format!("{SERVICES}{one}{}{}", web("two", "c2"), web("three", "c2")));
     for pod in ["one", "two", "three"] {
         cluster.wait_ready(pod);
     }
@@ -231,6 +246,21 @@ fn pods_of_root_in_a_routed_network_over_both_nodes() {
     });
     assert_eq!(over("sticky").len(), 1, "one endpoint for one client");
 
+    // From outside of the pods' network, as another user: the login node listens, and has a route to the pods.
+    let outside = cluster.get(&["service", "outside"]);
+    assert_eq!(outside["status"]["loadBalancer"]["ingress"][0]["ip"], "10.77.0.1", "{outside}");
+    let node_port = outside["spec"]["ports"][0]["nodePort"].as_u64().expect("a node port");
+    for url in [format!("http://10.77.0.1:{node_port}/"), "http://10.77.0.1:18084/".to_owned()] {
+        let many = format!("for i in $(seq 24); do curl -s --max-time 5 {url}; done | sort -u");
+        eventually(&format!("all endpoints answer at {url} on the login node"), PATIENCE, || {
+            let run = sx("login", Some("bob"), &["bash", "-c", &many]);
+            (run.stdout.split_whitespace().collect::<Vec<_>>() == ["one", "three", "two"]).then_some(())
+        });
+        assert!(["one", "two", "three"].contains(&ask("one", &url).as_str()), "from a pod, at {url}");
+    }
+    let mapped = ["curl", "-s", "--max-time", "5", "http://10.77.0.11:18083/"];
+    assert_eq!(sx("login", Some("bob"), &mapped).stdout.trim(), "one", "hostPort by the site's portmap");
+
     let token = "cd /var/run/secrets/kubernetes.io/serviceaccount; curl -s --max-time 10 --cacert ca.crt \
                  -H \"Authorization: Bearer $(cat token)\" https://kubernetes.default.svc/version";
     let version = cluster.exec("one", token);
@@ -258,6 +288,7 @@ fn pods_of_root_in_a_routed_network_over_both_nodes() {
     cluster.until_event("deny", "NotEnforced", "the site's");
 
     cluster.kubectl(&["delete", "pod", "one", "--wait=true"]).ok();
+    assert_ne!(sx("login", Some("bob"), &mapped).code, Some(0), "the port goes with its pod");
     eventually("the site's plug-ins have had their addresses back", PATIENCE, || {
         let kept = sx("c1", None, &["bash", "-c", "ls /var/lib/cni/networks/e2e-routed | grep '^10[.]' || true"]);
         kept.stdout.trim().is_empty().then_some(())
@@ -268,7 +299,10 @@ fn pods_of_root_in_a_routed_network_over_both_nodes() {
 fn pods_of_root_on_a_bridge_behind_their_node() {
     let _network = SiteNetwork::bridge();
     let cluster = Cluster::up(None, "/home/e2e-cni-bridge", "cni:e2e-bridge");
-    cluster.apply(&format!("{SERVICES}{}{}", web("one", "c1"), web("two", "c1")));
+    let one = web_with("one", "c1", ", hostPort: 18085");
+    cluster.apply(&format!("{SERVICES}{one}{}", web("two", "c1")));
+    // Nothing of this network maps ports: that is said, and the pod runs.
+    cluster.until_event("one", "HostPortNotAvailable", "e2e-bridge has no plug-in with the capability portMappings");
     cluster.wait_ready("one");
     cluster.wait_ready("two");
     let ip = cluster.get(&["pod", "one"])["status"]["podIP"].as_str().expect("a pod IP").to_owned();

@@ -278,7 +278,8 @@ fn nothing_is_left_when_a_part_is_killed() {
     ]));
     install_own_plugins();
     let ns = Namespace::new("cni-killed");
-    for (pod, victim) in [("supervisor", "hpk-pause --plan"), ("node-side", "hpk-netns run")] {
+    for (pod, victim) in [("supervisor", "hpk-pause --plan"), ("node-side", "hpk-netns work"), ("job", "hpk-netns run")]
+    {
         let mut plan = ns.script_pod(pod, "Never", "sleep 600");
         plan["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--nodelist=c1"});
         ns.apply(&plan.to_string());
@@ -296,8 +297,13 @@ fn nothing_is_left_when_a_part_is_killed() {
         };
         sx("c1", None, &["kill", "-KILL", &pid]).ok();
         ns.wait_phase(pod, "Failed");
+        if victim == "hpk-netns work" {
+            let message = ns.get("pod", pod)["status"]["message"].as_str().unwrap_or_default().to_owned();
+            assert!(message.contains("hpk-netns was ended by SIGKILL"), "{message}");
+        }
         if victim == "hpk-netns run" {
-            // Nobody was left to remove its folder: the user's next pod on the node does.
+            // The job's first process: Slurm ended all of it, and nobody was left to remove its folder. The user's next pod
+            // on the node does.
             let mut next = ns.script_pod("next", "Never", "true");
             next["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--nodelist=c1"});
             ns.apply(&next.to_string());

@@ -65,6 +65,35 @@ fn pods_created_and_deleted_while_the_kubelet_is_away() {
     assert_eq!(job_of(ns.name(), "old"), None);
 }
 
+#[test]
+fn a_job_requeued_while_the_kubelet_is_away_is_the_same_pod() {
+    let _turn = turn();
+    let ns = Namespace::new("requeued-away");
+    let mut pod = ns.script_pod("pod", "Never", "exec sleep 600");
+    pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--requeue"});
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    ns.apply(&pod.to_string());
+    ns.wait_ready("pod");
+    let job = job_of(ns.name(), "pod").expect("the job");
+    let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    signal_kubelet("-STOP");
+    sx("login", Some("alice"), &["scontrol", "requeue", &job.id]).ok();
+    eventually("its first run is gone from its node", PATIENCE, || {
+        hpk_e2e::processes(&job.node, &uid).is_empty().then_some(())
+    });
+    signal_kubelet("-KILL");
+    ns.until_event("pod", "SlurmRequeued", &job.id);
+    let now = ["scontrol", "update", &format!("jobid={}", job.id), "starttime=now"];
+    eventually("it runs again", PATIENCE, || {
+        sx("login", Some("alice"), &now);
+        job_of(ns.name(), "pod").filter(|j| j.state == "RUNNING").map(drop)
+    });
+    ns.until_pod("pod", PATIENCE, |pod| {
+        let status = &pod["status"]["containerStatuses"][0];
+        status["restartCount"] == 1 && status["ready"] == true
+    });
+}
+
 /// Everything about a pod is decided on its node: two minutes without a control plane are nothing to it.
 #[test]
 #[ignore = "takes the control plane away for two minutes: make long"]

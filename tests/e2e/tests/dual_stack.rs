@@ -1,4 +1,4 @@
-//! Pods and Services by IPv6, beside IPv4, over both nodes of a site that has no IPv6 itself.
+//! Pods and Services by IPv6, beside IPv4, over nodes that speak IPv4 to each other. One of them has IPv6 to the world.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
 use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, kubectl};
@@ -156,11 +156,26 @@ fn policies_hold_for_ipv6() {
 }
 
 #[test]
-fn what_ipv6_does_not_lead_to_is_said_at_once() {
-    let ns = Namespace::new("families-out");
-    server_and_clients(&ns);
-    // Compute nodes without IPv6 lead no pod out by it: a client hears so and takes IPv4.
-    let ask = "curl -gs -o /dev/null -w '%{time_total}' --max-time 9 http://[2001:db8::1]/ || true";
-    let took = within(&ns, "client", ask);
-    assert!(took.parse::<f32>().expect("seconds") < 1.0, "said after {took} s");
+fn the_world_is_reached_by_ipv6_where_the_node_has_a_way_and_elsewhere_that_is_said_at_once() {
+    let ns = Namespace::new("v6-outward");
+    for node in ["c1", "c2"] {
+        let mut pod = ns.script_pod(node, "Never", "exec sleep infinity");
+        pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": format!("--nodelist={node}")});
+        pod["spec"]["containers"][0]["image"] = json!(TOOLBOX);
+        ns.apply(&pod.to_string());
+    }
+    // The site's registry, at an address that no node of the site's own network has.
+    let ask = "curl -g -s -o /dev/null --max-time 5 -w '%{http_code} %{time_total}' 'http://[fd00:77:1::1]:5000/v2/'";
+    let asked = |pod: &str| {
+        ns.wait_ready(pod);
+        let run = ns.kubectl(&["exec", pod, "--", "sh", "-c", &format!("{ask} || true")]);
+        let (code, seconds) = run.ok().split_once(' ').map(|(c, s)| (c.to_owned(), s.to_owned())).expect("two words");
+        (code, seconds.parse::<f32>().expect("seconds"))
+    };
+    assert_eq!(asked("c2").0, "200");
+    let (code, seconds) = asked("c1");
+    assert!(code == "000" && seconds < 1.0, "told at once that there is no way: {code} after {seconds} s");
+    // Names that have both: whoever takes the family that is missing is not kept waiting for the other.
+    let both = "curl -s -o /dev/null --max-time 5 -w '%{http_code}' --resolve world:5000:[fd00:77:1::1],10.77.0.1 http://world:5000/v2/";
+    assert_eq!(ns.kubectl(&["exec", "c1", "--", "sh", "-c", both]).ok(), "200");
 }

@@ -132,3 +132,25 @@ fn every_pod_on_the_node_has_its_job() {
     let jobs = hpk_e2e::jobs().into_iter().filter(|job| job.name.starts_with(&format!("{}/", ns.name()))).count();
     assert_eq!(running.ok().lines().count(), jobs);
 }
+
+/// The job's end is a clean node, also when the process that runs the pod was killed.
+#[test]
+fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
+    let ns = Namespace::new("netns-killed");
+    ns.run_script("pod", "Never", "touch /written; sleep 600 & exec sleep 600");
+    ns.wait_ready("pod");
+    let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    let node = job_of(ns.name(), "pod").expect("the job").node;
+    let folder = format!("/tmp/hpk-1000/{uid}");
+    sx(&node, Some("alice"), &["test", "-d", &folder]).ok();
+    let worker = hpk_e2e::processes(&node, "hpk-netns work").into_iter().find(|line| line.contains(&uid));
+    let pid =
+        worker.as_deref().and_then(|line| line.split_whitespace().next()).expect("the pod's hpk-netns").to_owned();
+    sx(&node, Some("alice"), &["kill", "-KILL", &pid]).ok();
+    let pod = ns.until_pod("pod", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    let message = pod["status"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("hpk-netns was ended by SIGKILL"), "{message}");
+    assert_eq!(job_of(ns.name(), "pod"), None, "the job is over");
+    assert_ne!(sx(&node, None, &["test", "-e", &folder]).code, Some(0), "{folder} on {node}");
+    assert_eq!(hpk_e2e::processes(&node, &uid), Vec::<String>::new());
+}

@@ -187,6 +187,28 @@ fn all_containers_restart() {
 }
 
 #[test]
+fn a_pod_that_slurm_told_to_end_is_not_over_before_slurm_says_so() {
+    for policy in ["Never", "Always"] {
+        let mut case = Case::new(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
+        case.report = Some(report(vec![running("a", true)]));
+        case.job = Some(Job { state: JobState::Running, ..Job::lost("7", "u") });
+        case.previous = Some(case.status());
+        let stopping = Some(StopCause::Signal);
+        case.report = Some(PodState { finished: true, stopping, ..report(vec![ended("a", 137)]) });
+        let status = case.status();
+        let container = &status.container_statuses.as_ref().expect("statuses")[0];
+        let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
+        // It may go back into the queue, and the API would take no terminated container of policy Never back.
+        assert_eq!((status.phase.as_deref(), runs, container.ready), (Some("Running"), true, false), "{policy}");
+        case.job = Some(Job { state: JobState::Cancelled, ..Job::lost("7", "u") });
+        let status = case.status();
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SlurmJobCancelled")));
+        let state = status.container_statuses.as_ref().and_then(|all| all[0].state.as_ref()).expect("a state");
+        assert_eq!(state.terminated.as_ref().map(|t| t.exit_code), Some(137));
+    }
+}
+
+#[test]
 fn lost_node() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.report = Some(report(vec![running("a", true)]));

@@ -7,7 +7,6 @@
 use crate::pods::admit;
 use crate::pods::security;
 use crate::pods::unsupported::unsupported;
-use hpk_api::net::NetworkMode;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
@@ -228,14 +227,7 @@ const TYPES: &[Type] = &[
             part["containerPort"] = json!(1);
             container(json!({"ports": [part]}))
         },
-        rows: &[
-            ("containerPort", Done),
-            ("hostIP", Done),
-            // Told in mode cni, where it is the site's plug-ins' to carry out.
-            ("hostPort", Done),
-            ("name", Done),
-            ("protocol", Elsewhere),
-        ],
+        rows: &[("containerPort", Done), ("hostIP", Done), ("hostPort", Done), ("name", Done), ("protocol", Elsewhere)],
     },
     Type {
         name: "VolumeMount",
@@ -455,7 +447,7 @@ fn the_table_has_every_field_of_the_api_and_no_other() {
 
 /// What users are told about a pod: events for fields without effect, refusals.
 fn words(pod: &Pod) -> Vec<String> {
-    let mut all: Vec<String> = unsupported(pod, NetworkMode::Overlay).iter().map(super::Unsupported::message).collect();
+    let mut all: Vec<String> = unsupported(pod).iter().map(super::Unsupported::message).collect();
     all.extend(admit::refuse(pod).map(|r| r.message));
     for container in pod.spec.iter().flat_map(|s| &s.containers) {
         all.extend(security::security(pod, container, "").err().map(|e| e.to_string()));
