@@ -8,7 +8,7 @@ use hpk_api::plan::{ContainerPlan, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, Sand
 use hpk_api::state::ContainerUser;
 use hpk_core::LaunchFailure;
 use hpk_sys::caps::CapSet;
-use hpk_sys::launch::{LaunchSpec, Mount, PidNamespace, Propagation, Security, Upper};
+use hpk_sys::launch::{LaunchSpec, Mount, PidNamespace, Propagation, Security};
 use hpk_sys::seccomp::Filter;
 use hpk_sys::users::User;
 use std::collections::HashMap;
@@ -106,7 +106,7 @@ impl Specs {
         let spec = LaunchSpec {
             name: container.name.clone(),
             rootfs: self.paths.rootfs(&container.image_ref.folder),
-            upper: Upper::Dir(writable),
+            upper: writable,
             argv: container.argv.iter().map(|a| self.fill(a)).collect(),
             env: self.env(container),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),

@@ -2,14 +2,12 @@
 
 use super::{Happening, Outcome, Owner, Pending, Performer, Running};
 use crate::process;
-use crate::spec::Prepared;
 use hpk_api::plan::{ContainerPlan, SandboxPlan, TerminationMessagePolicy};
 use hpk_core::{ContainerIndex, LaunchFailure};
 use hpk_log::{LogTarget, Source};
 use hpk_sys::launch::{FailureKind, Io, LaunchError, Launched, PidNamespace};
 use hpk_sys::signals::MountNs;
 use nix::unistd::Pid;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 impl Performer {
@@ -78,7 +76,7 @@ impl Performer {
                 if ended.is_none() {
                     self.processes.insert(pid, Owner::Nobody);
                 }
-                self.discard(prepared_folder(&prepared));
+                self.discard(prepared.spec.upper.clone());
                 return Some(Outcome::Failed(container, instance, failure(&error)));
             }
         };
@@ -107,7 +105,7 @@ impl Performer {
             terminal,
             mount_ns: launched.inner.map_or(mount_ns, |inner| Some(inner.mount_ns)),
             apptainer_ns: launched.inner.and(mount_ns),
-            writable: prepared_folder(&prepared),
+            writable: prepared.spec.upper.clone(),
             env: prepared.spec.env,
             working_dir: prepared.spec.working_dir,
             security: prepared.spec.security,
@@ -127,12 +125,6 @@ impl Performer {
             Some(cause) => self.main_ended(container, cause),
         }
         Some(Outcome::Launched(container, instance, user))
-    }
-}
-
-fn prepared_folder(prepared: &Prepared) -> PathBuf {
-    match &prepared.spec.upper {
-        hpk_sys::launch::Upper::Dir(dir) | hpk_sys::launch::Upper::Limited { dir, .. } => dir.clone(),
     }
 }
 

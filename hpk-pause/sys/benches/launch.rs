@@ -7,7 +7,7 @@
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hpk_sys::join::{JoinSpec, Joiner};
-use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace, Upper};
+use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace};
 use hpk_sys::reap::{self, Poll, Reaper};
 use hpk_sys::signals;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -35,7 +35,7 @@ fn main() {
 
 fn spec(rootfs: &Path, upper: PathBuf, argv: &[&str]) -> LaunchSpec {
     let env = vec![("PATH".to_owned(), "/bin".to_owned())];
-    LaunchSpec { env, ..LaunchSpec::new("bench", rootfs, Upper::Dir(upper), argv.iter().copied()) }
+    LaunchSpec { env, ..LaunchSpec::new("bench", rootfs, upper, argv.iter().copied()) }
 }
 
 fn wait(pid: Pid) {

@@ -11,7 +11,7 @@ use hpk_sys::caps::CapSet;
 use hpk_sys::join::{JoinSpec, Joiner};
 use hpk_sys::launch::{
     FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, NestedApptainer, PidNamespace, Places,
-    Propagation, Rlimit, Security, Step, Upper,
+    Propagation, Rlimit, Security, Step,
 };
 use hpk_sys::reap::ExitCause;
 use hpk_sys::signals::{self, MountNs};
@@ -76,16 +76,6 @@ fn writes_go_to_the_upper_layer_and_a_fresh_run_does_not_see_them() {
     assert!(world.path("scratch/1/upper/etc/new").exists());
     let (_, _, cause) = run(&world.sh("test -e /etc/new"));
     assert_eq!(cause, ExitCause::Exited(1));
-}
-
-#[test]
-fn a_limited_upper_layer_is_full_for_the_container_only() {
-    let world = World::new();
-    let mut spec = world.sh("dd if=/dev/zero of=/big bs=1M count=8");
-    spec.upper = Upper::Limited { dir: world.path("limited"), bytes: 4 << 20 };
-    let (_, err, cause) = run(&spec);
-    assert_eq!(cause, ExitCause::Exited(1));
-    assert!(err.contains("No space left on device"), "{err}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! ([`native::Native`]) builds the container itself in the pod's user namespace; the nested one
 //! ([`nested::NestedApptainer`]) has Apptainer make the root file system, where the kernel has no overlay for users.
 //! Launchers keep nothing of a container: when its processes are gone, so are its mounts, and only its writable layer
-//! ([`Upper`]) remains, which the caller removes.
+//! ([`LaunchSpec::upper`]) remains, which the caller removes.
 
 mod compile;
 pub mod native;
@@ -50,8 +50,9 @@ pub struct LaunchSpec {
     pub name: String,
     /// The image's root file system (overlay's lower layer).
     pub rootfs: PathBuf,
-    /// Writable layer.
-    pub upper: Upper,
+    /// Writable layer: a folder on node-local storage, made when missing; it gets `upper` and `work`. Every run wants a fresh one,
+    /// as a writable layer cannot be mounted twice. How much it may hold is for whoever looks at it from outside to say.
+    pub upper: PathBuf,
     /// Command and arguments; the first is looked up in the container's `$PATH` when it has no slash. Not empty.
     pub argv: Vec<String>,
     /// Environment in order; later entries win. PATH, HOME and (for terminals) TERM are added when absent, as engines do.
@@ -81,13 +82,13 @@ impl LaunchSpec {
     pub fn new<S: Into<String>>(
         name: impl Into<String>,
         rootfs: impl Into<PathBuf>,
-        upper: Upper,
+        upper: impl Into<PathBuf>,
         argv: impl IntoIterator<Item = S>,
     ) -> Self {
         Self {
             name: name.into(),
             rootfs: rootfs.into(),
-            upper,
+            upper: upper.into(),
             argv: argv.into_iter().map(Into::into).collect(),
             env: Vec::new(),
             working_dir: None,
@@ -112,21 +113,6 @@ pub enum PidNamespace {
     Pod,
     /// That of another container, by a pidfd of its main process (`kubectl debug --target`).
     Of(Arc<OwnedFd>),
-}
-
-/// Where a container's writes go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upper {
-    /// A folder on node-local storage, made when missing; it gets `upper` and `work`. Every run wants a fresh one: a
-    /// writable layer cannot be mounted twice.
-    Dir(PathBuf),
-    /// As `Dir`, on a tmpfs of this many bytes: a container that fills it gets ENOSPC.
-    Limited {
-        /// Mount point of the tmpfs, made when missing.
-        dir: PathBuf,
-        /// Bytes.
-        bytes: u64,
-    },
 }
 
 /// One mount.

@@ -2,7 +2,7 @@
 
 use super::compile::{self, ChildIo};
 use super::node::{Node, Places};
-use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting, Upper};
+use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting};
 use crate::pidns::Home;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::{self, Namespaces, Pipes};
@@ -43,7 +43,7 @@ impl Native {
     pub fn probe(&self, rootfs: &Path, scratch: &Path) -> Result<(), LaunchError> {
         let mut program = Program::default();
         compile::process(&mut program, self.node.ignored_signals);
-        let upper = Upper::Dir(scratch.join("probe"));
+        let upper = scratch.join("probe");
         let root = OpKind::Mount {
             source: None,
             target: compile::c("/", "/")?,

@@ -1,7 +1,7 @@
 //! A small image from the machine's static busybox, and helpers for real processes.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
-use hpk_sys::launch::{Io, LaunchSpec, Launched, Upper};
+use hpk_sys::launch::{Io, LaunchSpec, Launched};
 use hpk_sys::reap::{ExitCause, Poll, Reaped, Reaper};
 use std::fs;
 use std::io::Read;
@@ -48,7 +48,7 @@ impl World {
 
     pub fn spec(&self, argv: &[&str]) -> LaunchSpec {
         self.runs.set(self.runs.get() + 1);
-        let upper = Upper::Dir(self.path(&format!("scratch/{}", self.runs.get())));
+        let upper = self.path(&format!("scratch/{}", self.runs.get()));
         let env = vec![("PATH".to_owned(), "/bin".to_owned())];
         LaunchSpec { env, ..LaunchSpec::new("test", &self.rootfs, upper, argv.iter().copied()) }
     }

@@ -204,14 +204,12 @@ mod tests {
     use super::root::overlay_escape;
     use super::sources::sub_path;
     use super::*;
-    use crate::launch::Upper;
     use proptest::prelude::*;
     use std::path::Path;
 
     fn spec(targets: &[&str]) -> LaunchSpec {
-        let upper = Upper::Dir("/scratch/1".into());
         let mounts = targets.iter().map(|target| Mount::new("/volume", *target)).collect();
-        LaunchSpec { mounts, ..LaunchSpec::new("test", "/images/a:b,c\\d/rootfs", upper, ["true"]) }
+        LaunchSpec { mounts, ..LaunchSpec::new("test", "/images/a:b,c\\d/rootfs", "/scratch/1", ["true"]) }
     }
 
     fn node() -> Node {

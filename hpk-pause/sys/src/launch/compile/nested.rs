@@ -9,7 +9,7 @@ use super::root::layers;
 use super::sources::{new_proc, open_sources, ordered};
 use super::{ChildIo, c, inside, oom_score_adj, process};
 use crate::launch::node::Node;
-use crate::launch::{LaunchSpec, PidNamespace, Upper};
+use crate::launch::{LaunchSpec, PidNamespace};
 use crate::program::{CStrings, OpKind, Program, Step};
 use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
@@ -135,10 +135,7 @@ fn apptainer(spec: &LaunchSpec, nested: Nested<'_>) -> Result<OpKind, LaunchErro
     if matches!(spec.pid, PidNamespace::Own) {
         argv.push("--pid".into());
     }
-    let dir = match &spec.upper {
-        Upper::Dir(dir) | Upper::Limited { dir, .. } => dir,
-    };
-    argv.extend(["--overlay".into(), dir.into(), "--bind".into()]);
+    argv.extend(["--overlay".into(), spec.upper.clone().into(), "--bind".into()]);
     let mut bind = OsString::from(nested.shim);
     bind.push(format!(":{SHIM}:ro"));
     argv.extend([bind, spec.rootfs.clone().into(), SHIM.into(), "inner".into()]);

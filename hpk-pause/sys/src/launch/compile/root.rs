@@ -2,7 +2,7 @@
 
 use super::kernel_fs::fs;
 use super::{c, c_opt};
-use crate::launch::{LaunchSpec, Upper};
+use crate::launch::LaunchSpec;
 use crate::program::{OpKind, Program, Slot, Step};
 use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOSUID};
@@ -22,23 +22,9 @@ pub(super) fn overlay_escape(path: &Path) -> Vec<u8> {
     out
 }
 
-/// Makes the folders of a writable layer, and the tmpfs that limits it: its upper and work folders.
-pub(super) fn layers(p: &mut Program, upper: &Upper) -> Result<(PathBuf, PathBuf), LaunchError> {
-    let dir = match upper {
-        Upper::Dir(dir) | Upper::Limited { dir, .. } => dir,
-    };
+/// Makes the folders of a writable layer: its upper and work folders.
+pub(super) fn layers(p: &mut Program, dir: &Path) -> Result<(PathBuf, PathBuf), LaunchError> {
     p.push(Step::Upper, dir.to_string_lossy(), OpKind::MkdirAll { path: c("upper", dir)?, mode: 0o700 });
-    if let Upper::Limited { bytes, .. } = upper {
-        let data = c_opt("upper", &format!("size={bytes},mode=0700"))?;
-        let kind = OpKind::Mount {
-            source: c_opt("upper", "tmpfs")?,
-            target: c("upper", dir)?,
-            fstype: c_opt("upper", "tmpfs")?,
-            flags: MS_NOSUID | MS_NODEV,
-            data,
-        };
-        p.push(Step::Upper, dir.to_string_lossy(), kind);
-    }
     let (upper_dir, work_dir) = (dir.join("upper"), dir.join("work"));
     // The root of the merged tree takes the upper folder's mode.
     for (path, mode) in [(&upper_dir, 0o755), (&work_dir, 0o700)] {
@@ -51,7 +37,7 @@ pub(super) fn layers(p: &mut Program, upper: &Upper) -> Result<(PathBuf, PathBuf
 pub(crate) fn overlay(
     p: &mut Program,
     rootfs: &Path,
-    upper: &Upper,
+    upper: &Path,
     targets: &[(Slot, String)],
 ) -> Result<CString, LaunchError> {
     let (upper_dir, work_dir) = layers(p, upper)?;
