@@ -75,6 +75,8 @@ fn watch(command: &mut Command) -> io::Result<Ended> {
     signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
     let worker = Pid::from_raw(command.spawn()?.id().cast_signed());
+    // From here it waits for as long as the pod lives.
+    hpk_sys::memory::settle();
     loop {
         match signals.wait()? {
             Signal::SIGCHLD => {
