@@ -24,11 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(600);
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
-/// Of these, connections whose owner is not known: what strangers can occupy. Some 40 KiB each, and [`MAX_HEAD`] for one that
-/// sends it (bench/strangers).
+/// Of these, connections whose owner is not known: what strangers can occupy. Some 40 KiB each, and [`STRANGERS_HEAD`] for one
+/// that sends it (bench/strangers).
 const STRANGERS: usize = 256;
-/// Bytes of a request's head, its address with an exec's command included, which hyper takes up to 64 KiB of. The client is
-/// not known before its end.
+/// Bytes of the head of a request that comes without a certificate of ours, which is all that is read before it is known
+/// whose it is: room for the longest token.
+const STRANGERS_HEAD: usize = 16 << 10;
+/// Bytes of the head of a request that comes with one: an exec's command is in the address, of which hyper takes 64 KiB.
 const MAX_HEAD: usize = 128 << 10;
 
 /// What the server needs beside its backend.
@@ -103,6 +105,7 @@ async fn connection<B: Backend>(
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await??;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let holder = Arc::new(tls.identify(chain));
+    let max_head = if holder.is_some() { MAX_HEAD } else { STRANGERS_HEAD };
     // A stranger until the first request of somebody who is known.
     let visitor = Arc::new(Mutex::new(Some(visitor)));
     let handle = service_fn(move |request: Request<Incoming>| {
@@ -118,7 +121,7 @@ async fn connection<B: Backend>(
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(max_head)
         .serve_connection(TokioIo::new(stream), handle)
         .with_upgrades()
         .await?;
