@@ -17,8 +17,10 @@
 //! goes on trying; once writing works again a record in the log says how much is missing. A container is never
 //! killed for its log. A file system that hangs inside `write` blocks the pump's thread alone.
 
+mod contract;
 mod cut;
 mod file;
+mod follower;
 mod handle;
 mod last;
 mod pump;
@@ -28,7 +30,9 @@ mod rotate;
 mod stamp;
 mod tap;
 
-pub use handle::{Counters, Follower, LogEvent, LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
+pub use contract::{Counters, LogEvent, LogId, LogSettings, LogTarget, Source};
+pub use follower::Follower;
+pub use handle::{LogHandle, LogService};
 pub use reader::{LogReader, ReadError, ReadOptions, ReadStatus, tail_for_termination_message};
 pub use stamp::Stamper;
 pub use tap::{Tap, TapEnd};

@@ -10,9 +10,10 @@
 //! A log is finished when its container's exit was told and both streams ended; then [`LogEvent::Drained`] is sent.
 //! Nothing here wakes up while no output comes and nothing is due.
 
+use crate::contract::{Counters, LogEvent, LogId, LogSettings, LogTarget};
 use crate::cut::Cutter;
 use crate::file::LogFile;
-use crate::handle::{Counters, FollowerShared, LogEvent, LogId, LogSettings, LogTarget};
+use crate::follower::FollowerShared;
 use crate::records::Records;
 use crate::stamp::{self, Stamper};
 use crate::tap::{TapState, TapWriter};
