@@ -12,6 +12,9 @@ Prints Markdown: medians, and the range in brackets.
 """
 import json, os, re, socket, statistics, subprocess, sys, tempfile, time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+from process import memory, switches
+
 FOLDER, BORINGTUN, TAG = sys.argv[1:4]
 END, ROUND_TRIP, BARE = (f'{FOLDER}/{name}' for name in ('overlay_end', 'round_trip', 'bare_forwarder'))
 ROUNDS = int(os.environ.get('ROUNDS', '11'))
@@ -182,22 +185,6 @@ def ping(kind):
     return statistics.median(float(t) for t in re.findall(r'time=([\d.]+) ms', out)) * 1000
 
 
-def switches(pid):
-    total = 0
-    for task in os.listdir(f'/proc/{pid}/task'):
-        with open(f'/proc/{pid}/task/{task}/status') as f:
-            total += int(re.search(r'^voluntary_ctxt_switches:\s+(\d+)', f.read(), re.M)[1])
-    return total
-
-
-def resident(pid):
-    """KiB: resident, and of it private."""
-    with open(f'/proc/{pid}/smaps_rollup') as f:
-        text = f.read()
-    size = lambda field: int(re.search(rf'^{field}:\s+(\d+)', text, re.M)[1])
-    return size('Rss'), size('Private_Dirty') + size('Private_Clean')
-
-
 def at_rest(pids):
     time.sleep(45)  # longer than a session's timers run after the last packet
     before = [switches(p) for p in pids]
@@ -283,7 +270,7 @@ machine for each byte, {show(cost["own"], "{:.1f}")} % more of the two datapaths
     if pids and not os.environ.get('NO_REST'):
         wakes = at_rest(pids)
         print(f'At rest, the datapath alone: {", ".join(map(str, wakes))} wake-ups in a minute; '
-              f'resident {", ".join(str(resident(p)[0]) for p in pids)} KiB after the load.')
+              f'resident {", ".join(str(memory(p)[0]) for p in pids)} KiB after the load.')
 
 
 try:

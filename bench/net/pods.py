@@ -5,7 +5,10 @@
 
 SX is tests/site/sx; the site and HPK on it must be up, with no other pods on it. Prints Markdown.
 """
-import json, os, re, statistics, subprocess, sys, time
+import json, os, statistics, subprocess, sys, time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+from process import memory, switches
 
 SX = sys.argv[1]
 PEERS = int(os.environ.get('PEERS', '20'))
@@ -51,22 +54,6 @@ def of_pod(uid):
     sys.exit(f'no hpk-netns runs for pod {uid}')
 
 
-def switches(pid):
-    total = 0
-    for task in os.listdir(f'/proc/{pid}/task'):
-        with open(f'/proc/{pid}/task/{task}/status') as f:
-            total += int(re.search(r'^voluntary_ctxt_switches:\s+(\d+)', f.read(), re.M)[1])
-    return total
-
-
-def memory(pid):
-    """KiB: resident, and of it private."""
-    with open(f'/proc/{pid}/smaps_rollup') as f:
-        text = f.read()
-    size = lambda field: int(re.search(rf'^{field}:\s+(\d+)', text, re.M)[1])
-    return size('Rss'), size('Private_Dirty') + size('Private_Clean')
-
-
 def show(values, form='{:.1f}'):
     return f'{form.format(statistics.median(values))} ({form.format(min(values))}–{form.format(max(values))})'
 
@@ -107,12 +94,8 @@ def main():
 
 subprocess.run([SX, 'login', '-u', 'alice', 'kubectl', 'create', 'namespace', NAMESPACE], check=True, capture_output=True)
 try:
-    for _ in range(100):
-        # Without its service account no pod can be made.
-        if subprocess.run([SX, 'login', '-u', 'alice', 'kubectl', '-n', NAMESPACE, 'get', 'serviceaccount', 'default'],
-                          capture_output=True).returncode == 0:
-            break
-        time.sleep(0.2)
+    # Without its service account no pod can be made.
+    kubectl('wait', '--for=create', 'serviceaccount/default', '--timeout=30s')
     main()
 except subprocess.CalledProcessError as error:
     sys.exit(f'{" ".join(error.cmd)}: {error.stdout}{error.stderr}')

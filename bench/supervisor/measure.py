@@ -8,6 +8,9 @@ Needs root or unprivileged user namespaces; prints Markdown.
 """
 import json, os, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+from process import memory, switches
+
 ORPHANS = int(os.environ.get("HPK_BENCH_ORPHANS", "16000"))
 # What is measured ends with its measurement, also with one that fails.
 UNSHARE = ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--user', '--map-root-user', '--net', '--pid', '--fork', '--mount', '--ipc', '--uts',
@@ -84,22 +87,6 @@ def init_of(unshare):
     sys.exit('no process in the new namespace')
 
 
-def switches(pid):
-    total = 0
-    for task in os.listdir(f'/proc/{pid}/task'):
-        with open(f'/proc/{pid}/task/{task}/status') as f:
-            total += int(re.search(r'^voluntary_ctxt_switches:\s+(\d+)', f.read(), re.M)[1])
-    return total
-
-
-def memory(pid):
-    """RSS, and what of it is nobody else's and no file's, KiB"""
-    with open(f'/proc/{pid}/smaps_rollup') as f:
-        text = f.read()
-    value = lambda name: int(re.search(rf'^{name}:\s+(\d+)', text, re.M)[1])
-    return value('Rss'), value('Private_Dirty')
-
-
 def at_rest(groups):
     """RSS and private KiB, and wake-ups a minute, of each group of processes together."""
     time.sleep(3)
@@ -108,7 +95,7 @@ def at_rest(groups):
     rows = []
     for pids, woken in zip(groups, before):
         woken = sum(map(switches, pids)) - woken
-        sizes = [memory(pid) for pid in pids]
+        sizes = [memory(pid, 'Private_Dirty') for pid in pids]
         rows.append((sum(s[0] for s in sizes), sum(s[1] for s in sizes), woken * 3))
     return rows
 

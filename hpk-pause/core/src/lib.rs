@@ -46,6 +46,8 @@ mod types;
 mod update;
 
 #[cfg(test)]
+mod lives;
+#[cfg(test)]
 mod tables;
 #[cfg(test)]
 mod testing;
