@@ -222,6 +222,7 @@ def main():
     makers = {
         'vxlan': vxlan, 'boringtun': boringtun, 'bare': bare,
         'encrypted': lambda: overlay('encrypted', '10.203.0', 'enc', 'encrypted'),
+        'wireguard': lambda: overlay('wireguard', '10.207.0', 'wg', 'wireguard'),
         'plain': lambda: overlay('plain', '10.204.0', 'plain', 'plain'),
         'services': lambda: overlay('services', '10.205.0', 'svc', 'encrypted', services=True),
     }
@@ -250,17 +251,18 @@ def report(kinds):
 
 Two nodes of the site, {os.cpu_count()} CPUs for all; iperf3 TCP, one stream, {SECONDS} s; {ASKS} UDP datagrams of 64 bytes there and back
 between two programs; ping without pauses; {ROUNDS} rounds of all kinds in turn. Medians and ranges; ratios are taken
-round by round. CPU s: of the machine for each GiB that came through. Load at the end: {' '.join(busy)}.
+round by round. CPU s: of the machine for each GiB that came through, and of the two datapaths alone. Load at the end: {' '.join(busy)}.
 
-| | Gbit/s | of VXLAN | of boringtun | CPU s / GiB | round trip, µs | of VXLAN | ping, µs |
-|---|---|---|---|---|---|---|---|''')
-    names = dict(vxlan='kernel VXLAN', boringtun='the boringtun command', bare='a bare forwarder, no encryption', encrypted='overlay, encrypted', plain='overlay, encryption off',
+| | Gbit/s | of VXLAN | of boringtun | CPU s / GiB | datapaths alone | round trip, µs | of VXLAN | ping, µs |
+|---|---|---|---|---|---|---|---|---|''')
+    names = dict(vxlan='kernel VXLAN', boringtun='the boringtun command', bare='a bare forwarder, no encryption', encrypted='overlay, encrypted',
+                 wireguard='overlay, encrypted, where a processor has no AES', plain='overlay, encryption off',
                  services=f'overlay, encrypted, through one of {SERVICES} services, {RULES} policy rules each way')
     for name, label in names.items():
         if name in kinds:
             k = kinds[name]
             print(f'| {label} | {show(k.bits)} | {show(ratio(kinds, name, "vxlan", "bits"))} | {show(ratio(kinds, name, "boringtun", "bits"))} '
-                  f'| {show(k.machine)} | {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |')
+                  f'| {show(k.machine)} | {show(k.own) if k.pids else "—"} | {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |')
     cost = {field: [100 * (sign * r - sign) for r in ratio(kinds, 'services', 'encrypted', field)]
             for field, sign in dict(bits=-1, machine=1, own=1).items()}
     print(f'''

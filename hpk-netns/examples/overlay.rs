@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use hpk_api::net::{NetnsRequest, TunAnswer, TunOffer};
-use hpk_netns::datapath::{Cidr, Config, Datapath};
+use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
 use hpk_netns::requests::receive_tun;
 use hpk_sys::netdev::{self, Netlink, Route};
 use std::io::{BufRead, Read};
@@ -49,7 +49,7 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
         outward_ipv6: false,
         node_ip,
         folder: &own,
-        plaintext,
+        encryption: Encryption::unless(plaintext),
     };
     let datapath = Datapath::start(config, questions).unwrap();
     let socket = folder.join(format!("{pod}.sock"));

@@ -2,13 +2,13 @@
 //! another network namespace, and facts from standard input in place of the link.
 //!
 //! ```text
-//! overlay_end NETNS DEVICE ADDRESS NODE_IP MTU encrypted|plain
+//! overlay_end NETNS DEVICE ADDRESS NODE_IP MTU encrypted|wireguard|plain
 //! ```
 //! Runs in the node's network namespace. Prints `<endpoint> <public key or ->` when packets can flow; then takes each line
 //! of standard input as a [`NetUpdate`] in JSON, and ends with it. Questions are answered by nobody: tell peers first.
 
 use hpk_api::link::NetUpdate;
-use hpk_netns::datapath::{Cidr, Config, Datapath};
+use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
 use hpk_sys::netdev::{Netlink, Tun, create_tun};
 use std::error::Error;
 use std::fs::File;
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [netns, device, address, node_ip, mtu, mode] = args.as_slice() else {
-        return Err("usage: overlay_end NETNS DEVICE ADDRESS NODE_IP MTU encrypted|plain".into());
+        return Err("usage: overlay_end NETNS DEVICE ADDRESS NODE_IP MTU encrypted|wireguard|plain".into());
     };
     let address: IpAddr = address.parse()?;
     let tun = in_namespace(netns.clone(), device.clone(), address, mtu.parse()?)?;
@@ -34,7 +34,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             outward_ipv6: false,
             node_ip: node_ip.parse()?,
             folder: &folder,
-            plaintext: mode == "plain",
+            encryption: match mode.as_str() {
+                "plain" => Encryption::Off,
+                "wireguard" => Encryption::WireGuard,
+                _ => Encryption::Fastest,
+            },
         },
         ask,
     )?;

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::cni;
-use crate::datapath::{Cidr, Config, Datapath};
+use crate::datapath::{Cidr, Config, Datapath, Encryption};
 use crate::nat::{self, Heard, Progress};
 use crate::node;
 use crate::outward::{NotHad, Outward};
@@ -173,7 +173,7 @@ fn overlay(
         outward_ipv6: outward.knows_ipv6(),
         node_ip: address.node_ip,
         folder: places.net,
-        plaintext: network.plaintext,
+        encryption: Encryption::unless(network.plaintext),
     };
     let datapath = Datapath::start(config, ask.clone()).map_err(NetworkError::Datapath);
     Overlay { datapath, outside: Outside { outward, asked, tell: ask, login: network.host_ip }, list, plugins }

@@ -4,7 +4,7 @@
 use hpk_api::link::{
     NetQuestion, NetUpdate, PolicyFacts, PolicyPeer, PolicyPort, PolicyRule, Protocol, ServiceFacts, ServicePort,
 };
-use hpk_netns::datapath::{Cidr, Config, Datapath};
+use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
 use hpk_sys::netdev::{self, Netlink, Route};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// As on a carrier of 1500 bytes.
@@ -34,23 +34,19 @@ struct Pod {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Encrypted,
-    Clear,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     V4,
     V6,
 }
 
 /// Everything holds in each of these.
-const ALL: [(Mode, Family); 4] = [
-    (Mode::Encrypted, Family::V4),
-    (Mode::Encrypted, Family::V6),
-    (Mode::Clear, Family::V4),
-    (Mode::Clear, Family::V6),
+const ALL: [(Encryption, Family); 6] = [
+    (Encryption::Fastest, Family::V4),
+    (Encryption::Fastest, Family::V6),
+    (Encryption::WireGuard, Family::V4),
+    (Encryption::WireGuard, Family::V6),
+    (Encryption::Off, Family::V4),
+    (Encryption::Off, Family::V6),
 ];
 
 /// A thread goes to a namespace and ends there.
@@ -68,15 +64,15 @@ fn in_namespace<T: Send>(enter: impl FnOnce() + Send, body: impl FnOnce() -> T +
 
 impl Pod {
     /// Number `n` of a test, on a node of its own.
-    fn new(n: u8, (mode, family): (Mode, Family)) -> Self {
+    fn new(n: u8, (encryption, family): (Encryption, Family)) -> Self {
         let ip = match family {
             Family::V4 => IpAddr::from([10, 244, 0, n]),
             Family::V6 => format!("fd00:244::{n:x}").parse().unwrap(),
         };
-        Self::with(ip, [127, 0, 0, n].into(), mode)
+        Self::with(ip, [127, 0, 0, n].into(), encryption)
     }
 
-    fn with(ip: IpAddr, node: IpAddr, mode: Mode) -> Self {
+    fn with(ip: IpAddr, node: IpAddr, encryption: Encryption) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (ask, questions) = tokio::sync::mpsc::channel(64);
         let ranges = |all: &[&str]| all.iter().filter_map(|c| Cidr::parse(c)).collect();
@@ -89,7 +85,7 @@ impl Pod {
                 outward_ipv6: false,
                 node_ip: node,
                 folder: folder.path(),
-                plaintext: mode == Mode::Clear,
+                encryption,
             },
             ask,
         )
@@ -131,9 +127,13 @@ impl Pod {
 
     /// As the kubelet would say it.
     fn is_told_of(&self, other: &Self) {
+        self.is_told_of_at(other, other.datapath.endpoint);
+    }
+
+    fn is_told_of_at(&self, other: &Self, endpoint: SocketAddr) {
         self.learns([NetUpdate::Peer {
             ip: other.ip,
-            endpoint: Some(other.datapath.endpoint),
+            endpoint: Some(endpoint),
             public_key: other.datapath.public_key.clone(),
         }]);
     }
@@ -160,7 +160,7 @@ impl Pod {
     }
 }
 
-fn two(kind: (Mode, Family)) -> (Pod, Pod) {
+fn two(kind: (Encryption, Family)) -> (Pod, Pod) {
     let (a, b) = (Pod::new(1, kind), Pod::new(2, kind));
     a.is_told_of(&b);
     b.is_told_of(&a);
@@ -404,5 +404,49 @@ fn a_peer_that_moves_is_found_again_and_its_old_place_is_not_believed() {
         from.set_read_timeout(Some(SILENCE)).unwrap();
         old.send_to(b"ghost", a.at(5000)).unwrap();
         assert!(from.recv(&mut buffer).is_err(), "{kind:?}");
+    }
+}
+
+/// What goes from one to the other passes somebody who counts messages by their type, and sends each again, once as it was
+/// and once changed.
+#[test]
+fn most_packets_take_the_faster_cipher_and_each_arrives_once() {
+    const COUNT: u16 = 2000;
+    for kind in ALL.into_iter().filter(|(encryption, _)| *encryption != Encryption::Off) {
+        let (a, b) = (Pod::new(1, kind), Pod::new(2, kind));
+        let between = UdpSocket::bind("127.0.0.9:0").unwrap();
+        let (way, on) = (between.local_addr().unwrap(), b.datapath.endpoint);
+        let types: std::sync::Arc<[AtomicU16; 6]> = std::sync::Arc::default();
+        let counted = types.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2000];
+            while let Ok(len) = between.recv(&mut buffer) {
+                let message = &mut buffer[..len];
+                counted[usize::from(message[0])].fetch_add(1, Ordering::Relaxed);
+                let _ = between.send_to(message, on).and_then(|_| between.send_to(message, on));
+                *message.last_mut().unwrap() ^= 1;
+                let _ = between.send_to(message, on);
+            }
+        });
+        a.is_told_of_at(&b, way);
+        b.is_told_of(&a);
+        let (from, to) = (a.udp(a.at(5000)), b.udp(b.at(5000)));
+        let mut buffer = [0; 64];
+        for n in 0..COUNT {
+            from.send_to(&n.to_le_bytes(), b.at(5000)).unwrap();
+            let got = to.recv(&mut buffer).unwrap_or_else(|e| panic!("{kind:?}, {n}: {e}"));
+            assert_eq!(buffer[..got], n.to_le_bytes(), "{kind:?}");
+            // So that keys are told: the tunnel has carried something both ways.
+            to.send_to(&n.to_le_bytes(), a.at(5000)).unwrap();
+            from.recv(&mut buffer).unwrap();
+        }
+        to.set_read_timeout(Some(SILENCE)).unwrap();
+        assert!(to.recv(&mut buffer).is_err(), "{kind:?}: nothing comes twice");
+        let count = |n: usize| types[n].load(Ordering::Relaxed);
+        assert!(count(4) > 0, "{kind:?}: the tunnel carries some");
+        match kind.0 {
+            Encryption::Fastest => assert!(count(5) > COUNT - 100, "{kind:?}: {} by the tunnel", count(4)),
+            _ => assert_eq!(count(5), 0, "{kind:?}"),
+        }
     }
 }

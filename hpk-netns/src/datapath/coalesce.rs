@@ -10,8 +10,9 @@
 use super::packet::{self, View, proto, set_word, tcp, word};
 use super::vnet::{self, Gso, Header};
 
-/// Largest joined packet, bytes: the IP total length is 16 bits.
-const MAX: usize = 65_000;
+/// Largest joined packet, bytes: the IP total length is 16 bits. Not less: a packet that the other end's kernel left uncut
+/// comes back as the one that it was, where a smaller bound would make two of it, and two acknowledgements.
+const MAX: usize = 65_535;
 
 /// A packet under construction, with room for its virtio header in front.
 #[derive(Debug, Default)]
@@ -70,7 +71,7 @@ impl Coalescer {
     fn continues(&self, held: &View, packet: &[u8], view: &View) -> bool {
         let size = view.total - view.payload;
         let Some(first) = self.buffer.get(vnet::LEN..vnet::LEN + held.payload) else { return false };
-        if size == 0 || size > self.size || self.buffer.len() + size > MAX || self.pieces >= 64 {
+        if size == 0 || size > self.size || self.buffer.len() - vnet::LEN + size > MAX || self.pieces >= 64 {
             return false;
         }
         if (held.payload, held.transport, held.protocol) != (view.payload, view.transport, view.protocol)
@@ -164,7 +165,7 @@ mod tests {
     proptest! {
         /// Cut and joined again is the same packet: what the two ends of a flow do together.
         #[test]
-        fn joining_undoes_cutting(len in 1..20_000_usize, size in 400..1400_u16, udp: bool, v6: bool) {
+        fn joining_undoes_cutting((len, size) in prop_oneof![(1..20_000_usize, 400..1400_u16), (60_000..65_470_usize, 1100..1400_u16)], udp: bool, v6: bool) {
             let payload: Vec<u8> = (0..len).map(|n| u8::try_from(n % 251).unwrap()).collect();
             let (src, dst) = if v6 { ("[fd00::1]:5", "[fd00::2]:6") } else { ("10.0.0.1:5", "10.0.0.2:6") };
             let protocol = if udp { proto::UDP } else { proto::TCP };

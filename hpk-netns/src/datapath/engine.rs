@@ -3,8 +3,9 @@
 //! come for a while, the process gives back memory and then sleeps until something comes.
 
 use super::batch::Batch;
+use super::bulk;
 use super::coalesce::Coalescer;
-use super::keys::PublicKey;
+use super::keys::{self, PublicKey};
 use super::outward::{self, Offered, Way};
 use super::packet::{self, View};
 use super::peers::{Lookup, Peers};
@@ -37,7 +38,7 @@ const QUIET: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that was sent to, but not heard for so long, may have moved: ask.
 const SILENT: Duration = Duration::from_secs(6);
-/// Bytes that WireGuard adds to a packet.
+/// Bytes that WireGuard adds to a packet, and the faster cipher too.
 const OVERHEAD: usize = 32;
 /// Calls of unknown peers that wait for the kubelet's word.
 const CALLS: usize = 16;
@@ -428,6 +429,8 @@ impl Engine {
         let Some(view) = packet::parse(bytes) else { return };
         let Some(peer) = self.peers.get(index) else { return };
         let to = peer.endpoint;
+        let mut bulk = peer.bulk.as_mut().filter(|_| peer.tunnel.is_some());
+        let past_tunnel = bulk.as_mut().is_some_and(|bulk| bulk.carries(now));
         let mut segments = Segments::new(bytes, &view, &header);
         while let Some(len) = segments.next_len() {
             let need = len + if peer.tunnel.is_some() { OVERHEAD } else { 0 };
@@ -441,6 +444,16 @@ impl Engine {
                 self.batch.commit(to, len);
                 continue;
             };
+            if let (true, Some(bulk)) = (past_tunnel, &mut bulk) {
+                let Some(message) = self.batch.space(need).get_mut(..need) else { return };
+                let Some(place) = message.get_mut(bulk::HEAD..bulk::HEAD + len) else { return };
+                segments.write_next(place);
+                if !bulk.seal(message) {
+                    return;
+                }
+                self.batch.commit(to, need);
+                continue;
+            }
             self.piece.resize(len, 0);
             segments.write_next(&mut self.piece);
             if let TunnResult::WriteToNetwork(message) = tunnel.encapsulate(&self.piece, self.batch.space(need)) {
@@ -463,17 +476,20 @@ impl Engine {
     fn take_from_network(&mut self, buffer: &mut [u8], plain: &mut [u8]) {
         for _ in 0..TURN {
             let Some(Received { len, size, from }) = self.udp.receive(buffer) else { break };
-            for datagram in buffer.get(..len).unwrap_or_default().chunks(size) {
+            for datagram in buffer.get_mut(..len).unwrap_or_default().chunks_mut(size) {
                 self.datagram(datagram, from, plain);
             }
         }
         self.flush_tun();
     }
 
-    fn datagram(&mut self, datagram: &[u8], from: Option<IpAddr>, plain: &mut [u8]) {
+    fn datagram(&mut self, datagram: &mut [u8], from: Option<IpAddr>, plain: &mut [u8]) {
         let Some(keys) = self.peers.keys() else {
             return self.clear_packet(datagram, from);
         };
+        if let Some(index) = bulk::receiver(datagram) {
+            return self.open_bulk(slot(index), datagram);
+        }
         match boringtun::noise::Tunn::parse_incoming_packet(datagram) {
             Ok(WireGuard::PacketData(data)) => self.open(slot(data.receiver_idx), datagram, from, plain),
             Ok(WireGuard::HandshakeResponse(response)) => self.open(slot(response.receiver_idx), datagram, from, plain),
@@ -526,28 +542,45 @@ impl Engine {
                     // Asked again with nothing, it gives what waited for the session.
                     message = &[];
                 }
+                TunnResult::WriteToTunnelV4(bytes, source) if source.is_unspecified() => {
+                    // No pod's: it is the other datapath that speaks.
+                    peer.heard = now;
+                    let answer = peer.bulk.as_mut().and_then(|bulk| bulk.hear(bytes, now));
+                    return self.offer_bulk(index, answer, plain);
+                }
                 TunnResult::WriteToTunnelV4(bytes, source) => {
-                    let source = IpAddr::V4(source);
-                    if peer.ips.contains(&source) {
-                        (peer.active, peer.heard) = (now, now);
-                        self.deliver(bytes);
-                    }
-                    return;
+                    self.deliver_from(index, source.into(), bytes);
+                    return self.offer_bulk(index, None, plain);
                 }
                 TunnResult::WriteToTunnelV6(bytes, source) => {
-                    let source = IpAddr::V6(source);
-                    if peer.ips.contains(&source) {
-                        (peer.active, peer.heard) = (now, now);
-                        self.deliver(bytes);
-                    }
-                    return;
+                    self.deliver_from(index, source.into(), bytes);
+                    return self.offer_bulk(index, None, plain);
                 }
                 TunnResult::Done => {
                     peer.heard = now;
-                    return;
+                    return self.offer_bulk(index, None, plain);
                 }
                 TunnResult::Err(_) => return,
             }
+        }
+    }
+
+    /// A message past the tunnel of a peer.
+    fn open_bulk(&mut self, index: usize, message: &mut [u8]) {
+        let Some(bulk) = self.peers.get(index).and_then(|peer| peer.bulk.as_mut()) else { return };
+        let Some(packet) = bulk.open(message) else { return };
+        let Some(view) = packet::parse(packet) else { return };
+        self.deliver_from(index, view.src, packet);
+    }
+
+    /// Says through the tunnel what the other is to know of our keys; `answer`: that it asked for.
+    fn offer_bulk(&mut self, index: usize, answer: Option<bulk::Offer>, scratch: &mut [u8]) {
+        let now = self.now;
+        let Some(peer) = self.peers.get(index) else { return };
+        let (Some(bulk), Some(tunnel)) = (&mut peer.bulk, &mut peer.tunnel) else { return };
+        let Some(offer) = answer.or_else(|| bulk.offer(now, keys::fresh)) else { return };
+        if let TunnResult::WriteToNetwork(message) = tunnel.encapsulate(&offer, scratch) {
+            self.udp.send(message, None, peer.endpoint);
         }
     }
 
@@ -567,6 +600,14 @@ impl Engine {
             }
         }
         self.gather(datagram, &view);
+    }
+
+    /// An authentic packet of a peer, if it is from an address of his.
+    fn deliver_from(&mut self, index: usize, source: IpAddr, packet: &[u8]) {
+        let now = self.now;
+        let Some(peer) = self.peers.get(index).filter(|peer| peer.ips.contains(&source)) else { return };
+        (peer.active, peer.heard) = (now, now);
+        self.deliver(packet);
     }
 
     /// An authentic packet, to the pod if it may.

@@ -44,8 +44,7 @@ pub(crate) struct Keys {
 impl Keys {
     /// A new pair.
     pub(crate) fn generate() -> std::io::Result<Self> {
-        let mut bytes = [0; 32];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let bytes = fresh().ok_or_else(|| std::io::Error::other("/dev/urandom gives nothing"))?;
         let private = x25519::StaticSecret::from(bytes);
         let public = x25519::PublicKey::from(&private);
         Ok(Self { private, public })
@@ -63,4 +62,11 @@ impl Keys {
     pub(crate) fn public_text(&self) -> String {
         STANDARD.encode(self.public.as_bytes())
     }
+}
+
+/// Secret bytes. None: the system gives none.
+pub(super) fn fresh<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    std::fs::File::open("/dev/urandom").ok()?.read_exact(&mut bytes).ok()?;
+    Some(bytes)
 }

@@ -4,6 +4,7 @@
 //!   pod's TUN ─▶ engine ─▶ pipeline (services, connections, policy) ─▶ cut ─▶ WireGuard ─▶ UDP, many at once
 //!   pod's TUN ◀─ engine ◀─ join ◀─ pipeline ◀──────────────────────────── WireGuard ◀─ UDP, many at once
 //! ```
+//! Where both ends have instructions for AES, most packets are encrypted with it, by keys told through WireGuard ([`bulk`]).
 //! What is neither a pod's nor a service's goes to a user-mode network stack on the node ([`outward`]), after the same
 //! services and policy.
 //!
@@ -13,6 +14,7 @@
 //! receiver hands packets to its kernel as checked, which costs nothing on either side.
 
 mod batch;
+mod bulk;
 mod checksum;
 mod coalesce;
 mod engine;
@@ -60,8 +62,27 @@ pub struct Config<'a> {
     pub outward: Option<tokio::sync::mpsc::Sender<()>>,
     /// Whether that way knows IPv6.
     pub outward_ipv6: bool,
-    /// No encryption.
-    pub plaintext: bool,
+    /// How packets between nodes are protected.
+    pub encryption: Encryption,
+}
+
+/// How packets between nodes are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Not at all.
+    Off,
+    /// By WireGuard alone, as where the processor has no instructions for AES.
+    WireGuard,
+    /// By WireGuard, and by AES-GCM with peers whose processor and ours have instructions for it.
+    Fastest,
+}
+
+impl Encryption {
+    /// By the cluster's choice.
+    #[must_use]
+    pub fn unless(plaintext: bool) -> Self {
+        if plaintext { Self::Off } else { Self::Fastest }
+    }
 }
 
 /// A running datapath; it ends when this is dropped.
@@ -80,7 +101,8 @@ impl Datapath {
     pub fn start(config: Config<'_>, questions: tokio::sync::mpsc::Sender<NetQuestion>) -> io::Result<Self> {
         let udp = port::UdpPort::bind(config.node_ip)?;
         let endpoint = udp.address()?;
-        let keys = if config.plaintext { None } else { Some(keys::Keys::generate()?) };
+        let keys = if config.encryption == Encryption::Off { None } else { Some(keys::Keys::generate()?) };
+        let bulk = config.encryption == Encryption::Fastest && bulk::is_fast_here();
         let public_key = keys.as_ref().map(keys::Keys::public_text);
         // Without the shortcut, pods of one node speak as those of two do.
         let local = config.addresses.first().and_then(|ip| port::LocalPort::bind(config.folder, *ip).ok());
@@ -95,7 +117,7 @@ impl Datapath {
             udp,
             local,
             folder: config.folder.to_path_buf(),
-            peers: Peers::new(keys),
+            peers: Peers::new(keys, bulk),
             commands: obeyed,
             wake: wake.clone(),
             questions,

@@ -6,6 +6,7 @@
 //! peer ── the kubelet says otherwise, or it does not answer ─▶ asked
 //! ```
 
+use super::bulk::Bulk;
 use super::keys::{Keys, PublicKey};
 use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -40,6 +41,8 @@ pub(crate) struct Peer {
     pub(crate) key: Option<PublicKey>,
     /// A tunnel even when the path is local: the shortcut can vanish.
     pub(crate) tunnel: Option<Box<Tunn>>,
+    /// The faster way beside the tunnel, where this processor knows one.
+    pub(crate) bulk: Option<Box<Bulk>>,
     /// Socket on this node, while it works.
     pub(crate) local: Option<PathBuf>,
     /// Last packet to or from it.
@@ -87,6 +90,8 @@ pub(crate) enum Lookup {
 /// All of them.
 pub(crate) struct Peers {
     keys: Option<Keys>,
+    /// Whether the faster cipher is offered.
+    bulk: bool,
     limiter: Option<Arc<RateLimiter>>,
     list: Vec<Option<Peer>>,
     by_ip: HashMap<IpAddr, Entry>,
@@ -94,10 +99,10 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// `keys`: ours, None when packets go in the clear.
-    pub(crate) fn new(keys: Option<Keys>) -> Self {
+    /// `keys`: ours, None when packets go in the clear. `bulk`: whether to offer the faster cipher.
+    pub(crate) fn new(keys: Option<Keys>, bulk: bool) -> Self {
         let limiter = keys.as_ref().map(|k| Arc::new(RateLimiter::new(k.public(), 200)));
-        Self { keys, limiter, list: Vec::new(), by_ip: HashMap::new(), by_key: HashMap::new() }
+        Self { keys, bulk, limiter, list: Vec::new(), by_ip: HashMap::new(), by_key: HashMap::new() }
     }
 
     pub(crate) fn keys(&self) -> Option<&Keys> {
@@ -190,9 +195,10 @@ impl Peers {
             self.list.push(None);
             self.list.len() - 1
         });
-        let tunnel = self.tunnel(index, key.as_ref());
+        let (tunnel, bulk) = (self.tunnel(index, key.as_ref()), self.bulk(index));
         if let Some(place) = self.list.get_mut(index) {
-            *place = Some(Peer { ips: vec![ip], endpoint, key, tunnel, local, active: now, ticked: now, heard: now });
+            *place =
+                Some(Peer { ips: vec![ip], endpoint, key, tunnel, bulk, local, active: now, ticked: now, heard: now });
         }
         if let Some(key) = key {
             self.by_key.insert(key, index);
@@ -208,12 +214,16 @@ impl Peers {
         Some(Box::new(Tunn::new(keys.private(), key.x25519(), None, None, index, self.limiter.clone())))
     }
 
+    fn bulk(&self, index: usize) -> Option<Box<Bulk>> {
+        (self.bulk && self.keys.is_some()).then(|| Box::new(Bulk::new(index)))
+    }
+
     /// Starts a peer's tunnel anew, after its session died.
     pub(crate) fn reset(&mut self, index: usize) {
         let key = self.get(index).and_then(|p| p.key);
-        let tunnel = self.tunnel(index, key.as_ref());
+        let (tunnel, bulk) = (self.tunnel(index, key.as_ref()), self.bulk(index));
         if let Some(peer) = self.get(index) {
-            peer.tunnel = tunnel;
+            (peer.tunnel, peer.bulk) = (tunnel, bulk);
         }
     }
 
@@ -273,7 +283,7 @@ mod tests {
 
     #[test]
     fn packets_wait_for_the_answer_and_questions_are_repeated() {
-        let mut p = Peers::new(None);
+        let mut p = Peers::new(None, false);
         let t = Instant::now();
         assert_eq!(p.lookup(ip(1), b"a", t), Lookup::Wait { ask: true });
         assert_eq!(p.lookup(ip(1), b"b", t), Lookup::Wait { ask: false });
@@ -287,7 +297,7 @@ mod tests {
 
     #[test]
     fn absent_for_a_second_then_asked_again() {
-        let mut p = Peers::new(None);
+        let mut p = Peers::new(None, false);
         let t = Instant::now();
         p.lookup(ip(1), b"a", t);
         assert_eq!(p.told(ip(1), None, None, None, t), (None, vec![]));
@@ -299,7 +309,7 @@ mod tests {
     #[test]
     fn a_peer_that_moves_keeps_its_slot_and_one_with_a_new_key_does_not_keep_its_session() {
         let (ours, theirs, newer) = (Keys::generate().unwrap(), Keys::generate().unwrap(), Keys::generate().unwrap());
-        let mut p = Peers::new(Some(ours));
+        let mut p = Peers::new(Some(ours), true);
         let t = Instant::now();
         let key = PublicKey::parse(&theirs.public_text()).unwrap();
         let (index, _) = p.told(ip(1), endpoint(1), Some(key), None, t);
@@ -316,7 +326,7 @@ mod tests {
     #[test]
     fn both_addresses_of_a_pod_share_its_session_and_it_goes_with_the_last() {
         let (ours, theirs, others) = (Keys::generate().unwrap(), Keys::generate().unwrap(), Keys::generate().unwrap());
-        let mut p = Peers::new(Some(ours));
+        let mut p = Peers::new(Some(ours), true);
         let t = Instant::now();
         let key = PublicKey::parse(&theirs.public_text()).unwrap();
         let (v4, v6) = (ip(1), "fd00:10:244::101".parse().unwrap());
@@ -340,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_scan_is_bounded() {
-        let mut p = Peers::new(None);
+        let mut p = Peers::new(None, false);
         let t = Instant::now();
         for n in 0..4000_u32 {
             p.lookup(IpAddr::V4(n.into()), b"", t);

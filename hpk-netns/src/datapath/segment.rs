@@ -3,7 +3,8 @@
 //! Transport checksums of the pieces are not computed: between datapaths the encryption vouches for the bytes, and
 //! the receiving datapath hands them to its kernel as already checked ([`super::packet::make_partial`]).
 
-use super::packet::{self, View, proto, set_word, tcp, word};
+use super::checksum::Sum;
+use super::packet::{View, proto, set_word, tcp, word};
 use super::vnet::{Gso, Header};
 
 /// The pieces of one packet, each written into a buffer of the caller's.
@@ -15,6 +16,8 @@ pub(crate) struct Segments<'a> {
     size: usize,
     next: usize,
     index: u16,
+    /// Sum of the IPv4 header but for what differs from piece to piece: length, identification, checksum.
+    header: Sum,
 }
 
 impl<'a> Segments<'a> {
@@ -23,7 +26,14 @@ impl<'a> Segments<'a> {
         let payload = view.total.saturating_sub(view.payload);
         let cut = header.gso != Gso::None && header.gso_size > 0 && view.checksum_at().is_some();
         let size = if cut { usize::from(header.gso_size) } else { payload.max(1) };
-        Self { packet: packet.get(..view.total).unwrap_or_default(), view: *view, size, next: view.payload, index: 0 }
+        let packet = packet.get(..view.total).unwrap_or_default();
+        let header = match packet.get(..view.transport) {
+            Some(header) if cut && view.src.is_ipv4() => [2, 4, 10]
+                .into_iter()
+                .fold(Sum::default().bytes(header), |sum, at| sum.minus_word(word(header, at).unwrap_or(0))),
+            _ => Sum::default(),
+        };
+        Self { packet, view: *view, size, next: view.payload, index: 0, header }
     }
 
     /// Bytes of the next piece; None: there is none.
@@ -62,10 +72,11 @@ impl<'a> Segments<'a> {
         let length = u16::try_from(out.len()).unwrap_or(u16::MAX);
         let at = self.view.transport;
         if self.view.src.is_ipv4() {
+            // From what is known, not from `out`: reading back what was just written would wait for it.
+            let id = word(self.packet, 4).unwrap_or(0).wrapping_add(self.index);
             set_word(out, 2, length);
-            let id = word(out, 4).unwrap_or(0).wrapping_add(self.index);
             set_word(out, 4, id);
-            packet::fix_v4_header(out);
+            set_word(out, 10, self.header.word(length).word(id).checksum());
         } else {
             set_word(out, 4, length.saturating_sub(40));
         }

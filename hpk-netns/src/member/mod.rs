@@ -15,7 +15,7 @@ mod listen;
 mod relay;
 mod spread;
 
-use crate::datapath::{Cidr, Config, Datapath};
+use crate::datapath::{Cidr, Config, Datapath, Encryption};
 use crate::node;
 use crate::requests::receive_tun;
 use crate::run::member_folders;
@@ -157,7 +157,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         outward_ipv6: false,
         node_ip: cluster.node_ip,
         folder: &net,
-        plaintext: cluster.plaintext,
+        encryption: Encryption::unless(cluster.plaintext),
     };
     let datapath = Datapath::start(config, questions).map_err(io_error("datapath"))?;
     let mut child =

@@ -1,0 +1,418 @@
+//! A faster cipher for packets between two pods, beside their WireGuard tunnel. No I/O; time and new keys are given.
+//!
+//! WireGuard knows one cipher, ChaCha20-Poly1305. Where both processors have instructions for AES, AES-128-GCM takes a
+//! third of its time. So each side makes keys to be sent to with, and tells them to the other through the tunnel, which
+//! vouches for both ends and keeps them secret:
+//!
+//! ```text
+//! no key ── a message came by the tunnel ─▶ offered (again each second, a few times)
+//! offered ── the other's offer says that it has the key ─▶ known
+//! offered, known ── RENEW_AFTER ─▶ offered, with a new key; the former one is taken until KEPT_FOR
+//! ```
+//! A side sends with the newest key that it was told, for [`USED_FOR`], and through the tunnel while it has none: the other
+//! has no such instructions, or is of another version. Once a second a packet takes the tunnel all the same: WireGuard's
+//! timers go by what it carries, so its handshakes, and with them what is known of a dead peer, stay as they are.
+//!
+//! Messages are laid out as WireGuard's data messages and told from them by their type. Why: docs/adr/0013.
+
+use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use std::time::{Duration, Instant};
+
+/// Bytes before the ciphertext: type, receiver, number.
+pub(super) const HEAD: usize = 16;
+/// Bytes behind it.
+const TAG: usize = 16;
+/// First field of a message; WireGuard's own go to 4.
+const TYPE: [u8; 4] = 5_u32.to_le_bytes();
+/// A key that is made anew this long after it was made, as WireGuard does with its sessions.
+const RENEW_AFTER: Duration = Duration::from_secs(120);
+/// How long a key is sent with, from when it was told.
+const USED_FOR: Duration = Duration::from_secs(150);
+/// How long a key is taken, from when it was made (WireGuard: 180 s).
+const KEPT_FOR: Duration = Duration::from_secs(180);
+/// Between two offers of one key.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Offers of one key: who does not answer has no use for it.
+const TRIES: u8 = 5;
+/// Between two packets that take the tunnel.
+const PULSE: Duration = Duration::from_secs(1);
+/// Most messages with one key.
+const MESSAGES: u64 = 1 << 32;
+
+/// A key.
+pub(super) type Secret = [u8; 16];
+/// What is said through the tunnel: an IPv4 packet that no pod can send, since it has no pod's address.
+pub(super) type Offer = [u8; OFFER];
+
+const OFFER: usize = IP_HEADER + 4 + 4 + 4 + 16;
+const IP_HEADER: usize = 20;
+/// Protocol number for experiments (RFC 3692).
+const PROTOCOL: u8 = 253;
+/// "hpk", and the version of what follows.
+const MAGIC: [u8; 4] = *b"hpk\x01";
+
+/// Whether this processor has what makes AES-GCM fast.
+pub(super) fn is_fast_here() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// The keys of one pair of pods, seen from one of them.
+#[derive(Debug)]
+pub(super) struct Bulk {
+    /// The upper part of our keys' indices: the peer's slot.
+    slot: u32,
+    made: u8,
+    current: Option<Inbound>,
+    former: Option<Inbound>,
+    outbound: Option<Outbound>,
+    pulsed: Option<Instant>,
+}
+
+/// A key that we are sent to with.
+#[derive(Debug)]
+struct Inbound {
+    index: u32,
+    secret: Secret,
+    key: LessSafeKey,
+    window: Window,
+    born: Instant,
+    offered: Option<Instant>,
+    tries: u8,
+    /// The other has it.
+    known: bool,
+}
+
+/// A key that we send with.
+#[derive(Debug)]
+struct Outbound {
+    index: u32,
+    secret: Secret,
+    key: LessSafeKey,
+    told: Instant,
+    next: u64,
+}
+
+impl Bulk {
+    /// For the peer of this slot.
+    pub(super) fn new(slot: usize) -> Self {
+        let slot = u32::try_from(slot).unwrap_or(0) << 8;
+        Self { slot, made: 0, current: None, former: None, outbound: None, pulsed: None }
+    }
+
+    /// Whether packets may go past the tunnel now. Not when one is due to take it.
+    pub(super) fn carries(&mut self, now: Instant) -> bool {
+        let usable = self.outbound.as_ref().is_some_and(|o| now.duration_since(o.told) < USED_FOR && o.next < MESSAGES);
+        if usable && self.pulsed.is_none_or(|at| now.duration_since(at) >= PULSE) {
+            self.pulsed = Some(now);
+            return false;
+        }
+        usable
+    }
+
+    /// Makes a message of `bytes`, whose packet lies between [`HEAD`] and the tag's 16 bytes. False: there is no key.
+    pub(super) fn seal(&mut self, bytes: &mut [u8]) -> bool {
+        let Some(outbound) = &mut self.outbound else { return false };
+        let Some((head, rest)) = bytes.split_first_chunk_mut::<HEAD>() else { return false };
+        let Some((packet, tag)) = rest.split_last_chunk_mut::<TAG>() else { return false };
+        let number = outbound.next.to_le_bytes();
+        outbound.next += 1;
+        let [a, b, c, d] = outbound.index.to_le_bytes();
+        let [t0, t1, t2, t3] = TYPE;
+        let [n0, n1, n2, n3, n4, n5, n6, n7] = number;
+        *head = [t0, t1, t2, t3, a, b, c, d, n0, n1, n2, n3, n4, n5, n6, n7];
+        let Ok(sum) = outbound.key.seal_in_place_separate_tag(nonce(number), Aad::empty(), packet) else {
+            return false;
+        };
+        tag.copy_from_slice(sum.as_ref());
+        true
+    }
+
+    /// The packet in a message for one of our keys, once.
+    pub(super) fn open<'a>(&mut self, message: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        let index = receiver(message)?;
+        let (head, sealed) = message.split_first_chunk_mut::<HEAD>()?;
+        let number: [u8; 8] = *head.last_chunk()?;
+        let inbound = [&mut self.current, &mut self.former].into_iter().flatten().find(|i| i.index == index)?;
+        let n = u64::from_le_bytes(number);
+        if !inbound.window.is_new(n) {
+            return None;
+        }
+        let packet = inbound.key.open_in_place(nonce(number), Aad::empty(), sealed).ok()?;
+        inbound.window.mark(n);
+        Some(packet)
+    }
+
+    /// What is to be said to the other now; to be asked whenever something came by the tunnel. `fresh` makes a key.
+    pub(super) fn offer(&mut self, now: Instant, fresh: impl FnOnce() -> Option<Secret>) -> Option<Offer> {
+        if self.former.as_ref().is_some_and(|k| now.duration_since(k.born) >= KEPT_FOR) {
+            self.former = None;
+        }
+        if self.current.as_ref().is_none_or(|k| now.duration_since(k.born) >= RENEW_AFTER) {
+            let secret = fresh()?;
+            let index = self.slot | u32::from(self.made);
+            self.made = self.made.wrapping_add(1);
+            let made = Inbound {
+                index,
+                secret,
+                key: key(&secret)?,
+                window: Window::default(),
+                born: now,
+                offered: None,
+                tries: 0,
+                known: false,
+            };
+            self.former = self.current.replace(made).filter(|k| now.duration_since(k.born) < KEPT_FOR);
+        }
+        let current = self.current.as_mut()?;
+        let waits = current.offered.is_some_and(|at| now.duration_since(at) < AGAIN);
+        if current.known || waits || current.tries >= TRIES {
+            return None;
+        }
+        (current.offered, current.tries) = (Some(now), current.tries + 1);
+        self.say()
+    }
+
+    /// Our key, and which of the other's we have.
+    fn say(&self) -> Option<Offer> {
+        let current = self.current.as_ref()?;
+        let mut offer = [0; OFFER];
+        let (header, said) = offer.split_first_chunk_mut::<IP_HEADER>()?;
+        header[0] = 0x45;
+        header[3] = u8::try_from(OFFER).unwrap_or(0);
+        header[9] = PROTOCOL;
+        let has = self.outbound.as_ref().map_or(u32::MAX, |o| o.index);
+        let parts = [&MAGIC[..], &current.index.to_le_bytes(), &has.to_le_bytes(), &current.secret];
+        for (to, from) in said.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        Some(offer)
+    }
+
+    /// A packet that came through the tunnel from no pod's address. Returns what is to be answered at once, with the key
+    /// that there is: the other has not heard yet that we have its own, or has not got ours.
+    pub(super) fn hear(&mut self, packet: &[u8], now: Instant) -> Option<Offer> {
+        let said = packet.strip_prefix(&[0x45]).and_then(|_| packet.get(IP_HEADER..OFFER))?;
+        let (index, rest) = said.strip_prefix(&MAGIC)?.split_first_chunk::<4>()?;
+        let (has, rest) = rest.split_first_chunk::<4>()?;
+        let (secret, _) = rest.split_first_chunk::<16>()?;
+        let (index, has) = (u32::from_le_bytes(*index), u32::from_le_bytes(*has));
+        // A number alone says nothing: who lost all keys counts from the beginning.
+        let new = self.outbound.as_ref().is_none_or(|o| (o.index, &o.secret) != (index, secret));
+        if new {
+            self.outbound = Some(Outbound { index, secret: *secret, key: key(secret)?, told: now, next: 0 });
+        }
+        let lacks = match &mut self.current {
+            Some(current) => {
+                current.known |= current.index == has;
+                !current.known
+            }
+            None => false,
+        };
+        if new || lacks { self.say() } else { None }
+    }
+}
+
+/// The index in a message's second field; None: it is none of these messages.
+pub(super) fn receiver(message: &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(*message.strip_prefix(&TYPE)?.first_chunk()?))
+}
+
+fn key(secret: &Secret) -> Option<LessSafeKey> {
+    UnboundKey::new(&AES_128_GCM, secret).ok().map(LessSafeKey::new)
+}
+
+/// As WireGuard's: a number is used once with a key.
+fn nonce([a, b, c, d, e, f, g, h]: [u8; 8]) -> Nonce {
+    Nonce::assume_unique_for_key([0, 0, 0, 0, a, b, c, d, e, f, g, h])
+}
+
+const WORDS: usize = 32;
+
+/// Which numbers came, of the last [`Window::SPAN`] (RFC 6479): none is taken twice, and they may overtake each other.
+#[derive(Debug, Default)]
+struct Window {
+    /// One more than the highest that came.
+    next: u64,
+    /// A bit for each number, the words in a ring.
+    seen: [u64; WORDS],
+}
+
+impl Window {
+    /// A word less than the ring has: it is cleared while others are in use.
+    const SPAN: u64 = 64 * (WORDS as u64 - 1);
+
+    fn place(number: u64) -> (usize, u64) {
+        let word = usize::try_from(number / 64 % WORDS as u64).unwrap_or(0);
+        (word, 1 << (number % 64))
+    }
+
+    fn is_new(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        number < MESSAGES
+            && (number >= self.next
+                || (self.next - number <= Self::SPAN && self.seen.get(word).is_some_and(|w| w & bit == 0)))
+    }
+
+    fn mark(&mut self, number: u64) {
+        if number >= self.next {
+            // Words between the last one in use and this one are of numbers long gone.
+            let (last, this) = (self.next.saturating_sub(1) / 64, number / 64);
+            for word in (last + 1..=this).take(WORDS) {
+                if let Some(w) = self.seen.get_mut(Self::place(word * 64).0) {
+                    *w = 0;
+                }
+            }
+            self.next = number + 1;
+        }
+        let (word, bit) = Self::place(number);
+        if let Some(w) = self.seen.get_mut(word) {
+            *w |= bit;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    fn fresh() -> Option<Secret> {
+        super::super::keys::fresh()
+    }
+
+    fn after(seconds: u64) -> Instant {
+        static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *BEGAN.get_or_init(Instant::now) + Duration::from_secs(seconds)
+    }
+
+    /// Two ends that have told each other their keys at this time.
+    fn two(now: Instant) -> (Bulk, Bulk) {
+        let (mut a, mut b) = (Bulk::new(1), Bulk::new(7));
+        tell(&mut a, &mut b, now);
+        (a, b)
+    }
+
+    /// One speaks, and both answer until there is nothing to be said.
+    fn tell(a: &mut Bulk, b: &mut Bulk, now: Instant) {
+        let mut said = a.offer(now, fresh);
+        let (mut from, mut to) = (a, b);
+        for _ in 0..5 {
+            let Some(offer) = said else { return };
+            said = to.hear(&offer, now).or_else(|| to.offer(now, fresh));
+            (from, to) = (to, from);
+        }
+        panic!("they do not come to an end");
+    }
+
+    fn message(from: &mut Bulk, packet: &[u8]) -> Vec<u8> {
+        let mut bytes = [&[0; HEAD][..], packet, &[0; TAG]].concat();
+        assert!(from.seal(&mut bytes));
+        bytes
+    }
+
+    #[test]
+    fn what_one_seals_the_other_opens_once_and_nothing_else() {
+        let now = after(0);
+        let (mut a, mut b) = two(now);
+        for packet in [&b""[..], b"x", &[3; 1400]] {
+            let sealed = message(&mut a, packet);
+            assert_eq!(receiver(&sealed), Some(7 << 8), "the slot is the upper part");
+            for changed in [0, 4, 8, sealed.len() - 1] {
+                let mut other = sealed.clone();
+                other[changed] ^= 1;
+                assert_eq!(b.open(&mut other), None, "byte {changed}");
+            }
+            assert_eq!(b.open(&mut sealed[..sealed.len() - 1].to_vec()), None);
+            assert_eq!(b.open(&mut sealed.clone()).as_deref(), Some(packet));
+            assert_eq!(b.open(&mut sealed.clone()), None, "a second time");
+            assert_eq!(a.open(&mut sealed.clone()), None, "its own");
+        }
+        let answer = message(&mut b, b"answer");
+        assert_eq!(a.open(&mut answer.clone()).as_deref(), Some(&b"answer"[..]));
+    }
+
+    #[test]
+    fn the_tunnel_is_used_until_a_key_is_told_once_a_second_and_when_it_is_old() {
+        let (mut a, mut b) = (Bulk::new(0), Bulk::new(0));
+        assert!(!a.carries(after(0)));
+        tell(&mut b, &mut a, after(0));
+        let first = [a.carries(after(0)), a.carries(after(0)), a.carries(after(1)), a.carries(after(1))];
+        assert_eq!(first, [false, true, false, true]);
+        assert!(!a.carries(after(149)) && a.carries(after(149)));
+        assert!(!a.carries(after(150)) && !a.carries(after(150)));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_a_few_times_for_each_key() {
+        let mut a = Bulk::new(0);
+        let offers = |a: &mut Bulk, seconds: std::ops::Range<u64>| {
+            seconds.filter(|s| a.offer(after(*s), fresh).is_some() | a.offer(after(*s), fresh).is_some()).count()
+        };
+        assert_eq!(offers(&mut a, 0..120), 5);
+        assert_eq!(offers(&mut a, 120..240), 5);
+    }
+
+    #[test]
+    fn a_key_is_renewed_in_time_and_the_former_one_is_taken_a_while() {
+        let (mut a, mut b) = two(after(0));
+        let late = message(&mut a, b"late");
+        let too_late = message(&mut a, b"too late");
+        assert!(b.offer(after(119), fresh).is_none(), "known, and young");
+        tell(&mut b, &mut a, after(120));
+        let new = message(&mut a, b"new");
+        assert_ne!(receiver(&new), receiver(&late));
+        assert!(b.open(&mut late.clone()).is_some() && b.open(&mut new.clone()).is_some());
+        b.offer(after(180), fresh);
+        assert_eq!(b.open(&mut too_late.clone()), None);
+    }
+
+    #[test]
+    fn an_end_that_lost_its_keys_is_understood_again() {
+        let (mut a, _) = two(after(0));
+        let mut b = Bulk::new(7);
+        assert_eq!(b.open(&mut message(&mut a, b"lost")), None);
+        tell(&mut b, &mut a, after(1));
+        assert!(b.open(&mut message(&mut a, b"here")).is_some());
+        assert!(a.open(&mut message(&mut b, b"there")).is_some());
+    }
+
+    #[test]
+    fn offers_are_ip_packets_that_nobody_else_could_have_sent() {
+        let offer = Bulk::new(0).offer(after(0), fresh).unwrap();
+        let view = super::super::packet::parse(&offer).unwrap();
+        assert_eq!((view.total, view.src.is_unspecified()), (offer.len(), true));
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_is_mistaken_for_an_offer(mut packet in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let mut a = Bulk::new(0);
+            if let Some(first) = packet.first_mut() {
+                *first = 0x45;
+            }
+            prop_assert!(a.hear(&packet, after(0)).is_none());
+            prop_assert!(!a.carries(after(0)));
+            prop_assert_eq!(a.open(&mut packet), None);
+        }
+
+        #[test]
+        fn each_number_is_new_once(numbers in proptest::collection::vec(prop_oneof![0..300_u64, 0..5000_u64, 0..MESSAGES + 3], 0..400)) {
+            let (mut window, mut came, mut highest) = (Window::default(), HashSet::new(), 0);
+            for n in numbers {
+                let expected = n < MESSAGES && !came.contains(&n) && n + Window::SPAN > highest;
+                prop_assert_eq!(window.is_new(n), expected, "{} after {}", n, highest);
+                if expected {
+                    window.mark(n);
+                    came.insert(n);
+                    highest = highest.max(n);
+                }
+            }
+        }
+    }
+}
