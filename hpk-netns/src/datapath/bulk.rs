@@ -9,6 +9,10 @@
 //! offered ── the other's offer says that it has the key ─▶ known
 //! offered, known ── RENEW_AFTER ─▶ offered, with a new key; the former one is taken until KEPT_FOR
 //! ```
+//! A number must never be used twice with a key. So a key carries the time when it was made, and none is taken up that is not
+//! newer than all before: an offer that somebody on the way held back brings nothing back. And numbers begin with the time
+//! when a key was taken up: who lost what he knew of the other and is told the same key again goes on with higher ones.
+//!
 //! A side sends with the newest key that it was told, for [`USED_FOR`], and through the tunnel while it has none: the other
 //! has no such instructions, or is of another version. Once a second a packet takes the tunnel all the same: WireGuard's
 //! timers go by what it carries, so its handshakes, and with them what is known of a dead peer, stay as they are.
@@ -44,7 +48,7 @@ pub(super) type Secret = [u8; 16];
 /// What is said through the tunnel: an IPv4 packet that no pod can send, since it has no pod's address.
 pub(super) type Offer = [u8; OFFER];
 
-const OFFER: usize = IP_HEADER + 4 + 4 + 4 + 16;
+const OFFER: usize = IP_HEADER + 4 + 8 + 4 + 4 + 16;
 const IP_HEADER: usize = 20;
 /// Protocol number for experiments (RFC 3692).
 const PROTOCOL: u8 = 253;
@@ -66,10 +70,14 @@ pub(super) fn is_fast_here() -> bool {
 pub(super) struct Bulk {
     /// The upper part of our keys' indices: the peer's slot.
     slot: u32,
+    /// Keys' times are told from here: one for all of a process's life, as its WireGuard key is.
+    began: Instant,
     made: u8,
     current: Option<Inbound>,
     former: Option<Inbound>,
     outbound: Option<Outbound>,
+    /// When the newest key that we were told of was made, by the other's clock, nanoseconds.
+    newest: Option<u64>,
     pulsed: Option<Instant>,
 }
 
@@ -91,22 +99,25 @@ struct Inbound {
 #[derive(Debug)]
 struct Outbound {
     index: u32,
-    secret: Secret,
     key: LessSafeKey,
     told: Instant,
+    first: u64,
     next: u64,
 }
 
 impl Bulk {
-    /// For the peer of this slot.
-    pub(super) fn new(slot: usize) -> Self {
+    /// For the peer of this slot; `began`: the datapath.
+    pub(super) fn new(slot: usize, began: Instant) -> Self {
         let slot = u32::try_from(slot).unwrap_or(0) << 8;
-        Self { slot, made: 0, current: None, former: None, outbound: None, pulsed: None }
+        Self { slot, began, made: 0, current: None, former: None, outbound: None, newest: None, pulsed: None }
     }
 
     /// Whether packets may go past the tunnel now. Not when one is due to take it.
     pub(super) fn carries(&mut self, now: Instant) -> bool {
-        let usable = self.outbound.as_ref().is_some_and(|o| now.duration_since(o.told) < USED_FOR && o.next < MESSAGES);
+        let usable = self
+            .outbound
+            .as_ref()
+            .is_some_and(|o| now.duration_since(o.told) < USED_FOR && o.next - o.first < MESSAGES);
         if usable && self.pulsed.is_none_or(|at| now.duration_since(at) >= PULSE) {
             self.pulsed = Some(now);
             return false;
@@ -186,7 +197,9 @@ impl Bulk {
         header[3] = u8::try_from(OFFER).unwrap_or(0);
         header[9] = PROTOCOL;
         let has = self.outbound.as_ref().map_or(u32::MAX, |o| o.index);
-        let parts = [&MAGIC[..], &current.index.to_le_bytes(), &has.to_le_bytes(), &current.secret];
+        let born = u64::try_from(current.born.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
+        let parts =
+            [&MAGIC[..], &born.to_le_bytes(), &current.index.to_le_bytes(), &has.to_le_bytes(), &current.secret];
         for (to, from) in said.iter_mut().zip(parts.into_iter().flatten()) {
             *to = *from;
         }
@@ -197,14 +210,17 @@ impl Bulk {
     /// that there is: the other has not heard yet that we have its own, or has not got ours.
     pub(super) fn hear(&mut self, packet: &[u8], now: Instant) -> Option<Offer> {
         let said = packet.strip_prefix(&[0x45]).and_then(|_| packet.get(IP_HEADER..OFFER))?;
-        let (index, rest) = said.strip_prefix(&MAGIC)?.split_first_chunk::<4>()?;
+        let (born, rest) = said.strip_prefix(&MAGIC)?.split_first_chunk::<8>()?;
+        let (index, rest) = rest.split_first_chunk::<4>()?;
         let (has, rest) = rest.split_first_chunk::<4>()?;
         let (secret, _) = rest.split_first_chunk::<16>()?;
         let (index, has) = (u32::from_le_bytes(*index), u32::from_le_bytes(*has));
-        // A number alone says nothing: who lost all keys counts from the beginning.
-        let new = self.outbound.as_ref().is_none_or(|o| (o.index, &o.secret) != (index, secret));
+        let born = u64::from_le_bytes(*born);
+        let new = self.newest.is_none_or(|newest| born > newest);
         if new {
-            self.outbound = Some(Outbound { index, secret: *secret, key: key(secret)?, told: now, next: 0 });
+            self.newest = Some(born);
+            let first = first_number(now.duration_since(self.began))?;
+            self.outbound = Some(Outbound { index, key: key(secret)?, told: now, first, next: first });
         }
         let lacks = match &mut self.current {
             Some(current) => {
@@ -220,6 +236,12 @@ impl Bulk {
 /// The index in a message's second field; None: it is none of these messages.
 pub(super) fn receiver(message: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*message.strip_prefix(&TYPE)?.first_chunk()?))
+}
+
+/// Where numbers begin that are used from this time of a datapath's life on: above all that it can have used before, at less
+/// than a million a microsecond. None: it is over 200 days old.
+fn first_number(age: Duration) -> Option<u64> {
+    u64::try_from(age.as_micros()).ok()?.checked_mul(1 << 20)
 }
 
 fn key(secret: &Secret) -> Option<LessSafeKey> {
@@ -253,7 +275,7 @@ impl Window {
 
     fn is_new(&self, number: u64) -> bool {
         let (word, bit) = Self::place(number);
-        number < MESSAGES
+        number < u64::MAX
             && (number >= self.next
                 || (self.next - number <= Self::SPAN && self.seen.get(word).is_some_and(|w| w & bit == 0)))
     }
@@ -293,7 +315,7 @@ mod tests {
 
     /// Two ends that have told each other their keys at this time.
     fn two(now: Instant) -> (Bulk, Bulk) {
-        let (mut a, mut b) = (Bulk::new(1), Bulk::new(7));
+        let (mut a, mut b) = (Bulk::new(1, after(0)), Bulk::new(7, after(0)));
         tell(&mut a, &mut b, now);
         (a, b)
     }
@@ -339,7 +361,7 @@ mod tests {
 
     #[test]
     fn the_tunnel_is_used_until_a_key_is_told_once_a_second_and_when_it_is_old() {
-        let (mut a, mut b) = (Bulk::new(0), Bulk::new(0));
+        let (mut a, mut b) = (Bulk::new(0, after(0)), Bulk::new(0, after(0)));
         assert!(!a.carries(after(0)));
         tell(&mut b, &mut a, after(0));
         let first = [a.carries(after(0)), a.carries(after(0)), a.carries(after(1)), a.carries(after(1))];
@@ -350,7 +372,7 @@ mod tests {
 
     #[test]
     fn who_does_not_answer_is_asked_a_few_times_for_each_key() {
-        let mut a = Bulk::new(0);
+        let mut a = Bulk::new(0, after(0));
         let offers = |a: &mut Bulk, seconds: std::ops::Range<u64>| {
             seconds.filter(|s| a.offer(after(*s), fresh).is_some() | a.offer(after(*s), fresh).is_some()).count()
         };
@@ -375,16 +397,49 @@ mod tests {
     #[test]
     fn an_end_that_lost_its_keys_is_understood_again() {
         let (mut a, _) = two(after(0));
-        let mut b = Bulk::new(7);
+        let mut b = Bulk::new(7, after(0));
         assert_eq!(b.open(&mut message(&mut a, b"lost")), None);
         tell(&mut b, &mut a, after(1));
         assert!(b.open(&mut message(&mut a, b"here")).is_some());
         assert!(a.open(&mut message(&mut b, b"there")).is_some());
     }
 
+    /// Of a message's head.
+    fn number(message: &[u8]) -> u64 {
+        u64::from_le_bytes(*message[8..].first_chunk().unwrap())
+    }
+
+    #[test]
+    fn who_is_told_a_key_again_goes_on_with_higher_numbers() {
+        let (mut a, mut b) = two(after(0));
+        let last = (0..1000).map(|_| number(&message(&mut a, b"x"))).max().unwrap();
+        let mut a = Bulk::new(1, after(0));
+        tell(&mut a, &mut b, after(0) + Duration::from_micros(50));
+        let again = message(&mut a, b"x");
+        assert!(number(&again) > last);
+        assert!(b.open(&mut again.clone()).is_some());
+        assert_eq!(first_number(Duration::from_hours(24 * 300)), None);
+    }
+
+    #[test]
+    fn an_offer_that_was_held_back_brings_no_key_back() {
+        let (mut a, mut b) = (Bulk::new(1, after(0)), Bulk::new(7, after(0)));
+        let [first, again] = [0, 1].map(|s| a.offer(after(s), fresh).unwrap());
+        b.hear(&first, after(1));
+        message(&mut b, b"number 0");
+        tell(&mut a, &mut b, after(120));
+        let index = receiver(&message(&mut b, b"number 0 of another key")).unwrap();
+        for held in [again, first] {
+            b.hear(&held, after(121));
+            let next = message(&mut b, b"number 1");
+            assert_eq!(receiver(&next), Some(index));
+            assert!(a.open(&mut next.clone()).is_some());
+        }
+    }
+
     #[test]
     fn offers_are_ip_packets_that_nobody_else_could_have_sent() {
-        let offer = Bulk::new(0).offer(after(0), fresh).unwrap();
+        let offer = Bulk::new(0, after(0)).offer(after(0), fresh).unwrap();
         let view = super::super::packet::parse(&offer).unwrap();
         assert_eq!((view.total, view.src.is_unspecified()), (offer.len(), true));
     }
@@ -392,7 +447,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_packet_is_mistaken_for_an_offer(mut packet in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let mut a = Bulk::new(0);
+            let mut a = Bulk::new(0, after(0));
             if let Some(first) = packet.first_mut() {
                 *first = 0x45;
             }
@@ -402,10 +457,10 @@ mod tests {
         }
 
         #[test]
-        fn each_number_is_new_once(numbers in proptest::collection::vec(prop_oneof![0..300_u64, 0..5000_u64, 0..MESSAGES + 3], 0..400)) {
+        fn each_number_is_new_once(numbers in proptest::collection::vec(prop_oneof![0..300_u64, 0..5000_u64, any::<u64>()], 0..400)) {
             let (mut window, mut came, mut highest) = (Window::default(), HashSet::new(), 0);
             for n in numbers {
-                let expected = n < MESSAGES && !came.contains(&n) && n + Window::SPAN > highest;
+                let expected = n < u64::MAX && !came.contains(&n) && n.saturating_add(Window::SPAN) > highest;
                 prop_assert_eq!(window.is_new(n), expected, "{} after {}", n, highest);
                 if expected {
                     window.mark(n);

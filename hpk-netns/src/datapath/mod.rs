@@ -102,7 +102,7 @@ impl Datapath {
         let udp = port::UdpPort::bind(config.node_ip)?;
         let endpoint = udp.address()?;
         let keys = if config.encryption == Encryption::Off { None } else { Some(keys::Keys::generate()?) };
-        let bulk = config.encryption == Encryption::Fastest && bulk::is_fast_here();
+        let fastest = config.encryption == Encryption::Fastest && bulk::is_fast_here();
         let public_key = keys.as_ref().map(keys::Keys::public_text);
         // Without the shortcut, pods of one node speak as those of two do.
         let local = config.addresses.first().and_then(|ip| port::LocalPort::bind(config.folder, *ip).ok());
@@ -117,7 +117,7 @@ impl Datapath {
             udp,
             local,
             folder: config.folder.to_path_buf(),
-            peers: Peers::new(keys, bulk),
+            peers: Peers::new(keys, fastest.then(std::time::Instant::now)),
             commands: obeyed,
             wake: wake.clone(),
             questions,

@@ -90,8 +90,8 @@ pub(crate) enum Lookup {
 /// All of them.
 pub(crate) struct Peers {
     keys: Option<Keys>,
-    /// Whether the faster cipher is offered.
-    bulk: bool,
+    /// Since when the faster cipher is offered; None: it is not.
+    bulk: Option<Instant>,
     limiter: Option<Arc<RateLimiter>>,
     list: Vec<Option<Peer>>,
     by_ip: HashMap<IpAddr, Entry>,
@@ -99,8 +99,8 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// `keys`: ours, None when packets go in the clear. `bulk`: whether to offer the faster cipher.
-    pub(crate) fn new(keys: Option<Keys>, bulk: bool) -> Self {
+    /// `keys`: ours, None when packets go in the clear. `bulk`: now, to offer the faster cipher.
+    pub(crate) fn new(keys: Option<Keys>, bulk: Option<Instant>) -> Self {
         let limiter = keys.as_ref().map(|k| Arc::new(RateLimiter::new(k.public(), 200)));
         Self { keys, bulk, limiter, list: Vec::new(), by_ip: HashMap::new(), by_key: HashMap::new() }
     }
@@ -215,7 +215,7 @@ impl Peers {
     }
 
     fn bulk(&self, index: usize) -> Option<Box<Bulk>> {
-        (self.bulk && self.keys.is_some()).then(|| Box::new(Bulk::new(index)))
+        self.bulk.filter(|_| self.keys.is_some()).map(|began| Box::new(Bulk::new(index, began)))
     }
 
     /// Starts a peer's tunnel anew, after its session died.
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn packets_wait_for_the_answer_and_questions_are_repeated() {
-        let mut p = Peers::new(None, false);
+        let mut p = Peers::new(None, None);
         let t = Instant::now();
         assert_eq!(p.lookup(ip(1), b"a", t), Lookup::Wait { ask: true });
         assert_eq!(p.lookup(ip(1), b"b", t), Lookup::Wait { ask: false });
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn absent_for_a_second_then_asked_again() {
-        let mut p = Peers::new(None, false);
+        let mut p = Peers::new(None, None);
         let t = Instant::now();
         p.lookup(ip(1), b"a", t);
         assert_eq!(p.told(ip(1), None, None, None, t), (None, vec![]));
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_peer_that_moves_keeps_its_slot_and_one_with_a_new_key_does_not_keep_its_session() {
         let (ours, theirs, newer) = (Keys::generate().unwrap(), Keys::generate().unwrap(), Keys::generate().unwrap());
-        let mut p = Peers::new(Some(ours), true);
+        let mut p = Peers::new(Some(ours), Some(Instant::now()));
         let t = Instant::now();
         let key = PublicKey::parse(&theirs.public_text()).unwrap();
         let (index, _) = p.told(ip(1), endpoint(1), Some(key), None, t);
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn both_addresses_of_a_pod_share_its_session_and_it_goes_with_the_last() {
         let (ours, theirs, others) = (Keys::generate().unwrap(), Keys::generate().unwrap(), Keys::generate().unwrap());
-        let mut p = Peers::new(Some(ours), true);
+        let mut p = Peers::new(Some(ours), Some(Instant::now()));
         let t = Instant::now();
         let key = PublicKey::parse(&theirs.public_text()).unwrap();
         let (v4, v6) = (ip(1), "fd00:10:244::101".parse().unwrap());
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_scan_is_bounded() {
-        let mut p = Peers::new(None, false);
+        let mut p = Peers::new(None, None);
         let t = Instant::now();
         for n in 0..4000_u32 {
             p.lookup(IpAddr::V4(n.into()), b"", t);
