@@ -75,10 +75,9 @@ fn watch(command: &mut Command) -> io::Result<Ended> {
     signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
     let worker = Pid::from_raw(command.spawn()?.id().cast_signed());
-    // From here it waits for as long as the pod lives.
-    hpk_sys::memory::settle();
     loop {
-        match signals.wait()? {
+        // For as long as the pod lives.
+        match hpk_sys::memory::settle_then(|| signals.wait())? {
             Signal::SIGCHLD => {
                 if let Some(ended) = reap(worker)? {
                     return Ok(ended);

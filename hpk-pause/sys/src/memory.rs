@@ -15,18 +15,51 @@ pub fn frugal() {
     }
 }
 
-/// Gives back what only the start needed: free pages of the heap, and the program's own pages, which come back one by one
-/// from the page cache where they are needed. For a moment when a long rest begins.
+/// Gives back what only the start needed: free pages of the heap, the stack's below here, and the program's own pages,
+/// which come back one by one from the page cache where they are needed. For a moment when a long rest begins.
 pub fn settle() {
-    // SAFETY: no preconditions.
-    unsafe { libc::malloc_trim(0) };
-    let Ok(exe) = std::fs::read_link("/proc/self/exe") else { return };
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for line in maps.lines() {
-        let Some((start, length)) = of_program(line, &exe.to_string_lossy()) else { continue };
+    settle_then(|| ());
+}
+
+/// [`settle`] and then `wait`, with little in between: a page of the program that is needed once more comes back with its
+/// neighbours, 64 KiB of them, or as many as the kernel keeps as one, and stays while this waits. The thread must have
+/// been made by the system or by the standard library, whose stacks end in pages that nobody may touch.
+#[inline(always)]
+pub fn settle_then<T>(wait: impl FnOnce() -> T) -> T {
+    for (start, length) in unneeded().into_iter().flatten() {
         // SAFETY: a mapping of a file that nobody has written to, since it cannot be written to: the same bytes come back.
+        // Or a part of this thread's stack that no frame uses.
         unsafe { libc::madvise(std::ptr::without_provenance_mut::<c_void>(start), length, libc::MADV_DONTNEED) };
     }
+    wait()
+}
+
+/// Address and length of what this process can do without, after the heap was trimmed.
+#[inline(never)]
+fn unneeded() -> [Option<(usize, usize)>; 4] {
+    let mut parts = [None; 4];
+    let here = 0_u8;
+    if let (Ok(exe), Ok(maps)) = (std::fs::read_link("/proc/self/exe"), std::fs::read_to_string("/proc/self/maps")) {
+        let exe = exe.to_string_lossy();
+        let found =
+            maps.lines().filter_map(|line| of_program(line, &exe).or_else(|| of_stack(line, (&raw const here).addr())));
+        for (place, part) in parts.iter_mut().zip(found) {
+            *place = Some(part);
+        }
+    }
+    // SAFETY: no preconditions.
+    unsafe { libc::malloc_trim(0) };
+    parts
+}
+
+/// Address and length of what lies below a frame at `here`, if the line is of the stack's mapping, but for what calls
+/// from that frame may need.
+fn of_stack(line: &str, here: usize) -> Option<(usize, usize)> {
+    const NEAR: usize = 8 << 10;
+    const PAGE: usize = 4 << 10;
+    let (start, end) = range(line.split_ascii_whitespace().next()?)?;
+    let length = here.checked_sub(start)?.checked_sub(NEAR)? / PAGE * PAGE;
+    (here < end && length > 0).then_some((start, length))
 }
 
 /// Address and length of a line of /proc/self/maps that is the program's code, or its constants before it. What is
@@ -39,9 +72,14 @@ fn of_program(line: &str, exe: &str) -> Option<(usize, usize)> {
     if path != exe || !pure {
         return None;
     }
-    let (start, end) = range.split_once('-')?;
-    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let (start, end) = self::range(range)?;
     Some((start, end.checked_sub(start)?))
+}
+
+/// `1000-3000`, as /proc/self/maps has it.
+fn range(text: &str) -> Option<(usize, usize)> {
+    let (start, end) = text.split_once('-')?;
+    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -66,7 +104,19 @@ mod tests {
     }
 
     #[test]
+    fn of_a_stack_only_what_lies_well_below_is_given_back() {
+        let line = "10000-30000 rw-p 00000000 00:00 0 [stack]";
+        assert_eq!(of_stack(line, 0x20_123), Some((0x10000, 0xe000)));
+        for other in [0xffff, 0x10010, 0x12fff, 0x30000, 0x40000] {
+            assert_eq!(of_stack(line, other), None, "{other:#x}");
+        }
+    }
+
+    #[test]
     fn a_program_goes_on_after_it() {
+        let (before, deep) = (String::from("still "), [7_u8; 10_000]);
+        assert_eq!(settle_then(|| std::hint::black_box(deep).iter().map(|b| usize::from(*b)).sum::<usize>()), 70_000);
+        assert_eq!(before, "still ");
         settle();
         assert_eq!(format!("{:?}", "still ".repeat(3).trim()), "\"still still still\"");
     }
