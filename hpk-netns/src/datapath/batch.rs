@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 const MAX_COUNT: usize = 64;
 /// Most bytes in one call.
 const MAX_BYTES: usize = 65_000;
-/// Room behind [`MAX_BYTES`] that a writer may use at once.
-const ROOM: usize = 4096;
 
 /// Gathered datagrams.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// As long as what was gathered at most.
     buffer: Vec<u8>,
     used: usize,
     count: usize,
@@ -23,7 +22,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        Self { buffer: vec![0; MAX_BYTES + ROOM], used: 0, count: 0, size: 0, closed: false, to: None }
+        Self { buffer: Vec::new(), used: 0, count: 0, size: 0, closed: false, to: None }
     }
 
     /// Whether a datagram of `len` bytes to `to` can join; else it must be sent first.
@@ -36,7 +35,7 @@ impl Batch {
                 && self.used + len <= MAX_BYTES)
     }
 
-    /// Where the next datagram is to be written: at least `len` and 256 bytes long, when that is at most a page.
+    /// Where the next datagram is to be written: at least `len` and 256 bytes long.
     pub(crate) fn space(&mut self, len: usize) -> &mut [u8] {
         let end = self.used + len.max(256);
         if self.buffer.len() < end {

@@ -147,18 +147,20 @@ impl Engine {
             ticked: now,
             calls: Vec::new(),
             told: HashSet::new(),
-            wait: Wait::default(),
+            wait: Wait::new(now),
             counters: Counters::default(),
         }
     }
 
     /// Until [`Command::Stop`], the other side's end, or the TUN's.
     pub(crate) fn run(mut self) {
-        let mut frame = vec![0; FRAME];
-        let mut plain = vec![0; FRAME];
+        let (mut frame, mut plain) = (Vec::new(), Vec::new());
         loop {
-            let Some(ready) = self.wait() else { return };
+            let Some(ready) = self.wait([&mut frame, &mut plain]) else { return };
             self.now = Instant::now();
+            // No work, but after a long rest.
+            frame.resize(FRAME, 0);
+            plain.resize(FRAME, 0);
             if ready.commands && !self.obey(&mut plain) {
                 return;
             }
@@ -181,8 +183,13 @@ impl Engine {
         }
     }
 
-    fn wait(&mut self) -> Option<Ready> {
+    fn wait(&mut self, frames: [&mut Vec<u8>; 2]) -> Option<Ready> {
         let busy = self.peers.is_asking() || !self.peers.active(self.now, QUIET).is_empty();
+        if self.wait.rests(self.now, busy) {
+            // All of them are empty between two turns.
+            (self.batch, self.coalescer, self.piece) = (Batch::new(), Coalescer::default(), Vec::new());
+            frames.into_iter().for_each(|frame| *frame = Vec::new());
+        }
         let sources = Sources {
             wake: self.wake.as_fd(),
             udp: self.udp.as_fd(),
@@ -193,7 +200,7 @@ impl Engine {
                 _ => None,
             },
         };
-        self.wait.wait(&sources, busy.then(|| TICK.saturating_sub(self.ticked.elapsed())))
+        self.wait.wait(&sources, self.now, busy.then(|| TICK.saturating_sub(self.ticked.elapsed())))
     }
 
     /// Seconds since the start, for the pure parts.
