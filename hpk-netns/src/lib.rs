@@ -11,4 +11,5 @@ mod node;
 mod outward;
 pub mod probe;
 pub mod requests;
+pub mod rest;
 pub mod run;

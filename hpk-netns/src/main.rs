@@ -9,6 +9,7 @@
 //! hpk-netns --version
 //! ```
 
+use hpk_netns::rest::Rest;
 use hpk_netns::{carry, cni::inside, member, probe, run};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -103,8 +104,12 @@ fn exit_code(code: i32) -> ExitCode {
 
 /// One thread: the control side is idle nearly always.
 fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let rest = Rest::default();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    rest.watch(builder.enable_all(), hpk_sys::memory::settle);
+    match builder.build() {
         Ok(runtime) => {
+            drop(runtime.spawn(rest.keep()));
             let code = runtime.block_on(work);
             // Standard error and standard input of tokio live on helper threads; do not wait for them.
             runtime.shutdown_background();
