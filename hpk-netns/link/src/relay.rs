@@ -13,8 +13,19 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
-/// Bytes taken at a time in each direction.
-const CHUNK: usize = 64 << 10;
+/// Most bytes taken at a time in each direction.
+const MOST: usize = 64 << 10;
+/// What a stream that brings little has room for: many live as long as the pod and are idle nearly always.
+const LITTLE: usize = 4 << 10;
+
+/// Room for the next read, after one of `length` bytes.
+fn fit(buffer: &mut Vec<u8>, length: usize) {
+    if length == buffer.len() && length < MOST {
+        *buffer = vec![0; MOST];
+    } else if length <= LITTLE && buffer.len() > LITTLE {
+        *buffer = vec![0; LITTLE];
+    }
+}
 
 /// The stream, polled by both directions of one task; the lock is never contended.
 struct Shared(Mutex<LinkStream>);
@@ -63,7 +74,7 @@ pub(crate) async fn join(stream: LinkStream, mut socket: UnixStream) {
     let stream = Shared(Mutex::new(stream));
     let (mut from_socket, mut to_socket) = socket.split();
     let inward = async {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; LITTLE];
         loop {
             let length = stream.read(&mut buffer).await?;
             if length == 0 {
@@ -74,18 +85,36 @@ pub(crate) async fn join(stream: LinkStream, mut socket: UnixStream) {
                 written = to_socket.write_all(bytes) => written?,
                 () = stream.hung_up() => return Err(io::ErrorKind::ConnectionReset.into()),
             }
+            fit(&mut buffer, length);
         }
     };
     let outward = async {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; LITTLE];
         loop {
             let length = from_socket.read(&mut buffer).await?;
             if length == 0 {
                 return stream.shutdown().await;
             }
             stream.write_all(buffer.get(..length).unwrap_or_default()).await?;
+            fit(&mut buffer, length);
         }
     };
     // An error of one direction ends both: dropping the ends tells the two sides.
     let _ = tokio::try_join!(inward, outward);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_follows_what_comes() {
+        let mut buffer = vec![0; LITTLE];
+        for (length, room) in
+            [(10, LITTLE), (LITTLE, MOST), (MOST, MOST), (LITTLE + 1, MOST), (LITTLE, LITTLE), (0, LITTLE)]
+        {
+            fit(&mut buffer, length);
+            assert_eq!(buffer.len(), room, "after {length}");
+        }
+    }
 }
