@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What HPK's network costs a real pod: the first packet to a peer it never spoke to, and hpk-netns at rest.
+"""What HPK's network costs a real pod: the first packet to a peer it never spoke to, and hpk-netns at rest, by what the pod
+did before.
 
   pods.py SX
 
@@ -12,6 +13,7 @@ from process import memory, switches
 
 SX = sys.argv[1]
 PEERS = int(os.environ.get('PEERS', '20'))
+RESTING = int(os.environ.get('RESTING', '6'))  # Pods of each kind whose rest is looked at.
 NAMESPACE = f'bench-net-{os.getpid()}'
 CONNECT = '''
 import socket, sys, time
@@ -42,54 +44,89 @@ def pod(name, node, role, image, command):
 
 
 def of_pod(uid):
-    """The host's pid of hpk-netns of a pod."""
+    """The host's pids of the two hpk-netns of a pod: the job's first process, and the one that works."""
+    found = {}
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
             with open(f'/proc/{pid}/comm') as f, open(f'/proc/{pid}/cmdline') as g:
                 words = g.read().split('\0')
-                if f.read().strip() == 'hpk-netns' and words[1:2] == ['work'] and uid in words[2]:
-                    return int(pid)
-        except OSError:
+                if f.read().strip() == 'hpk-netns' and uid in words[2]:
+                    found[words[1]] = int(pid)
+        except (OSError, IndexError):
             pass  # It ended meanwhile.
-    sys.exit(f'no hpk-netns runs for pod {uid}')
+    if found.keys() != {'run', 'work'}:
+        sys.exit(f'of pod {uid} there are only {found}')
+    return found['run'], found['work']
 
 
 def show(values, form='{:.1f}'):
     return f'{form.format(statistics.median(values))} ({form.format(min(values))}–{form.format(max(values))})'
 
 
+def rest(pids):
+    """Rows of a table: the two of each pod, a good minute after the last packet."""
+    time.sleep(75)  # Longer than a session's timers run, and than the silence after which memory is given back.
+    before = {name: [switches(pid) for pid in both] for name, both in pids.items()}
+    time.sleep(60)
+    kinds = {}
+    for name, both in pids.items():
+        wakes = sum(switches(pid) - b for pid, b in zip(both, before[name]))
+        kinds.setdefault(name.rsplit('-', 1)[0], []).append([*map(memory, both), wakes])
+    for kind, pods in kinds.items():
+        first, work = [m for m, _, _ in pods], [m for _, m, _ in pods]
+        both = [f[0] + w[0] for f, w in zip(first, work)]
+        print(f'| {LABELS[kind]} | {len(pods)} | {show([m[0] for m in first], "{:.0f}")} | {show([m[0] for m in work], "{:.0f}")} '
+              f'| {show(both, "{:.0f}")} | {show([f[1] + w[1] for f, w in zip(first, work)], "{:.0f}")} '
+              f'| {show([w for _, _, w in pods], "{:.0f}")} |', flush=True)
+
+
+LABELS = {'new': 'new', 'far': 'was connected to from another node', 'near': 'was connected to from its node', 'client': 'has connected to all',
+          'sink': 'took a stream for 5 s, and one for 1 s of each of the next', 'load': 'sent a stream for a second', 'exec': 'ran ten commands, and 8 MiB of its log were read',
+          'asker': 'asked a service whose endpoints changed ten times', 'told': 'new, and told of that service'}
+
+
 def main():
     serve = ['sh', '-c', 'exec httpd -f -p 8080 -h /tmp']
     pods = [pod(f'{where}-{n}', node, where, 'login:5000/busybox:1', serve)
             for where, node in [('far', 'c1'), ('near', 'c2')] for n in range(PEERS)]
-    pods.append(pod('client', 'c2', 'client', 'login:5000/toolbox:1', ['sleep', 'infinity']))
-    pods.append(pod('sink', 'c1', 'sink', 'login:5000/toolbox:1', ['iperf3', '-s']))
-    kubectl('apply', '-f', '-', input=json.dumps({'apiVersion': 'v1', 'kind': 'List', 'items': pods}))
+    pods.append(pod('client-0', 'c2', 'client', 'login:5000/toolbox:1', ['sleep', 'infinity']))
+    pods.append(pod('sink-0', 'c1', 'sink', 'login:5000/toolbox:1', ['iperf3', '-s']))
+    says = ['sh', '-c', 'head -c 6291456 /dev/zero | base64; exec sleep infinity']
+    for kind, command in [('told', ['sleep', 'infinity']), ('load', ['sleep', 'infinity']), ('exec', says), ('asker', ['sleep', 'infinity'])]:
+        pods += [pod(f'{kind}-{n}', ['c1', 'c2'][n % 2], kind, 'login:5000/toolbox:1', command) for n in range(RESTING)]
+    service = {'apiVersion': 'v1', 'kind': 'Service', 'metadata': {'name': 'changing'},
+               'spec': {'selector': {'role': 'far'}, 'ports': [{'port': 80, 'targetPort': 8080}]}}
+    kubectl('apply', '-f', '-', input=json.dumps({'apiVersion': 'v1', 'kind': 'List', 'items': [service, *pods]}))
     kubectl('wait', 'pod', '--all', '--for=condition=Ready', '--timeout=300s')
     found = {p['metadata']['name']: p for p in json.loads(kubectl('get', 'pods', '-o', 'json'))['items']}
     ip = {name: p['status']['podIP'] for name, p in found.items()}
     pids = {name: of_pod(p['metadata']['uid']) for name, p in found.items()}
-    new = memory(pids['far-0'])
     print(f'{PEERS} peers of each kind; a TCP connection to each, then a second one; milliseconds.\n')
     print('| | first | second |\n|---|---|---|')
     for where, label in [('far', 'on another node'), ('near', 'on the same node')]:
-        out = kubectl('exec', 'client', '--', 'python3', '-c', CONNECT, *[ip[f'{where}-{n}'] for n in range(PEERS)])
+        out = kubectl('exec', 'client-0', '--', 'python3', '-c', CONNECT, *[ip[f'{where}-{n}'] for n in range(PEERS)])
         first, second = zip(*[map(float, line.split()) for line in out.splitlines()])
         print(f'| {label} | {show(first, "{:.2f}")} | {show(second, "{:.2f}")} |')
-    sent = json.loads(kubectl('exec', 'client', '--', 'iperf3', '-c', ip['sink'], '-t', '5', '-J'))
+    stream = lambda name, seconds: json.loads(kubectl('exec', name, '--', 'iperf3', '-c', ip['sink-0'], '-t', seconds, '-J'))
+    sent = stream('client-0', '5')
     print(f'\nOne stream between pods of two nodes: {sent["end"]["sum_received"]["bits_per_second"] / 1e9:.2f} Gbit/s.')
-    after = {name: memory(pids[name]) for name in ('client', 'sink')}
-    time.sleep(60)  # longer than a session's timers run after the last packet
-    some = ['client', 'sink', 'far-0', 'near-0']
-    before = {name: switches(pids[name]) for name in some}
-    time.sleep(60)
-    print('\n| hpk-netns of a pod | resident KiB | of it private | wake-ups in a minute |\n|---|---|---|---|')
-    print(f'| new | {new[0]} | {new[1]} | |')
-    for name in after:
-        print(f'| {name}, just after the stream | {after[name][0]} | {after[name][1]} | |')
-    for name in some:
-        resident, private = memory(pids[name])
-        print(f'| {name}, at rest | {resident} | {private} | {switches(pids[name]) - before[name]} |')
+    after = {name: memory(pids[name][1]) for name in ('client-0', 'sink-0')}
+    for name, (resident, private) in after.items():
+        print(f'\nhpk-netns work of {name} just after it: {resident} KiB resident, {private} of it private.')
+    print('\nThe two hpk-netns of a pod at rest, KiB resident: medians (ranges).\n')
+    print('| the pod | pods | the job\'s first process | the one that works | both | of it private | wake-ups in a minute |\n|---|---|---|---|---|---|---|')
+    rest({f'new-{n}': pids[f'told-{n}'] for n in range(RESTING)})
+    for n in range(RESTING):
+        stream(f'load-{n}', '1')
+        for _ in range(10):
+            kubectl('exec', f'exec-{n}', '--', 'ls', '/')
+        assert len(kubectl('logs', f'exec-{n}')) > 8 << 20
+    for change in range(10):
+        kubectl('patch', 'service', 'changing', '-p', json.dumps({'spec': {'selector': {'role': ['near', 'far'][change % 2]}}}))
+        for n in range(RESTING):
+            subprocess.run([SX, 'login', '-u', 'alice', 'kubectl', '-n', NAMESPACE, 'exec', f'asker-{n}', '--',
+                            'curl', '-s', '-o', '/dev/null', '--max-time', '1', 'http://changing/'], capture_output=True)
+    rest(pids)
 
 
 subprocess.run([SX, 'login', '-u', 'alice', 'kubectl', 'create', 'namespace', NAMESPACE], check=True, capture_output=True)
