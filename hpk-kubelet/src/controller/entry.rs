@@ -242,6 +242,13 @@ impl Entry {
         }
     }
 
+    /// Whether the Node's ports that it asks for are its own: from when it was taken until it has ended.
+    #[must_use]
+    pub fn holds_ports(&self) -> bool {
+        let known = self.current.as_ref().or_else(|| self.pod.as_ref()?.status.as_ref());
+        self.refused.is_none() && !phase::is_terminal(known.and_then(|s| s.phase.as_deref()))
+    }
+
     /// For [`crate::slurm::pace`]; None: Slurm need not be asked about it.
     #[must_use]
     pub fn interest(&self, now: Instant) -> Option<Interest> {

@@ -29,6 +29,7 @@ use crate::api::references::Watches;
 use crate::pods::address::Pool;
 use crate::pods::admit;
 use crate::pods::folder::{self, Record};
+use crate::pods::phase;
 use crate::pods::plan::Image;
 use crate::pods::reconcile::{self, Stage, Step};
 use context::Context;
@@ -226,13 +227,7 @@ impl Controller {
                 || old.metadata.annotations != pod.metadata.annotations
                 || old.metadata.labels != pod.metadata.labels
         });
-        if entry.stage == Stage::New && entry.refused.is_none() {
-            entry.refused = admit::refuse(&pod);
-            if let Some(refusal) = &entry.refused {
-                self.ctx.recorder.pod(&pod, Note::warning(refusal.reason, refusal.message.clone()));
-            }
-        }
-        entry.pod = Some(pod);
+        entry.pod = Some(pod.clone());
         entry.settled = false;
         if changed {
             // A pod that is held may be fine now; a running one may have new images or containers.
@@ -246,7 +241,23 @@ impl Controller {
                 entry.memory = Some(Memory::default());
             }
         }
+        self.admit(&uid, &pod);
         self.advance(&uid);
+    }
+
+    /// Refuses a pod that is not begun, if it must be.
+    fn admit(&mut self, uid: &str, pod: &Pod) {
+        if !self.entries.get(uid).is_some_and(|e| e.stage == Stage::New && e.refused.is_none()) {
+            return;
+        }
+        let others = self.entries.iter().filter(|(other, e)| *other != uid && e.holds_ports());
+        let over = phase::is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()));
+        let taken = || if over { None } else { admit::ports_taken(pod, others.filter_map(|(_, e)| e.pod.as_deref())) };
+        let Some(refusal) = admit::refuse(pod).or_else(taken) else { return };
+        self.ctx.recorder.pod(pod, Note::warning(refusal.reason, refusal.message.clone()));
+        if let Some(entry) = self.entries.get_mut(uid) {
+            entry.refused = Some(refusal);
+        }
     }
 
     fn vanished(&mut self, uid: &str) {

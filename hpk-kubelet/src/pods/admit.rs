@@ -1,13 +1,14 @@
 //! Admission by the kubelet: pods that are refused for good (phase Failed), with upstream's reasons and texts.
 
-use k8s_openapi::api::core::v1::Pod;
+use super::phase::is_sidecar;
+use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
 /// Why a pod is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// status.reason
     pub reason: &'static str,
-    /// status.message
+    /// The event's text; status.message says before it that the pod was rejected.
     pub message: String,
 }
 
@@ -53,6 +54,54 @@ pub fn refuse(pod: &Pod) -> Option<Refusal> {
     None
 }
 
+/// Whether a port of the Node that the pod asks for is taken by one of the pods that the Node has already.
+///
+/// The scheduler keeps such pods apart, over all compute nodes, for they are one Node. A pod that names its Node itself comes
+/// by no scheduler.
+pub fn ports_taken<'a>(pod: &Pod, others: impl IntoIterator<Item = &'a Pod>) -> Option<Refusal> {
+    let wanted: Vec<NodePort<'_>> = node_ports(pod).collect();
+    if wanted.is_empty() {
+        return None;
+    }
+    let taken = others.into_iter().flat_map(node_ports).any(|t| wanted.iter().any(|w| w.meets(&t)));
+    taken.then(|| Refusal {
+        reason: "NodePorts",
+        message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".to_owned(),
+    })
+}
+
+struct NodePort<'a> {
+    protocol: &'a str,
+    address: &'a str,
+    number: i32,
+}
+
+impl NodePort<'_> {
+    /// An address meets itself and all of them.
+    fn meets(&self, other: &Self) -> bool {
+        let addresses = [self.address, other.address];
+        self.number == other.number
+            && self.protocol == other.protocol
+            && (self.address == other.address || addresses.contains(&ALL_ADDRESSES))
+    }
+}
+
+const ALL_ADDRESSES: &str = "0.0.0.0";
+
+/// Of containers that run as long as the pod does.
+fn node_ports(pod: &Pod) -> impl Iterator<Item = NodePort<'_>> {
+    let spec = pod.spec.iter();
+    let sidecars = spec.clone().flat_map(|s| s.init_containers.iter().flatten()).filter(|c| is_sidecar(c));
+    let ports = spec.flat_map(|s| &s.containers).chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    ports.filter_map(|p: &ContainerPort| {
+        Some(NodePort {
+            protocol: p.protocol.as_deref().unwrap_or("TCP"),
+            address: p.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or(ALL_ADDRESSES),
+            number: p.host_port.filter(|number| *number > 0)?,
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +125,41 @@ mod tests {
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).expect("pod");
             assert_eq!(refuse(&pod).map(|r| r.reason), reason, "{spec}");
         }
+    }
+
+    #[test]
+    fn a_port_of_the_node_is_one_pods() {
+        let pod = |container: &str, port: serde_json::Value| -> Pod {
+            let policy = if container == "sidecars" { json!("Always") } else { json!(null) };
+            let one = json!([{"name": "c", "ports": [port], "restartPolicy": policy}]);
+            let field = if container == "containers" { "containers" } else { "initContainers" };
+            let mut spec = json!({"containers": []});
+            spec[field] = one;
+            serde_json::from_value(json!({"spec": spec})).expect("pod")
+        };
+        let web = json!({"containerPort": 80, "hostPort": 80});
+        let with = |key: &str, value: &str| {
+            let mut port = web.clone();
+            port[key] = json!(value);
+            port
+        };
+        for (has, asks, kind, taken) in [
+            (web.clone(), web.clone(), "containers", true),
+            (web.clone(), web.clone(), "sidecars", true),
+            // It is done before the pod's containers begin.
+            (web.clone(), web.clone(), "initContainers", false),
+            (web.clone(), with("protocol", "TCP"), "containers", true),
+            (web.clone(), with("protocol", "UDP"), "containers", false),
+            (web.clone(), with("hostIP", "10.0.0.1"), "containers", true),
+            (with("hostIP", "10.0.0.1"), with("hostIP", "0.0.0.0"), "containers", true),
+            (with("hostIP", "10.0.0.1"), with("hostIP", "10.0.0.1"), "containers", true),
+            (with("hostIP", "10.0.0.1"), with("hostIP", "10.0.0.2"), "containers", false),
+            (json!({"containerPort": 80}), json!({"containerPort": 80}), "containers", false),
+            (web.clone(), json!({"containerPort": 80, "hostPort": 81}), "containers", false),
+        ] {
+            let refusal = ports_taken(&pod(kind, asks.clone()), [&pod("containers", has.clone())]);
+            assert_eq!(refusal.map(|r| r.reason), taken.then_some("NodePorts"), "{has} {kind} {asks}");
+        }
+        assert_eq!(ports_taken(&pod("containers", web), []), None);
     }
 }

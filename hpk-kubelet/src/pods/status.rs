@@ -68,7 +68,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
     let judged = match input.refused {
         Some(refusal) => Some(Verdict {
             reason: refusal.reason,
-            message: refusal.message.clone(),
+            message: format!("Pod was rejected: {}", refusal.message),
             disruption: false,
             containers: Lost::NeverStarted,
         }),

@@ -1,6 +1,6 @@
 //! A bad pod gets an event and a status that say what is wrong; the kubelet goes on with the others.
 
-use hpk_e2e::{Namespace, PATIENCE};
+use hpk_e2e::{NODE, Namespace, PATIENCE};
 use serde_json::json;
 
 /// After each bad pod: an ordinary one still runs to its end.
@@ -48,6 +48,31 @@ fn memory_beyond_every_node() {
     });
     assert_eq!(pod["status"]["phase"], "Pending");
     kubelet_goes_on(&ns);
+}
+
+/// By no scheduler: the pod names its Node itself.
+#[test]
+fn port_of_the_node_that_another_pod_has() {
+    let ns = Namespace::new("portconflict");
+    let pod = |name: &str, address: &str| {
+        let mut pod = ns.script_pod(name, "Never", "sleep 600");
+        pod["spec"]["nodeName"] = json!(NODE);
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+        pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": 18090, "hostIP": address}]);
+        pod.to_string()
+    };
+    ns.apply(&pod("first", ""));
+    ns.wait_ready("first");
+    ns.apply(&pod("second", "127.0.0.1"));
+    let refused = ns.until_pod("second", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(refused["status"]["reason"], "NodePorts");
+    let message = refused["status"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("Pod was rejected: Predicate NodePorts failed"), "{message}");
+    ns.until_event("second", "NodePorts", "didn't have free ports");
+    // What has ended holds none.
+    ns.kubectl(&["delete", "pod", "first", "--wait=true"]).ok();
+    ns.apply(&pod("third", ""));
+    ns.wait_ready("third");
 }
 
 #[test]

@@ -18,12 +18,21 @@ struct Case {
     job: Option<Job>,
     launch: Option<LaunchReport>,
     held: BTreeMap<String, Waiting>,
+    refused: Option<Refusal>,
     previous: Option<PodStatus>,
 }
 
 impl Case {
     fn new(spec: serde_json::Value) -> Self {
-        Self { pod: pod(spec), report: None, job: None, launch: None, held: BTreeMap::new(), previous: None }
+        Self {
+            pod: pod(spec),
+            report: None,
+            job: None,
+            launch: None,
+            held: BTreeMap::new(),
+            refused: None,
+            previous: None,
+        }
     }
 
     fn status(&self) -> PodStatus {
@@ -37,7 +46,7 @@ impl Case {
             launch: self.launch.as_ref(),
             held: &self.held,
             images: &images,
-            refused: None,
+            refused: self.refused.as_ref(),
             submit_error: None,
             host_ip: "10.77.0.1".parse().expect("ip"),
             seen_at: at(1000),
@@ -110,6 +119,15 @@ fn before_the_start() {
         Some(Time("2026-01-01T00:00:00Z".parse().expect("time"))),
         "unchanged, so its time is kept"
     );
+}
+
+#[test]
+fn refused() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.refused = Some(Refusal { reason: "NodePorts", message: "no port".into() });
+    let status = case.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodePorts")));
+    assert_eq!(status.message.as_deref(), Some("Pod was rejected: no port"));
 }
 
 #[test]
