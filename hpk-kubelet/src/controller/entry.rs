@@ -278,6 +278,10 @@ impl Entry {
         let pod = self.pod.as_ref()?;
         let empty = PodStatus::default();
         let previous = self.posted.as_ref().or(pod.status.as_ref()).unwrap_or(&empty);
+        // It was over before this kubelet began anything for it (an earlier one refused it, say): there is nothing to add.
+        if self.stage == Stage::New && self.refused.is_none() && phase::is_terminal(previous.phase.as_deref()) {
+            return Some(previous.clone());
+        }
         Some(status::status(status::Input {
             pod,
             previous,
@@ -370,6 +374,19 @@ mod tests {
             let now_runs = &entry.report.as_ref().unwrap().containers[0].state;
             assert!(matches!(now_runs, RunState::Running { .. }), "{now_runs:?}");
         }
+    }
+
+    #[test]
+    fn what_was_over_before_stays_as_it_was_told() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"generation": 2},
+            "spec": {"containers": [{"name": "c"}]},
+            "status": {"phase": "Failed", "reason": "NodePorts"},
+        }))
+        .unwrap();
+        let told = pod.status.clone();
+        let entry = Entry { pod: Some(Arc::new(pod)), ..entry() };
+        assert_eq!(entry.status("10.0.0.1".parse().unwrap(), Timestamp::UNIX_EPOCH), told);
     }
 
     #[test]

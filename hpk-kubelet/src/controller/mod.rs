@@ -247,12 +247,12 @@ impl Controller {
 
     /// Refuses a pod that is not begun, if it must be.
     fn admit(&mut self, uid: &str, pod: &Pod) {
-        if !self.entries.get(uid).is_some_and(|e| e.stage == Stage::New && e.refused.is_none()) {
+        let over = phase::is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()));
+        if over || !self.entries.get(uid).is_some_and(|e| e.stage == Stage::New && e.refused.is_none()) {
             return;
         }
         let others = self.entries.iter().filter(|(other, e)| *other != uid && e.holds_ports());
-        let over = phase::is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()));
-        let taken = || if over { None } else { admit::ports_taken(pod, others.filter_map(|(_, e)| e.pod.as_deref())) };
+        let taken = || admit::ports_taken(pod, others.filter_map(|(_, e)| e.pod.as_deref()));
         let Some(refusal) = admit::refuse(pod).or_else(taken) else { return };
         self.ctx.recorder.pod(pod, Note::warning(refusal.reason, refusal.message.clone()));
         if let Some(entry) = self.entries.get_mut(uid) {

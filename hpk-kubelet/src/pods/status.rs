@@ -116,13 +116,15 @@ pub fn status(input: Input<'_>) -> PodStatus {
     let host_network = spec.host_network == Some(true);
     let host_ip = pod_ips.first().filter(|_| host_network).cloned().unwrap_or_else(|| input.host_ip.to_string());
     let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
+    // Of a pod that was refused there is no container to tell of; kubectl would show what it waits for, not the pod's reason.
+    let taken = input.refused.is_none();
     PodStatus {
         conditions: Some(conditions),
-        container_statuses: Some(main),
-        ephemeral_container_statuses: Some(ephemeral).filter(|e| !e.is_empty()),
+        container_statuses: taken.then_some(main),
+        ephemeral_container_statuses: Some(ephemeral).filter(|e| taken && !e.is_empty()),
         host_ip: Some(host_ip.clone()),
         host_ips: Some(vec![HostIP { ip: host_ip }]),
-        init_container_statuses: Some(init).filter(|i| !i.is_empty()),
+        init_container_statuses: Some(init).filter(|i| taken && !i.is_empty()),
         message,
         observed_generation: input.pod.metadata.generation,
         phase: Some(phase.to_owned()),

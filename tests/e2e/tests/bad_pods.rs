@@ -69,6 +69,7 @@ fn port_of_the_node_that_another_pod_has() {
     let message = refused["status"]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("Pod was rejected: Predicate NodePorts failed"), "{message}");
     ns.until_event("second", "NodePorts", "didn't have free ports");
+    assert!(ns.kubectl(&["get", "pods"]).stdout.contains(" NodePorts "), "the reason is what kubectl shows");
     // What has ended holds none.
     ns.kubectl(&["delete", "pod", "first", "--wait=true"]).ok();
     ns.apply(&pod("third", ""));

@@ -123,11 +123,12 @@ fn before_the_start() {
 
 #[test]
 fn refused() {
-    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    let mut case = Case::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
     case.refused = Some(Refusal { reason: "NodePorts", message: "no port".into() });
     let status = case.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodePorts")));
     assert_eq!(status.message.as_deref(), Some("Pod was rejected: no port"));
+    assert_eq!((status.container_statuses, status.init_container_statuses), (None, None));
 }
 
 #[test]
