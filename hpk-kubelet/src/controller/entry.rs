@@ -290,6 +290,7 @@ impl Entry {
             launch: self.launch.as_ref(),
             held: &self.held,
             images: &self.record.images,
+            granted: &self.record.granted,
             refused: self.refused.as_ref(),
             submit_error: self.submit_error.as_deref(),
             host_ip,

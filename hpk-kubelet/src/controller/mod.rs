@@ -32,6 +32,7 @@ use crate::pods::folder::{self, Record};
 use crate::pods::phase;
 use crate::pods::plan::Image;
 use crate::pods::reconcile::{self, Stage, Step};
+use crate::pods::resize;
 use context::Context;
 use entry::Entry;
 use hpk_api::plan::PodRef;
@@ -222,6 +223,10 @@ impl Controller {
             };
             Entry::new(Record::new(who, Timestamp::now()), None)
         });
+        let resize = |pod: &Pod| resize::infeasible(pod, &entry.record.granted);
+        if let (Some(None), Some(message)) = (entry.pod.as_deref().map(resize), resize(&pod)) {
+            self.ctx.recorder.pod(&pod, Note::warning(resize::EVENT, message));
+        }
         let changed = entry.pod.as_ref().is_some_and(|old| {
             old.metadata.generation != pod.metadata.generation
                 || old.metadata.annotations != pod.metadata.annotations

@@ -6,6 +6,7 @@ use crate::api::events::Note;
 use crate::pods::address::Pool;
 use crate::pods::folder::{self, Progress};
 use crate::pods::reconcile::Stage;
+use crate::pods::resize;
 use crate::pods::status::Waiting;
 use crate::slurm::client::SlurmError;
 use hpk_api::net::NetworkMode;
@@ -51,6 +52,7 @@ impl Controller {
             Ok(ready) => {
                 entry.held.clear();
                 entry.record.images = ready.images.iter().map(|(n, i)| (n.clone(), i.image_ref.clone())).collect();
+                entry.record.granted = entry.pod.as_deref().map(resize::asked).unwrap_or_default();
                 entry.plan = Some(ready.plan);
                 entry.images = ready.images;
                 self.submit(uid, Some(ready.arguments));

@@ -3,6 +3,7 @@
 //! `kubelet.json` is the kubelet's own memory of the pod. It is written before and after every step that must
 //! not be done twice, so that a kubelet that was killed at any moment knows where it was.
 
+use super::resize::Granted;
 use crate::slurm::job::Job;
 use hpk_api::files;
 use hpk_api::link::LinkCredentials;
@@ -35,7 +36,7 @@ pub enum Progress {
 }
 
 /// `kubelet.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// [`hpk_api::VERSION`] of the writer.
     pub version: u32,
@@ -61,6 +62,9 @@ pub struct Record {
     /// Images in use, by container.
     #[serde(default)]
     pub images: BTreeMap<String, ImageRef>,
+    /// Resources that the job was begun with, by container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub granted: Granted,
     /// The job's end, once known: Slurm forgets it.
     #[serde(default)]
     pub ended: Option<Job>,
@@ -80,6 +84,7 @@ impl Record {
             last_event: 0,
             former_run: None,
             images: BTreeMap::new(),
+            granted: Granted::new(),
             ended: None,
         }
     }

@@ -12,6 +12,7 @@ pub mod phase;
 pub mod plan;
 pub mod probes;
 pub mod reconcile;
+pub mod resize;
 pub mod security;
 pub mod status;
 pub mod unsupported;

@@ -6,6 +6,7 @@ mod messages;
 
 use super::admit::Refusal;
 use super::phase::{self, is_sidecar};
+use super::resize::{self, Granted};
 use super::verdict::{Lost, Verdict, has_ended, verdict};
 use crate::slurm::job::{Job, JobState};
 use hpk_api::plan::ImageRef;
@@ -16,7 +17,7 @@ use k8s_openapi::api::core::v1::{
     ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Condition of ours: whether Slurm has started the pod's job, with Slurm's reason while it has not.
@@ -48,6 +49,8 @@ pub struct Input<'a> {
     pub held: &'a BTreeMap<String, Waiting>,
     /// Images in use, by container name.
     pub images: &'a BTreeMap<String, ImageRef>,
+    /// Resources that the job was begun with, by container name.
+    pub granted: &'a Granted,
     /// The kubelet's refusal of the pod.
     pub refused: Option<&'a Refusal>,
     /// sbatch's refusal of the pod's job.
@@ -214,7 +217,7 @@ fn container_status(
     if let Some(verdict) = judged {
         settle(&mut current, verdict, input, reported.is_some());
     }
-    let resources = container.resources.clone();
+    let resources = input.granted.get(&container.name).or(container.resources.as_ref()).cloned();
     let running = matches!(current.state, RunState::Running { .. });
     ContainerStatus {
         allocated_resources: resources.as_ref().filter(|_| running).and_then(|r| r.requests.clone()),
@@ -386,6 +389,8 @@ fn conditions(
             _ => wanted(JOB_STARTED, true, None, Some(format!("Slurm job {} on {}", job.id, job.nodes))),
         });
     }
+    let resize = resize::infeasible(input.pod, input.granted).filter(|_| !phase::is_terminal(Some(phase)));
+    list.extend(resize.map(|message| wanted(resize::PENDING, true, Some(resize::INFEASIBLE), Some(message))));
     if let Some(verdict) = verdict.filter(|v| v.disruption) {
         list.push(wanted("DisruptionTarget", true, Some("TerminationByKubelet"), Some(verdict.message.clone())));
     }
@@ -395,7 +400,8 @@ fn conditions(
         .iter()
         .filter_map(|s| s.conditions.as_ref())
         .flatten()
-        .filter(|c| !list.iter().any(|w| w.kind == c.type_))
+        // Ours, where it is over.
+        .filter(|c| c.type_ != resize::PENDING && !list.iter().any(|w| w.kind == c.type_))
         .cloned()
         .collect();
     result.extend(list.into_iter().map(|w| finish(w, input)));
@@ -576,11 +582,14 @@ pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<serde_json::
         changes.insert(key, value);
     }
     if let Some(Value::Array(list)) = changes.get_mut("conditions") {
+        let kinds = |s: &PodStatus| s.conditions.iter().flatten().map(|c| c.type_.clone()).collect::<BTreeSet<_>>();
+        let gone: Vec<String> = kinds(old).difference(&kinds(new)).cloned().collect();
         for condition in list.iter_mut().filter_map(Value::as_object_mut) {
             for field in ["reason", "message"] {
                 condition.entry(field).or_insert(Value::Null);
             }
         }
+        list.extend(gone.into_iter().map(|kind| json!({"type": kind, "$patch": "delete"})));
     }
     // Both merge by address: without this an address that changed would stay beside its successor.
     for field in ["podIPs", "hostIPs"] {

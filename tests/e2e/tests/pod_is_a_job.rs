@@ -1,7 +1,7 @@
 //! A pod is one Slurm job: what kubectl says and what Slurm says agree.
 
 use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, job_of, kubectl, processes, sacct, sx};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn job_carries_the_pods_name_uid_and_requests() {
@@ -20,6 +20,31 @@ fn job_carries_the_pods_name_uid_and_requests() {
 
     ns.delete("pod", "two-cpus");
     assert_eq!(job_of(ns.name(), "two-cpus"), None, "the object goes only after the job");
+}
+
+/// Slurm does not resize a running job, so nothing may say that it did.
+#[test]
+fn a_resize_of_a_running_pod_is_told_infeasible() {
+    let ns = Namespace::new("resize");
+    ns.apply(&ns.script_pod("p", "Never", "sleep 600").to_string());
+    ns.wait_ready("p");
+    let resize = |cpu: &str| {
+        let patch = json!({"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}]}});
+        ns.kubectl(&["patch", "pod", "p", "--subresource", "resize", "-p", &patch.to_string()]).ok();
+    };
+    let pending = |pod: &Value| {
+        pod["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "PodResizePending" && c["reason"] == "Infeasible")
+    };
+    resize("2");
+    let told = ns.until_pod("p", PATIENCE, pending);
+    assert_eq!(told["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "1");
+    ns.until_event("p", "ResizeInfeasible", "does not resize a running job");
+    resize("1");
+    ns.until_pod("p", PATIENCE, |pod| !pending(pod));
 }
 
 #[test]

@@ -18,6 +18,7 @@ struct Case {
     job: Option<Job>,
     launch: Option<LaunchReport>,
     held: BTreeMap<String, Waiting>,
+    granted: Granted,
     refused: Option<Refusal>,
     previous: Option<PodStatus>,
 }
@@ -30,6 +31,7 @@ impl Case {
             job: None,
             launch: None,
             held: BTreeMap::new(),
+            granted: Granted::new(),
             refused: None,
             previous: None,
         }
@@ -46,6 +48,7 @@ impl Case {
             launch: self.launch.as_ref(),
             held: &self.held,
             images: &images,
+            granted: &self.granted,
             refused: self.refused.as_ref(),
             submit_error: None,
             host_ip: "10.77.0.1".parse().expect("ip"),
@@ -129,6 +132,26 @@ fn refused() {
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodePorts")));
     assert_eq!(status.message.as_deref(), Some("Pod was rejected: no port"));
     assert_eq!((status.container_statuses, status.init_container_statuses), (None, None));
+}
+
+#[test]
+fn a_resize_that_slurm_cannot_do() {
+    let spec = |cpu: &str| json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]});
+    let mut case = Case::new(spec("1"));
+    case.granted = resize::asked(&case.pod);
+    case.report = Some(report(vec![running("a", true)]));
+    let before = case.status();
+    assert!(before.conditions.iter().flatten().all(|c| c.type_ != "PodResizePending"));
+    case.pod = pod(spec("90"));
+    let resized = case.status();
+    assert_eq!(condition(&resized, "PodResizePending").1, Some("Infeasible"));
+    // What it has is what it had.
+    let allocated = |s: &PodStatus| s.container_statuses.as_ref().unwrap()[0].allocated_resources.clone();
+    assert_eq!(allocated(&resized), allocated(&before));
+    // Taken back, it is gone from the API too.
+    let gone = patch(&case.pod, &resized, &before).unwrap();
+    let list = gone["status"]["conditions"].as_array().unwrap();
+    assert!(list.contains(&json!({"type": "PodResizePending", "$patch": "delete"})), "{list:?}");
 }
 
 #[test]

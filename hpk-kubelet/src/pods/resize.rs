@@ -1,0 +1,69 @@
+//! Resizing a running pod: Slurm does not change the size of a job that runs, so the pod keeps what it was begun with and the
+//! status says so, as upstream's kubelet says of a resize that its node can never carry out.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use std::collections::BTreeMap;
+
+/// Condition and event of upstream's.
+pub const PENDING: &str = "PodResizePending";
+/// Reason of the condition.
+pub const INFEASIBLE: &str = "Infeasible";
+/// Reason of the event.
+pub const EVENT: &str = "ResizeInfeasible";
+
+/// What each container was begun with.
+pub type Granted = BTreeMap<String, ResourceRequirements>;
+
+/// What a pod's containers ask for now.
+#[must_use]
+pub fn asked(pod: &Pod) -> Granted {
+    let all = pod.spec.iter().flat_map(containers);
+    all.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
+}
+
+fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.init_containers.iter().flatten().chain(&spec.containers)
+}
+
+/// The resize that is asked for and cannot be had, for people; None: each container asks for what it was begun with.
+#[must_use]
+pub fn infeasible(pod: &Pod, granted: &Granted) -> Option<String> {
+    let names: Vec<String> = asked(pod)
+        .into_iter()
+        .filter(|(name, asked)| {
+            granted.get(name).is_some_and(|had| (&had.requests, &had.limits) != (&asked.requests, &asked.limits))
+        })
+        .map(|(name, _)| name)
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "containers {}: Slurm does not resize a running job; delete the pod and make it anew with other resources",
+            names.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(cpu: &str) -> Pod {
+        serde_json::from_value(json!({"spec": {
+            "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}, {"name": "b"}],
+        }}))
+        .expect("pod")
+    }
+
+    #[test]
+    fn only_what_was_asked_for_otherwise_is_a_resize() {
+        let granted = asked(&pod("1"));
+        assert_eq!(granted.len(), 3);
+        assert_eq!(infeasible(&pod("1"), &granted), None);
+        let message = infeasible(&pod("2"), &granted).expect("a resize");
+        assert!(message.starts_with("containers a: Slurm"), "{message}");
+        // A kubelet of another version wrote nothing of it.
+        assert_eq!(infeasible(&pod("2"), &Granted::new()), None);
+    }
+}
