@@ -125,11 +125,13 @@ fn hooks_run_in_the_container_and_pre_stop_before_term() {
 
 #[test]
 fn a_failed_post_start_hook_kills_the_container() {
-    // It runs beside the container's beginning: a TERM before the trap would be lost, as any to a PID 1.
-    let when_up = "until [ -e /tmp/up ]; do sleep 0.01; done; echo why >&2; exit 9";
+    // It runs beside the container's beginning: a TERM before the trap would be lost, as any to a PID 1. So it waits for it.
+    let when_up = "read up < /dev/shm/up; echo why >&2; exit 9";
     let hook = json!({"lifecycle": {"post_start": {"exec": {"command": ["/bin/sh", "-c", when_up]}}}});
-    let server = SERVER.replace("echo up", "echo up; > /tmp/up");
-    let mut pod = Pod::start(&plan("Never", vec![with(container("c", &server), hook)]));
+    let server = SERVER.replace("echo up", "echo up > /dev/shm/up");
+    let pipe = container("pipe", "mkfifo /dev/shm/up");
+    let plan = with(plan("Never", vec![with(container("c", &server), hook)]), json!({"init_containers": [pipe]}));
+    let mut pod = Pod::start(&plan);
     let (_, state) = pod.end();
     assert_eq!(shown(&state, "c"), "Terminated(0 Completed)");
     assert!(events(&state).contains(&"FailedPostStartHook: PostStartHook failed".to_owned()));

@@ -1,5 +1,6 @@
-//! Resizing a running pod: Slurm does not change the size of a job that runs, so the pod keeps what it was begun with and the
-//! status says so, as upstream's kubelet says of a resize that its node can never carry out.
+//! Resizing a pod that has its job: Slurm does not change the size of a job that runs, and that of one that waits is not changed
+//! either. So the pod keeps what it was begun with, and its status says so, as upstream's kubelet says of a resize that its node
+//! can never carry out.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ pub fn infeasible(pod: &Pod, granted: &Granted) -> Option<String> {
         .collect();
     (!names.is_empty()).then(|| {
         format!(
-            "containers {}: Slurm does not resize a running job; delete the pod and make it anew with other resources",
+            "containers {}: a Slurm job keeps the size that it was submitted with; delete the pod and make it anew with other resources",
             names.join(", ")
         )
     })
@@ -62,7 +63,7 @@ mod tests {
         assert_eq!(granted.len(), 3);
         assert_eq!(infeasible(&pod("1"), &granted), None);
         let message = infeasible(&pod("2"), &granted).expect("a resize");
-        assert!(message.starts_with("containers a: Slurm"), "{message}");
+        assert!(message.starts_with("containers a: a Slurm job keeps"), "{message}");
         // A kubelet of another version wrote nothing of it.
         assert_eq!(infeasible(&pod("2"), &Granted::new()), None);
     }

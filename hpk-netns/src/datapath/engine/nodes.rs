@@ -44,8 +44,10 @@ impl Engine {
         let Some(view) = packet::parse(bytes) else { return };
         let Some(peer) = self.peers.get(index) else { return };
         let to = peer.endpoint;
-        let mut bulk = peer.bulk.as_mut().filter(|_| peer.tunnel.is_some());
-        let past_tunnel = bulk.as_mut().is_some_and(|bulk| bulk.carries(now));
+        let mut bulk = peer.bulk.as_mut();
+        if !bulk.as_mut().is_some_and(|bulk| bulk.carries(now)) {
+            bulk = None;
+        }
         let mut segments = Segments::new(bytes, &view, &header);
         while let Some(len) = segments.next_len() {
             let need = len + if peer.tunnel.is_some() { OVERHEAD } else { 0 };
@@ -59,7 +61,7 @@ impl Engine {
                 self.batch.commit(to, len);
                 continue;
             };
-            if let (true, Some(bulk)) = (past_tunnel, &mut bulk) {
+            if let Some(bulk) = &mut bulk {
                 let Some(message) = self.batch.space(need).get_mut(..need) else { return };
                 let Some(place) = message.get_mut(bulk::HEAD..bulk::HEAD + len) else { return };
                 segments.write_next(place);
@@ -161,12 +163,8 @@ impl Engine {
                     let answer = peer.bulk.as_mut().and_then(|bulk| bulk.hear(bytes, now));
                     return self.offer_bulk(index, answer, plain);
                 }
-                TunnResult::WriteToTunnelV4(bytes, source) => {
-                    self.deliver_from(index, source.into(), bytes);
-                    return self.offer_bulk(index, None, plain);
-                }
-                TunnResult::WriteToTunnelV6(bytes, source) => {
-                    self.deliver_from(index, source.into(), bytes);
+                TunnResult::WriteToTunnelV4(bytes, _) | TunnResult::WriteToTunnelV6(bytes, _) => {
+                    self.deliver_from(index, bytes);
                     return self.offer_bulk(index, None, plain);
                 }
                 TunnResult::Done => {
@@ -182,8 +180,7 @@ impl Engine {
     fn open_bulk(&mut self, index: usize, message: &mut [u8]) {
         let Some(bulk) = self.peers.get(index).and_then(|peer| peer.bulk.as_mut()) else { return };
         let Some(packet) = bulk.open(message) else { return };
-        let Some(view) = packet::parse(packet) else { return };
-        self.deliver_from(index, view.src, packet);
+        self.deliver_from(index, packet);
     }
 
     /// Says through the tunnel what the other is to know of our keys; `answer`: that it asked for.
@@ -216,18 +213,12 @@ impl Engine {
     }
 
     /// An authentic packet of a peer, if it is from an address of his.
-    fn deliver_from(&mut self, index: usize, source: IpAddr, packet: &[u8]) {
+    fn deliver_from(&mut self, index: usize, packet: &[u8]) {
         let now = self.now;
-        let Some(peer) = self.peers.get(index).filter(|peer| peer.ips.contains(&source)) else { return };
+        let Some(view) = packet::parse(packet) else { return };
+        let Some(peer) = self.peers.get(index).filter(|peer| peer.ips.contains(&view.src)) else { return };
         (peer.active, peer.heard) = (now, now);
-        self.deliver(packet);
-    }
-
-    /// An authentic packet, to the pod if it may.
-    pub(super) fn deliver(&mut self, packet: &[u8]) {
-        if let Some(view) = packet::parse(packet) {
-            self.gather(packet, &view);
-        }
+        self.gather(packet, &view);
     }
 
     pub(super) fn tick_peer(&mut self, index: usize, scratch: &mut [u8]) {

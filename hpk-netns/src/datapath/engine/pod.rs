@@ -67,6 +67,13 @@ impl Engine {
         }
     }
 
+    /// A packet that others vouch for, to the pod if it may.
+    pub(super) fn deliver(&mut self, packet: &[u8]) {
+        if let Some(view) = packet::parse(packet) {
+            self.gather(packet, &view);
+        }
+    }
+
     pub(super) fn gather(&mut self, packet: &[u8], view: &View) {
         if !self.coalescer.push(packet, view) {
             self.flush_tun();
