@@ -69,6 +69,9 @@ pub(crate) struct Places<'a> {
     pub(crate) local: &'a Path,
 }
 
+/// Begins to remove what pods left on this node whose jobs did not end in order.
+pub(crate) type Sweep = Box<dyn Fn() + Send>;
+
 /// Where this node stands in the network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address {
@@ -86,13 +89,14 @@ pub(crate) fn address(plan: &SandboxPlan, places: &Places<'_>) -> Address {
 
 /// Starts link, datapath and `netns.sock` beside the parent container. What fails here is said to the supervisor when
 /// it asks for its network; a pod without one of its own is not in need of it. `refused`: host ports that were not even
-/// asked for.
+/// asked for. `sweep`: for when the kubelet says so.
 pub(crate) fn start(
     plan: &SandboxPlan,
     places: &Places<'_>,
     job_id: Option<&str>,
     address: &Address,
     refused: Vec<NotHad>,
+    sweep: Sweep,
 ) -> Network {
     let (ask, questions) = mpsc::channel(256);
     let node_ip = address.node_ip;
@@ -139,7 +143,7 @@ pub(crate) fn start(
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
-    let link = LinkParts { config, carriers, questions, leave: leave.clone() };
+    let link = LinkParts { config, carriers, questions, sweep, leave: leave.clone() };
     tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(link, carrier, listener, node_ip))));
     Network { leave, tasks }
 }
@@ -226,6 +230,7 @@ struct LinkParts {
     carriers: Option<UnixListener>,
     /// For the kubelet.
     questions: mpsc::Receiver<NetQuestion>,
+    sweep: Sweep,
     /// Cancelled when the pod is over.
     leave: CancellationToken,
 }
@@ -277,7 +282,7 @@ impl Carrier {
 }
 
 async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListener, NetworkError>, node_ip: IpAddr) {
-    let LinkParts { config, carriers, questions, leave } = link;
+    let LinkParts { config, carriers, questions, sweep, leave } = link;
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
@@ -312,6 +317,7 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
                         said = true;
                     }
                 }
+                ClientEvent::Net(NetUpdate::Sweep) => sweep(),
                 ClientEvent::Net(update) => {
                     let last = update == NetUpdate::ServicesSynced;
                     carrier.learn(update);

@@ -249,6 +249,15 @@ impl Entry {
         self.refused.is_none() && !phase::is_terminal(known.and_then(|s| s.phase.as_deref()))
     }
 
+    /// The node where its job ended in another way than by itself: what it had there may have stayed.
+    #[must_use]
+    pub fn left_on(&self) -> Option<String> {
+        let job = self.job.as_ref().filter(|job| job.is_gone())?;
+        let by_itself = matches!(job.state, JobState::Completed | JobState::Failed);
+        let in_order = by_itself && self.report.as_ref().is_some_and(|report| report.finished);
+        if in_order { None } else { job.batch_host() }
+    }
+
     /// For [`crate::slurm::pace`]; None: Slurm need not be asked about it.
     #[must_use]
     pub fn interest(&self, now: Instant) -> Option<Interest> {
@@ -375,6 +384,27 @@ mod tests {
             let now_runs = &entry.report.as_ref().unwrap().containers[0].state;
             assert!(matches!(now_runs, RunState::Running { .. }), "{now_runs:?}");
         }
+    }
+
+    #[test]
+    fn a_job_that_did_not_end_by_itself_may_have_left_something() {
+        let now = Instant::now();
+        let left = |state, finished, completing| {
+            let mut entry = entry();
+            entry.take_report(report(1, 5, finished), now);
+            entry.take_job(Job { nodes: "c[1-2]".to_owned(), completing, ..job(state) }, now);
+            entry.left_on()
+        };
+        for state in [JobState::Completed, JobState::Failed] {
+            assert_eq!(left(state, true, false), None, "{state:?}");
+            assert_eq!(left(state, false, false).as_deref(), Some("c1"), "{state:?}: nobody saw its end");
+        }
+        // Its supervisor had the time to end, what came after it perhaps not.
+        for state in [JobState::Timeout, JobState::Cancelled, JobState::OutOfMemory] {
+            assert_eq!(left(state, true, false).as_deref(), Some("c1"), "{state:?}");
+            assert_eq!(left(state, true, true), None, "{state:?}: not yet");
+        }
+        assert_eq!(left(JobState::Running, false, false), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Slurm's side of the pods: when squeue is asked, and what its answers mean for the entries.
 
+use super::entry::Entry;
 use super::{Controller, tasks};
 use crate::api::events::Note;
 use crate::pods::status;
@@ -89,12 +90,23 @@ impl Controller {
             if job.is_gone() {
                 entry.record.ended = Some(job.clone());
                 let _ = home.write_record(&entry.record);
+                self.clear_up_after(uid);
             }
         }
         self.tell_put_back(uid, put_back);
         self.tell_events(uid);
         if news || unlinked {
             self.advance(uid);
+        }
+    }
+
+    /// Has a pod that lives on the node remove what this one may have left there. Without one its next pod does.
+    fn clear_up_after(&self, uid: &str) {
+        let Some(node) = self.entries.get(uid).and_then(Entry::left_on) else { return };
+        let lives_there =
+            |e: &Entry| e.link.is_some() && e.job.as_ref().and_then(Job::batch_host).as_ref() == Some(&node);
+        if let Some((neighbour, _)) = self.entries.iter().find(|(_, entry)| lives_there(entry)) {
+            tasks::sweep(&self.ctx, neighbour.clone());
         }
     }
 

@@ -10,6 +10,7 @@ use crate::slurm::client::SlurmError;
 use crate::slurm::job::Job;
 use crate::supervisor::Conversation;
 use hpk_api::control::{Answer, Request};
+use hpk_api::link::NetUpdate;
 use hpk_api::plan::{PodRef, SandboxPlan};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Error;
@@ -140,6 +141,12 @@ pub(super) fn scancel(ctx: &Context, id: String, whole: bool) {
             tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "scancel");
         }
     });
+}
+
+/// Tells a pod that one whose job did not end in order was on its node.
+pub(super) fn sweep(ctx: &Context, neighbour: String) {
+    let links = ctx.links.clone();
+    tokio::spawn(async move { links.push(&neighbour, &[NetUpdate::Sweep]).await });
 }
 
 /// Follows the supervisor's status for as long as the link stands.

@@ -101,6 +101,20 @@ impl Job {
         self.state != JobState::Pending && (later.state == JobState::Pending || other_start)
     }
 
+    /// The node of the batch script: the first of [`Self::nodes`]. None: it has none yet.
+    #[must_use]
+    pub fn batch_host(&self) -> Option<String> {
+        let nodes = self.nodes.as_str();
+        let (prefix, rest) = nodes.split_once('[').unwrap_or((nodes, ""));
+        if let Some((first, _)) = prefix.split_once(',') {
+            return Some(first.to_owned());
+        }
+        let (numbers, after) = rest.split_once(']').unwrap_or((rest, ""));
+        let number = numbers.split([',', '-']).next().unwrap_or_default();
+        let suffix = after.split(',').next().unwrap_or_default();
+        Some(format!("{prefix}{number}{suffix}")).filter(|host| !host.is_empty())
+    }
+
     /// Over and gone from its node.
     #[must_use]
     pub fn is_gone(&self) -> bool {
@@ -260,6 +274,22 @@ fn exit_code(value: &Value) -> Option<i32> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_batch_host_is_the_first_of_the_list() {
+        for (nodes, host) in [
+            ("", None),
+            ("c1", Some("c1")),
+            ("c1,d2", Some("c1")),
+            ("c[1-2]", Some("c1")),
+            ("c[03,07-09]", Some("c03")),
+            ("c[1-2]-ib,d4", Some("c1-ib")),
+            ("login,c[1-2]", Some("login")),
+        ] {
+            let job = Job { nodes: nodes.to_owned(), ..Job::lost("7", "") };
+            assert_eq!(job.batch_host().as_deref(), host, "{nodes}");
+        }
+    }
 
     #[test]
     fn squeue() {

@@ -144,11 +144,16 @@ async fn live(
     let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
     let beginning = child::Start { program: apptainer.clone(), args, env, namespaces }.begin().map_err(failed)?;
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
-    let network = crate::network::start(plan, &places, job_id, &address, host_ports.refused);
-    let child = beginning.finish().map_err(failed)?;
-    // Beside, and not waited for: the pod has begun.
     let user = layout.user.clone();
-    tokio::task::spawn_blocking(move || scratch::sweep(&user));
+    let sweep = move || {
+        let user = user.clone();
+        // Beside, and not waited for: it may take long.
+        drop(tokio::task::spawn_blocking(move || scratch::sweep(&user)));
+    };
+    let network = crate::network::start(plan, &places, job_id, &address, host_ports.refused, Box::new(sweep.clone()));
+    let child = beginning.finish().map_err(failed)?;
+    // What is to be done for others comes after the pod's beginning.
+    sweep();
     let ended = child::supervise(child, signals).await?;
     network.finish().await;
     let code = ended.code;

@@ -1,5 +1,5 @@
 //! The job's node-local folder: made 0700 before the start, removed at the end. Where the whole job was killed at once,
-//! the user's next pod on the node removes it.
+//! another pod of the user on the node removes it: one that lives there, when the kubelet says so, or the next.
 //!
 //! The folder above it is shared by all of this user's pods on the node and may stand in a world-writable
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.

@@ -132,6 +132,8 @@ pub enum NetUpdate {
     ServicesSynced,
     /// The policies that select this pod, compiled; replaces the former ones.
     Policy(PolicyFacts),
+    /// To one pod: the job of another on its node did not end in order. What is left of it there is to be removed.
+    Sweep,
     /// To the control plane's member ([`MEMBER`]) only: its whole set of relays.
     Relays(Vec<Relay>),
     /// To the control plane's member ([`MEMBER`]) only: its whole set of listeners.

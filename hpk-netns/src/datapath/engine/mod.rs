@@ -240,7 +240,7 @@ impl Engine {
             }
             NetUpdate::Policy(facts) => self.pipeline.policy = Policy::compile(&facts),
             // The control side's.
-            NetUpdate::Relays(_) | NetUpdate::Listeners(_) => {}
+            NetUpdate::Sweep | NetUpdate::Relays(_) | NetUpdate::Listeners(_) => {}
             NetUpdate::Peer { ip, endpoint, public_key } => self.meet(ip, endpoint, public_key.as_deref(), scratch),
         }
     }
