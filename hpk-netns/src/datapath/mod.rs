@@ -43,6 +43,7 @@ use std::sync::{Arc, mpsc};
 
 pub use outward::{Framing, Way};
 pub use policy::Cidr;
+pub(crate) use port::SOCKET;
 
 /// What a datapath is made for.
 #[derive(Debug)]

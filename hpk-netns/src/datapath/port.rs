@@ -12,6 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+/// What the names of the local sockets end in.
+pub(crate) const SOCKET: &str = "dp";
+
 /// Socket buffers asked for, bytes; the kernel gives what the site allows (net.core.[rw]mem_max).
 const BUFFER: usize = 4 << 20;
 /// Longest wait for a full send buffer, milliseconds; then the packet is dropped, as a full queue would.
@@ -182,7 +185,7 @@ impl AsFd for LocalPort {
 
 /// Where the pod with this address listens on this node.
 pub(crate) fn local_path(folder: &Path, ip: IpAddr) -> PathBuf {
-    folder.join(format!("{ip}.dp"))
+    folder.join(format!("{ip}.{SOCKET}"))
 }
 
 /// Waits a little for room to send.

@@ -39,8 +39,10 @@ pub fn keep(pod: &Path) -> i32 {
     // The folder of a pod is named by its UID.
     let uid = pod.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let around = Surroundings::of_this_process();
-    if let Err(error) = scratch::clear(&Layout::new(pod, uid, &around), around.uid) {
-        eprintln!("hpk-netns: {error}");
+    let layout = Layout::new(pod, uid, &around);
+    match scratch::clear(&layout, around.uid) {
+        Ok(()) => scratch::sweep_sockets(&layout.net),
+        Err(error) => eprintln!("hpk-netns: {error}"),
     }
     if let Ended::Killed(signal) = ended
         && !report::supervisor_finished(pod, std::env::var("SLURM_JOB_ID").ok().as_deref())

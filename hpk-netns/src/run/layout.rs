@@ -1,5 +1,6 @@
 //! Where things are: the pod's folder, the installation, the job's node-local scratch. Pure; reads no file.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// What the layout is derived from, gathered once at the edge.
@@ -70,11 +71,19 @@ impl Layout {
             run: local.join("run"),
             scratch: local.join("scratch"),
             host: local.join("host"),
-            net: user.join(format!("net-{:016x}", fingerprint(home))),
+            net: user.join(format!("{SHARED}{:016x}", fingerprint(home))),
             user,
             local,
         }
     }
+}
+
+/// How the name of [`Layout::net`] begins.
+const SHARED: &str = "net-";
+
+/// Whether a name below [`Layout::user`] is some cluster's [`Layout::net`].
+pub(crate) fn is_shared(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(SHARED.as_bytes())
 }
 
 /// FNV-1a: every program of one version must find the same folder, and nothing depends on it being hard to guess.

@@ -4,10 +4,12 @@
 //! The folder above it is shared by all of this user's pods on the node and may stand in a world-writable
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
 
-use super::layout::Layout;
+use super::layout::{Layout, is_shared};
+use crate::datapath::SOCKET;
 use std::fs::{DirBuilder, File, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 /// Why the node-local folder cannot be used.
@@ -58,11 +60,29 @@ pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
 pub(crate) fn sweep(user: &Path) {
     for entry in std::fs::read_dir(user).into_iter().flatten().flatten() {
         let folder = entry.path();
+        if is_shared(&entry.file_name()) {
+            sweep_sockets(&folder);
+        }
         let Ok(file) = File::open(folder.join(LOCK)) else { continue };
         if file.try_lock().is_ok()
             && let Err(error) = remove(&folder)
         {
             eprintln!("hpk-netns: cannot remove {}: {error}", folder.display());
+        }
+    }
+}
+
+/// Removes the sockets of datapaths that are no more from a folder that pods share ([`Layout::net`]).
+pub(crate) fn sweep_sockets(net: &Path) {
+    for entry in std::fs::read_dir(net).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dead = || {
+            let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(&path));
+            tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        // A pod that gets this address just now and loses its new socket is reached as one of another node.
+        if path.extension().is_some_and(|name| name == SOCKET) && is_dead() {
+            let _ = std::fs::remove_file(&path);
         }
     }
 }
@@ -153,7 +173,10 @@ mod tests {
         let dead = Layout::new(Path::new("/h/pods/v"), "v", &around);
         drop(make(&dead, uid).unwrap());
         std::fs::create_dir(living.user.join("without")).unwrap();
+        let _bound = UnixDatagram::bind(living.net.join("10.0.0.1.dp")).unwrap();
+        drop(UnixDatagram::bind(living.net.join("10.0.0.2.dp")).unwrap());
         sweep(&living.user);
+        assert!(living.net.join("10.0.0.1.dp").exists() && !living.net.join("10.0.0.2.dp").exists());
         assert!(!dead.local.exists() && living.scratch.exists() && living.net.exists());
         assert!(living.user.join("without").exists());
     }

@@ -30,6 +30,14 @@ fn a_pod_that_lives_on_the_node_removes_what_a_killed_job_left() {
         eventually(&format!("{folder} is removed"), PATIENCE, || {
             (sx("c1", None, &["test", "-e", &folder]).code != Some(0)).then_some(())
         });
+        if !host_network {
+            let own = |name| format!("{}.dp", ns.get("pod", name)["status"]["podIP"].as_str().expect("an address"));
+            eventually("of both datapaths' sockets, one is left", PATIENCE, || {
+                let found = sx("c1", None, &["find", "/tmp/hpk-1000", "-name", "*.dp"]);
+                let has = |name| found.stdout.contains(&format!("/{}", own(name)));
+                (has("neighbour") && !has("killed")).then_some(())
+            });
+        }
         assert_eq!(hpk_e2e::processes("c1", &uid), Vec::<String>::new());
         assert_eq!(ns.get("pod", "neighbour")["status"]["phase"], "Running");
     }

@@ -158,6 +158,24 @@ fn every_pod_on_the_node_has_its_job() {
     assert_eq!(running.ok().lines().count(), jobs);
 }
 
+/// Whether the node has the socket by which a pod's neighbours send to it.
+fn has_socket(node: &str, pod: &serde_json::Value) -> bool {
+    let name = format!("{}.dp", pod["status"]["podIP"].as_str().expect("an address"));
+    sx(node, None, &["find", "/tmp/hpk-1000", "-name", &name]).stdout.contains(&name)
+}
+
+#[test]
+fn an_ended_pod_leaves_no_socket_on_its_node() {
+    let ns = Namespace::new("no-socket");
+    ns.run_script("pod", "Never", "sleep 2");
+    ns.wait_ready("pod");
+    let pod = ns.get("pod", "pod");
+    let node = job_of(ns.name(), "pod").expect("the job").node;
+    assert!(has_socket(&node, &pod));
+    ns.wait_phase("pod", "Succeeded");
+    eventually("its socket is gone", PATIENCE, || (!has_socket(&node, &pod)).then_some(()));
+}
+
 /// The job's end is a clean node, also when the process that runs the pod was killed.
 #[test]
 fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
@@ -177,5 +195,6 @@ fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
     assert!(message.contains("hpk-netns was ended by SIGKILL"), "{message}");
     assert_eq!(job_of(ns.name(), "pod"), None, "the job is over");
     assert_ne!(sx(&node, None, &["test", "-e", &folder]).code, Some(0), "{folder} on {node}");
+    assert!(!has_socket(&node, &pod), "its datapath's socket");
     assert_eq!(hpk_e2e::processes(&node, &uid), Vec::<String>::new());
 }
