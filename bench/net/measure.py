@@ -21,6 +21,8 @@ ROUNDS = int(os.environ.get('ROUNDS', '11'))
 SECONDS = int(os.environ.get('SECONDS_EACH', '2'))
 ASKS = int(os.environ.get('ASKS', '5000'))
 ONLY = os.environ.get('ONLY', '').split()
+# Each end, program and datapath, on a processor of its own: as jobs at sites whose Slurm confines them to their cores.
+APART = dict(a=0, b=1) if os.environ.get('APART') else {}
 NODES = {'a': (f'{TAG}-c1', '10.77.0.11'), 'b': (f'{TAG}-c2', '10.77.0.12')}
 POD = {side: f'{TAG}-bench-{side}' for side in NODES}
 OTHER = {'a': 'b', 'b': 'a'}
@@ -35,7 +37,8 @@ def sh(*command, **more):
 
 
 def inside(ns, *command):
-    return ['ip', 'netns', 'exec', ns, *command]
+    pin = [word for side, cpu in APART.items() if ns in (NODES[side][0], POD[side]) for word in ('taskset', '-c', str(cpu))]
+    return [*pin, 'ip', 'netns', 'exec', ns, *command]
 
 
 def start(*command, **more):
