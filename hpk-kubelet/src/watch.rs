@@ -8,15 +8,16 @@ use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use std::collections::HashSet;
 use std::sync::Arc;
+use tokio::sync::mpsc::error::SendError;
 
-/// Pods bound to `node`, for ever.
+/// Pods bound to `node`, for ever. Those of a list come oldest first, as upstream's kubelet takes them: after a start, what only
+/// one can have (a port of the Node) is the older pod's.
 pub async fn pods(client: Client, node: String, tx: Sender) {
     let api: Api<Pod> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = watcher(api, config).default_backoff().boxed();
-    let mut listed: HashSet<String> = HashSet::new();
+    let mut listed: Vec<Arc<Pod>> = Vec::new();
     while let Some(event) = events.next().await {
         let sent = match event {
             Ok(watcher::Event::Init) => {
@@ -24,10 +25,10 @@ pub async fn pods(client: Client, node: String, tx: Sender) {
                 Ok(())
             }
             Ok(watcher::Event::InitApply(pod)) => {
-                listed.extend(pod.uid());
-                tx.send(Event::Applied(Arc::new(pod))).await
+                listed.push(Arc::new(pod));
+                Ok(())
             }
-            Ok(watcher::Event::InitDone) => tx.send(Event::Listed(std::mem::take(&mut listed))).await,
+            Ok(watcher::Event::InitDone) => tell_list(&tx, std::mem::take(&mut listed)).await,
             Ok(watcher::Event::Apply(pod)) => tx.send(Event::Applied(Arc::new(pod))).await,
             Ok(watcher::Event::Delete(pod)) => tx.send(Event::Deleted(Arc::new(pod))).await,
             Err(error) => {
@@ -39,6 +40,20 @@ pub async fn pods(client: Client, node: String, tx: Sender) {
             return;
         }
     }
+}
+
+async fn tell_list(tx: &Sender, mut pods: Vec<Arc<Pod>>) -> Result<(), SendError<Event>> {
+    let uids = pods.iter().filter_map(|pod| pod.uid()).collect();
+    pods.sort_by(|a, b| age(a).cmp(&age(b)));
+    for pod in pods {
+        tx.send(Event::Applied(pod)).await?;
+    }
+    tx.send(Event::Listed(uids)).await
+}
+
+/// Ascending from the oldest; names decide between pods of one second.
+fn age(pod: &Pod) -> impl Ord {
+    (pod.creation_timestamp(), pod.namespace(), pod.name_any())
 }
 
 /// All services, kept up to date.
@@ -68,5 +83,32 @@ pub async fn links(mut events: tokio::sync::mpsc::Receiver<LinkEvent>, tx: Sende
         if tx.send(Event::Link(event)).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_list_is_told_oldest_first_and_then_as_a_whole() {
+        let pod = |name: &str, second: u8| {
+            let created = format!("2026-11-27T07:00:{second:02}Z");
+            let metadata = json!({"name": name, "namespace": "d", "uid": name, "creationTimestamp": created});
+            Arc::new(serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap())
+        };
+        let (tx, mut events) = tokio::sync::mpsc::channel(8);
+        tell_list(&tx, vec![pod("young", 9), pod("b", 5), pod("old", 1), pod("a", 5)]).await.unwrap();
+        drop(tx);
+        let mut told = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Applied(pod) => told.push(pod.name_any()),
+                Event::Listed(all) => assert_eq!(all.len(), told.len()),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(told, ["old", "a", "b", "young"]);
     }
 }
