@@ -160,7 +160,7 @@ fn every_pod_on_the_node_has_its_job() {
 
 /// Whether the node has the socket by which a pod's neighbours send to it.
 fn has_socket(node: &str, pod: &serde_json::Value) -> bool {
-    let name = format!("{}.dp", pod["status"]["podIP"].as_str().expect("an address"));
+    let name = format!("{}.dp", pod["status"]["podIP"].as_str().unwrap_or("no address"));
     sx(node, None, &["find", "/tmp/hpk-1000", "-name", &name]).stdout.contains(&name)
 }
 
@@ -182,10 +182,12 @@ fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
     let ns = Namespace::new("netns-killed");
     ns.run_script("pod", "Never", "touch /written; sleep 600 & exec sleep 600");
     ns.wait_ready("pod");
-    let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    let alive = ns.get("pod", "pod");
+    let uid = alive["metadata"]["uid"].as_str().expect("a uid").to_owned();
     let node = job_of(ns.name(), "pod").expect("the job").node;
     let folder = format!("/tmp/hpk-1000/{uid}");
     sx(&node, Some("alice"), &["test", "-d", &folder]).ok();
+    assert!(has_socket(&node, &alive));
     let worker = hpk_e2e::processes(&node, "hpk-netns work").into_iter().find(|line| line.contains(&uid));
     let pid =
         worker.as_deref().and_then(|line| line.split_whitespace().next()).expect("the pod's hpk-netns").to_owned();
@@ -195,6 +197,6 @@ fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
     assert!(message.contains("hpk-netns was ended by SIGKILL"), "{message}");
     assert_eq!(job_of(ns.name(), "pod"), None, "the job is over");
     assert_ne!(sx(&node, None, &["test", "-e", &folder]).code, Some(0), "{folder} on {node}");
-    assert!(!has_socket(&node, &pod), "its datapath's socket");
+    assert!(!has_socket(&node, &alive), "its datapath's socket");
     assert_eq!(hpk_e2e::processes(&node, &uid), Vec::<String>::new());
 }
