@@ -400,7 +400,7 @@ mod tests {
             assert_eq!(left(state, false, false).as_deref(), Some("c1"), "{state:?}: nobody saw its end");
         }
         // Its supervisor had the time to end, what came after it perhaps not.
-        for state in [JobState::Timeout, JobState::Cancelled, JobState::OutOfMemory] {
+        for state in [JobState::Timeout, JobState::Cancelled, JobState::OutOfMemory, JobState::Lost] {
             assert_eq!(left(state, true, false).as_deref(), Some("c1"), "{state:?}");
             assert_eq!(left(state, true, true), None, "{state:?}: not yet");
         }

@@ -51,7 +51,9 @@ impl Controller {
                     let Some(entry) = self.entries.get_mut(&uid) else { continue };
                     entry.missed += 1;
                     if complete && entry.missed >= MISSES {
-                        let job = Job::lost(id, &uid);
+                        // Where it ran is still known.
+                        let nodes = entry.job.as_ref().map(|job| job.nodes.clone()).unwrap_or_default();
+                        let job = Job { nodes, ..Job::lost(id, &uid) };
                         self.job(&uid, job);
                     }
                 }

@@ -43,7 +43,7 @@ use std::sync::{Arc, mpsc};
 
 pub use outward::{Framing, Way};
 pub use policy::Cidr;
-pub(crate) use port::SOCKET;
+pub(crate) use port::remove_dead_sockets;
 
 /// What a datapath is made for.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 /// What the names of the local sockets end in.
-pub(crate) const SOCKET: &str = "dp";
+const SOCKET: &str = "dp";
 
 /// Socket buffers asked for, bytes; the kernel gives what the site allows (net.core.[rw]mem_max).
 const BUFFER: usize = 4 << 20;
@@ -186,6 +186,22 @@ impl AsFd for LocalPort {
 /// Where the pod with this address listens on this node.
 pub(crate) fn local_path(folder: &Path, ip: IpAddr) -> PathBuf {
     folder.join(format!("{ip}.{SOCKET}"))
+}
+
+/// Removes from the folder that pods share what datapaths left that are no more: their thread does not see the end of its
+/// process.
+pub(crate) fn remove_dead_sockets(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dead = || {
+            let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(&path));
+            tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        // A pod that gets this address just now and loses its new socket is reached as one of another node.
+        if path.extension().is_some_and(|name| name == SOCKET) && is_dead() {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
 }
 
 /// Waits a little for room to send.

@@ -41,7 +41,7 @@ pub fn keep(pod: &Path) -> i32 {
     let around = Surroundings::of_this_process();
     let layout = Layout::new(pod, uid, &around);
     match scratch::clear(&layout, around.uid) {
-        Ok(()) => scratch::sweep_sockets(&layout.net),
+        Ok(()) => crate::datapath::remove_dead_sockets(&layout.net),
         Err(error) => eprintln!("hpk-netns: {error}"),
     }
     if let Ended::Killed(signal) = ended

@@ -5,11 +5,10 @@
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
 
 use super::layout::{Layout, is_shared};
-use crate::datapath::SOCKET;
+use crate::datapath::remove_dead_sockets;
 use std::fs::{DirBuilder, File, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 /// Why the node-local folder cannot be used.
@@ -61,28 +60,13 @@ pub(crate) fn sweep(user: &Path) {
     for entry in std::fs::read_dir(user).into_iter().flatten().flatten() {
         let folder = entry.path();
         if is_shared(&entry.file_name()) {
-            sweep_sockets(&folder);
+            remove_dead_sockets(&folder);
         }
         let Ok(file) = File::open(folder.join(LOCK)) else { continue };
         if file.try_lock().is_ok()
             && let Err(error) = remove(&folder)
         {
             eprintln!("hpk-netns: cannot remove {}: {error}", folder.display());
-        }
-    }
-}
-
-/// Removes the sockets of datapaths that are no more from a folder that pods share ([`Layout::net`]).
-pub(crate) fn sweep_sockets(net: &Path) {
-    for entry in std::fs::read_dir(net).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_dead = || {
-            let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(&path));
-            tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        };
-        // A pod that gets this address just now and loses its new socket is reached as one of another node.
-        if path.extension().is_some_and(|name| name == SOCKET) && is_dead() {
-            let _ = std::fs::remove_file(&path);
         }
     }
 }
@@ -143,6 +127,7 @@ mod tests {
     use super::super::layout::Surroundings;
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixDatagram;
 
     fn layout(tmp: &Path) -> (Layout, u32) {
         let uid = nix::unistd::getuid().as_raw();

@@ -167,11 +167,12 @@ fn has_socket(node: &str, pod: &serde_json::Value) -> bool {
 #[test]
 fn an_ended_pod_leaves_no_socket_on_its_node() {
     let ns = Namespace::new("no-socket");
-    ns.run_script("pod", "Never", "sleep 2");
+    ns.run_script("pod", "Never", "mkfifo /end; read end < /end");
     ns.wait_ready("pod");
     let pod = ns.get("pod", "pod");
     let node = job_of(ns.name(), "pod").expect("the job").node;
     assert!(has_socket(&node, &pod));
+    ns.kubectl(&["exec", "pod", "--", "sh", "-c", "echo > /end"]).ok();
     ns.wait_phase("pod", "Succeeded");
     eventually("its socket is gone", PATIENCE, || (!has_socket(&node, &pod)).then_some(()));
 }
