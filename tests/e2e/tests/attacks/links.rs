@@ -1,0 +1,1 @@
+//! Links between pods and the kubelet: what a leaked or stale credential opens.

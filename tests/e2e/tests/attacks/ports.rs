@@ -1,0 +1,1 @@
+//! Ports and folders that another user of the machine takes first.
