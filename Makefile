@@ -133,8 +133,9 @@ bench: site-up ## measurements, as ratios taken in one run
 	@bench/run.sh
 
 .PHONY: lint
-lint: tools ## formatting and lints
+lint: tools ## formatting and lints of Rust, shell scripts and Python programs
 	@$(phase) "format and lints"
+	@tests/lint.sh
 	@cargo fmt --all --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 

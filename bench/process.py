@@ -1,5 +1,7 @@
 """What the kernel says of a process: for the measurements in the folders beside."""
-import os, re
+
+import os
+import re
 
 
 def switches(pid):

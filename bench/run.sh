@@ -4,13 +4,17 @@
 #
 #   run.sh [--write] [NAME...]     all of them if none is named
 #
-# --write puts the sections into RESULTS.md.
+# --write keeps the sections in results/<date>.md beside this script. RESULTS.md
+# is written by hand: it compares, and says what the figures mean.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../images/lib.sh"
 write=
 if [ "${1:-}" = --write ]; then write=yes; shift; fi
-[ $# -gt 0 ] || set -- $(cd "$here" && for r in */run.sh; do dirname "$r"; done)
+if [ $# = 0 ]; then
+  mapfile -t all < <(cd "$here" && dirname -- */run.sh)
+  set -- "${all[@]}"
+fi
 
 out=$HPK_CACHE/bench
 mkdir -p "$out"
@@ -26,15 +30,20 @@ for name; do
   fi
 done
 if [ -n "$write" ]; then
+  results=$here/results/$(date +%F).md
+  mkdir -p "${results%/*}"
+  [ -e "$results" ] || echo "# Measured on $(date +%F)" >"$results"
   {
-    echo "# Measured"
     echo
-    echo "By \`make bench\`, medians where not said otherwise. Compare the columns of one table: they come from one run."
-    echo "Machine: $(nproc) CPUs ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), kernel $(uname -r), $(date -u +%F)."
-    for section in "$out"/*.md; do
+    echo "By \`bench/run.sh\` at $(date +%R), version $(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)."
+    echo "Medians where not said otherwise. Compare the columns of one table: they come from one run."
+    echo "Machine: $(nproc) CPUs ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), kernel $(uname -r)."
+    for name; do
+      case " $failed " in *" $name "*) continue ;; esac
       echo
-      cat "$section"
+      cat "$out/$name.md"
     done
-  } >"$here/RESULTS.md"
+  } >>"$results"
+  phase "written to $results"
 fi
 [ -z "$failed" ] || die "failed:$failed"

@@ -5,14 +5,35 @@
 
 Needs root or unprivileged user namespaces; prints Markdown.
 """
-import json, os, re, socket, statistics, subprocess, sys, tempfile, time
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 
 PAUSE, BUSYBOX = sys.argv[1:3]
 EXECS = int(os.environ.get('EXECS', '300'))
 STREAM = 2 << 30
 CHUNK = 64 << 10
-UNSHARE = ['unshare', '--user', '--map-root-user', '--net', '--pid', '--fork', '--mount', '--ipc', '--uts',
-           '--mount-proc', '--kill-child', '--']
+UNSHARE = [
+    'unshare',
+    '--user',
+    '--map-root-user',
+    '--net',
+    '--pid',
+    '--fork',
+    '--mount',
+    '--ipc',
+    '--uts',
+    '--mount-proc',
+    '--kill-child',
+    '--',
+]
 
 
 def rootfs(at):
@@ -30,14 +51,44 @@ class Pod:
         for sub in ('pod', 'scratch', 'host', 'run'):
             os.mkdir(f'{at}/{sub}')
         rootfs(f'{at}/images/b/rootfs')
-        container = dict(name='c', image='b', image_ref=dict(folder='b', id='b'), argv=['/bin/sleep', '100000'], env=[['PATH', '/bin']])
-        plan = dict(version=1, pod=dict(namespace='d', name='p', uid='u'), hostname='p', restart_policy='Always',
-                    termination_grace_period_seconds=1, network=dict(mode='overlay'), containers=[container])
+        container = dict(
+            name='c',
+            image='b',
+            image_ref=dict(folder='b', id='b'),
+            argv=['/bin/sleep', '100000'],
+            env=[['PATH', '/bin']],
+        )
+        plan = dict(
+            version=1,
+            pod=dict(namespace='d', name='p', uid='u'),
+            hostname='p',
+            restart_policy='Always',
+            termination_grace_period_seconds=1,
+            network=dict(mode='overlay'),
+            containers=[container],
+        )
         with open(f'{at}/pod/plan.json', 'w') as f:
             json.dump(plan, f)
-        self.process = subprocess.Popen(UNSHARE + [PAUSE, '--plan', 'pod/plan.json', '--pod-dir', 'pod', '--images', 'images',
-                                                   '--scratch', 'scratch', '--host', 'host', '--run', 'run'],
-                                        cwd=at, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            UNSHARE
+            + [
+                PAUSE,
+                '--plan',
+                'pod/plan.json',
+                '--pod-dir',
+                'pod',
+                '--images',
+                'images',
+                '--scratch',
+                'scratch',
+                '--host',
+                'host',
+                '--run',
+                'run',
+            ],
+            cwd=at,
+            stderr=subprocess.DEVNULL,
+        )
         for _ in range(500):
             try:
                 if 'running' in self.ask('status', dict(watch=False))[1]['ok']['status']['containers'][0]['state']:
@@ -93,9 +144,9 @@ def to_end(s):
         while have < 5 + length:
             have += receive(s, view[have:])
         if channel == 3:
-            return total, bytes(buffer[5:5 + length])
+            return total, bytes(buffer[5 : 5 + length])
         total += length
-        buffer[:have - 5 - length] = buffer[5 + length:have]
+        buffer[: have - 5 - length] = buffer[5 + length : have]
         have -= 5 + length
 
 
@@ -117,10 +168,15 @@ def cpu(pid):
 def main():
     pod = Pod()
     ours, ours_best = median_ms(lambda: to_end(pod.exec('/bin/true')))
-    peer, peer_best = median_ms(lambda: subprocess.run(
-        ['nsenter', '-t', str(pod.pid), '-U', '--preserve-credentials', '-m', '-p', BUSYBOX, 'true'], check=True))
+    peer, peer_best = median_ms(
+        lambda: subprocess.run(
+            ['nsenter', '-t', str(pod.pid), '-U', '--preserve-credentials', '-m', '-p', BUSYBOX, 'true'], check=True
+        )
+    )
     print('## Control socket\n')
-    print(f'exec of `true`, request to exit status, {EXECS} in a row: over the socket, and nsenter as a process. (crun exec: see launch.)\n')
+    print(
+        f'exec of `true`, request to exit status, {EXECS} in a row: over the socket, and nsenter as a process. (crun exec: see launch.)\n'
+    )
     print('| ms | socket | nsenter | ratio |')
     print('|---|---|---|---|')
     print(f'| median | {ours:.2f} | {peer:.2f} | {ours / peer:.2f} |')
@@ -138,12 +194,15 @@ def main():
     s.sendall(bytes([255, 0, 0, 0, 1, 0]))
     to_end(s)
     inward, in_cpu = STREAM / (time.perf_counter() - began) / 1e6, cpu(pod.pid) - before
-    print(f'\nStreaming {STREAM >> 30} GiB through exec: out of the container {outward:.0f} MB/s '
-          f'({out_cpu / (STREAM >> 30):.2f} CPU s per GiB of hpk-pause), into it {inward:.0f} MB/s ({in_cpu / (STREAM >> 30):.2f}).')
+    print(
+        f'\nStreaming {STREAM >> 30} GiB through exec: out of the container {outward:.0f} MB/s '
+        f'({out_cpu / (STREAM >> 30):.2f} CPU s per GiB of hpk-pause), into it {inward:.0f} MB/s ({in_cpu / (STREAM >> 30):.2f}).'
+    )
 
     def private():
         with open(f'/proc/{pod.pid}/smaps_rollup') as f:
             return sum(map(int, re.findall(r'^Private_\w+:\s+(\d+)', f.read(), re.M)))
+
     before = private()
     sessions = [pod.exec('/bin/sleep', '1000') for _ in range(100)]
     time.sleep(1)

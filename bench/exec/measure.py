@@ -6,6 +6,7 @@ same command, a pod on a Node of its own whose kubelet is the stand-in below: it
 once, with no pod, no link and no process behind it. A Node that declares ExtendWebSocketsToKubelet gets what kubectl sent,
 so the stand-in speaks what hpk-kubelet speaks. Both take turns, so both see the same machine.
 """
+
 import argparse
 import base64
 import hashlib
@@ -31,7 +32,17 @@ def kubectl(*args, text=None):
 
 
 def patch_status(kind, name, status):
-    kubectl("-n", NAMESPACE, "patch", kind, name, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    kubectl(
+        "-n",
+        NAMESPACE,
+        "patch",
+        kind,
+        name,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        json.dumps({"status": status}),
+    )
 
 
 def recv_exactly(stream, count):
@@ -117,7 +128,12 @@ def set_up():
     kubectl("create", "-f", "-", text=json.dumps(pod("stand-in", nodeName=STAND_IN)))
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     container = {
-        "name": "main", "image": "x", "imageID": "x", "containerID": "x://x", "ready": True, "restartCount": 0,
+        "name": "main",
+        "image": "x",
+        "imageID": "x",
+        "containerID": "x://x",
+        "ready": True,
+        "restartCount": 0,
         "state": {"running": {"startedAt": started}},
     }
     patch_status("pod", "stand-in", {"phase": "Running", "containerStatuses": [container]})
@@ -152,7 +168,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     tear_down()
-    subprocess.run(("kubectl", "wait", "--for=delete", "namespace/" + NAMESPACE, "--timeout=60s"), capture_output=True, check=False)
+    subprocess.run(
+        ("kubectl", "wait", "--for=delete", "namespace/" + NAMESPACE, "--timeout=60s"), capture_output=True, check=False
+    )
     set_up()
     kinds = {
         "ours": ("-n", NAMESPACE, "exec", "real", "--", "true"),

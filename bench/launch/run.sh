@@ -41,7 +41,7 @@ for i in $(seq 60); do
 done | sort -n | sed -n 30p
 X
 crun_run=$(bash "$work/crun.sh" "$work/crun" 2>"$work/crun.err") || crun_run=
-clock=$(for i in $(seq 60); do s=$(date +%s%N); /bin/true; echo $((($(date +%s%N) - s) / 1000)); done | sort -n | sed -n 30p)
+clock=$(for _ in $(seq 60); do s=$(date +%s%N); /bin/true; echo $((($(date +%s%N) - s) / 1000)); done | sort -n | sed -n 30p)
 
 of() { sed -n "s/^$1 //p" "$work/times"; }
 ms() { awk -v us="$1" 'BEGIN { if (us == "") print "-"; else printf "%.2f ms", us / 1000 }'; }

@@ -6,6 +6,7 @@ read: less than that no log can cost where its program reads and writes.
 Input goes through pipes, logs to /dev/shm. Ours rotates at 10 MiB and keeps all files, so that every line can be
 counted; conmon does not rotate, because its size limit drops lines.
 """
+
 import ctypes
 import os
 import re
@@ -37,15 +38,23 @@ RECORD = re.compile(rb"^\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d) stdout F .*$"
 
 def ours(folder, length, mib):
     logs = os.path.join(folder, "logs")
-    out = subprocess.run([PUMP, logs, str(10 << 20), "1000000", LINES, str(length), str(mib), folder + "/cpu"],
-                         check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [PUMP, logs, str(10 << 20), "1000000", LINES, str(length), str(mib), folder + "/cpu"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     seconds, cpu, read = out.split()
     return float(seconds), float(cpu), int(read), count(logs, RECORD)
 
 
 def floor(folder, length, mib):
-    out = subprocess.run([FLOOR, os.path.join(folder, "logs"), str(10 << 20), LINES, str(length), str(mib), folder + "/cpu"],
-                         check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [FLOOR, os.path.join(folder, "logs"), str(10 << 20), LINES, str(length), str(mib), folder + "/cpu"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     seconds, cpu, read = out.split()
     return float(seconds), float(cpu), int(read), None
 
@@ -70,8 +79,27 @@ case "$*" in *create*) {LINES} {length} {mib} {folder}/cpu </dev/null & echo -n 
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
-        os.execvp("conmon", ["conmon", "--cid", "x", "--cuuid", "x", "-r", runtime, "-b", folder, "-p", folder + "/pid",
-                             "-l", "k8s-file:" + folder + "/logs/0.log", "--exit-dir", folder, "--full-attach"])
+        os.execvp(
+            "conmon",
+            [
+                "conmon",
+                "--cid",
+                "x",
+                "--cuuid",
+                "x",
+                "-r",
+                runtime,
+                "-b",
+                folder,
+                "-p",
+                folder + "/pid",
+                "-l",
+                "k8s-file:" + folder + "/logs/0.log",
+                "--exit-dir",
+                folder,
+                "--full-attach",
+            ],
+        )
     cpu = 0.0
     while True:
         # The command itself forks; what it leaves behind comes to us, the subreaper.
@@ -90,10 +118,14 @@ case "$*" in *create*) {LINES} {length} {mib} {folder}/cpu </dev/null & echo -n 
 def main():
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     print("## Logs\n")
-    print("Input MiB/s and CPU seconds per GiB of the program that writes the log, without the container's own; medians of "
-          f"{RUNS} runs that take turns. Ours rotates every 10 MiB.\n")
-    print("| lines of | hpk-log | conmon | ratio | read and write alone | CPU hpk-log | CPU conmon | ratio | read and write alone | "
-          "the container's own | lines kept by hpk-log |")
+    print(
+        "Input MiB/s and CPU seconds per GiB of the program that writes the log, without the container's own; medians of "
+        f"{RUNS} runs that take turns. Ours rotates every 10 MiB.\n"
+    )
+    print(
+        "| lines of | hpk-log | conmon | ratio | read and write alone | CPU hpk-log | CPU conmon | ratio | read and write alone | "
+        "the container's own | lines kept by hpk-log |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for length, mib in CASES:
         results = {ours: [], conmon: [], floor: []}
@@ -110,9 +142,13 @@ def main():
                     shutil.rmtree(folder)
                 into.append((read / seconds / (1 << 20), cpu / (read / (1 << 30))))
         (rate, cpu), (peer_rate, peer_cpu), (floor_rate, floor_cpu) = (
-            [statistics.median(r[i] for r in into) for i in (0, 1)] for into in results.values())
-        print(f"| {length} B | {rate:.0f} | {peer_rate:.0f} | {rate / peer_rate:.1f}× | {floor_rate:.0f} | {cpu:.2f} | {peer_cpu:.2f} | "
-              f"{cpu / peer_cpu:.2f} | {floor_cpu:.2f} | {statistics.median(own):.2f} | {kept:.0%} |", flush=True)
+            [statistics.median(r[i] for r in into) for i in (0, 1)] for into in results.values()
+        )
+        print(
+            f"| {length} B | {rate:.0f} | {peer_rate:.0f} | {rate / peer_rate:.1f}× | {floor_rate:.0f} | {cpu:.2f} | {peer_cpu:.2f} | "
+            f"{cpu / peer_cpu:.2f} | {floor_cpu:.2f} | {statistics.median(own):.2f} | {kept:.0%} |",
+            flush=True,
+        )
 
 
 main()

@@ -10,7 +10,16 @@ Beside what went through, the CPU time for it is taken: of the whole machine, an
 says what services and policy cost where throughput spreads too much to show it.
 Prints Markdown: medians, and the range in brackets.
 """
-import json, os, re, socket, statistics, subprocess, sys, tempfile, time
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 from process import memory, switches
@@ -37,7 +46,9 @@ def sh(*command, **more):
 
 
 def inside(ns, *command):
-    pin = [word for side, cpu in APART.items() if ns in (NODES[side][0], POD[side]) for word in ('taskset', '-c', str(cpu))]
+    pin = [
+        word for side, cpu in APART.items() if ns in (NODES[side][0], POD[side]) for word in ('taskset', '-c', str(cpu))
+    ]
     return [*pin, 'ip', 'netns', 'exec', ns, *command]
 
 
@@ -49,6 +60,7 @@ def start(*command, **more):
 
 class Kind:
     """One way between the two namespaces; `target` is what the client connects to."""
+
     def __init__(self, name, net):
         self.name, self.net = name, net
         self.target, self.pids = self.address('b'), []
@@ -62,7 +74,24 @@ def vxlan():
     kind = Kind('vxlan', '10.201.0')
     for side, (node, ip) in NODES.items():
         peer = NODES[OTHER[side]][1]
-        sh('ip', '-n', node, 'link', 'add', 'vx-bench', 'type', 'vxlan', 'id', '77', 'local', ip, 'remote', peer, 'dstport', '4789')
+        sh(
+            'ip',
+            '-n',
+            node,
+            'link',
+            'add',
+            'vx-bench',
+            'type',
+            'vxlan',
+            'id',
+            '77',
+            'local',
+            ip,
+            'remote',
+            peer,
+            'dstport',
+            '4789',
+        )
         sh('ip', '-n', node, 'link', 'set', 'vx-bench', 'netns', POD[side])
         sh('ip', '-n', POD[side], 'addr', 'add', f'{kind.address(side)}/24', 'dev', 'vx-bench')
         sh('ip', '-n', POD[side], 'link', 'set', 'vx-bench', 'up', 'mtu', '1450')
@@ -70,8 +99,15 @@ def vxlan():
 
 
 def openssl_keys():
-    private = subprocess.run(['openssl', 'genpkey', '-algorithm', 'X25519', '-outform', 'DER'], check=True, capture_output=True).stdout
-    public = subprocess.run(['openssl', 'pkey', '-inform', 'DER', '-pubout', '-outform', 'DER'], input=private, check=True, capture_output=True).stdout
+    private = subprocess.run(
+        ['openssl', 'genpkey', '-algorithm', 'X25519', '-outform', 'DER'], check=True, capture_output=True
+    ).stdout
+    public = subprocess.run(
+        ['openssl', 'pkey', '-inform', 'DER', '-pubout', '-outform', 'DER'],
+        input=private,
+        check=True,
+        capture_output=True,
+    ).stdout
     return private[-32:].hex(), public[-32:].hex()
 
 
@@ -79,13 +115,18 @@ def boringtun():
     if not os.access(BORINGTUN, os.X_OK):
         return None
     kind, keys = Kind('boringtun', '10.202.0'), {side: openssl_keys() for side in NODES}
-    for side, (node, ip) in NODES.items():
+    for side, (node, _) in NODES.items():
         device = f'bt{side}'
         control = f'/var/run/wireguard/{device}.sock'
         if os.path.exists(control):
             os.unlink(control)
-        kind.pids.append(start(*inside(node, BORINGTUN, '--foreground', '--disable-drop-privileges', '--verbosity', 'error', device),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
+        kind.pids.append(
+            start(
+                *inside(node, BORINGTUN, '--foreground', '--disable-drop-privileges', '--verbosity', 'error', device),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ).pid
+        )
         for _ in range(100):
             if os.path.exists(control):
                 break
@@ -93,8 +134,10 @@ def boringtun():
         peer = OTHER[side]
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(control)
-            s.sendall(f'set=1\nprivate_key={keys[side][0]}\nlisten_port=51820\npublic_key={keys[peer][1]}\n'
-                      f'endpoint={NODES[peer][1]}:51820\nallowed_ip={kind.net}.0/24\n\n'.encode())
+            s.sendall(
+                f'set=1\nprivate_key={keys[side][0]}\nlisten_port=51820\npublic_key={keys[peer][1]}\n'
+                f'endpoint={NODES[peer][1]}:51820\nallowed_ip={kind.net}.0/24\n\n'.encode()
+            )
             answer = s.recv(200).decode()
             assert 'errno=0' in answer, answer
         sh('ip', '-n', node, 'link', 'set', device, 'netns', POD[side])
@@ -106,8 +149,12 @@ def boringtun():
 def overlay(name, net, device, mode, services=False):
     kind, ends = Kind(name, net), {}
     for side, (node, ip) in NODES.items():
-        end = start(*inside(node, END, f'/run/netns/{POD[side]}', device, kind.address(side), ip, '1440', mode),
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        end = start(
+            *inside(node, END, f'/run/netns/{POD[side]}', device, kind.address(side), ip, '1440', mode),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         endpoint, key = end.stdout.readline().split()
         ends[side] = end, endpoint, None if key == '-' else key
         kind.pids.append(end.pid)
@@ -121,9 +168,20 @@ def overlay(name, net, device, mode, services=False):
         tell(side, dict(peer=dict(ip=kind.address(OTHER[side]), endpoint=endpoint, public_key=key)))
     if services:
         for n in range(SERVICES):
-            facts = dict(key=f'bench/s{n}', cluster_ips=[f'10.96.{n // 250}.{n % 250 + 1}'], affinity_seconds=None,
-                         ports=[dict(protocol='TCP', port=5201, endpoints=[f'{kind.address("b")}:5201'] if n == 7 else
-                                     [f'{net}.{100 + e}:80' for e in range(ENDPOINTS)])])
+            facts = dict(
+                key=f'bench/s{n}',
+                cluster_ips=[f'10.96.{n // 250}.{n % 250 + 1}'],
+                affinity_seconds=None,
+                ports=[
+                    dict(
+                        protocol='TCP',
+                        port=5201,
+                        endpoints=[f'{kind.address("b")}:5201']
+                        if n == 7
+                        else [f'{net}.{100 + e}:80' for e in range(ENDPOINTS)],
+                    )
+                ],
+            )
             tell('a', dict(service=facts))
         kind.target = '10.96.0.8'
         sh('ip', '-n', POD['a'], 'route', 'add', '10.96.0.0/16', 'dev', device)
@@ -154,8 +212,12 @@ def own_seconds(pids):
 def bare():
     kind, ends = Kind('bare', '10.206.0'), {}
     for side, (node, ip) in NODES.items():
-        ends[side] = start(*inside(node, BARE, f'/run/netns/{POD[side]}', 'bare', kind.address(side), ip, '1440'),
-                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ends[side] = start(
+            *inside(node, BARE, f'/run/netns/{POD[side]}', 'bare', kind.address(side), ip, '1440'),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         kind.pids.append(ends[side].pid)
     endpoint = {side: end.stdout.readline().split()[0] for side, end in ends.items()}
     for side, end in ends.items():
@@ -170,7 +232,12 @@ def throughput(kind, *more):
     end = json.loads(out)['end']
     if os.environ.get('DETAILS'):
         sender = end['streams'][0]['sender']
-        print(kind.name, {k: sender[k] for k in ('retransmits', 'max_snd_cwnd', 'mean_rtt')}, end['cpu_utilization_percent'], file=sys.stderr)
+        print(
+            kind.name,
+            {k: sender[k] for k in ('retransmits', 'max_snd_cwnd', 'mean_rtt')},
+            end['cpu_utilization_percent'],
+            file=sys.stderr,
+        )
     gib = end['sum_received']['bytes'] / 2**30
     kind.machine.append((machine_seconds() - machine) / gib)
     kind.own.append((own_seconds(kind.pids) - own) / gib)
@@ -223,7 +290,9 @@ def main():
         sh('ip', 'netns', 'add', ns)
         sh('ip', '-n', ns, 'link', 'set', 'lo', 'up')
     makers = {
-        'vxlan': vxlan, 'boringtun': boringtun, 'bare': bare,
+        'vxlan': vxlan,
+        'boringtun': boringtun,
+        'bare': bare,
         'encrypted': lambda: overlay('encrypted', '10.203.0', 'enc', 'encrypted'),
         'wireguard': lambda: overlay('wireguard', '10.207.0', 'wg', 'wireguard'),
         'plain': lambda: overlay('plain', '10.204.0', 'plain', 'plain'),
@@ -234,17 +303,25 @@ def main():
     start(*inside(POD['b'], ROUND_TRIP, 'echo', '7777'))
     for kind in kinds.values():
         for _ in range(50):
-            if subprocess.run(inside(POD['a'], 'ping', '-c', '1', '-W', '1', kind.address('b')), capture_output=True).returncode == 0:
+            if (
+                subprocess.run(
+                    inside(POD['a'], 'ping', '-c', '1', '-W', '1', kind.address('b')), capture_output=True
+                ).returncode
+                == 0
+            ):
                 break
         else:
             sys.exit(f'{kind.name}: the two ends do not reach each other')
     for n in range(ROUNDS):
-        for kind in list(kinds.values())[::-1 if n % 2 else 1]:
+        for kind in list(kinds.values())[:: -1 if n % 2 else 1]:
             throughput(kind)
             kind.round_trips.append(round_trip(kind))
             kind.pings.append(ping(kind))
-        print(f'round {n + 1} of {ROUNDS}: ' + ', '.join(f'{k.name} {k.bits[-1]:.2f} Gbit/s {k.round_trips[-1]:.0f} µs' for k in kinds.values()),
-              file=sys.stderr)
+        print(
+            f'round {n + 1} of {ROUNDS}: '
+            + ', '.join(f'{k.name} {k.bits[-1]:.2f} Gbit/s {k.round_trips[-1]:.0f} µs' for k in kinds.values()),
+            file=sys.stderr,
+        )
     return kinds
 
 
@@ -258,24 +335,36 @@ round by round. CPU s: of the machine for each GiB that came through, and of the
 
 | | Gbit/s | of VXLAN | of boringtun | CPU s / GiB | datapaths alone | round trip, µs | of VXLAN | ping, µs |
 |---|---|---|---|---|---|---|---|---|''')
-    names = dict(vxlan='kernel VXLAN', boringtun='the boringtun command', bare='a bare forwarder, no encryption', encrypted='overlay, encrypted',
-                 wireguard='overlay, encrypted, where a processor has no AES', plain='overlay, encryption off',
-                 services=f'overlay, encrypted, through one of {SERVICES} services, {RULES} policy rules each way')
+    names = dict(
+        vxlan='kernel VXLAN',
+        boringtun='the boringtun command',
+        bare='a bare forwarder, no encryption',
+        encrypted='overlay, encrypted',
+        wireguard='overlay, encrypted, where a processor has no AES',
+        plain='overlay, encryption off',
+        services=f'overlay, encrypted, through one of {SERVICES} services, {RULES} policy rules each way',
+    )
     for name, label in names.items():
         if name in kinds:
             k = kinds[name]
-            print(f'| {label} | {show(k.bits)} | {show(ratio(kinds, name, "vxlan", "bits"))} | {show(ratio(kinds, name, "boringtun", "bits"))} '
-                  f'| {show(k.machine)} | {show(k.own) if k.pids else "—"} | {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |')
-    cost = {field: [100 * (sign * r - sign) for r in ratio(kinds, 'services', 'encrypted', field)]
-            for field, sign in dict(bits=-1, machine=1, own=1).items()}
+            print(
+                f'| {label} | {show(k.bits)} | {show(ratio(kinds, name, "vxlan", "bits"))} | {show(ratio(kinds, name, "boringtun", "bits"))} '
+                f'| {show(k.machine)} | {show(k.own) if k.pids else "—"} | {show(k.round_trips, "{:.0f}")} | {show(ratio(kinds, name, "vxlan", "round_trips"))} | {show(k.pings, "{:.0f}")} |'
+            )
+    cost = {
+        field: [100 * (sign * r - sign) for r in ratio(kinds, 'services', 'encrypted', field)]
+        for field, sign in dict(bits=-1, machine=1, own=1).items()
+    }
     print(f'''
 Services and policy cost {show(cost["bits"], "{:.1f}")} % of the throughput, {show(cost["machine"], "{:.1f}")} % more CPU time of the
 machine for each byte, {show(cost["own"], "{:.1f}")} % more of the two datapaths.''')
     pids = kinds['encrypted'].pids if 'encrypted' in kinds else []
     if pids and not os.environ.get('NO_REST'):
         wakes = at_rest(pids)
-        print(f'At rest, the datapath alone: {", ".join(map(str, wakes))} wake-ups in a minute; '
-              f'resident {", ".join(str(memory(p)[0]) for p in pids)} KiB after the load.')
+        print(
+            f'At rest, the datapath alone: {", ".join(map(str, wakes))} wake-ups in a minute; '
+            f'resident {", ".join(str(memory(p)[0]) for p in pids)} KiB after the load.'
+        )
 
 
 try:

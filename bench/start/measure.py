@@ -5,6 +5,7 @@ Runs as alice on the site's login node. All clocks are one machine's. A containe
 says when it runs by printing `date +%s.%N`; the batch step's start is when Slurm
 opens the file for its output, the last thing before it starts the script. Pods and plain jobs take turns, so both see the same machine.
 """
+
 import argparse
 import base64
 import ctypes
@@ -38,7 +39,9 @@ class Api:
         config = json.loads(call("kubectl", "config", "view", "--raw", "--minify", "-o", "json"))
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self.address = urllib.parse.urlparse(cluster["server"]).netloc
-        self.context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+        self.context = ssl.create_default_context(
+            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+        )
         with tempfile.TemporaryDirectory() as folder:
             names = []
             for key in ("client-certificate-data", "client-key-data"):
@@ -109,7 +112,7 @@ class Opened(threading.Thread):
             events, now, at = os.read(self.inotify, 65536), time.time(), 0
             while at < len(events):
                 watch, mask, _, length = struct.unpack_from("iIII", events, at)
-                name = events[at + 16:at + 16 + length].split(b"\0")[0].decode()
+                name = events[at + 16 : at + 16 + length].split(b"\0")[0].decode()
                 at += 16 + length
                 path = os.path.join(self.folders.get(watch, ""), name)
                 if mask & self.FOLDER:
@@ -145,7 +148,10 @@ class Bench:
         asked = time.time()
         process = subprocess.Popen(
             ["sbatch", "--parsable", "--wait", "--mem=64M", "-o", os.path.join(self.folder, name), "-J", name],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
         process.stdin.write(script)
         process.stdin.close()
         return asked, process
@@ -158,12 +164,20 @@ class Bench:
 
     def create_pod(self, name, containers=1):
         body = {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
             "spec": {
                 "restartPolicy": "Never",
                 "containers": [
-                    {"name": "c%d" % i, "image": IMAGE, "command": ["sh", "-c", STAMP],
-                     "resources": {"requests": {"memory": "64Mi"} if i == 0 else {}}} for i in range(containers)],
+                    {
+                        "name": "c%d" % i,
+                        "image": IMAGE,
+                        "command": ["sh", "-c", STAMP],
+                        "resources": {"requests": {"memory": "64Mi"} if i == 0 else {}},
+                    }
+                    for i in range(containers)
+                ],
             },
         }
         asked = time.time()
@@ -173,15 +187,23 @@ class Bench:
     def pod_times(self, name, asked, seen, pod, containers=1):
         if pod["status"]["phase"] != "Succeeded":
             raise RuntimeError("pod %s: %s" % (name, json.dumps(pod["status"])))
-        stamps = [float(self.api.call("GET", "%s/%s/log?container=c%d" % (self.pods, name, i))) for i in range(containers)]
+        stamps = [
+            float(self.api.call("GET", "%s/%s/log?container=c%d" % (self.pods, name, i))) for i in range(containers)
+        ]
         out = os.path.join(HPK_HOME, "pods", pod["metadata"]["uid"], "job.out")
         start = self.opened.last(out, stamps[0])
-        return {"total": stamps[0] - asked, "in_job": stamps[0] - start, "first": stamps[0], "last": max(stamps),
-                "end_seen": seen - max(stamps), "spread": max(stamps) - min(stamps)}
+        return {
+            "total": stamps[0] - asked,
+            "in_job": stamps[0] - start,
+            "first": stamps[0],
+            "last": max(stamps),
+            "end_seen": seen - max(stamps),
+            "spread": max(stamps) - min(stamps),
+        }
 
     def one_pod(self, name, containers=1):
         asked = self.create_pod(name, containers)
-        (seen, pod), = self.watch.wait([name])
+        ((seen, pod),) = self.watch.wait([name])
         times = self.pod_times(name, asked, seen, pod, containers)
         self.api.call("DELETE", self.pods + "/" + name)
         return times
@@ -214,9 +236,20 @@ class Bench:
 
 def row(what, pod, plain):
     m = statistics.median
-    print("| %s | %.0f (%.0f–%.0f) | %.0f (%.0f–%.0f) | %.2f | %+.0f ms |"
-          % (what, m(pod) * 1e3, min(pod) * 1e3, max(pod) * 1e3, m(plain) * 1e3, min(plain) * 1e3, max(plain) * 1e3,
-             m(pod) / m(plain), (m(pod) - m(plain)) * 1e3))
+    print(
+        "| %s | %.0f (%.0f–%.0f) | %.0f (%.0f–%.0f) | %.2f | %+.0f ms |"
+        % (
+            what,
+            m(pod) * 1e3,
+            min(pod) * 1e3,
+            max(pod) * 1e3,
+            m(plain) * 1e3,
+            min(plain) * 1e3,
+            max(plain) * 1e3,
+            m(pod) / m(plain),
+            (m(pod) - m(plain)) * 1e3,
+        )
+    )
 
 
 def main():
@@ -234,21 +267,32 @@ def main():
         tens.append(bench.one_pod("ten-%d" % i, containers=10))
     column = lambda rows, name: [r[name] for r in rows]
     print("## From request to first instruction\n")
-    print("| ms, %d runs: median (least–most) | pod | plain sbatch of a bare apptainer exec | ratio | difference |" % options.runs)
+    print(
+        "| ms, %d runs: median (least–most) | pod | plain sbatch of a bare apptainer exec | ratio | difference |"
+        % options.runs
+    )
     print("|---|---|---|---|---|")
     row("request → first instruction", column(pods, "total"), column(plains, "total"))
     row("Slurm starts the batch step → first instruction", column(pods, "in_job"), column(plains, "in_job"))
     row("same, pod of 10 containers", column(tens, "in_job"), column(plains, "in_job"))
     spread = statistics.median(column(tens, "spread")) * 1e3
-    print("\nA pod of 10 containers: the last starts %.0f ms after the first, %.1f ms for each further one." % (spread, spread / 9))
+    print(
+        "\nA pod of 10 containers: the last starts %.0f ms after the first, %.1f ms for each further one."
+        % (spread, spread / 9)
+    )
     end = column(pods, "end_seen")
-    print("A container's last instruction → Succeeded at the API: %.0f ms (%.0f–%.0f)."
-          % (statistics.median(end) * 1e3, min(end) * 1e3, max(end) * 1e3))
+    print(
+        "A container's last instruction → Succeeded at the API: %.0f ms (%.0f–%.0f)."
+        % (statistics.median(end) * 1e3, min(end) * 1e3, max(end) * 1e3)
+    )
     least, most, seen = bench.many_pods(options.many)
     plain_least, plain_most = bench.many_plain(options.many)
     print("\n| %d at once, seconds from the first request | pods | plain sbatch | ratio |" % options.many)
     print("|---|---|---|---|")
-    print("| first instruction, first–last | %.2f–%.2f | %.2f–%.2f | %.2f |" % (least, most, plain_least, plain_most, most / plain_most))
+    print(
+        "| first instruction, first–last | %.2f–%.2f | %.2f–%.2f | %.2f |"
+        % (least, most, plain_least, plain_most, most / plain_most)
+    )
     print("| all Succeeded at the API | %.2f | | |" % seen)
     bench.close()
 

@@ -7,7 +7,14 @@ Runs as root, becomes bob for the connections. Each stranger sends as much as is
 nothing at all, most of the longest TLS record, or a TLS handshake without a certificate and then a request's head without
 an end.
 """
-import os, pwd, socket, ssl, sys, threading, time
+
+import os
+import pwd
+import socket
+import ssl
+import sys
+import threading
+import time
 
 STRANGERS, THREADS = 1500, 16
 PID, ADDRESS, KIND = sys.argv[1:4]

@@ -6,25 +6,65 @@
 LAUNCH is the benchmark program of hpk-sys.
 Needs root or unprivileged user namespaces; prints Markdown.
 """
-import json, os, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 from process import memory, switches
 
 ORPHANS = int(os.environ.get("HPK_BENCH_ORPHANS", "16000"))
 # What is measured ends with its measurement, also with one that fails.
-UNSHARE = ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--user', '--map-root-user', '--net', '--pid', '--fork', '--mount', '--ipc', '--uts',
-           '--mount-proc', '--kill-child', '--']
+UNSHARE = [
+    'setpriv',
+    '--pdeathsig',
+    'KILL',
+    'unshare',
+    '--user',
+    '--map-root-user',
+    '--net',
+    '--pid',
+    '--fork',
+    '--mount',
+    '--ipc',
+    '--uts',
+    '--mount-proc',
+    '--kill-child',
+    '--',
+]
 
 
 def container(name, script, **more):
-    return dict(name=name, image='b', image_ref=dict(folder='b', id='b'), argv=['/bin/sh', '-c', script],
-                env=[['PATH', '/bin']], **more)
+    return dict(
+        name=name,
+        image='b',
+        image_ref=dict(folder='b', id='b'),
+        argv=['/bin/sh', '-c', script],
+        env=[['PATH', '/bin']],
+        **more,
+    )
 
 
 def pod(containers, **more):
-    return dict(version=1, pod=dict(namespace='d', name='p', uid='u'), hostname='p', restart_policy='Always',
-                termination_grace_period_seconds=1, network=dict(mode='overlay'), containers=containers, **more)
+    return dict(
+        version=1,
+        pod=dict(namespace='d', name='p', uid='u'),
+        hostname='p',
+        restart_policy='Always',
+        termination_grace_period_seconds=1,
+        network=dict(mode='overlay'),
+        containers=containers,
+        **more,
+    )
 
 
 def make_rootfs(at, date=False):
@@ -32,7 +72,9 @@ def make_rootfs(at, date=False):
     if date:
         # Busybox's knows no nanoseconds.
         tool = shutil.which('date')
-        libraries = re.findall(r'(/\S+) \(0x', subprocess.run(['ldd', tool], check=True, capture_output=True, text=True).stdout)
+        libraries = re.findall(
+            r'(/\S+) \(0x', subprocess.run(['ldd', tool], check=True, capture_output=True, text=True).stdout
+        )
         for file in [tool] + libraries:
             to = f'{at}/bin/date' if file == tool else at + file
             os.makedirs(os.path.dirname(to), exist_ok=True)
@@ -51,9 +93,26 @@ class Pod:
         make_rootfs(f'{at}/images/b/rootfs', date)
         with open(f'{at}/pod/plan.json', 'w') as f:
             json.dump(plan, f)
-        self.process = subprocess.Popen(UNSHARE + [PAUSE, '--plan', 'pod/plan.json', '--pod-dir', 'pod', '--images', 'images',
-                                                   '--scratch', 'scratch', '--host', 'host', '--run', 'run'],
-                                        cwd=at, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            UNSHARE
+            + [
+                PAUSE,
+                '--plan',
+                'pod/plan.json',
+                '--pod-dir',
+                'pod',
+                '--images',
+                'images',
+                '--scratch',
+                'scratch',
+                '--host',
+                'host',
+                '--run',
+                'run',
+            ],
+            cwd=at,
+            stderr=subprocess.DEVNULL,
+        )
         self.pid = init_of(self.process.pid)
 
     def state(self):
@@ -103,22 +162,29 @@ def at_rest(groups):
 # Each starts that many `sleep 100000` with their output in logs, but for tini, which has none.
 PEERS = dict(
     tini=(['tini'], 'for i in $(seq $1); do tini -s -- sleep 100000 & done; wait'),
-    s6=(['s6-svscan', 's6-supervise', 's6-log'], '''
+    s6=(
+        ['s6-svscan', 's6-supervise', 's6-log'],
+        '''
 for i in $(seq $1); do
   mkdir -p scan/$i/log
   printf '#!/bin/sh\\nexec sleep 100000\\n' >scan/$i/run
   printf '#!/bin/sh\\nexec s6-log T n5 s10485760 %s\\n' "$PWD/logs$i" >scan/$i/log/run
   chmod +x scan/$i/run scan/$i/log/run
 done
-exec s6-svscan scan'''),
-    conmon=(['conmon'], '''
+exec s6-svscan scan''',
+    ),
+    conmon=(
+        ['conmon'],
+        '''
 for i in $(seq $1); do
   mkdir -p $i
   printf '#!/bin/sh\\nfor a; do case "$prev" in --pid-file) pidfile=$a;; esac; prev=$a; done\\ncase "$*" in *create*) sleep 100000 & echo -n $! >"$pidfile";; esac\\n' >$i/runtime
   chmod +x $i/runtime
   conmon --cid x --cuuid x -r "$PWD/$i/runtime" -b "$PWD/$i" -p "$PWD/$i/pid" -l "k8s-file:$PWD/$i/log" --exit-dir "$PWD/$i" --full-attach
 done
-sleep 100000'''))
+sleep 100000''',
+    ),
+)
 
 
 def descendants(pid):
@@ -141,7 +207,9 @@ class Peer:
     def __init__(self, peer, count):
         names, script = PEERS[peer]
         self.dir = tempfile.TemporaryDirectory(prefix='hpk-bench-')
-        self.process = subprocess.Popen(UNSHARE + ['sh', '-c', script, 'sh', str(count)], cwd=self.dir.name, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            UNSHARE + ['sh', '-c', script, 'sh', str(count)], cwd=self.dir.name, stderr=subprocess.DEVNULL
+        )
         time.sleep(2)
         init = init_of(self.process.pid)
         self.pids = [pid for pid in [init] + descendants(init) if name_of(pid) in names]
@@ -187,14 +255,20 @@ sys.stdin.read()
 
 def drain(pid):
     """Seconds and CPU seconds in which PID 1 reaps its orphans, all of them zombies already."""
-    maker = subprocess.Popen(['nsenter', '-t', str(pid), '-U', '--preserve-credentials', '-p', sys.executable, '-c', MAKE],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    maker = subprocess.Popen(
+        ['nsenter', '-t', str(pid), '-U', '--preserve-credentials', '-p', sys.executable, '-c', MAKE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     maker.stdout.readline()
     os.kill(pid, signal.SIGSTOP)
     maker.stdin.close()
     maker.wait()
     time.sleep(0.5)
-    cpu = lambda: sum(map(int, open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[11:13])) / os.sysconf('SC_CLK_TCK')
+    cpu = lambda: (
+        sum(map(int, open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[11:13])) / os.sysconf('SC_CLK_TCK')
+    )
     count = lambda: len(open(f'/proc/{pid}/task/{pid}/children').read().split())
     before, zombies = cpu(), count()
     if zombies < ORPHANS:
@@ -250,7 +324,9 @@ def restarts():
     for state in watch(p):
         c = state['containers'][0]
         if 'running' in c['state'] and c.get('last_termination'):
-            times[c['restart_count']] = millis(c['state']['running']['started_at']) - millis(c['last_termination']['finished_at'])
+            times[c['restart_count']] = millis(c['state']['running']['started_at']) - millis(
+                c['last_termination']['finished_at']
+            )
             if len(times) > 200:
                 break
     p.end()
@@ -260,7 +336,9 @@ def restarts():
 def launches(rootfs):
     """Milliseconds from a request to the execution of a container's command, by the system calls alone."""
     with tempfile.TemporaryDirectory(prefix='hpk-bench-') as scratch:
-        lines = subprocess.run(UNSHARE + [LAUNCH, 'restarted', rootfs, scratch], check=True, capture_output=True, text=True).stdout
+        lines = subprocess.run(
+            UNSHARE + [LAUNCH, 'restarted', rootfs, scratch], check=True, capture_output=True, text=True
+        ).stdout
     values = dict(line.split() for line in lines.splitlines())
     return float(values['restarted']) / 1000, float(values['restarted-best']) / 1000
 
@@ -271,22 +349,28 @@ def further(runs=10):
     for _ in range(runs):
         p = Pod(pod([container(f'c{i}', '/bin/date +%s%N; exec sleep 100000') for i in range(10)]), date=True)
         logs = [f'{p.dir.name}/pod/logs/c{i}/0.log' for i in range(10)]
-        p.until(lambda s: all(os.path.exists(log) and os.path.getsize(log) for log in logs))
+        p.until(lambda s, logs=logs: all(os.path.exists(log) and os.path.getsize(log) for log in logs))
         starts = [int(open(log).read().split()[3]) for log in logs]
         times.append((max(starts) - min(starts)) / 9e6)
         p.end()
     return statistics.median(times), min(times), max(times)
 
 
-HANDLERS = dict(exec=dict(exec=dict(command=['/bin/true'])), tcpSocket=dict(tcp_socket=dict(port=8080)),
-                httpGet=dict(http_get=dict(scheme='http', port=8080, path='/')))
+HANDLERS = dict(
+    exec=dict(exec=dict(command=['/bin/true'])),
+    tcpSocket=dict(tcp_socket=dict(port=8080)),
+    httpGet=dict(http_get=dict(scheme='http', port=8080, path='/')),
+)
 PROBED = 9
 
 
 def cpu(pid):
     """Of a process and of its children that were reaped, seconds."""
     with open(f'/proc/{pid}/schedstat') as f:
-        own = sum(int(open(f'/proc/{pid}/task/{t}/schedstat').read().split()[0]) for t in os.listdir(f'/proc/{pid}/task')) / 1e9
+        own = (
+            sum(int(open(f'/proc/{pid}/task/{t}/schedstat').read().split()[0]) for t in os.listdir(f'/proc/{pid}/task'))
+            / 1e9
+        )
     with open(f'/proc/{pid}/stat') as f:
         ended = sum(map(int, f.read().rsplit(')', 1)[1].split()[13:15])) / os.sysconf('SC_CLK_TCK')
     return own, ended
@@ -294,7 +378,9 @@ def cpu(pid):
 
 def probes(handler, seconds=10):
     """CPU milliseconds a minute, own and of the probes' processes, with PROBED containers that have two probes each second."""
-    probe = handler and dict(handler=HANDLERS[handler], timeout_seconds=5, period_seconds=1, success_threshold=1, failure_threshold=1000)
+    probe = handler and dict(
+        handler=HANDLERS[handler], timeout_seconds=5, period_seconds=1, success_threshold=1, failure_threshold=1000
+    )
     more = probe and dict(probes=dict(liveness=probe, readiness=probe)) or {}
     served = container('server', 'mkdir -p /www && echo ok >/www/index.html && exec httpd -f -p 8080 -h /www')
     p = Pod(pod([served] + [container(f'c{i}', 'exec sleep 100000', **more) for i in range(PROBED)]))
@@ -316,7 +402,9 @@ def exec_probe():
         begun = time.perf_counter()
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(f'{p.dir.name}/run/supervisor.sock')
-            s.sendall(b'{"hello":{"version":1}}\n{"exec":{"container":"c","command":["true"],"stdout":true,"stderr":true}}\n')
+            s.sendall(
+                b'{"hello":{"version":1}}\n{"exec":{"container":"c","command":["true"],"stdout":true,"stderr":true}}\n'
+            )
             while s.recv(65536):
                 pass
         runs.append(time.perf_counter() - begun)
@@ -333,11 +421,17 @@ def drains():
 
 
 def ten():
-    print('Each further container of a pod of ten: {:.2f} ms ({:.2f}–{:.2f}, median and range of 10 pods).'.format(*further()))
+    print(
+        'Each further container of a pod of ten: {:.2f} ms ({:.2f}–{:.2f}, median and range of 10 pods).'.format(
+            *further()
+        )
+    )
 
 
 def probed():
-    print('| a thousand probes a minute, CPU ms a minute | hpk-pause | its reaped children | own share of one CPU |\n|---|---|---|---|')
+    print(
+        '| a thousand probes a minute, CPU ms a minute | hpk-pause | its reaped children | own share of one CPU |\n|---|---|---|---|'
+    )
     own, theirs = probes(None)
     print(f'| none | {own:.1f} | {theirs:.0f} | {own / 600:.3f} % |')
     for handler in HANDLERS:

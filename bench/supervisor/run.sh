@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../../images/lib.sh"
 command -v tini >/dev/null || die "tini is not installed: apt-get install tini"
-busybox=$(command -v busybox || ls "$HPK_CACHE"/image-busybox-*/root/bin/busybox | head -n 1)
+busybox=$(command -v busybox || find "$HPK_CACHE"/image-busybox-*/root/bin/busybox | head -n 1)
 cd "$here/../.."
 target=x86_64-unknown-linux-gnu
 cargo build --quiet --release -p hpk-pause --target $target \

@@ -7,7 +7,19 @@ PROGRAMS is the folder that programs.sh printed. Everything else comes from Debi
 a program is taken with the libraries that ldd names, so an image holds what it needs and no distribution.
 Layers are tar files written here: owners, modes and set-user-ID bits are exact and no privilege is needed.
 """
-import glob, gzip, hashlib, io, json, os, re, shutil, stat, subprocess, sys, tarfile
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
 
 PROGRAMS, OUT = sys.argv[1:3]
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
@@ -56,7 +68,9 @@ class Tree:
 
 def found(name):
     path = shutil.which(name, path=PATH)
-    return path or sys.exit(f'images.py: no program {name} here: install the packages that tests/conformance/run.sh names')
+    return path or sys.exit(
+        f'images.py: no program {name} here: install the packages that tests/conformance/run.sh names'
+    )
 
 
 def busybox(users='', groups=''):
@@ -84,8 +98,10 @@ def busybox(users='', groups=''):
 
 def network_tools():
     """agnhost's base: a shell that is no busybox (whose sh runs applets before programs of the PATH)."""
-    tree = busybox('user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n',
-                   'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n')
+    tree = busybox(
+        'user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n',
+        'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n',
+    )
     for name in 'curl dig getent ip iperf ipcmk ipcrm ipcs lscpu nc nsenter socat unshare'.split():
         tree.program(found(name))
     for link, target in {'bin/bash': 'bash', 'bin/sh': 'bash', 'bin/nc': 'nc', 'bin/ip': 'ip'}.items():
@@ -115,17 +131,40 @@ def served_registry():
 
     raw = pause().layer()
     layer = store('blobs', gzip.compress(raw, 1, mtime=0))
-    config = store('blobs', json.dumps({
-        'architecture': 'amd64', 'os': 'linux', 'config': {'Entrypoint': ['/pause']},
-        'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(raw).hexdigest()]}}).encode())
-    manifest = store('manifests', json.dumps({
-        'schemaVersion': 2, 'mediaType': kind + '.v2+json',
-        'config': dict(config, mediaType='application/vnd.docker.container.image.v1+json'),
-        'layers': [dict(layer, mediaType='application/vnd.docker.image.rootfs.diff.tar.gzip')]}).encode())
-    index = store('manifests', json.dumps({
-        'schemaVersion': 2, 'mediaType': kind + '.list.v2+json',
-        'manifests': [dict(manifest, mediaType=kind + '.v2+json',
-                           platform={'architecture': 'amd64', 'os': 'linux'})]}).encode())
+    config = store(
+        'blobs',
+        json.dumps(
+            {
+                'architecture': 'amd64',
+                'os': 'linux',
+                'config': {'Entrypoint': ['/pause']},
+                'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(raw).hexdigest()]},
+            }
+        ).encode(),
+    )
+    manifest = store(
+        'manifests',
+        json.dumps(
+            {
+                'schemaVersion': 2,
+                'mediaType': kind + '.v2+json',
+                'config': dict(config, mediaType='application/vnd.docker.container.image.v1+json'),
+                'layers': [dict(layer, mediaType='application/vnd.docker.image.rootfs.diff.tar.gzip')],
+            }
+        ).encode(),
+    )
+    index = store(
+        'manifests',
+        json.dumps(
+            {
+                'schemaVersion': 2,
+                'mediaType': kind + '.list.v2+json',
+                'manifests': [
+                    dict(manifest, mediaType=kind + '.v2+json', platform={'architecture': 'amd64', 'os': 'linux'})
+                ],
+            }
+        ).encode(),
+    )
     tree.put('var/registry/pause/manifests/testing', (index['digest'] + '\n').encode())
     return tree
 
@@ -170,7 +209,9 @@ def nginx(version):
     tree = busybox('nginx:x:101:101::/nonexistent:/bin/false\n', 'nginx:x:101:\n')
     tree.program(unpacked + '/usr/sbin/nginx', 'usr/sbin/nginx')
     tree.put('etc/nginx/nginx.conf', NGINX)
-    tree.put('usr/share/nginx/html/index.html', b'<html><title>Welcome to nginx!</title><h1>Welcome to nginx!</h1></html>\n')
+    tree.put(
+        'usr/share/nginx/html/index.html', b'<html><title>Welcome to nginx!</title><h1>Welcome to nginx!</h1></html>\n'
+    )
     tree.put('etc/nginx/version', version.encode())
     return tree
 
@@ -207,8 +248,11 @@ def images():
     yield test + 'glibc-dns-testing:2.1.1', [tools], {'Cmd': ['bash']}
     for name in ('nautilus', 'kitten'):
         yield test + name + ':1.8', [tools, host, pages(name)], dict(run_agnhost, Cmd=['test-webserver'])
-    yield (test + 'sample-apiserver:1.29.2', [base, single('sample-apiserver', PROGRAMS + '/sample-apiserver')],
-           {'Entrypoint': ['/sample-apiserver']})
+    yield (
+        test + 'sample-apiserver:1.29.2',
+        [base, single('sample-apiserver', PROGRAMS + '/sample-apiserver')],
+        {'Entrypoint': ['/sample-apiserver']},
+    )
     yield 'pause:3.10.2', [pause()], {'Entrypoint': ['/pause'], 'User': '65535:65535'}
     yield 'etcd:3.7.0-0', [base, etcd()], {}
 
@@ -227,12 +271,23 @@ def write(name, layers, config):
 
     raws = [tree.layer() for tree in layers]
     stored = [store(gzip.compress(raw, 1, mtime=0), 'layer.v1.tar+gzip') for raw in raws]
-    config = store(json.dumps({
-        'architecture': 'amd64', 'os': 'linux', 'config': {'Env': ['PATH=' + PATH], 'WorkingDir': '/', **config},
-        'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(raw).hexdigest() for raw in raws]},
-    }).encode(), 'config.v1+json')
-    manifest = store(json.dumps({'schemaVersion': 2, 'mediaType': kind + 'manifest.v1+json',
-                                 'config': config, 'layers': stored}).encode(), 'manifest.v1+json')
+    config = store(
+        json.dumps(
+            {
+                'architecture': 'amd64',
+                'os': 'linux',
+                'config': {'Env': ['PATH=' + PATH], 'WorkingDir': '/', **config},
+                'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(raw).hexdigest() for raw in raws]},
+            }
+        ).encode(),
+        'config.v1+json',
+    )
+    manifest = store(
+        json.dumps(
+            {'schemaVersion': 2, 'mediaType': kind + 'manifest.v1+json', 'config': config, 'layers': stored}
+        ).encode(),
+        'manifest.v1+json',
+    )
     with open(layout + '/index.json', 'w') as f:
         json.dump({'schemaVersion': 2, 'manifests': [manifest]}, f)
     with open(layout + '/oci-layout', 'w') as f:

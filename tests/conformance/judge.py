@@ -7,10 +7,24 @@ SET is node, resize, network, storage, apps, cli, sched or api, or all: the [Con
 tests of that subject. A process of its own per test means that a hang or panic costs one test. DIR gets
 results.jsonl (as it goes), logs/ and summary.md. Exit status: 0 when all passed, 1 when not, 2 for usage.
 """
-import argparse, collections, concurrent.futures, json, os, re, signal, subprocess, sys, threading, time
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 SUBJECTS = {
-    'network': ['sig-network'], 'storage': ['sig-storage'], 'apps': ['sig-apps'], 'cli': ['sig-cli'],
+    'network': ['sig-network'],
+    'storage': ['sig-storage'],
+    'apps': ['sig-apps'],
+    'cli': ['sig-cli'],
     'sched': ['sig-scheduling'],
     'api': ['sig-api-machinery', 'sig-auth', 'sig-instrumentation', 'sig-architecture'],
 }
@@ -35,15 +49,21 @@ def arguments():
 def specs(a):
     """name -> labels, asked of the program itself"""
     report = os.path.join(a.out, 'specs.json')
-    subprocess.run([a.e2e, '--ginkgo.dry-run', '--ginkgo.succinct', '--provider=skeleton', '--ginkgo.json-report=' + report],
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [a.e2e, '--ginkgo.dry-run', '--ginkgo.succinct', '--provider=skeleton', '--ginkgo.json-report=' + report],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     with open(report) as f:
         suites = json.load(f)
     found = {}
     for suite in suites:
         for spec in suite['SpecReports']:
             if spec['LeafNodeType'] == 'It':
-                labels = set(spec['LeafNodeLabels'] or []).union(*[set(l or []) for l in spec['ContainerHierarchyLabels'] or []])
+                labels = set(spec['LeafNodeLabels'] or []).union(
+                    *[set(labels or []) for labels in spec['ContainerHierarchyLabels'] or []]
+                )
                 found[' '.join((spec['ContainerHierarchyTexts'] or []) + [spec['LeafNodeText']])] = labels
     return found
 
@@ -70,8 +90,10 @@ def never(path):
 
 def first_lines(message):
     """a failure in one line, without ginkgo's object dumps"""
-    lines = [l.strip() for l in (message or '').splitlines()]
-    telling = [l for l in lines if l and not re.match(r'[<{}\[\]]|s: |0x|[A-Za-z]+: [\[{(<]|[a-z]+: ["0-9]', l)]
+    lines = [line.strip() for line in (message or '').splitlines()]
+    telling = [
+        line for line in lines if line and not re.match(r'[<{}\[\]]|s: |0x|[A-Za-z]+: [\[{(<]|[a-z]+: ["0-9]', line)
+    ]
     return ' | '.join((telling or lines)[:4])[:400].replace('\t', ' ')
 
 
@@ -80,10 +102,21 @@ class Judge:
         self.a, self.lock, self.start, self.running = a, threading.Lock(), time.time(), set()
         self.results = {}
         self.file = os.path.join(a.out, 'results.jsonl')
-        self.environment = dict(os.environ, **({'KUBE_TEST_REPO_LIST': os.path.abspath(a.repo_list)} if a.repo_list else {}))
-        self.flags = ['--provider=skeleton', '--kubeconfig=' + a.kubeconfig, '--kubectl-path=' + a.kubectl, '--ginkgo.no-color',
-                      '--ginkgo.grace-period=30s', '--dump-logs-on-failure=false', '--disable-log-dump', '--num-nodes=-1',
-                      '--node-schedulable-timeout=1m', '--system-pods-startup-timeout=1m']
+        self.environment = dict(
+            os.environ, **({'KUBE_TEST_REPO_LIST': os.path.abspath(a.repo_list)} if a.repo_list else {})
+        )
+        self.flags = [
+            '--provider=skeleton',
+            '--kubeconfig=' + a.kubeconfig,
+            '--kubectl-path=' + a.kubectl,
+            '--ginkgo.no-color',
+            '--ginkgo.grace-period=30s',
+            '--dump-logs-on-failure=false',
+            '--disable-log-dump',
+            '--num-nodes=-1',
+            '--node-schedulable-timeout=1m',
+            '--system-pods-startup-timeout=1m',
+        ]
 
     def run(self, number, name, total):
         if self.a.total and time.time() - self.start > self.a.total:
@@ -92,8 +125,18 @@ class Judge:
         began = time.time()
         with open(os.path.join(self.a.out, 'logs', f'{number:04}.log'), 'w') as log:
             process = subprocess.Popen(
-                [self.a.e2e, *self.flags, '--ginkgo.focus=' + re.escape(name) + '$', f'--ginkgo.timeout={self.a.timeout}s',
-                 '--ginkgo.json-report=' + report], stdout=log, stderr=log, env=self.environment, start_new_session=True)
+                [
+                    self.a.e2e,
+                    *self.flags,
+                    '--ginkgo.focus=' + re.escape(name) + '$',
+                    f'--ginkgo.timeout={self.a.timeout}s',
+                    '--ginkgo.json-report=' + report,
+                ],
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
             self.running.add(process)
             try:
                 process.wait(self.a.timeout + 90)
@@ -102,13 +145,22 @@ class Judge:
                 process.wait()
             self.running.discard(process)
         state, reason = self.verdict(report, name, process.returncode)
-        result = {'name': name, 'state': state, 'reason': reason, 'seconds': round(time.time() - began, 1), 'log': f'logs/{number:04}.log'}
+        result = {
+            'name': name,
+            'state': state,
+            'reason': reason,
+            'seconds': round(time.time() - began, 1),
+            'log': f'logs/{number:04}.log',
+        }
         with self.lock:
             self.results[name] = result
             with open(self.file, 'a') as f:
                 print(json.dumps(result), file=f)
-            print(f'{time.time() - self.start:5.0f} s {len(self.results):3}/{total} {state:7} {result["seconds"]:6} s  {name[:110]}'
-                  + (f'  <- {reason[:140]}' if reason else ''), flush=True)
+            print(
+                f'{time.time() - self.start:5.0f} s {len(self.results):3}/{total} {state:7} {result["seconds"]:6} s  {name[:110]}'
+                + (f'  <- {reason[:140]}' if reason else ''),
+                flush=True,
+            )
 
     @staticmethod
     def verdict(report, name, code):
@@ -162,8 +214,14 @@ def main():
         print(f'judge.py: no set {a.set}; see --help', file=sys.stderr)
         return 2
     known, left_out = specs(a), never(a.never)
-    names = sorted(n for n, labels in known.items() if belongs(n, labels, a.set) and re.search(a.focus, n)
-                   and not (a.skip and re.search(a.skip, n)) and not any(p.search(n) for p, _ in left_out))
+    names = sorted(
+        n
+        for n, labels in known.items()
+        if belongs(n, labels, a.set)
+        and re.search(a.focus, n)
+        and not (a.skip and re.search(a.skip, n))
+        and not any(p.search(n) for p, _ in left_out)
+    )
     if not names:
         print('judge.py: no test matches', file=sys.stderr)
         return 2

@@ -5,6 +5,8 @@
 # home/ (shared by its nodes), shared/ (seen as /site), nodes/<name>/ (what is a
 # node's own), run/ (pids and logs of the nodes). Sites with different folders
 # can run side by side: nothing of a site shows in the machine's own network.
+#
+# shellcheck disable=SC2034  # variables are for the scripts that source this
 
 SITE_DIR=${SITE_DIR:-/var/tmp/hpk-site}
 mkdir -p "$SITE_DIR"
@@ -41,6 +43,7 @@ node_pid() {
   local p
   p=$(cat "$SITE_DIR/run/$1.pid" 2>/dev/null)
   if [ -n "$p" ] && is_node "$p" "$1"; then echo "$p"; return; fi
+  # shellcheck disable=SC2013  # a pid is one word
   for p in $(grep -lx tini /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); do
     if is_node "$p" "$1"; then
       echo "$p" >"$SITE_DIR/run/$1.pid"
