@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::ContainerLogs;
 use hpk_api::net::NetworkMode;
+use hpk_api::pod_flags::PodFlags;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -90,6 +91,7 @@ pub(crate) enum Command {
   hpk up --kubernetes-bin ~/kubernetes-1.37.2     official binaries instead of the image
   hpk up --network cni:site-net                   pods in a network that the site has set up for Apptainer
   hpk up --container-log-max-size 100Mi           keep more of what containers print
+  hpk up --pod-flags list                         pods of others: no flags that take more of the cluster
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -131,6 +133,12 @@ pub(crate) struct Up {
     /// run already keep what they started with [default: 5]
     #[arg(long, value_name = "N", value_parser = ContainerLogs::parse_max_files)]
     pub container_log_max_files: Option<u32>,
+    /// Which flags of Slurm's pods may give by their annotations (slurm-job.hpk.io/flags); kept until it is given again.
+    /// allow: all that docs/guide/pods.md lists. list: those that say where and when a job runs, such as --partition and
+    /// --time. deny: none. For a cluster that others may create pods in. Jobs that are submitted stay as they are
+    /// [default: allow]
+    #[arg(long, value_name = "WHICH", value_enum)]
+    pub pod_flags: Option<PodFlagsChoice>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,
@@ -169,6 +177,27 @@ pub(crate) enum Encryption {
     On,
     /// In the clear.
     Off,
+}
+
+/// `--pod-flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodFlagsChoice {
+    /// All of the guide's.
+    Allow,
+    /// Where and when a job runs.
+    List,
+    /// None.
+    Deny,
+}
+
+impl From<PodFlagsChoice> for PodFlags {
+    fn from(choice: PodFlagsChoice) -> Self {
+        match choice {
+            PodFlagsChoice::Allow => Self::Allow,
+            PodFlagsChoice::List => Self::List,
+            PodFlagsChoice::Deny => Self::Deny,
+        }
+    }
 }
 
 /// `hpk down`.

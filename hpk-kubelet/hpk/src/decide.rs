@@ -5,6 +5,7 @@
 //! meanwhile is replaced, all others stay.
 
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
+use hpk_api::pod_flags::PodFlags;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
@@ -210,6 +211,7 @@ pub(crate) fn cluster(
         cni_network: None,
         plaintext: false,
         container_logs: ContainerLogs::default(),
+        pod_flags: PodFlags::default(),
         pki_dir: pki_dir.display().to_string(),
     }
 }

@@ -15,6 +15,7 @@ use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::net::NetworkMode;
+use hpk_api::pod_flags::PodFlags;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
@@ -80,6 +81,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     }
     if args.network.as_ref().is_some_and(|n| (runs.network_mode, &runs.cni_network) != (n.mode, &n.name)) {
         bail!("--network: the control plane is running with another one: run hpk down first");
+    }
+    if args.pod_flags.is_some_and(|choice| PodFlags::from(choice) != runs.pod_flags) {
+        bail!("--pod-flags: the control plane is running with the other setting: run hpk down first");
     }
     let logs = container_logs(args, runs.container_logs);
     for (flag, same) in [
@@ -154,6 +158,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.cni_network = former.cni_network;
         cluster.plaintext = former.plaintext;
         cluster.container_logs = former.container_logs;
+        cluster.pod_flags = former.pod_flags;
     }
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
@@ -161,6 +166,9 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     }
     if let Some(encryption) = args.encryption {
         cluster.plaintext = encryption == cli::Encryption::Off;
+    }
+    if let Some(choice) = args.pod_flags {
+        cluster.pod_flags = choice.into();
     }
     if let Some(network) = &args.network {
         cluster.network_mode = network.mode;
@@ -452,7 +460,8 @@ mod tests {
     fn a_control_plane_that_runs_takes_no_other_sizes_of_logs() {
         let runs = decide::tests::layout().cluster;
         assert!(refuse_changes(&up(&["--container-log-max-size=10Mi", "--container-log-max-files=5"]), &runs).is_ok());
-        for flag in ["--container-log-max-size=1Mi", "--container-log-max-files=3"] {
+        assert!(refuse_changes(&up(&["--pod-flags=allow"]), &runs).is_ok());
+        for flag in ["--container-log-max-size=1Mi", "--container-log-max-files=3", "--pod-flags=list"] {
             let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
             assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");
         }

@@ -15,6 +15,7 @@ use crate::render::atomic;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
+use hpk_api::pod_flags;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
@@ -85,7 +86,10 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if let Some(fatal) = list.iter().find(|u| u.fatal) {
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
     }
-    let extra = match flags::from_annotations(pod.metadata.annotations.as_ref()) {
+    let (annotations, policy) = (pod.metadata.annotations.as_ref(), ctx.cluster.pod_flags);
+    // Those of steps have no effect yet, and are held to the same rule.
+    let asked = flags::of_step(annotations, policy).and_then(|_| flags::of_job(annotations, policy));
+    let extra = match asked {
         Ok(extra) => extra,
         Err(error) => {
             tell(Note::warning("FailedSubmit", error.to_string()));
@@ -99,7 +103,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
                 "Unsupported",
                 format!(
                     "resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)",
-                    flags::ANNOTATION
+                    pod_flags::FLAGS
                 ),
             ));
         }

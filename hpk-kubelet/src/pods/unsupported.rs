@@ -6,7 +6,7 @@
 use super::plan::as_container;
 use super::{bandwidth, launcher};
 use crate::render::certificate;
-use crate::slurm::flags;
+use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
 use std::borrow::Cow;
 
@@ -36,10 +36,10 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
-    if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(flags::MPI_ANNOTATION)) {
+    if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(pod_flags::MPI_FLAGS)) {
         tell(
             false,
-            format!("metadata.annotations[{}]", flags::MPI_ANNOTATION),
+            format!("metadata.annotations[{}]", pod_flags::MPI_FLAGS),
             "a pod runs on one node: mpirun in the container starts its ranks there",
         );
     }

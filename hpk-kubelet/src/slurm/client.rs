@@ -264,6 +264,24 @@ impl Client {
     }
 }
 
+/// What user and site say to sbatch by `SBATCH_…`: where and when jobs run. All others are left out, or they would make
+/// jobs arrays, move their output, or rename them.
+const SBATCH: &[&str] = &[
+    "ACCOUNT",
+    "ACCTG_FREQ",
+    "CONSTRAINT",
+    "DELAY_BOOT",
+    "EXCLUSIVE",
+    "NETWORK",
+    "PARTITION",
+    "PROFILE",
+    "QOS",
+    "REQ_SWITCH",
+    "RESERVATION",
+    "TIMELIMIT",
+    "WCKEY",
+];
+
 /// Variables that a job inherits: enough to find Apptainer, and what the site says to sbatch.
 fn keep(name: &str) -> bool {
     matches!(
@@ -279,7 +297,7 @@ fn keep(name: &str) -> bool {
             | "TMPDIR"
             | "LD_LIBRARY_PATH"
             | "MODULEPATH"
-    ) || name.starts_with("SBATCH_")
+    ) || name.strip_prefix("SBATCH_").is_some_and(|rest| SBATCH.contains(&rest))
         || name.starts_with("APPTAINER_CONFIG")
 }
 
@@ -353,6 +371,24 @@ mod tests {
         let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!(submit(client.clone()).await, soft.to_string());
         assert_eq!(submit(client.with_open_files(Some(77))).await, "77");
+    }
+
+    #[test]
+    fn what_the_environment_says_to_sbatch() {
+        for (name, kept) in [
+            ("SBATCH_PARTITION", true),
+            ("SBATCH_ACCOUNT", true),
+            ("SLURM_CONF", true),
+            ("SBATCH_OUTPUT", false),
+            ("SBATCH_ARRAY_INX", false),
+            ("SBATCH_EXPORT", false),
+            ("SBATCH_JOB_NAME", false),
+            ("SBATCH_MEM_PER_CPU", false),
+            ("SLURM_CLUSTERS", false),
+            ("SBATCH_", false),
+        ] {
+            assert_eq!(keep(name), kept, "{name}");
+        }
     }
 
     #[test]

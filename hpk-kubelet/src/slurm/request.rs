@@ -128,18 +128,13 @@ fn largest(total: &mut Amounts, other: &Amounts) {
     }
 }
 
-/// Arguments of sbatch for a pod, without the script. `extra` (the user's flags) come last and so win.
+/// Arguments of sbatch for a pod, without the script: what the pod's fields ask for; then `extra`, the user's flags, which
+/// win over it; then what HPK itself needs, which nothing wins over.
 #[must_use]
 pub fn arguments(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, extra: &[String]) -> Vec<String> {
     let needs = needs(pod, defaults);
     let spec = pod.spec.as_ref();
     let mut list = vec![
-        "--parsable".to_owned(),
-        format!("--job-name={}/{}", who.namespace, who.name),
-        format!("--comment={}", who.uid),
-        format!("--chdir={}", folder.display()),
-        format!("--output={}", folder.join(hpk_api::files::JOB_OUTPUT).display()),
-        "--open-mode=append".to_owned(),
         "--no-requeue".to_owned(),
         "--nodes=1".to_owned(),
         "--ntasks=1".to_owned(),
@@ -149,7 +144,6 @@ pub fn arguments(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, ex
     let grace = spec.and_then(|s| s.termination_grace_period_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
     // Slurm may send the signal up to a minute early and reads the number as 16 bits.
     let warning = (grace + defaults.margin_seconds).min(65_000);
-    list.push(format!("--signal=B:TERM@{warning}"));
     if let Some(deadline) = spec.and_then(|s| s.active_deadline_seconds).and_then(|s| u64::try_from(s).ok()) {
         // The supervisor keeps the exact deadline; Slurm's limit, in whole minutes, only backs it.
         let minutes = deadline.saturating_add(warning).saturating_add(60).div_ceil(60);
@@ -160,6 +154,19 @@ pub fn arguments(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, ex
         list.push(format!("--gres={}", gres.join(",")));
     }
     list.extend_from_slice(extra);
+    let output = folder.join(hpk_api::files::JOB_OUTPUT);
+    list.extend([
+        "--parsable".to_owned(),
+        format!("--job-name={}/{}", who.namespace, who.name),
+        format!("--comment={}", who.uid),
+        format!("--chdir={}", folder.display()),
+        "--input=/dev/null".to_owned(),
+        format!("--output={}", output.display()),
+        format!("--error={}", output.display()),
+        "--open-mode=append".to_owned(),
+        "--export=ALL".to_owned(),
+        format!("--signal=B:TERM@{warning}"),
+    ]);
     list
 }
 
@@ -233,27 +240,29 @@ mod tests {
             &who,
             Path::new("/home/a/.hpk/pods/u-1"),
             &Defaults::default(),
-            &["-p".into(), "debug".into()],
+            &["--partition=debug".into()],
         );
         assert_eq!(
             list,
             [
-                "--parsable",
-                "--job-name=ns/p",
-                "--comment=u-1",
-                "--chdir=/home/a/.hpk/pods/u-1",
-                "--output=/home/a/.hpk/pods/u-1/job.out",
-                "--open-mode=append",
                 "--no-requeue",
                 "--nodes=1",
                 "--ntasks=1",
                 "--cpus-per-task=1",
                 "--mem=128M",
-                "--signal=B:TERM@30",
                 "--time=4",
                 "--gres=gpu:1",
-                "-p",
-                "debug",
+                "--partition=debug",
+                "--parsable",
+                "--job-name=ns/p",
+                "--comment=u-1",
+                "--chdir=/home/a/.hpk/pods/u-1",
+                "--input=/dev/null",
+                "--output=/home/a/.hpk/pods/u-1/job.out",
+                "--error=/home/a/.hpk/pods/u-1/job.out",
+                "--open-mode=append",
+                "--export=ALL",
+                "--signal=B:TERM@30",
             ]
         );
     }

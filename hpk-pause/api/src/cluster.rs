@@ -1,5 +1,6 @@
 //! `HPK_HOME/cluster.json`: what `hpk up` decided for this cluster and the other programs read.
 
+use crate::pod_flags::PodFlags;
 use crate::quantity;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -46,6 +47,9 @@ pub struct ClusterConfig {
     /// How much of the containers' output is kept. Holds for pods that start afterwards.
     #[serde(default)]
     pub container_logs: ContainerLogs,
+    /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
+    #[serde(default)]
+    pub pod_flags: PodFlags,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
 }

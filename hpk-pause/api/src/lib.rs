@@ -16,6 +16,7 @@ pub mod go_duration;
 pub mod link;
 pub mod net;
 pub mod plan;
+pub mod pod_flags;
 pub mod probe;
 pub mod quantity;
 pub mod state;

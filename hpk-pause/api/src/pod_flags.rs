@@ -1,0 +1,25 @@
+//! Slurm's own flags in pods' annotations: the keys, and what a cluster lets through of them.
+
+use serde::{Deserialize, Serialize};
+
+/// Flags of sbatch for the pod's job.
+pub const FLAGS: &str = "slurm-job.hpk.io/flags";
+/// The older key of the same meaning.
+pub const OLD_FLAGS: &str = "slurm.hpk.io/flags";
+/// Flags of srun for MPI steps.
+pub const MPI_FLAGS: &str = "slurm-job.hpk.io/mpi-flags";
+/// All of them.
+pub const ANNOTATIONS: [&str; 3] = [OLD_FLAGS, FLAGS, MPI_FLAGS];
+
+/// What pods may ask of Slurm by these annotations: `hpk up --pod-flags`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodFlags {
+    /// Every flag that cannot harm the job or the user's files.
+    #[default]
+    Allow,
+    /// Only flags that say where and when a job runs, none that takes more of the cluster.
+    List,
+    /// None.
+    Deny,
+}
