@@ -1,10 +1,12 @@
 //! The cluster's own objects, applied at every start: rights of the kubelet and of CoreDNS, the service
-//! kube-dns with its endpoint, CoreDNS' real address on the login node, and the metrics API (`kubectl top`)
-//! that hpk-kubelet serves, unless the user has installed another.
+//! kube-dns with its endpoint, CoreDNS' real address on the login node, the metrics API (`kubectl top`)
+//! that hpk-kubelet serves, unless the user has installed another, and the policy for flags of Slurm.
 
+use crate::flags_policy;
 use crate::home::Home;
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -73,6 +75,8 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     for binding in bindings() {
         apply::<ClusterRoleBinding>(&Api::all(client.clone()), binding).await?;
     }
+    apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), flags_policy::policy(&labels())).await?;
+    apply::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), flags_policy::binding(&labels())).await?;
     // The API server makes it a moment after it is ready; the service needs it now.
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}});
     apply::<Namespace>(&Api::all(client.clone()), namespace).await?;
@@ -264,6 +268,8 @@ mod tests {
         keeps::<EndpointSlice>(&dns_endpoints(&cluster));
         keeps::<Service>(&metrics_service(&cluster));
         keeps::<EndpointSlice>(&metrics_endpoints(&cluster));
+        keeps::<ValidatingAdmissionPolicy>(&flags_policy::policy(&labels()));
+        keeps::<ValidatingAdmissionPolicyBinding>(&flags_policy::binding(&labels()));
         keeps::<APIService>(&metrics_api(b"pem").unwrap());
         assert_eq!(dns_service(&cluster)["spec"]["clusterIP"], "10.96.0.10");
         assert_eq!(dns_endpoints(&cluster)["endpoints"][0]["addresses"][0], "10.77.0.1");

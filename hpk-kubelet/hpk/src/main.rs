@@ -8,6 +8,7 @@ mod decide;
 mod doctor;
 mod down;
 mod expose;
+mod flags_policy;
 mod home;
 mod kubeconfig;
 mod pki;
