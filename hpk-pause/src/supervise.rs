@@ -8,7 +8,7 @@ use crate::paths::Paths;
 use crate::perform::{Happening, Performer};
 use crate::status::{self, StatusWriter};
 use crate::term::TermRule;
-use hpk_api::plan::SandboxPlan;
+use hpk_api::plan::{PlanError, SandboxPlan};
 use hpk_api::state::{ContainerState, PodState, RunState, StopCause, Termination};
 use hpk_core::Identity;
 use hpk_log::{LogService, LogSettings};
@@ -28,19 +28,13 @@ pub enum SuperviseError {
         /// Cause.
         source: std::io::Error,
     },
-    /// The plan is none.
-    #[error("{}: not a plan: {source}; was it written by another version of hpk-kubelet?", path.display())]
-    ParsePlan {
+    /// The plan is none, or from the future.
+    #[error("{}: {source}", path.display())]
+    Plan {
         /// File.
         path: PathBuf,
         /// Cause.
-        source: serde_json::Error,
-    },
-    /// The plan is from the future.
-    #[error("the plan has version {found}, this hpk-pause knows up to {known}: install the same version of HPK everywhere", known = hpk_api::VERSION)]
-    Version {
-        /// The plan's.
-        found: u32,
+        source: PlanError,
     },
     /// Not PID 1.
     #[error(
@@ -161,17 +155,7 @@ fn make_sandbox(plan: &SandboxPlan, paths: &Paths, helper: &Helper, happenings: 
 fn read_plan(paths: &Paths) -> Result<SandboxPlan, SuperviseError> {
     let path = &paths.plan;
     let bytes = std::fs::read(path).map_err(|source| SuperviseError::ReadPlan { path: path.clone(), source })?;
-    /// Only this is asked first: a newer plan may not parse.
-    #[derive(serde::Deserialize)]
-    struct OfVersion {
-        version: u32,
-    }
-    let parse = |source| SuperviseError::ParsePlan { path: path.clone(), source };
-    let of: OfVersion = serde_json::from_slice(&bytes).map_err(parse)?;
-    if of.version > hpk_api::VERSION {
-        return Err(SuperviseError::Version { found: of.version });
-    }
-    serde_json::from_slice(&bytes).map_err(|source| SuperviseError::ParsePlan { path: path.clone(), source })
+    SandboxPlan::parse(&bytes).map_err(|source| SuperviseError::Plan { path: path.clone(), source })
 }
 
 /// What a former run of this very pod's job left: it was requeued, for it did not finish, or only because Slurm told it to.

@@ -23,7 +23,7 @@ mod scratch;
 use crate::apptainer::Site;
 use hostport::HostPorts;
 use hpk_api::net::NetworkMode;
-use hpk_api::plan::SandboxPlan;
+use hpk_api::plan::{PlanError, SandboxPlan};
 use hpk_api::state::LaunchReport;
 pub use keep::{WORK, heed_signals, keep};
 use layout::{Layout, Surroundings};
@@ -34,10 +34,8 @@ use std::path::{Path, PathBuf};
 enum LaunchError {
     #[error("{}: {source}", path.display())]
     ReadPlan { path: PathBuf, source: std::io::Error },
-    #[error("{}: {source}; was it written by another version of hpk-kubelet?", path.display())]
-    ParsePlan { path: PathBuf, source: serde_json::Error },
-    #[error("plan.json has version {found}, this hpk-netns knows up to {known}: install the same version of HPK on the compute nodes", known = hpk_api::VERSION)]
-    Version { found: u32 },
+    #[error("{}: {source}", path.display())]
+    Plan { path: PathBuf, source: PlanError },
     #[error(transparent)]
     Scratch(#[from] scratch::ScratchError),
     #[error(transparent)]
@@ -58,7 +56,7 @@ impl LaunchError {
     /// [`LaunchReport::step`].
     fn step(&self) -> &'static str {
         match self {
-            Self::ReadPlan { .. } | Self::ParsePlan { .. } | Self::Version { .. } => "plan",
+            Self::ReadPlan { .. } | Self::Plan { .. } => "plan",
             Self::Scratch(_) => "scratch",
             Self::HostPath(_) => "host_path",
             Self::NoApptainer { .. } | Self::NoParentImage { .. } | Self::Start { .. } => "apptainer",
@@ -181,11 +179,7 @@ pub(crate) fn member_folders(home: &Path) -> std::io::Result<(PathBuf, PathBuf)>
 fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
     let path = pod.join(hpk_api::files::PLAN);
     let bytes = std::fs::read(&path).map_err(|source| LaunchError::ReadPlan { path: path.clone(), source })?;
-    let plan: SandboxPlan = serde_json::from_slice(&bytes).map_err(|source| LaunchError::ParsePlan { path, source })?;
-    if plan.version > hpk_api::VERSION {
-        return Err(LaunchError::Version { found: plan.version });
-    }
-    Ok(plan)
+    SandboxPlan::parse(&bytes).map_err(|source| LaunchError::Plan { path, source })
 }
 
 /// Says on standard error and in `launch.json` why there is no supervisor.

@@ -67,6 +67,54 @@ pub struct SandboxPlan {
     pub settings: Settings,
 }
 
+/// A plan that cannot be used.
+#[derive(Debug)]
+pub enum PlanError {
+    /// It is not a plan of a version that this program knows.
+    Parse(serde_json::Error),
+    /// A newer hpk-kubelet wrote it.
+    Version {
+        /// The plan's version.
+        found: u32,
+    },
+}
+
+impl std::fmt::Display for PlanError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Parse(source) => {
+                write!(f, "not a plan: {source}; was it written by another version of hpk-kubelet?")
+            }
+            Self::Version { found } => write!(
+                f,
+                "the plan has version {found}, this program knows up to {}: install the same version of HPK on the login \
+                 node and on the compute nodes",
+                crate::VERSION
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl SandboxPlan {
+    /// Reads the content of a `plan.json`. The version is read first, because the rest of a newer plan may not parse.
+    ///
+    /// # Errors
+    /// A plan of a newer version, or no plan.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PlanError> {
+        #[derive(Deserialize)]
+        struct OfVersion {
+            version: u32,
+        }
+        let of: OfVersion = serde_json::from_slice(bytes).map_err(PlanError::Parse)?;
+        if of.version > crate::VERSION {
+            return Err(PlanError::Version { found: of.version });
+        }
+        serde_json::from_slice(bytes).map_err(PlanError::Parse)
+    }
+}
+
 /// Which pod a plan or state belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodRef {
@@ -408,5 +456,19 @@ impl Default for Settings {
             kube_version: "1.37".to_owned(),
             kill_wait_seconds: 30,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_plan_is_told_by_its_version_whatever_else_is_in_it() {
+        let said = |text: &str| SandboxPlan::parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(said(r#"{"version": 99, "containers": "of another shape"}"#).contains("the plan has version 99"));
+        assert!(said(r#"{"version": 1, "containers": "of another shape"}"#).starts_with("not a plan: "));
+        assert!(said("{").starts_with("not a plan: "));
+        assert!(said("{}").contains("missing field `version`"));
     }
 }
