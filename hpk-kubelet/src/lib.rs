@@ -14,5 +14,4 @@ pub mod pods;
 pub mod quantity;
 pub mod render;
 pub mod slurm;
-pub mod supervisor;
 pub mod watch;

@@ -10,8 +10,9 @@ use hpk_api::control::{
 use hpk_api::frame::channel;
 use hpk_api::probe::{ProbeCounts, ProbeKind};
 use hpk_api::state::PodState;
+use hpk_control::RequestError;
+use hpk_control::blocking::{self, Connection};
 use hpk_log::{LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
-use hpk_pause::control::client::{self, ClientError, Connection};
 use hpk_pause::control::request::{AttachSession, DriverRequest, ExecSession, LogSource, StatsSample, Stdio};
 use hpk_pause::control::{Context, Sessions, bind, serve};
 use std::io::{Read, Write};
@@ -178,8 +179,8 @@ impl World {
         self.dir.path().join("supervisor.sock")
     }
 
-    fn request(&self, request: &Request) -> Result<(Answer, Connection), ClientError> {
-        client::request(&self.socket(), request)
+    fn request(&self, request: &Request) -> Result<(Answer, Connection), RequestError> {
+        blocking::request(&self.socket(), request)
     }
 
     fn exec(&self, command: &[&str], change: impl FnOnce(&mut ExecOptions)) -> Connection {
@@ -306,7 +307,7 @@ fn a_process_left_behind_does_not_keep_the_session() {
 fn requests_that_make_no_sense_are_refused_with_the_reason() {
     let world = World::new();
     let refused = |request: &Request| match world.request(request) {
-        Err(ClientError::Refused(error)) => (error.code, error.message),
+        Err(RequestError::Refused(error)) => (error.code, error.message),
         other => panic!("{other:?}"),
     };
     let options = ExecOptions { container: "main".to_owned(), stdout: true, ..ExecOptions::default() };
@@ -377,7 +378,7 @@ fn logs_are_followed_to_the_end() {
     assert_eq!(end, StreamEnd::Success);
     // Complete now: following it ends at once.
     let options = LogOptions { tail_lines: Some(2), timestamps: true, ..options };
-    let (_, connection) = client::request(&dir.path().join("supervisor.sock"), &Request::Logs(options)).unwrap();
+    let (_, connection) = blocking::request(&dir.path().join("supervisor.sock"), &Request::Logs(options)).unwrap();
     let tail = String::from_utf8(collect(connection).0).unwrap();
     assert!(tail.ends_with("Z line 999\n") && tail.lines().count() == 2, "{tail}");
 }
@@ -387,7 +388,7 @@ fn logs_of_a_previous_instance_that_never_was() {
     let world = World::new();
     let options = LogOptions { container: "main".to_owned(), previous: true, ..LogOptions::default() };
     match world.request(&Request::Logs(options)) {
-        Err(ClientError::Refused(error)) => {
+        Err(RequestError::Refused(error)) => {
             assert_eq!(error.message, "previous terminated container \"main\" in pod \"p\" not found")
         }
         other => panic!("{other:?}"),
@@ -452,7 +453,7 @@ fn ports_are_forwarded_with_half_close() {
     assert_eq!(end, StreamEnd::Success);
     server.join().unwrap();
     match world.request(&Request::PortForward { port }) {
-        Err(ClientError::Refused(error)) => assert!(
+        Err(RequestError::Refused(error)) => assert!(
             error.message.starts_with(&format!("failed to connect to localhost:{port} inside namespace"))
                 && error.message.contains(&format!("IPv4: dial tcp4 127.0.0.1:{port}: connect: connection refused")),
             "{}",

@@ -15,6 +15,15 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// A connection to a supervisor's control socket.
 pub type SupervisorStream = Box<dyn Stream>;
 
+/// What a supervisor sends in a session.
+pub(crate) type FrameReader = hpk_control::stream::Reader<SupervisorStream>;
+/// What it is sent.
+pub(crate) type FrameWriter = hpk_control::stream::Writer<SupervisorStream>;
+
+/// What a client is told when a session's connection ends before the session has said how it ended.
+pub(crate) const LOST: &str = "the connection to the pod was lost before the session ended: its node or its link to \
+    the kubelet went down, or its supervisor was killed";
+
 /// The kubelet behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// All pods of this node, with the kubelet's own latest status.

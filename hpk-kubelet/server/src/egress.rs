@@ -12,9 +12,9 @@
 //! The socket lies in a folder of the user's own, and callers with another uid are turned away.
 
 use crate::backend::{Backend, SupervisorStream};
-use crate::control::{self, stream_end};
 use hpk_api::control::{Request, StreamEnd};
 use hpk_api::frame::{CHUNK, channel};
+use hpk_control::{stream, stream_end};
 use k8s_openapi::api::core::v1::Pod;
 use std::io;
 use std::net::SocketAddr;
@@ -170,8 +170,8 @@ async fn through<B: Backend>(
     address: SocketAddr,
 ) -> Result<(), EgressError> {
     let opened: Result<_, String> = async {
-        let stream: SupervisorStream = backend.open_session(uid).await?;
-        control::request(stream, &Request::Dial { address }).await.map_err(|e| e.to_string())
+        let connection: SupervisorStream = backend.open_session(uid).await?;
+        stream::request(connection, &Request::Dial { address }).await.map_err(|e| e.to_string())
     }
     .await;
     let (mut reader, mut writer) = match opened {

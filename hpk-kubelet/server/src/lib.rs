@@ -12,7 +12,6 @@
 
 mod auth;
 mod backend;
-mod control;
 pub mod egress;
 mod listener;
 mod logs;

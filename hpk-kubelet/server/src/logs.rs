@@ -11,7 +11,7 @@
 //! ```
 
 use crate::backend::Backend;
-use crate::control::{self, ControlFailure};
+use crate::backend::LOST;
 use crate::respond::{Body, text};
 use crate::route::Query;
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use hpk_api::control::{LogOptions, LogPosition, Request, StreamEnd};
 use hpk_api::cri_log::Stream;
 use hpk_api::frame::channel;
 use hpk_api::state::{PodState, RunState};
+use hpk_control::{RequestError, stream_end};
 use hpk_log::{LogReader, ReadError, ReadOptions, ReadStatus};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
@@ -256,14 +257,15 @@ async fn from_supervisor<B: Backend>(
         Err(_) if !files.options.follow || files.has_ended(restart_count).await => return Err(None),
         Err(_) => backend.open_session(uid).await.map_err(|_| None)?,
     };
-    let (_, mut frames, writer) = match control::request(stream, &Request::Logs(files.options.clone())).await {
-        Ok(answered) => answered,
-        Err(ControlFailure::Refused(e)) => return Err(Some(e.message)),
-        Err(e) => {
-            tracing::debug!(uid, "logs through the supervisor failed, reading the files: {e}");
-            return Err(None);
-        }
-    };
+    let (_, mut frames, writer) =
+        match hpk_control::stream::request(stream, &Request::Logs(files.options.clone())).await {
+            Ok(answered) => answered,
+            Err(RequestError::Refused(e)) => return Err(Some(e.message)),
+            Err(e) => {
+                tracing::debug!(uid, "logs through the supervisor failed, reading the files: {e}");
+                return Err(None);
+            }
+        };
     let (sender, parts) = mpsc::channel(QUEUE);
     let files = files.clone();
     tokio::spawn(async move {
@@ -288,14 +290,14 @@ async fn from_supervisor<B: Backend>(
                     (position, beyond) = (serde_json::from_slice::<LogPosition>(&payload).ok(), 0);
                 }
                 Ok(Some((channel::ERROR, payload))) => {
-                    if let StreamEnd::Failed { message } = control::stream_end(&payload) {
+                    if let StreamEnd::Failed { message } = stream_end(&payload) {
                         let _ = sender.send(Ok(Bytes::from(format!("{message}\n")))).await;
                     }
                     return;
                 }
                 Ok(Some(_)) => {}
                 // A cut link or an ended supervisor: the client must not take it for the log's end.
-                Ok(None) => break control::LOST.to_owned(),
+                Ok(None) => break LOST.to_owned(),
                 Err(e) => break e.to_string(),
             }
         };
@@ -343,7 +345,7 @@ impl Files {
         tokio::task::spawn_blocking(move || {
             let limit_reached = pass_on(reader, 0, &sender);
             if !ended && limit_reached == Some(false) {
-                let _ = sender.blocking_send(Err(std::io::Error::other(control::LOST)));
+                let _ = sender.blocking_send(Err(std::io::Error::other(LOST)));
             }
         });
         Ok(parts)

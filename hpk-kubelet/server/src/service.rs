@@ -1,8 +1,7 @@
 //! One request: admitted, routed, answered.
 
 use crate::auth::{Auth, Refusal};
-use crate::backend::{Backend, SupervisorStream};
-use crate::control;
+use crate::backend::{Backend, FrameReader, FrameWriter, LOST, SupervisorStream};
 use crate::metrics_api::{self, MetricsApi};
 use crate::probes;
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
@@ -15,6 +14,7 @@ use crate::tls::Holder;
 use crate::{backend, logs};
 use hpk_api::control::{AttachOptions, ErrorCode, ExecOptions, Request as ControlRequest, StreamEnd};
 use hpk_api::frame::channel;
+use hpk_control::stream_end;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -232,14 +232,10 @@ impl<B: Backend> Service<B> {
     }
 
     /// Asks a supervisor for a session.
-    async fn open(
-        &self,
-        uid: &str,
-        what: &ControlRequest,
-    ) -> Result<(control::FrameReader, control::FrameWriter), Response<Body>> {
+    async fn open(&self, uid: &str, what: &ControlRequest) -> Result<(FrameReader, FrameWriter), Response<Body>> {
         let stream =
             self.backend.open_session(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
-        match control::request(stream, what).await {
+        match hpk_control::stream::request(stream, what).await {
             Ok((_, reader, writer)) => Ok((reader, writer)),
             Err(e) => {
                 let status = match e.code() {
@@ -280,7 +276,7 @@ impl<B: Backend> Service<B> {
                 }
                 Ok(Some((channel::ERROR, payload))) => {
                     let text_of = String::from_utf8_lossy(&output).into_owned();
-                    return match control::stream_end(&payload) {
+                    return match stream_end(&payload) {
                         StreamEnd::Success => with_type(StatusCode::OK, "application/json", output),
                         StreamEnd::Exit { code } => text(
                             StatusCode::INTERNAL_SERVER_ERROR,
@@ -290,7 +286,7 @@ impl<B: Backend> Service<B> {
                     };
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return text(StatusCode::INTERNAL_SERVER_ERROR, control::LOST),
+                Ok(None) => return text(StatusCode::INTERNAL_SERVER_ERROR, LOST),
                 Err(e) => return text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
             }
         }

@@ -2,9 +2,9 @@
 //! supervisors take. The rendering is pure; collecting asks every running pod at the same time.
 
 use crate::backend::{Backend, NodeStats, PodSample, add};
-use crate::control;
 use futures::StreamExt;
 use hpk_api::control::{Answer, PodStats, Request, Usage};
+use hpk_control::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -53,8 +53,8 @@ pub(crate) fn is_running(pod: &Pod) -> bool {
 }
 
 async fn ask<B: Backend>(backend: &Arc<B>, pod: &Pod, request: &Request) -> Option<Answer> {
-    let stream = backend.open_supervisor(pod.metadata.uid.as_deref()?).await.ok()?;
-    match control::request(stream, request).await {
+    let connection = backend.open_supervisor(pod.metadata.uid.as_deref()?).await.ok()?;
+    match stream::request(connection, request).await {
         Ok((answer, ..)) => Some(answer),
         Err(e) => {
             tracing::debug!(pod = pod.metadata.name, "no answer: {e}");

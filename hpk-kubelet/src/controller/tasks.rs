@@ -8,10 +8,10 @@ use crate::pods::folder::Record;
 use crate::pods::plan::Image;
 use crate::slurm::client::SlurmError;
 use crate::slurm::job::Job;
-use crate::supervisor::Conversation;
 use hpk_api::control::{Answer, Request};
 use hpk_api::link::NetUpdate;
 use hpk_api::plan::{PodRef, SandboxPlan};
+use hpk_control::stream;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Error;
 use kube::api::{Api, Patch, PatchParams};
@@ -114,9 +114,9 @@ pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
 }
 
 async fn ask(ctx: &Context, uid: &str, request: &Request) -> anyhow::Result<Answer> {
-    let stream = ctx.links.open_supervisor(uid).await?;
-    let talk = Conversation::open(stream, request);
-    let (_, answer) = tokio::time::timeout(Duration::from_secs(20), talk).await??;
+    let connection = ctx.links.open_supervisor(uid).await?;
+    let talk = stream::request(connection, request);
+    let (answer, ..) = tokio::time::timeout(Duration::from_secs(20), talk).await??;
     Ok(answer)
 }
 
@@ -168,13 +168,13 @@ pub(super) fn watch(ctx: &Context, tx: &Sender, uid: String) -> AbortHandle {
 }
 
 async fn follow(ctx: &Context, tx: &Sender, uid: &str) -> anyhow::Result<()> {
-    let stream = ctx.links.open_supervisor(uid).await?;
-    let (mut talk, answer) = Conversation::open(stream, &Request::Status { watch: true }).await?;
+    let connection = ctx.links.open_supervisor(uid).await?;
+    let (answer, mut reader, _writer) = stream::request(connection, &Request::Status { watch: true }).await?;
     let Answer::Status(mut state) = answer else { anyhow::bail!("not a status") };
     loop {
         tx.send(Event::Report { uid: uid.to_owned(), state }).await?;
-        match talk.next_state().await? {
-            Some(next) => state = Box::new(next),
+        match reader.line().await? {
+            Some(next) => state = next,
             None => return Ok(()),
         }
     }

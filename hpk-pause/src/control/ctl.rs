@@ -1,9 +1,10 @@
 //! `hpk-pause ctl`: the control socket for people on the node.
 
-use super::client::{self, ClientError, Connection};
 use hpk_api::control::{Answer, AttachOptions, ExecOptions, LogOptions, Request, StreamEnd, TerminalSize};
 use hpk_api::frame::{CHUNK, channel};
 use hpk_api::state::PodState;
+use hpk_control::RequestError;
+use hpk_control::blocking::{self, Connection};
 use nix::sys::termios::{self, SetArg, Termios};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
@@ -30,7 +31,7 @@ pub enum CtlError {
     Usage(String),
     /// The request failed.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(#[from] RequestError),
     /// Our own standard streams failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -52,17 +53,17 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<i32, CtlError>
     match command.as_deref() {
         Some("status") => status(&socket, &rest),
         Some("stats") => {
-            let (answer, _) = client::request(&socket, &Request::Stats)?;
+            let (answer, _) = blocking::request(&socket, &Request::Stats)?;
             let Answer::Stats(stats) = answer else { return Err(unexpected()) };
             print(&stats)
         }
         Some("probes") => {
-            let (answer, _) = client::request(&socket, &Request::Probes)?;
+            let (answer, _) = blocking::request(&socket, &Request::Probes)?;
             let Answer::Probes(probes) = answer else { return Err(unexpected()) };
             print(&probes)
         }
         Some("check") => {
-            client::request(&socket, &Request::CheckNetwork)?;
+            blocking::request(&socket, &Request::CheckNetwork)?;
             Ok(0)
         }
         Some("stop") => stop(&socket, &rest),
@@ -79,7 +80,7 @@ fn usage(text: &str) -> CtlError {
 }
 
 fn unexpected() -> CtlError {
-    ClientError::Protocol("an answer to another request".to_owned()).into()
+    RequestError::Protocol("an answer to another request".to_owned()).into()
 }
 
 fn print(value: &impl serde::Serialize) -> Result<i32, CtlError> {
@@ -95,7 +96,7 @@ fn status(socket: &Path, arguments: &[String]) -> Result<i32, CtlError> {
         [flag] if flag == "--watch" => true,
         _ => return Err(usage("status takes --watch only")),
     };
-    let (answer, mut connection) = client::request(socket, &Request::Status { watch })?;
+    let (answer, mut connection) = blocking::request(socket, &Request::Status { watch })?;
     let Answer::Status(state) = answer else { return Err(unexpected()) };
     print(&state)?;
     // Without --watch the supervisor closes the connection after its answer.
@@ -113,7 +114,7 @@ fn stop(socket: &Path, arguments: &[String]) -> Result<i32, CtlError> {
         }
         _ => return Err(usage("stop takes --grace SECONDS only")),
     };
-    client::request(socket, &Request::Stop { grace_period_seconds })?;
+    blocking::request(socket, &Request::Stop { grace_period_seconds })?;
     Ok(0)
 }
 
@@ -133,7 +134,7 @@ fn logs(socket: &Path, arguments: &[String]) -> Result<i32, CtlError> {
             other => return Err(usage(&format!("logs does not know {other:?}"))),
         }
     }
-    let (_, mut connection) = client::request(socket, &Request::Logs(options))?;
+    let (_, mut connection) = blocking::request(socket, &Request::Logs(options))?;
     end(connection.output(to_our_streams)?)
 }
 
@@ -156,7 +157,7 @@ fn exec(socket: &Path, arguments: &[String]) -> Result<i32, CtlError> {
     let command = command.strip_prefix(&["--".to_owned()]).unwrap_or(command);
     options.command = command.to_vec();
     let (stdin, tty) = (options.stdin, options.tty);
-    let (_, connection) = client::request(socket, &Request::Exec(options))?;
+    let (_, connection) = blocking::request(socket, &Request::Exec(options))?;
     session(connection, stdin, tty)
 }
 
@@ -167,7 +168,7 @@ fn attach(socket: &Path, arguments: &[String]) -> Result<i32, CtlError> {
         _ => return Err(usage("attach takes -i and a container")),
     };
     let options = AttachOptions { container: container.clone(), stdin, stdout: true, stderr: true, tty: false };
-    let (_, connection) = client::request(socket, &Request::Attach(options))?;
+    let (_, connection) = blocking::request(socket, &Request::Attach(options))?;
     session(connection, stdin, false)
 }
 

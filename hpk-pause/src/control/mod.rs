@@ -14,7 +14,6 @@
 
 mod attach;
 mod check;
-pub mod client;
 pub mod ctl;
 mod exec;
 mod forward;

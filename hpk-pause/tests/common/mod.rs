@@ -11,7 +11,7 @@
 
 use hpk_api::control::{Answer, Request};
 use hpk_api::state::{ContainerState, PodState, RunState};
-use hpk_pause::control::client::{self, Connection};
+use hpk_control::blocking::{self, Connection};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -143,7 +143,7 @@ impl Pod {
     }
 
     fn connect(&self, request: &Request) -> Option<(Answer, Connection)> {
-        client::request(&self.socket(), request).ok()
+        blocking::request(&self.socket(), request).ok()
     }
 
     /// Watches the state until this holds; from status.json when the supervisor has ended.
@@ -176,7 +176,7 @@ impl Pod {
 
     /// Asks for one thing.
     pub(crate) fn ask(&self, request: &Request) -> Answer {
-        client::request(&self.socket(), request).expect("an answer").0
+        blocking::request(&self.socket(), request).expect("an answer").0
     }
 
     /// SIGTERM to the supervisor, as Slurm's reaches it.

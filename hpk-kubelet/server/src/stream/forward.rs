@@ -3,12 +3,12 @@
 use super::spdy::connection::{Connection, Incoming};
 use super::upgrade::{Channels, Protocol};
 use super::{STREAM_CREATION, Stall, ws};
-use crate::backend::{Stream, SupervisorStream};
-use crate::control::{self, FrameReader, FrameWriter, stream_end};
+use crate::backend::{FrameReader, FrameWriter, LOST, Stream, SupervisorStream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hpk_api::control::{Request, StreamEnd};
 use hpk_api::frame::channel;
+use hpk_control::stream_end;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
@@ -45,7 +45,7 @@ pub(crate) async fn serve(protocol: Protocol, io: Box<dyn Stream>, pod: Pod, por
 async fn open(dial: &Dial, port: u16) -> Result<(FrameReader, FrameWriter), String> {
     let stream = dial().await?;
     let (_, reader, writer) =
-        control::request(stream, &Request::PortForward { port }).await.map_err(|e| e.to_string())?;
+        hpk_control::stream::request(stream, &Request::PortForward { port }).await.map_err(|e| e.to_string())?;
     Ok((reader, writer))
 }
 
@@ -82,7 +82,7 @@ where
                     };
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(control::LOST.to_owned()),
+                Ok(None) => return Err(LOST.to_owned()),
                 Err(e) => return Err(e.to_string()),
             }
         }

@@ -4,7 +4,7 @@
 //!  kubectl ── API server ──▶ upgrade (101) ──▶ ws | spdy ──▶ remote | forward ──▶ supervisor's frames
 //! ```
 //! [`upgrade`] decides the protocol from the request's headers; [`ws`] and [`spdy`] carry bytes; [`remote`]
-//! and [`forward`] translate to [`crate::control`] and interpret nothing. Every queue is bounded and every
+//! and [`forward`] translate to [`hpk_control::stream`] and interpret nothing. Every queue is bounded and every
 //! copy waits for its reader, so a slow client slows the process in the pod and nothing else.
 
 pub(crate) mod forward;

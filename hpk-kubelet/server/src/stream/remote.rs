@@ -4,11 +4,11 @@ use super::spdy::connection::{Connection, Incoming, Writer};
 use super::status::{ErrorFormat, error_payload};
 use super::upgrade::{Channels, Protocol, RemoteVersion};
 use super::{LINGER, STREAM_CREATION, Stall, ws};
-use crate::backend::Stream;
-use crate::control::{FrameReader, FrameWriter, stream_end};
+use crate::backend::{FrameReader, FrameWriter, LOST, Stream};
 use bytes::Bytes;
 use hpk_api::control::{StreamEnd, TerminalSize};
 use hpk_api::frame::channel;
+use hpk_control::stream_end;
 use tokio::sync::mpsc;
 
 /// Streams that the caller asked for.
@@ -140,7 +140,7 @@ async fn join<F>(
                     Ok(Some((channel::ERROR, payload))) => return Ok(stream_end(&payload)),
                     Ok(Some(_)) => {}
                     Ok(None) => {
-                        return Ok(StreamEnd::Failed { message: crate::control::LOST.to_owned() });
+                        return Ok(StreamEnd::Failed { message: LOST.to_owned() });
                     }
                     Err(e) => return Ok(StreamEnd::Failed { message: e.to_string() }),
                 }
