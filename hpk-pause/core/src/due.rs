@@ -55,8 +55,10 @@ impl Supervisor {
             if let Some(liveness) = &mut container.workers[1] {
                 liveness.forget_ticks(now.mono);
             }
+            // A startup probe has shown that it is up.
+            let born = if container.workers[0].is_none() { container.live().map(|live| live.started) } else { None };
             if let Some(readiness) = &mut container.workers[2] {
-                readiness.restart_ticker(now.mono);
+                readiness.restart_ticker(now.mono, born);
             }
             self.unsettled = true;
         }

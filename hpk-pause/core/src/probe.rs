@@ -2,8 +2,10 @@
 //!
 //! Upstream: a prober worker (pkg/kubelet/prober/worker.go) with a ticker that begins with the pod and keeps
 //! its phase over restarts; a tick that finds the container not eligible does nothing, a run that outlasts
-//! ticks is followed by one run at once. Readiness also runs at once when the container has started
-//! (`UpdatePodStatus`), and counts its period from there. After liveness or startup came to a result that
+//! ticks is followed by one run at once. Readiness also runs when the container has started
+//! (`UpdatePodStatus`), and counts its period from there: soon after the start, once more a second later where
+//! that was too early, then by its period. At the very moment of its exec no server answers, and upstream's workers
+//! come to two or more runs in the first seconds as well. After liveness or startup came to a result that
 //! ends their work, they are on hold until a new instance.
 //!
 //! ```text
@@ -13,6 +15,11 @@
 
 use hpk_api::probe::{DURATION_BUCKETS, Probe, ProbeKind};
 use std::time::Duration;
+
+/// From the start of an instance to its first readiness run: what most servers need until they listen.
+const FIRST_READINESS: Duration = Duration::from_millis(400);
+/// From a first readiness run that failed to the second.
+const SECOND_READINESS: Duration = Duration::from_secs(1);
 
 /// What has come of the runs so far, over all instances.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +68,10 @@ pub(crate) struct Worker {
     failure_threshold: u32,
     /// Next tick.
     next: Duration,
+    /// The next run is the first of an instance.
+    first: bool,
+    /// A run between two ticks.
+    extra: Option<Duration>,
     in_flight: bool,
     /// When the latest run began.
     begun: Duration,
@@ -82,6 +93,8 @@ impl Worker {
             success_threshold: probe.success_threshold.max(1),
             failure_threshold: probe.failure_threshold.max(1),
             next: now,
+            first: false,
+            extra: None,
             in_flight: false,
             begun: now,
             on_hold: false,
@@ -101,15 +114,19 @@ impl Worker {
             ProbeKind::Liveness => Belief::Success,
             ProbeKind::Startup => Belief::Unknown,
         };
+        self.first = false;
+        self.extra = None;
         self.in_flight = false;
         self.on_hold = false;
         self.last = None;
         self.run = 0;
     }
 
-    /// The ticker begins anew at `now`.
-    pub(crate) fn restart_ticker(&mut self, now: Duration) {
-        self.next = now;
+    /// The ticker begins anew: the instance of `born`, if given, has only just been made, or has shown at `now` that it
+    /// is up.
+    pub(crate) fn restart_ticker(&mut self, now: Duration, born: Option<Duration>) {
+        self.next = born.map_or(now, |born| now.max(born + FIRST_READINESS));
+        self.first = true;
     }
 
     /// What it believes.
@@ -128,13 +145,14 @@ impl Worker {
         let earliest = started + self.initial_delay;
         // A tick before the delay is lost; one that passed while a run was under way is taken at once.
         let tick = if self.next < earliest { self.tick_at_or_after(earliest) } else { self.next };
-        Some(tick.max(now))
+        Some(self.extra.map_or(tick, |extra| extra.min(tick)).max(now))
     }
 
     /// The run that was due at `now` begins.
     pub(crate) fn begin(&mut self, now: Duration) {
         self.in_flight = true;
         self.begun = now;
+        self.extra = None;
         self.next = self.tick_at_or_after(now + Duration::from_nanos(1));
     }
 
@@ -171,6 +189,10 @@ impl Worker {
     /// or the run was an error (`None`).
     pub(crate) fn outcome(&mut self, success: Option<bool>) -> bool {
         self.in_flight = false;
+        let first = std::mem::replace(&mut self.first, false);
+        if first && success != Some(true) && self.initial_delay.is_zero() {
+            self.extra = Some(self.begun + SECOND_READINESS);
+        }
         let Some(success) = success else { return false };
         if self.last == Some(success) {
             self.run = self.run.saturating_add(1);
@@ -255,6 +277,41 @@ mod tests {
         worker.begin(late);
         worker.outcome(Some(true));
         assert_eq!(worker.due(late, s(0)), Some(s(4)));
+    }
+
+    #[test]
+    fn readiness_has_two_chances_in_the_first_seconds_and_then_its_period() {
+        let ms = Duration::from_millis;
+        for (period, delay, results, runs) in [
+            (10, 0, [false; 4], [400, 1_400, 10_400, 20_400]),
+            (10, 0, [false, true, true, true], [400, 1_400, 10_400, 20_400]),
+            (10, 0, [true; 4], [400, 10_400, 20_400, 30_400]),
+            (10, 0, [true, false, false, false], [400, 10_400, 20_400, 30_400]),
+            (1, 0, [false; 4], [400, 1_400, 2_400, 3_400]),
+            (10, 5, [false; 4], [10_400, 20_400, 30_400, 40_400]),
+        ] {
+            let mut worker = Worker::new(ProbeKind::Readiness, &probe(period, delay, 1, 3), s(0));
+            worker.restart_ticker(s(0), Some(s(0)));
+            let mut seen = Vec::new();
+            let mut now = s(0);
+            for result in results {
+                now = worker.due(now, s(0)).expect("a run");
+                seen.push(now);
+                worker.begin(now);
+                worker.outcome(Some(result));
+            }
+            assert_eq!(seen, runs.map(ms), "{period} {delay} {results:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_startup_probe_or_a_long_hook_has_shown_to_be_up_is_probed_at_once() {
+        for (now, born, due) in [(5_000, None, 5_000), (5_000, Some(1_000), 5_000), (1_100, Some(1_000), 1_400)] {
+            let mut worker = Worker::new(ProbeKind::Readiness, &probe(10, 0, 1, 3), s(0));
+            let now = Duration::from_millis(now);
+            worker.restart_ticker(now, born.map(Duration::from_millis));
+            assert_eq!(worker.due(now, s(1)), Some(Duration::from_millis(due)));
+        }
     }
 
     #[test]

@@ -3,14 +3,17 @@
 use super::*;
 
 #[test]
-fn readiness_runs_at_once_when_started_and_then_by_its_period() {
+fn readiness_runs_soon_after_the_start_and_then_by_its_period() {
     let mut c = container("c");
     c.probes.readiness = Some(probe(10, 1, 3));
     let mut world = running(Always, c);
-    assert!(world.probing("c", ProbeKind::Readiness) && !world.state("c").ready);
+    assert!(!world.probing("c", ProbeKind::Readiness) && !world.state("c").ready);
+    world.pass(0.4);
     world.probe("c", ProbeKind::Readiness, fail("not yet"));
     assert!(world.events().contains(&"Unhealthy: Readiness probe failed: not yet".to_owned()));
-    world.pass(9.9);
+    world.pass(1.0);
+    world.probe("c", ProbeKind::Readiness, fail("not yet"));
+    world.pass(8.9);
     assert!(!world.probing("c", ProbeKind::Readiness));
     world.pass(0.1);
     world.probe("c", ProbeKind::Readiness, ProbeOutcome::Success);
@@ -111,6 +114,7 @@ fn warnings_and_errors() {
     let mut c = container("c");
     c.probes.readiness = Some(probe(1, 1, 1));
     let mut world = running(Always, c);
+    world.pass(0.4);
     world.probe("c", ProbeKind::Readiness, ProbeOutcome::Warning("Probe terminated redirects".to_owned()));
     assert!(world.state("c").ready);
     world.pass(1.0);
@@ -147,6 +151,7 @@ fn only_readiness_goes_on_while_the_pod_ends() {
     c.probes.liveness = Some(probe(1, 1, 1));
     c.probes.readiness = Some(probe(1, 1, 1));
     let mut world = running(Always, c);
+    world.pass(0.4);
     world.probe("c", ProbeKind::Readiness, ProbeOutcome::Success);
     world.stop(StopCause::Requested, 30);
     world.pass(1.0);
