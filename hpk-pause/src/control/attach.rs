@@ -12,7 +12,6 @@ use hpk_api::control::{Answer, AttachOptions, Reply, StreamEnd};
 use hpk_api::frame::channel;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 pub(super) async fn run(mut handshake: Handshake, context: Context, options: AttachOptions) {
     let (container, stdin) = (options.container.clone(), options.stdin);
@@ -52,10 +51,8 @@ async fn stream(
     let follower = context.log.follow(session.log)?;
     let follower = Fd::new(std::os::fd::AsFd::as_fd(&follower).try_clone_to_owned()?).map(|fd| (follower, fd))?;
     let (stdout, stderr) = (tap.stdout.map(Fd::new).transpose()?, tap.stderr.map(Fd::new).transpose()?);
-    // The taps end with the container's output; nobody needs to tell them.
-    let (_keep, never) = watch::channel(false);
     let pump = async |fd: &Option<Fd>, channel| match fd {
-        Some(fd) => output(fd, channel, true, &writer, never.clone()).await,
+        Some(fd) => output(fd, channel, true, &writer).await,
         None => Ok(()),
     };
     let outputs = async {

@@ -9,7 +9,6 @@ use hpk_api::frame::channel;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 pub(super) async fn run(mut handshake: Handshake, context: Context, options: ExecOptions) {
     if let Err(error) = check(&options) {
@@ -60,23 +59,15 @@ async fn stream(mut handshake: Handshake, session: ExecSession, options: &ExecOp
             (master, None)
         }
     };
-    let (tell_ended, ended) = watch::channel(false);
     let exit = session.exit;
-    let wait = async {
-        let code = exit.await;
-        // Nobody listens when the output has ended before.
-        let _ = tell_ended.send(true);
-        io::Result::Ok(code)
-    };
+    let wait = async { io::Result::Ok(exit.await) };
     let errors = async {
         match &stderr {
-            Some(fd) => output(fd, channel::STDERR, options.stderr, &writer, ended.clone()).await,
+            Some(fd) => output(fd, channel::STDERR, options.stderr, &writer).await,
             None => Ok(()),
         }
     };
-    let process = async {
-        tokio::try_join!(wait, output(&stdout, channel::STDOUT, options.stdout, &writer, ended.clone()), errors)
-    };
+    let process = async { tokio::try_join!(wait, output(&stdout, channel::STDOUT, options.stdout, &writer), errors) };
     let code = tokio::select! {
         result = process => match result {
             Ok((code, (), ())) => code,

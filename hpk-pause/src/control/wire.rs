@@ -6,16 +6,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
-use tokio::sync::{Mutex, watch};
-
-/// Once a process has ended, all that it wrote is in its pipe; whatever comes later is from a process that it left
-/// behind, which is not waited for longer than this.
-const QUIET: Duration = Duration::from_millis(200);
+use tokio::sync::Mutex;
 
 /// Reads frames of a client.
 pub(super) struct FrameReader<'a> {
@@ -133,22 +128,13 @@ impl AsFd for Fd {
     }
 }
 
-/// Sends a process's output as frames until it ends, or until the process has `ended` and nothing more comes.
-/// `wanted` false: reads and forgets, so that the process is not held up.
-pub(super) async fn output(
-    fd: &Fd,
-    channel: u8,
-    wanted: bool,
-    writer: &FrameWriter<'_>,
-    ended: watch::Receiver<bool>,
-) -> io::Result<()> {
+/// Sends a process's output as frames until all who can write to it have closed it, which may be long after the end of
+/// the process: what it left behind still has its streams, as with container runtimes. `wanted` false: reads and
+/// forgets, so that the process is not held up.
+pub(super) async fn output(fd: &Fd, channel: u8, wanted: bool, writer: &FrameWriter<'_>) -> io::Result<()> {
     let mut buffer = frame_buffer();
     loop {
-        let length = tokio::select! {
-            biased;
-            length = fd.read(&mut buffer[HEADER..]) => length,
-            () = quiet_after(ended.clone()) => 0,
-        };
+        let length = fd.read(&mut buffer[HEADER..]).await;
         if length == 0 {
             return Ok(());
         }
@@ -156,14 +142,6 @@ pub(super) async fn output(
             writer.send(frame_in_place(channel, &mut buffer, length)).await?;
         }
     }
-}
-
-async fn quiet_after(mut ended: watch::Receiver<bool>) {
-    // A dropped sender means that nobody will tell: the stream's own end decides.
-    if ended.wait_for(|ended| *ended).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-    tokio::time::sleep(QUIET).await;
 }
 
 /// Tells when a client has closed its side, whatever it sent before and we have not read yet.
