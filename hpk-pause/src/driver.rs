@@ -21,8 +21,9 @@ use crate::term::TermRule;
 use hpk_api::control::{ControlError, ErrorCode};
 use hpk_api::plan::SandboxPlan;
 use hpk_api::probe::ProbeKind;
+use hpk_api::quantity;
 use hpk_api::state::{PodState, RunState, StopCause};
-use hpk_core::{Action, ContainerIndex, EVICTION_GRACE_SECONDS, Event, Hook, Identity, Now, Supervisor};
+use hpk_core::{Action, ContainerIndex, EVICTION_GRACE_SECONDS, Event, Hook, Identity, MemoryFinding, Now, Supervisor};
 use hpk_sys::reap::{Poll, Reaper};
 use jiff::Timestamp;
 use nix::unistd::Pid;
@@ -159,6 +160,10 @@ impl Driver {
                 Some(pid) = inputs.kills.recv() => self.performer.kill_joined(pid),
                 stop = stops.recv() => self.asked_to_stop(stop),
                 () = sleep_until(deadline) => self.events.push_back(Event::Tick),
+                word = self.performer.memory_word() => {
+                    let findings = self.performer.look_at_memory(word);
+                    self.memory_found(&findings);
+                }
                 () = sleep_until(measure) => self.meter.measure(self.supervisor.plan(), &self.paths),
             }
         }
@@ -253,8 +258,25 @@ impl Driver {
                     self.came(None);
                 }
                 Poll::Reaped(_) => self.orphans += 1,
-                Poll::NoneEnded | Poll::NoChildren => return,
+                Poll::NoneEnded | Poll::NoChildren => break,
             }
+        }
+        let findings = self.performer.found_of_memory();
+        self.memory_found(&findings);
+    }
+
+    fn memory_found(&mut self, findings: &[MemoryFinding]) {
+        for finding in findings {
+            let limit = self.performer.memory_limit().map_or_else(|| "its limit".to_owned(), quantity::format);
+            let of = match finding {
+                MemoryFinding::Killed(container) => *container,
+                MemoryFinding::Thrashing { .. } => None,
+            };
+            let name = of.and_then(|index| self.supervisor.container(index)).map(|c| c.name.as_str());
+            let single = self.supervisor.plan().settings.single_process_oom_kill;
+            let (reason, message) = finding.words(name, &limit, single);
+            let reason = reason.to_owned();
+            self.events.push_back(Event::Note { warning: true, reason, message, container: of });
         }
     }
 

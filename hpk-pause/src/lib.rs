@@ -12,6 +12,7 @@ pub mod control;
 pub mod driver;
 pub mod handlers;
 pub mod helper;
+pub mod memory;
 pub mod network;
 pub mod options;
 pub mod paths;

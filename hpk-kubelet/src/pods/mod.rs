@@ -1,6 +1,6 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
-//! Pure: [`address`], [`admit`], [`bandwidth`], [`launcher`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
+//! Pure: [`address`], [`admit`], [`bandwidth`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
 //! [`reconcile`]. [`folder`] is the pod's folder on disk.
 
 pub mod address;
@@ -8,6 +8,7 @@ pub mod admit;
 pub mod bandwidth;
 pub mod folder;
 pub mod launcher;
+pub mod oom;
 pub mod phase;
 pub mod plan;
 pub mod probes;

@@ -3,7 +3,7 @@
 //! What concerns one container only (a missing key, a refused securityContext, an image that cannot be
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
-use super::{launcher, probes, security};
+use super::{launcher, oom, probes, security};
 use crate::quantity;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
@@ -158,6 +158,7 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
         fs_group: context.fs_group.map(|g| security::id("fsGroup", g)).transpose()?,
         settings: Settings {
             launcher: launcher::asked(input.pod).ok().flatten().unwrap_or(input.settings.launcher),
+            single_process_oom_kill: oom::single_process(input.pod).unwrap_or_default(),
             ..input.settings.clone()
         },
     };

@@ -4,7 +4,7 @@
 //! Kubernetes' API gains a field.
 
 use super::plan::as_container;
-use super::{bandwidth, launcher};
+use super::{bandwidth, launcher, oom};
 use crate::render::certificate;
 use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
@@ -46,6 +46,9 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     if launcher::asked(pod).is_err() {
         let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
         tell(true, field, "write auto, native or apptainer, or leave it out");
+    }
+    if oom::single_process(pod).is_err() {
+        tell(true, format!("metadata.annotations[{}]", oom::ANNOTATION), "write true or false, or leave it out");
     }
     if let Err(key) = bandwidth::asked(pod) {
         let remedy = "write bits a second as a quantity from 1k to 1P, such as 10M, or leave it out";
@@ -287,7 +290,7 @@ mod tests {
 
     #[test]
     fn each_is_named() {
-        let annotations = json!({launcher::ANNOTATION: "runc"});
+        let annotations = json!({launcher::ANNOTATION: "runc", oom::ANNOTATION: "yes"});
         let pod: Pod = serde_json::from_value(
             json!({"metadata": {"annotations": annotations}, "spec": {"hostPID": true, "hostIPC": false,
             "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "x"}}, {"name": "e", "emptyDir": {}}],
@@ -301,6 +304,7 @@ mod tests {
             fields,
             [
                 ("metadata.annotations[runtime.hpk.io/launcher]", true),
+                ("metadata.annotations[runtime.hpk.io/single-process-oom-kill]", true),
                 ("spec.hostPID", false),
                 ("spec.volumes[d].persistentVolumeClaim", true),
                 ("spec.containers[c].volumeMounts[/e].mountPropagation", false),

@@ -415,6 +415,8 @@ pub struct Settings {
     pub kube_version: String,
     /// Slurm's KillWait, seconds: from its TERM to its KILL (30 s, slurm.conf(5)).
     pub kill_wait_seconds: u32,
+    /// A process that is killed for memory leaves the rest of its container alone (upstream's `singleProcessOOMKill`).
+    pub single_process_oom_kill: bool,
 }
 
 /// Who makes the containers of a pod.
@@ -455,6 +457,7 @@ impl Default for Settings {
             launcher: LauncherChoice::Auto,
             kube_version: "1.37".to_owned(),
             kill_wait_seconds: 30,
+            single_process_oom_kill: false,
         }
     }
 }

@@ -34,6 +34,7 @@ mod ending;
 mod health;
 mod instance;
 mod kill;
+mod memory;
 mod policy;
 mod probe;
 mod record;
@@ -54,6 +55,7 @@ mod testing;
 #[cfg(test)]
 mod world;
 
+pub use memory::{MemoryFinding, MemoryRule, MemoryUse, ProcessUse};
 pub use storage::{ContainerUse, EVICTION_GRACE_SECONDS, StorageLimits, StorageUse};
 pub use supervisor::{Identity, Supervisor};
 pub use types::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};

@@ -4,7 +4,6 @@ use super::{Draining, Outcome, Owner, Performer};
 use hpk_core::{ContainerIndex, Exit, ExitCause};
 use hpk_log::LogEvent;
 use hpk_sys::launch::{PidNamespace, nested};
-use hpk_sys::procfs::OomWatch;
 use hpk_sys::reap::Reaped;
 use hpk_sys::signals;
 use nix::sys::signal::Signal;
@@ -39,7 +38,16 @@ impl Performer {
 
     /// The first process of a container has ended: its output is drained next.
     pub(super) fn main_ended(&mut self, container: ContainerIndex, cause: hpk_sys::reap::ExitCause) {
+        let cause = match cause {
+            hpk_sys::reap::ExitCause::Exited(code) => ExitCause::Code(code),
+            hpk_sys::reap::ExitCause::Signaled { signal, .. } => ExitCause::Signal(signal),
+        };
+        let members = self.members();
         let Some(running) = self.running.remove(&container) else { return };
+        let killed = cause.code() == 137 && !running.killed;
+        let oom = running.out_of_memory || self.memory.ended(container, killed, self.whole, &members);
+        // Where it ended by itself before it could be killed, it is told as the kernel's group kill would have it.
+        let cause = if oom { ExitCause::Signal(Signal::SIGKILL as i32) } else { cause };
         for task in &running.tasks {
             task.abort();
         }
@@ -51,11 +59,6 @@ impl Performer {
             // Its end ends all of a PID namespace of its own; where that is another's, the rest is ours to end.
             let _ = signals::kill_all(ns);
         }
-        let cause = match cause {
-            hpk_sys::reap::ExitCause::Exited(code) => ExitCause::Code(code),
-            hpk_sys::reap::ExitCause::Signaled { signal, .. } => ExitCause::Signal(signal),
-        };
-        let oom = self.oom_killed(cause);
         let want_tail = running.want_tail && cause.code() != 0;
         let draining = Draining {
             container,
@@ -79,17 +82,6 @@ impl Performer {
     pub fn ended_without_log(&mut self) -> Option<Outcome> {
         let draining = self.undrained.pop()?;
         Some(self.exited(draining, None))
-    }
-
-    /// An increase of the kernel's count since the last look is the evidence for one SIGKILL.
-    fn oom_killed(&mut self, cause: ExitCause) -> bool {
-        if cause.code() != 137 {
-            return false;
-        }
-        let kills = self.oom.as_ref().and_then(OomWatch::kills).unwrap_or(0);
-        let oom = kills > self.oom_seen;
-        self.oom_seen = kills;
-        oom
     }
 
     /// From the log's thread. Some: a container's end is complete.
@@ -136,7 +128,8 @@ impl Performer {
 
     /// Sends a signal to a container's first process.
     pub fn signal(&mut self, container: ContainerIndex, instance: u32, number: i32) {
-        if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance) {
+        if let Some(running) = self.running.get_mut(&container).filter(|r| r.instance == instance) {
+            running.killed |= number == Signal::SIGKILL as i32;
             // It may have ended by itself just now.
             let _ = signals::send(running.pidfd.as_fd(), number);
         }

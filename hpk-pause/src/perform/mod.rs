@@ -13,6 +13,7 @@ mod launcher;
 mod start;
 
 use crate::helper::Helper;
+use crate::memory::{Members, Memory};
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::probe::ProbeContext;
@@ -20,11 +21,10 @@ use crate::spec::{Prepared, Specs, Users};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use hpk_api::probe::ProbeKind;
 use hpk_api::state::ContainerUser;
-use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, ProbeOutcome};
+use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, MemoryFinding, ProbeOutcome};
 use hpk_log::{LogEvent, LogHandle, LogId};
 use hpk_sys::join::Joiner;
 use hpk_sys::launch::{LaunchError, Launched, Launcher, PidNamespace, Security};
-use hpk_sys::procfs::OomWatch;
 use hpk_sys::signals::MountNs;
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -129,6 +129,10 @@ struct Running {
     writable: PathBuf,
     started_at: jiff::Timestamp,
     tasks: Vec<AbortHandle>,
+    /// The supervisor has sent SIGKILL.
+    killed: bool,
+    /// All of it was killed, since one of its processes was for memory.
+    out_of_memory: bool,
 }
 
 struct Draining {
@@ -158,8 +162,9 @@ pub struct Performer {
     /// Ended, and no log to drain.
     undrained: Vec<Draining>,
     last_logs: HashMap<String, (u32, Option<LogId>)>,
-    oom: Option<OomWatch>,
-    oom_seen: u64,
+    memory: Memory,
+    /// A container of which a process was killed for memory ends as a whole.
+    whole: bool,
     probes: ProbeContext,
     sessions: u64,
     exec_pids: HashMap<u64, Pid>,
@@ -178,7 +183,6 @@ impl Performer {
         happenings: mpsc::UnboundedSender<Happening>,
         kills: mpsc::UnboundedSender<Pid>,
     ) -> Result<Self, LaunchError> {
-        let oom = OomWatch::find();
         Ok(Self {
             specs: Specs::new(paths.clone()),
             launcher: launcher::choose(plan.settings.launcher, &paths)?,
@@ -193,12 +197,57 @@ impl Performer {
             draining: HashMap::new(),
             undrained: Vec::new(),
             last_logs: HashMap::new(),
-            oom_seen: oom.as_ref().and_then(OomWatch::kills).unwrap_or(0),
-            oom,
+            memory: Memory::find(),
+            whole: !plan.settings.single_process_oom_kill,
             probes: ProbeContext { pod_ip: [127, 0, 0, 1].into(), kube_version: plan.settings.kube_version.clone() },
             sessions: 0,
             exec_pids: HashMap::new(),
         })
+    }
+
+    /// Waits until the job's memory is to be looked at. True: the kernel has said something.
+    pub async fn memory_word(&self) -> bool {
+        self.memory.word().await
+    }
+
+    /// The job's limit of memory, bytes.
+    #[must_use]
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.memory.limit()
+    }
+
+    /// Looks at the job's memory. Containers that have lost a process to it are killed as a whole.
+    pub fn look_at_memory(&mut self, word: bool) -> Vec<MemoryFinding> {
+        let members = self.members();
+        let findings = self.memory.look(word, &members);
+        self.end_whole(&findings);
+        findings
+    }
+
+    /// As [`Performer::look_at_memory`], what came to light by the end of a container.
+    pub fn found_of_memory(&mut self) -> Vec<MemoryFinding> {
+        let findings = self.memory.found();
+        self.end_whole(&findings);
+        findings
+    }
+
+    fn end_whole(&mut self, findings: &[MemoryFinding]) {
+        if !self.whole {
+            return;
+        }
+        for finding in findings {
+            if let MemoryFinding::Killed(Some(container)) = *finding
+                && let Some(running) = self.running.get_mut(&container)
+            {
+                running.out_of_memory = true;
+                let instance = running.instance;
+                self.kill(container, instance);
+            }
+        }
+    }
+
+    fn members(&self) -> Members {
+        self.running.iter().filter_map(|(&container, running)| Some((running.mount_ns?, container))).collect()
     }
 
     /// The pod's addresses and users are known.

@@ -116,6 +116,8 @@ impl Performer {
             message_file: prepared.message_file,
             started_at: jiff::Timestamp::now(),
             tasks: Vec::new(),
+            killed: false,
+            out_of_memory: false,
         };
         self.running.insert(container, running);
         match ended {

@@ -3,7 +3,7 @@
 //! It owns how a container's process comes to be ([`launch`]), how another process joins a running container
 //! ([`join`]), how children are waited for ([`reap`]) and signalled ([`signals`]), terminals ([`pty`]), the pod's
 //! network devices ([`netdev`]), user namespaces for unpacking and deleting files of subordinate ids ([`userns`]),
-//! and what the kernel tells about processes ([`procfs`]).
+//! and what the kernel tells about processes ([`procfs`]) and the job's memory ([`cgroup`]).
 //! It never decides: no restart policy, no time-out, no retry lives here.
 //!
 //! # Between clone and exec
@@ -16,6 +16,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod caps;
+pub mod cgroup;
 mod child;
 pub mod fdpass;
 pub mod ids;

@@ -1,11 +1,10 @@
-//! What the kernel tells about processes: CPU time and memory of a container, evidence of the OOM killer.
+//! What the kernel tells about processes: CPU time and memory of a container, and who is there.
 //!
-//! Reads /proc and the job's cgroup only.
+//! Reads /proc only.
 
-use crate::signals::{MountNs, members};
+use crate::signals::{MountNs, members, pids};
 use nix::unistd::Pid;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
 
 /// Use of a container's processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,9 +48,47 @@ pub fn usage(ns: MountNs) -> Usage {
     })
 }
 
+/// A process at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its number.
+    pub pid: Pid,
+    /// When it was started, clock ticks since the node's boot: with the number it names one process.
+    pub started: u64,
+    /// The container that it is in; that of its parent when it has ended and nobody has asked how.
+    pub ns: Option<MountNs>,
+    /// Resident pages.
+    pub pages: u64,
+    /// It has ended, or is about to.
+    pub gone: bool,
+    /// Page faults of the children that it has waited for.
+    pub child_faults: u64,
+}
+
+/// All processes of this PID namespace.
+#[must_use]
+pub fn seen() -> Vec<Seen> {
+    let all = pids().filter_map(|pid| {
+        let stat = stat(pid)?;
+        Some(Seen {
+            pid,
+            started: stat.started,
+            ns: MountNs::of(pid).or_else(|_| MountNs::of(stat.parent)).ok(),
+            pages: stat.rss_pages,
+            gone: stat.gone,
+            child_faults: stat.child_faults,
+        })
+    });
+    all.collect()
+}
+
 struct Stat {
+    parent: Pid,
+    gone: bool,
+    child_faults: u64,
     ticks: u64,
     threads: u32,
+    started: u64,
     rss_pages: u64,
 }
 
@@ -65,7 +102,14 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     // Field 3 (state) is index 0.
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    /// include/linux/sched.h
+    const PF_EXITING: u64 = 0x4;
+    let state = *fields.first()?;
     Some(Stat {
+        parent: Pid::from_raw(fields.get(1)?.parse().ok()?),
+        gone: matches!(state, "Z" | "X") || number(9)? & PF_EXITING != 0,
+        child_faults: number(11)? + number(13)?,
+        started: number(22)?,
         ticks: number(14)? + number(15)? + number(16)? + number(17)?,
         threads: u32::try_from(number(20)?).ok()?,
         rss_pages: number(24)?,
@@ -89,74 +133,19 @@ fn clock_ticks() -> u64 {
     sysconf(libc::_SC_CLK_TCK, 100)
 }
 
-/// Counts kills by the OOM killer in the job's cgroup: an increase between a process's start and its end by SIGKILL is
-/// the evidence that tells OOMKilled from a plain 137.
-#[derive(Clone, Debug)]
-pub struct OomWatch {
-    file: PathBuf,
-}
-
-impl OomWatch {
-    /// Finds the counter of the calling process's memory cgroup. None where the kernel or the site shows none.
-    #[must_use]
-    pub fn find() -> Option<Self> {
-        let cgroups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-        candidates(&cgroups).into_iter().map(|file| Self { file }).find(|watch| watch.kills().is_some())
-    }
-
-    /// Processes killed so far; None when the file cannot be read any more.
-    #[must_use]
-    pub fn kills(&self) -> Option<u64> {
-        parse_kills(&std::fs::read_to_string(&self.file).ok()?)
-    }
-}
-
-fn candidates(cgroups: &str) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for line in cgroups.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let path = path.trim_start_matches('/');
-        if controllers.split(',').any(|name| name == "memory") {
-            let root = Path::new("/sys/fs/cgroup/memory");
-            files.push(root.join(path).join("memory.oom_control"));
-            files.push(root.join("memory.oom_control"));
-        } else if controllers.is_empty() {
-            for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-                files.push(Path::new(root).join(path).join("memory.events"));
-                files.push(Path::new(root).join("memory.events"));
-            }
-        }
-    }
-    files
-}
-
-/// The line `oom_kill N` of memory.events (v2) and memory.oom_control (v1, 4.13).
-fn parse_kills(text: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn stat_with_a_strange_name() {
-        let text = "42 (a) b (c) S 1 42 42 0 -1 4194304 100 0 0 0 10 20 3 4 20 0 2 0 100 1000000 250 18446744073709551615 1 1 0";
+        let text = "42 (a) b (c) S 1 42 42 0 -1 4194304 100 2 0 3 10 20 3 4 20 0 2 0 100 1000000 250 18446744073709551615 1 1 0";
         let stat = parse_stat(text).expect("a line");
         assert_eq!((stat.ticks, stat.threads, stat.rss_pages), (37, 2, 250));
+        assert_eq!((stat.parent.as_raw(), stat.gone, stat.child_faults, stat.started), (1, false, 5, 100));
         assert!(parse_stat("42 (a").is_none());
-    }
-
-    #[test]
-    fn oom_counters_of_both_versions() {
-        assert_eq!(parse_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), Some(3));
-        assert_eq!(parse_kills("low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
-        assert_eq!(parse_kills("oom_kill_disable 0\n"), None);
-        let files = candidates("5:memory:/slurm/uid_1000/job_7\n0::/\n");
-        assert_eq!(
-            files.first(),
-            Some(&PathBuf::from("/sys/fs/cgroup/memory/slurm/uid_1000/job_7/memory.oom_control"))
-        );
+        for dying in [text.replace(") S", ") Z"), text.replace("4194304", "4194308")] {
+            assert!(parse_stat(&dying).expect("a line").gone);
+        }
     }
 }

@@ -60,13 +60,13 @@ pub fn members(ns: MountNs) -> Vec<Pid> {
     if namespace(i32::try_from(std::process::id()).unwrap_or(0)) == Ok(ns) {
         return Vec::new();
     }
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|&pid| namespace(pid) == Ok(ns))
-        .map(Pid::from_raw)
-        .collect()
+    pids().filter(|pid| namespace(pid.as_raw()) == Ok(ns)).collect()
+}
+
+/// The numbers in /proc.
+pub(crate) fn pids() -> impl Iterator<Item = Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
 }
 
 /// Rounds of [`kill_all`]: each kills what the round before let fork.

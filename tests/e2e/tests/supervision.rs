@@ -152,6 +152,22 @@ fn out_of_memory_is_told_from_a_plain_kill() {
 }
 
 #[test]
+fn a_process_killed_for_memory_takes_its_container_along_and_no_other() {
+    let ns = Namespace::new("oom-child");
+    let child = "python3 -c 'x = bytearray(900 << 20)'; exec sleep 600";
+    let mut pod = ns.script_pod("parent", "Never", "");
+    let of = |name: &str, image: &str, script: &str| json!({"name": name, "image": image, "command": ["sh", "-c", script], "resources": {"limits": {"memory": "100Mi"}}});
+    pod["spec"]["containers"] = json!([of("greedy", TOOLBOX, child), of("other", BUSYBOX, "exec sleep 600")]);
+    ns.apply(&pod.to_string());
+    let pod = ns.until_pod("parent", PATIENCE, |pod| status(pod)["state"]["terminated"].is_object());
+    let terminated = &status(&pod)["state"]["terminated"];
+    assert_eq!((&terminated["exitCode"], &terminated["reason"]), (&json!(137), &json!("OOMKilled")));
+    assert!(pod["status"]["containerStatuses"][1]["state"]["running"].is_object(), "{pod}");
+    let message = ns.until_event("parent", "OOMKilling", "a process of container greedy");
+    assert!(message.contains("limit of 2") && message.contains("resources.limits.memory"), "{message}");
+}
+
+#[test]
 fn active_deadline_ends_the_pod() {
     let ns = Namespace::new("deadline");
     let mut pod = ns.script_pod("late", "Never", "exec sleep 600");
