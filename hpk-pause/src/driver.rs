@@ -16,6 +16,7 @@ use crate::network::Network;
 use crate::paths::Paths;
 use crate::perform::{Happening, Outcome, Performer, ProbeRun};
 use crate::status::StatusWriter;
+use crate::stops::{StopSignal, Stops};
 use crate::storage::Meter;
 use crate::term::TermRule;
 use hpk_api::control::{ControlError, ErrorCode};
@@ -30,7 +31,7 @@ use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// How many events are taken in one go before the loop looks at its other sources and publishes the state.
@@ -83,6 +84,8 @@ pub struct Driver {
     meter: Meter,
     /// The start's memory has been given back.
     settled: bool,
+    /// A signal from inside was told of.
+    told_by_the_pod: bool,
 }
 
 impl Driver {
@@ -114,6 +117,7 @@ impl Driver {
             orphans: 0,
             meter,
             settled: false,
+            told_by_the_pod: false,
         }
     }
 
@@ -123,7 +127,7 @@ impl Driver {
     /// When the signals cannot be listened for.
     pub async fn run(mut self, mut inputs: Inputs, outputs: Outputs) -> std::io::Result<bool> {
         let mut children = signal(SignalKind::child())?;
-        let mut stops = Stops::listen()?;
+        let stops = Stops::listen()?;
         // Children may have ended before anybody listened.
         self.reap();
         loop {
@@ -339,6 +343,7 @@ impl Driver {
         let (cause, grace) = match stop {
             StopSignal::Slurm => self.term.at(now.unsigned_abs(), own),
             StopSignal::Kubelet => (StopCause::Requested, own),
+            StopSignal::Pod { pid, signal } => return self.told_by_the_pod(pid, signal),
         };
         if cause != StopCause::Requested && self.supervisor.state().stopping.is_none() {
             let (reason, what) = match cause {
@@ -349,6 +354,18 @@ impl Driver {
             self.events.push_back(Event::Note { warning: true, reason: reason.to_owned(), message, container: None });
         }
         self.events.push_back(Event::Stop { cause, grace_seconds: Some(grace) });
+    }
+
+    /// Once: a container may do it in a loop.
+    fn told_by_the_pod(&mut self, pid: u32, signal: nix::sys::signal::Signal) {
+        if std::mem::replace(&mut self.told_by_the_pod, true) {
+            return;
+        }
+        let reason = "SignalIgnored".to_owned();
+        let message = format!(
+            "process {pid} of the pod sent {signal} to PID 1, which is the pod's supervisor, for shareProcessNamespace is true: it has no effect; signal the container's own first process"
+        );
+        self.events.push_back(Event::Note { warning: true, reason, message, container: None });
     }
 
     fn request(&mut self, request: DriverRequest) {
@@ -405,40 +422,6 @@ impl Driver {
         let state = self.supervisor.state();
         let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
         all.find(|c| c.name == name).filter(|c| !c.container_id.is_empty()).map(|c| c.restart_count)
-    }
-}
-
-/// Who asks for an orderly end.
-#[derive(Clone, Copy, Debug)]
-enum StopSignal {
-    /// TERM (or INT): Slurm, which kills soon.
-    Slurm,
-    /// USR1: the kubelet by `scancel --signal`, when there is no link; nothing kills afterwards.
-    Kubelet,
-}
-
-/// Signals that ask for an orderly end. PID 1 ignores what it does not listen for.
-struct Stops {
-    term: Signal,
-    interrupt: Signal,
-    user1: Signal,
-}
-
-impl Stops {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            user1: signal(SignalKind::user_defined1())?,
-        })
-    }
-
-    async fn recv(&mut self) -> StopSignal {
-        tokio::select! {
-            _ = self.term.recv() => StopSignal::Slurm,
-            _ = self.interrupt.recv() => StopSignal::Slurm,
-            _ = self.user1.recv() => StopSignal::Kubelet,
-        }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod process;
 pub mod sandbox;
 pub mod spec;
 pub mod status;
+pub mod stops;
 pub mod storage;
 pub mod supervise;
 pub mod term;

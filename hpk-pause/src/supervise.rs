@@ -81,6 +81,8 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
         eprintln!("hpk-pause: not PID 1 but {pid}: taking orphans as a subreaper");
     }
     hpk_sys::memory::frugal();
+    // Before there are threads.
+    crate::stops::hold().map_err(system("hold signals"))?;
     hpk_sys::signals::ignore_sigpipe().map_err(|e| system("ignore SIGPIPE")(e.into()))?;
     let plan = read_plan(paths)?;
     let previous = read_previous(paths, &plan);

@@ -301,6 +301,23 @@ fn the_deadline_ends_the_pod() {
 }
 
 #[test]
+fn a_signal_from_inside_of_a_shared_namespace_does_not_end_the_pod() {
+    let two = vec![container("c", SERVER), container("side", SERVER)];
+    let mut pod = Pod::start(&with(plan("Always", two), json!({"share_process_namespace": true})));
+    pod.until("both run", |s| s.containers.iter().all(|c| c.ready));
+    for signal in ["TERM", "INT", "USR1"] {
+        assert_eq!(pod.exec("side", &format!("kill -{signal} 1")).1, 0);
+    }
+    let state = pod.until("it is told of", |s| s.events.iter().any(|e| e.reason == "SignalIgnored"));
+    assert_eq!((state.stopping.clone(), of(&state, "c").restart_count), (None, 0));
+    assert_eq!(state.events.iter().filter(|e| e.reason == "SignalIgnored").count(), 1, "once");
+    // Slurm's comes from outside.
+    pod.terminate();
+    let (_, state) = pod.end();
+    assert_eq!(state.stopping, Some(StopCause::Signal));
+}
+
+#[test]
 fn an_idle_pod_does_not_wake() {
     let idle = (0..10).map(|i| container(&format!("c{i}"), "exec sleep 1000")).collect();
     let mut pod = Pod::start(&plan("Always", idle));
