@@ -5,7 +5,7 @@ use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
-use hpk_images::{ImageStore, Registries, StoreConfig};
+use hpk_images::{ImageStore, Limits, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
@@ -112,7 +112,7 @@ async fn run(args: Args) -> Result<()> {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),
         registries: Registries::load(&home.registries())?,
-        apptainer: None,
+        limits: Limits::default(),
     })?;
     let listener = TcpListener::bind(cluster.link_addr).await.with_context(|| {
         format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr)

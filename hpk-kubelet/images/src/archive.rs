@@ -1,16 +1,14 @@
 //! Images in local files: OCI layouts (folder or tar) and `docker save` archives. Nothing is copied: layers
-//! are read where they lie. All functions block.
+//! are read where they lie. All functions block. Errors show no byte of the files, which may be any.
 
-use crate::blobs::{digest_of, folder_name, verify};
+use crate::blobs::{digest_of, digest_of_reader, folder_name, verify};
 use crate::error::SourceError;
-use crate::helper::LayerInput;
-use crate::manifest::{Descriptor, Document, Manifest, go_arch, select};
-use crate::reference::LocalImage;
+use crate::local::{Folder, Node, Opened};
+use crate::manifest::{Descriptor, Document, MAX_LAYERS, Manifest, go_arch, select};
+use crate::region::{Region, RegionReader};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// A local image, ready to unpack.
@@ -19,8 +17,8 @@ pub(crate) struct Resolved {
     pub(crate) digest: String,
     /// Configuration blob.
     pub(crate) config: Vec<u8>,
-    /// Bottom first.
-    pub(crate) layers: Vec<LayerInput>,
+    /// Bottom first, with their digests.
+    pub(crate) layers: Vec<(Region, String)>,
     /// Bytes of layers and configuration.
     pub(crate) size: u64,
 }
@@ -28,21 +26,23 @@ pub(crate) struct Resolved {
 /// Documents are read whole; none is honestly larger than this (bytes).
 const MAX_DOCUMENT: u64 = 8 << 20;
 
+/// Bytes of headers that are read from a tar: enough for a hundred thousand members.
+const MAX_HEADERS: u64 = 64 << 20;
+
 /// Where blobs and documents come from.
-enum Layout {
-    Folder(PathBuf),
-    Tar { path: PathBuf, members: HashMap<String, (u64, u64)> },
+enum Layout<'a> {
+    Folder(&'a Folder),
+    Tar { file: &'a Region, members: HashMap<String, (u64, u64)> },
 }
 
 /// An image of `oci:` or `oci-archive:`.
-pub(crate) fn oci(local: &LocalImage) -> Result<Resolved, SourceError> {
-    let (path, tag) = local.resolve(Path::exists);
-    let layout = Layout::open(&path)?;
+pub(crate) fn oci(opened: &Opened) -> Result<Resolved, SourceError> {
+    let layout = Layout::open(opened)?;
     let index = layout.document("index.json")?;
     let Document::Index(entries) = Document::parse(&index)? else {
-        return Err(malformed("index.json", "it is not an index"));
+        return Err(invalid("index.json", "it is not an index"));
     };
-    let entry = by_tag(&entries, tag.as_deref())?;
+    let entry = by_tag(&entries, opened.tag.as_deref())?;
     let (manifest, digest) = layout.manifest(entry)?;
     layout.image(digest, &manifest)
 }
@@ -66,7 +66,7 @@ fn by_tag<'a>(entries: &'a [Descriptor], tag: Option<&str>) -> Result<&'a Descri
 }
 
 /// An image of `docker-archive:`.
-pub(crate) fn docker(local: &LocalImage) -> Result<Resolved, SourceError> {
+pub(crate) fn docker(opened: &Opened) -> Result<Resolved, SourceError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Image {
@@ -75,71 +75,64 @@ pub(crate) fn docker(local: &LocalImage) -> Result<Resolved, SourceError> {
         repo_tags: Option<Vec<String>>,
         layers: Vec<String>,
     }
-    let (path, tag) = local.resolve(Path::exists);
-    let layout = Layout::open(&path)?;
+    let layout = Layout::open(opened)?;
     let document = layout.document("manifest.json")?;
-    let images: Vec<Image> = serde_json::from_slice(&document).map_err(SourceError::malformed("manifest.json"))?;
-    let image = match &tag {
+    let images: Vec<Image> = serde_json::from_slice(&document).map_err(SourceError::json("manifest.json"))?;
+    let image = match &opened.tag {
         Some(tag) => {
             images.iter().find(|i| i.repo_tags.iter().flatten().any(|t| t == tag || t.ends_with(&format!("/{tag}"))))
         }
         None => images.first(),
     }
-    .ok_or_else(|| SourceError::NotFound(format!("no image {} in manifest.json", tag.unwrap_or_default())))?;
+    .ok_or_else(|| {
+        SourceError::NotFound(format!("no image {} in manifest.json", opened.tag.as_deref().unwrap_or_default()))
+    })?;
     let config = layout.document(&image.config)?;
-    let layers = image.layers.iter().map(|l| layout.locate(l)).collect::<Result<Vec<_>, _>>()?;
-    let digest = layers_digest(&config, &layers)?;
-    let size = layers.iter().map(|l| l.length).sum::<u64>() + config.len() as u64;
-    Ok(Resolved { digest, config, layers, size })
+    if image.layers.len() > MAX_LAYERS {
+        return Err(invalid("manifest.json", "it has too many layers"));
+    }
+    let mut layers = Vec::new();
+    // `docker save` names no digest that covers its layers as stored: ours covers configuration and layers.
+    let mut all = digest_of(&config);
+    for name in &image.layers {
+        let layer = layout.locate(name)?;
+        let digest = digest_of_reader(layer.reader()).map_err(SourceError::io("read", &opened.path))?;
+        all.push_str(&digest);
+        layers.push((layer, digest));
+    }
+    let size = layers.iter().map(|(l, _)| l.length).sum::<u64>() + config.len() as u64;
+    Ok(Resolved { digest: digest_of(all.as_bytes()), config, layers, size })
 }
 
-/// `docker save` names no digest that covers its layers as stored: ours covers configuration and layers.
-fn layers_digest(config: &[u8], layers: &[LayerInput]) -> Result<String, SourceError> {
-    let mut all = digest_of(config);
-    for layer in layers {
-        all.push_str(&region_digest(layer)?);
-    }
-    Ok(digest_of(all.as_bytes()))
-}
-
-impl Layout {
-    fn open(path: &Path) -> Result<Self, SourceError> {
-        let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => SourceError::NotFound(format!("no such file: {}", path.display())),
-            _ => SourceError::Io { action: "read", path: path.to_owned(), source: e },
-        })?;
-        if meta.is_dir() {
-            return Ok(Self::Folder(path.to_owned()));
-        }
-        let file = File::open(path).map_err(SourceError::io("open", path))?;
-        let members = members(file).map_err(|e| malformed(&path.display().to_string(), &e.to_string()))?;
-        Ok(Self::Tar { path: path.to_owned(), members })
-    }
-
-    fn locate(&self, name: &str) -> Result<LayerInput, SourceError> {
-        match self {
-            Self::Folder(folder) => {
-                if Path::new(name).components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
-                    return Err(malformed(name, "the path leaves the layout"));
-                }
-                let path = folder.join(name);
-                let length = std::fs::metadata(&path).map_err(SourceError::io("read", &path))?.len();
-                Ok(LayerInput { path, offset: 0, length })
+impl<'a> Layout<'a> {
+    fn open(opened: &'a Opened) -> Result<Self, SourceError> {
+        match &opened.node {
+            Node::Folder(folder) => Ok(Self::Folder(folder)),
+            Node::File(file) => {
+                let cause = "it is not a tar of an image";
+                let members = members(file).map_err(|_| invalid(&opened.path.display().to_string(), cause))?;
+                Ok(Self::Tar { file, members })
             }
-            Self::Tar { path, members } => members
+        }
+    }
+
+    fn locate(&self, name: &str) -> Result<Region, SourceError> {
+        match self {
+            Self::Folder(folder) => folder.file(name),
+            Self::Tar { file, members } => members
                 .get(name)
-                .map(|(offset, length)| LayerInput { path: path.clone(), offset: *offset, length: *length })
-                .ok_or_else(|| malformed(&path.display().to_string(), &format!("{name} is missing"))),
+                .and_then(|(offset, length)| file.part(*offset, *length))
+                .ok_or_else(|| invalid("the archive", &format!("{name} is missing"))),
         }
     }
 
     fn document(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let at = self.locate(name)?;
         if at.length > MAX_DOCUMENT {
-            return Err(malformed(name, "it is too large"));
+            return Err(invalid(name, "it is too large"));
         }
         let mut bytes = Vec::new();
-        at.open().and_then(|mut r| r.read_to_end(&mut bytes)).map_err(SourceError::io("read", &at.path))?;
+        at.reader().read_to_end(&mut bytes).map_err(SourceError::io("read", name))?;
         Ok(bytes)
     }
 
@@ -158,7 +151,7 @@ impl Layout {
                 Document::Index(entries) => digest = select(&entries, go_arch())?.digest.clone(),
             }
         }
-        Err(malformed("index", "indexes are nested too deeply"))
+        Err(invalid("index", "indexes are nested too deeply"))
     }
 
     fn image(&self, digest: String, manifest: &Manifest) -> Result<Resolved, SourceError> {
@@ -167,26 +160,46 @@ impl Layout {
         let mut layers = Vec::new();
         for layer in &manifest.layers {
             let at = self.locate(&Self::blob_name(&layer.digest)?)?;
-            let actual = region_digest(&at)?;
+            let actual = digest_of_reader(at.reader()).map_err(SourceError::io("read", &layer.digest))?;
             if actual != layer.digest {
                 return Err(SourceError::Digest { expected: layer.digest.clone(), actual });
             }
-            layers.push(at);
+            layers.push((at, actual));
         }
-        let size = layers.iter().map(|l| l.length).sum::<u64>() + config.len() as u64;
+        let size = layers.iter().map(|(l, _)| l.length).sum::<u64>() + config.len() as u64;
         Ok(Resolved { digest, config, layers, size })
     }
 }
 
-fn malformed(what: &str, cause: &str) -> SourceError {
-    SourceError::Malformed { what: what.to_owned(), cause: cause.to_owned() }
+fn invalid(what: &str, cause: &str) -> SourceError {
+    SourceError::InvalidImage { what: what.to_owned(), cause: cause.to_owned() }
+}
+
+/// Reads no more than so many bytes: the tar reader keeps what a header announces in memory.
+struct Sparing {
+    reader: RegionReader,
+    left: u64,
+}
+
+impl Read for Sparing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other("its headers are too long"))?;
+        Ok(n)
+    }
+}
+
+impl Seek for Sparing {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.reader.seek(to)
+    }
 }
 
 /// Name → (offset, length) of a tar's files; links (old `docker save`) are resolved.
-fn members(file: File) -> std::io::Result<HashMap<String, (u64, u64)>> {
+fn members(file: &Region) -> io::Result<HashMap<String, (u64, u64)>> {
     let mut members = HashMap::new();
     let mut links = Vec::new();
-    let mut archive = tar::Archive::new(file);
+    let mut archive = tar::Archive::new(Sparing { reader: file.reader(), left: MAX_HEADERS });
     for entry in archive.entries_with_seek()? {
         let entry = entry?;
         let name = clean(&entry.path()?);
@@ -224,30 +237,4 @@ fn clean(path: &Path) -> String {
         }
     }
     parts.join("/")
-}
-
-fn region_digest(at: &LayerInput) -> Result<String, SourceError> {
-    use std::fmt::Write;
-    let mut reader = at.open().map_err(SourceError::io("read", &at.path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer).map_err(SourceError::io("read", &at.path))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
-}
-
-impl LayerInput {
-    /// The bytes of this region.
-    pub(crate) fn open(&self) -> std::io::Result<std::io::Take<File>> {
-        let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(self.offset))?;
-        Ok(file.take(self.length))
-    }
 }

@@ -17,9 +17,9 @@ pub(crate) fn folder_name(digest: &str) -> Result<String, SourceError> {
         Some(("sha256", hex)) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
             Ok(format!("sha256-{}", hex.to_ascii_lowercase()))
         }
-        _ => Err(SourceError::Malformed {
+        _ => Err(SourceError::InvalidImage {
             what: "digest".to_owned(),
-            cause: format!("{digest:?} is not sha256:<64 hex digits>"),
+            cause: "it is not sha256:<64 hex digits>".to_owned(),
         }),
     }
 }
@@ -29,7 +29,8 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn hex(hash: &[u8]) -> String {
+/// `sha256:` and the digits of a hash.
+pub(crate) fn hex(hash: &[u8]) -> String {
     use std::fmt::Write;
     hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -37,14 +38,12 @@ fn hex(hash: &[u8]) -> String {
     })
 }
 
-/// Digest of a file's content; blocking.
-pub(crate) fn digest_of_file(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path)?;
+/// Digest of all that a reader has; blocking.
+pub(crate) fn digest_of_reader(mut reader: impl std::io::Read) -> std::io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut buffer)? {
+        match reader.read(&mut buffer)? {
             0 => return Ok(hex(&hash.finalize())),
             n => hash.update(&buffer[..n]),
         }
@@ -94,7 +93,7 @@ impl Blobs {
 
     async fn check(&self, digest: &str, part: &Path) -> Result<(), SourceError> {
         let file = part.to_owned();
-        let actual = tokio::task::spawn_blocking(move || digest_of_file(&file))
+        let actual = tokio::task::spawn_blocking(move || digest_of_reader(std::fs::File::open(file)?))
             .await
             .map_err(|e| SourceError::Other(e.to_string()))?
             .map_err(SourceError::io("read", part))?;

@@ -66,14 +66,22 @@ pub enum PullError {
         /// Computed digest.
         actual: String,
     },
-    /// Manifest, configuration or archive is malformed.
-    #[error("failed to pull image \"{image}\": {what} is malformed: {cause}")]
-    Malformed {
+    /// Manifest, configuration, archive or file is not what it should be.
+    #[error("failed to pull image \"{image}\": invalid image: {what}: {cause}")]
+    InvalidImage {
         /// The reference as written in the pod.
         image: String,
         /// Which part.
         what: String,
         /// Why.
+        cause: String,
+    },
+    /// A file that images may not be taken from.
+    #[error("failed to pull image \"{image}\": not allowed: {cause}")]
+    Forbidden {
+        /// The reference as written in the pod.
+        image: String,
+        /// Which rule, and what can be done.
         cause: String,
     },
     /// A layer could not be applied.
@@ -134,7 +142,9 @@ pub(crate) enum SourceError {
     #[error("expected {expected}, got {actual}")]
     Digest { expected: String, actual: String },
     #[error("{what}: {cause}")]
-    Malformed { what: String, cause: String },
+    InvalidImage { what: String, cause: String },
+    #[error("{0}")]
+    Forbidden(String),
     #[error("{0}")]
     Unpack(String),
     #[error("{0}")]
@@ -155,10 +165,10 @@ impl SourceError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// For `map_err`: something that should have parsed.
-    pub(crate) fn malformed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+    /// For `map_err`: JSON that should have parsed. Says where it is wrong and shows nothing of it: it may be any file.
+    pub(crate) fn json(what: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
         let what = what.into();
-        move |e| Self::Malformed { what, cause: e.to_string() }
+        move |e| Self::InvalidImage { what, cause: json_fault(&e) }
     }
 
     /// Names the image.
@@ -170,10 +180,32 @@ impl SourceError {
             Self::Unauthorized(cause) => PullError::Unauthorized { image, cause },
             Self::NoPlatform(architecture) => PullError::NoPlatform { image, architecture },
             Self::Digest { expected, actual } => PullError::Digest { image, expected, actual },
-            Self::Malformed { what, cause } => PullError::Malformed { image, what, cause },
+            Self::InvalidImage { what, cause } => PullError::InvalidImage { image, what, cause },
+            Self::Forbidden(cause) => PullError::Forbidden { image, cause },
             Self::Unpack(cause) => PullError::Unpack { image, cause },
             Self::Other(cause) => PullError::Registry { image, cause },
             Self::Io { action, path, source } => PullError::Io { image, action, path, source },
+        }
+    }
+}
+
+/// What is wrong with a JSON text, without a word of it.
+pub(crate) fn json_fault(e: &serde_json::Error) -> String {
+    let what = match e.classify() {
+        serde_json::error::Category::Data => "not the JSON that is expected",
+        serde_json::error::Category::Io => "cannot be read",
+        serde_json::error::Category::Syntax | serde_json::error::Category::Eof => "not JSON",
+    };
+    format!("{what} (line {}, column {})", e.line(), e.column())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn errors_show_nothing_of_the_text() {
+        for text in [r#"{"manifests": "hunter2"}"#, "hunter2", r#"{"hunter2": }"#, r#"["hunter2"]"#] {
+            let error = crate::manifest::Document::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && error.contains("JSON"), "{error}");
         }
     }
 }

@@ -1,43 +1,62 @@
 //! The helper process that unpacks and removes images inside a user namespace.
 //!
 //! ```text
-//! store                                        helper (single-threaded, stdin/stdout are pipes)
+//! store                                        helper (single-threaded, stdin is a socket, stdout a pipe)
 //!   spawn                              ───▶
 //!                                      ◀───    "ready\n"        after unshare(NEWUSER), when not root
 //!   newuidmap, newgidmap (or one id)
-//!   one JSON line: Job                 ───▶    chroot, apply layers | remove folder
+//!   open files and a Job               ───▶    chroot, unpack | remove folder
 //!                                      ◀───    one JSON line: Outcome
 //! ```
 //! The helper is a program that calls [`main`] before it starts any thread: a process with threads may not
-//! make a user namespace for itself. hpk-kubelet does so for its hidden command `image-helper`.
+//! make a user namespace for itself. hpk-kubelet does so for its hidden command `image-helper`. It opens no file that an
+//! image's name leads to: it gets them open.
 
-use crate::layer::{self, Options, Report};
-use crate::manifest::Compression;
+use crate::pass;
+use crate::region::Region;
+use crate::tree::{Limits, Report};
+use crate::unpack;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use std::sync::Arc;
+use tokio::io::AsyncBufReadExt;
 
-/// A region of a file that holds one layer, compressed or not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LayerInput {
-    pub(crate) path: PathBuf,
-    /// Bytes.
-    pub(crate) offset: u64,
-    /// Bytes.
-    pub(crate) length: u64,
-}
+/// Most memory of a helper, bytes: what a hostile image may make it use on the login node.
+const MEMORY: u64 = 4 << 30;
 
 /// What the helper shall do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) enum Job {
-    /// Apply layers, bottom first, to an empty folder.
-    Unpack { rootfs: PathBuf, layers: Vec<LayerInput>, owners: bool },
+    /// Apply layers, bottom first, each with its digest, to an empty folder.
+    Layers { rootfs: PathBuf, layers: Vec<(Region, String)>, owners: bool, limits: Limits },
+    /// Unpack a SquashFS into an empty folder.
+    Squashfs { rootfs: PathBuf, image: Region, owners: bool, limits: Limits },
     /// Remove a folder whose files belong to subordinate ids.
+    Remove { path: PathBuf },
+}
+
+/// A [`Region`] on its way: the file is the job's file of that number.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Place {
+    file: usize,
+    offset: u64,
+    length: u64,
+}
+
+/// A [`Job`] on its way.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    Layers { rootfs: PathBuf, layers: Vec<(Place, String)>, owners: bool, limits: Limits },
+    Squashfs { rootfs: PathBuf, image: Place, owners: bool, limits: Limits },
     Remove { path: PathBuf },
 }
 
@@ -46,6 +65,32 @@ pub(crate) enum Job {
 enum Outcome {
     Done(Report),
     Failed(String),
+}
+
+impl Job {
+    /// The order, and the files that its places count.
+    fn order(&self) -> (Order, Vec<Arc<File>>) {
+        let mut files: Vec<Arc<File>> = Vec::new();
+        let mut place = |region: &Region| {
+            let known = files.iter().position(|f| Arc::ptr_eq(f, &region.file));
+            let file = known.unwrap_or_else(|| {
+                files.push(region.file.clone());
+                files.len() - 1
+            });
+            Place { file, offset: region.offset, length: region.length }
+        };
+        let order = match self.clone() {
+            Self::Layers { rootfs, layers, owners, limits } => {
+                let layers = layers.iter().map(|(region, digest)| (place(region), digest.clone())).collect();
+                Order::Layers { rootfs, layers, owners, limits }
+            }
+            Self::Squashfs { rootfs, image, owners, limits } => {
+                Order::Squashfs { rootfs, image: place(&image), owners, limits }
+            }
+            Self::Remove { path } => Order::Remove { path },
+        };
+        (order, files)
+    }
 }
 
 /// Runs the helper's side; exit code 0 whenever the outcome could be reported.
@@ -62,6 +107,7 @@ pub fn main() -> ExitCode {
 
 fn serve() -> std::io::Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    limit_memory()?;
     if !Uid::effective().is_root() {
         unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| {
             std::io::Error::other(format!("cannot make a user namespace ({e}); `hpk doctor` says more"))
@@ -70,10 +116,10 @@ fn serve() -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready")?;
     stdout.flush()?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    let job: Job = serde_json::from_str(&line)?;
-    let outcome = match perform(job) {
+    let (files, line) = pass::receive(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?))?;
+    let order: Order = serde_json::from_str(&line)?;
+    let files: Vec<_> = files.into_iter().map(Arc::new).collect();
+    let outcome = match perform(order, &files) {
         Ok(report) => Outcome::Done(report),
         Err(text) => Outcome::Failed(text),
     };
@@ -81,45 +127,41 @@ fn serve() -> std::io::Result<()> {
     stdout.flush()
 }
 
-fn perform(job: Job) -> Result<Report, String> {
-    match job {
-        Job::Unpack { rootfs, layers, owners } => unpack(&rootfs, &layers, owners),
-        Job::Remove { path } => match std::fs::remove_dir_all(&path) {
+fn limit_memory() -> std::io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_AS)?;
+    setrlimit(Resource::RLIMIT_AS, soft.min(MEMORY), hard)?;
+    Ok(())
+}
+
+fn perform(order: Order, files: &[Arc<File>]) -> Result<Report, String> {
+    let region = |place: Place| {
+        let file = files.get(place.file).ok_or("a file of the job is missing")?.clone();
+        Ok::<_, String>(Region { file, offset: place.offset, length: place.length })
+    };
+    match order {
+        Order::Layers { rootfs, layers, owners, limits } => {
+            let layers = layers
+                .into_iter()
+                .map(|(place, digest)| Ok((region(place)?, digest)))
+                .collect::<Result<Vec<_>, String>>()?;
+            enter(&rootfs)?;
+            unpack::layers(&layers, owners, limits).map_err(|e| e.to_string())
+        }
+        Order::Squashfs { rootfs, image, owners, limits } => {
+            let image = region(image)?;
+            enter(&rootfs)?;
+            unpack::squashfs(&image, owners, limits).map_err(|e| e.to_string())
+        }
+        Order::Remove { path } => match std::fs::remove_dir_all(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {e}", path.display())),
             _ => Ok(Report::default()),
         },
     }
 }
 
-fn unpack(rootfs: &Path, layers: &[LayerInput], owners: bool) -> Result<Report, String> {
-    // Opened before the chroot hides them.
-    let mut open = Vec::new();
-    for layer in layers {
-        open.push(layer.open().map_err(|e| format!("open {}: {e}", layer.path.display()))?);
-    }
+fn enter(rootfs: &Path) -> Result<(), String> {
     nix::unistd::chroot(rootfs).map_err(|e| format!("chroot {}: {e}", rootfs.display()))?;
-    nix::unistd::chdir("/").map_err(|e| format!("chdir: {e}"))?;
-    let mut report = Report::default();
-    for (n, (input, file)) in layers.iter().zip(open).enumerate() {
-        decompress(file)
-            .map_err(|e| e.to_string())
-            .and_then(|r| layer::apply(r, Options { owners }, &mut report).map_err(|e| e.to_string()))
-            .map_err(|e| format!("layer {n} ({}): {e}", input.path.display()))?;
-    }
-    Ok(report)
-}
-
-/// Reads a layer whatever its compression.
-fn decompress(file: impl Read + 'static) -> std::io::Result<Box<dyn Read>> {
-    let mut reader = BufReader::with_capacity(1 << 18, file);
-    Ok(match Compression::sniff(reader.fill_buf()?) {
-        Compression::None => Box::new(reader),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
-        Compression::Zstd => Box::new(BufReader::with_capacity(
-            1 << 18,
-            ruzstd::decoding::StreamingDecoder::new(reader).map_err(std::io::Error::other)?,
-        )),
-    })
+    nix::unistd::chdir("/").map_err(|e| format!("chdir: {e}"))
 }
 
 /// A helper's failure, with its own words.
@@ -186,19 +228,20 @@ fn range_of(file: &str, name: Option<&str>, uid: u32) -> Option<(u32, u32)> {
 pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) -> Result<Report, HelperError> {
     let (program, args) =
         helper.split_first().ok_or_else(|| HelperError::Broken("no helper command is configured".to_owned()))?;
+    let start = |source| HelperError::Start { program: program.clone(), source };
+    let (socket, theirs) = UnixStream::pair().map_err(start)?;
     let mut child = tokio::process::Command::new(program)
         .args(args)
-        .stdin(Stdio::piped())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|source| HelperError::Start { program: program.clone(), source })?;
-    let (Some(mut stdin), Some(stdout), Some(mut stderr), Some(pid)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take(), child.id())
-    else {
+        .map_err(start)?;
+    let (Some(stdout), Some(mut stderr), Some(pid)) = (child.stdout.take(), child.stderr.take(), child.id()) else {
         return Err(HelperError::Broken("its pipes are missing".to_owned()));
     };
+    let (order, files) = job.order();
     let dialogue = async {
         let mut lines = tokio::io::BufReader::new(stdout).lines();
         if lines.next_line().await?.as_deref() != Some("ready") {
@@ -207,10 +250,10 @@ pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) ->
         if !Uid::effective().is_root() {
             map_ids(pid, ids).await?;
         }
-        let mut line = serde_json::to_string(job)?;
-        line.push('\n');
-        stdin.write_all(line.as_bytes()).await?;
-        stdin.flush().await?;
+        let text = serde_json::to_string(&order)?;
+        tokio::task::spawn_blocking(move || pass::send(socket, &files, &text))
+            .await
+            .map_err(std::io::Error::other)??;
         lines.next_line().await
     };
     let mut words = String::new();

@@ -12,6 +12,9 @@ pub(crate) const ACCEPT: &[&str] = &[
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
+/// Layers that an image may have; those that are in use have some hundred.
+pub(crate) const MAX_LAYERS: usize = 1024;
+
 /// Pointer to content.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -65,11 +68,15 @@ impl Document {
             #[serde(default, rename = "schemaVersion")]
             schema_version: u32,
         }
-        let any: Any = serde_json::from_slice(bytes).map_err(SourceError::malformed("manifest"))?;
+        let any: Any = serde_json::from_slice(bytes).map_err(SourceError::json("manifest"))?;
         match any {
             Any { manifests: Some(list), .. } => Ok(Self::Index(list)),
+            Any { layers, .. } if layers.len() > MAX_LAYERS => Err(SourceError::InvalidImage {
+                what: "manifest".to_owned(),
+                cause: format!("it has more than {MAX_LAYERS} layers"),
+            }),
             Any { config: Some(config), layers, .. } => Ok(Self::Image(Manifest { config, layers })),
-            Any { schema_version, .. } => Err(SourceError::Malformed {
+            Any { schema_version, .. } => Err(SourceError::InvalidImage {
                 what: "manifest".to_owned(),
                 cause: format!("neither an index nor an image manifest (schemaVersion {schema_version})"),
             }),

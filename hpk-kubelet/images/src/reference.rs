@@ -12,38 +12,30 @@ use std::path::{Path, PathBuf};
 pub enum Source {
     /// In a registry.
     Registry(Reference),
-    /// A tar of an OCI image layout.
-    OciArchive(LocalImage),
-    /// A tar as `docker save` writes it.
-    DockerArchive(LocalImage),
-    /// A folder with an OCI image layout.
-    OciLayout(LocalImage),
-    /// An Apptainer image file.
-    Sif(PathBuf),
+    /// In the user's files.
+    Local(LocalImage),
 }
 
-/// A file or folder that may hold several images.
+/// An image in a file or folder, which may hold several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalImage {
-    /// Path, with the tag still attached when there was one: only the file system can tell them apart.
+    /// How it is stored.
+    pub format: Format,
+    /// Absolute path, with the tag still attached when there was one: only the file system can tell them apart.
     pub spec: PathBuf,
 }
 
-impl LocalImage {
-    /// Splits path and tag: the whole text when such a file exists, else what precedes a colon.
-    pub(crate) fn resolve(&self, exists: impl Fn(&Path) -> bool) -> (PathBuf, Option<String>) {
-        if exists(&self.spec) {
-            return (self.spec.clone(), None);
-        }
-        let text = self.spec.to_string_lossy();
-        for (at, _) in text.match_indices(':') {
-            let path = Path::new(&text[..at]);
-            if exists(path) {
-                return (path.to_owned(), Some(text[at + 1..].to_owned()));
-            }
-        }
-        (self.spec.clone(), None)
-    }
+/// How an image is stored in a file or folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A tar of an OCI image layout.
+    OciArchive,
+    /// A tar as `docker save` writes it.
+    DockerArchive,
+    /// A folder with an OCI image layout.
+    OciLayout,
+    /// An Apptainer image file.
+    Sif,
 }
 
 impl Source {
@@ -52,14 +44,14 @@ impl Source {
     /// # Errors
     /// A text that says what is wrong and, for local images, what the form is.
     pub fn parse(image: &str) -> Result<Self, String> {
-        for (prefix, make) in [
-            ("oci-archive:", Self::OciArchive as fn(LocalImage) -> Self),
-            ("docker-archive:", Self::DockerArchive),
-            ("oci:", Self::OciLayout),
+        for (prefix, format) in [
+            ("oci-archive:", Format::OciArchive),
+            ("docker-archive:", Format::DockerArchive),
+            ("oci:", Format::OciLayout),
         ] {
             let Some(rest) = image.strip_prefix(prefix) else { continue };
             if rest.starts_with('/') {
-                return Ok(make(LocalImage { spec: PathBuf::from(rest) }));
+                return Ok(Self::Local(LocalImage { format, spec: PathBuf::from(rest) }));
             }
             // `oci:5000/x` and `oci:latest` are honest registry references.
             if prefix != "oci:" {
@@ -68,7 +60,7 @@ impl Source {
         }
         if image.starts_with('/') {
             return if Path::new(image).extension().is_some_and(|e| e == "sif") {
-                Ok(Self::Sif(PathBuf::from(image)))
+                Ok(Self::Local(LocalImage { format: Format::Sif, spec: PathBuf::from(image) }))
             } else {
                 Err("a path must end in .sif or begin with oci:, oci-archive: or docker-archive:".to_owned())
             };
@@ -86,10 +78,15 @@ impl Source {
     pub fn normalized(&self) -> String {
         match self {
             Self::Registry(reference) => reference.whole(),
-            Self::OciArchive(l) => format!("oci-archive:{}", l.spec.display()),
-            Self::DockerArchive(l) => format!("docker-archive:{}", l.spec.display()),
-            Self::OciLayout(l) => format!("oci:{}", l.spec.display()),
-            Self::Sif(path) => path.display().to_string(),
+            Self::Local(LocalImage { format, spec }) => {
+                let prefix = match format {
+                    Format::OciArchive => "oci-archive:",
+                    Format::DockerArchive => "docker-archive:",
+                    Format::OciLayout => "oci:",
+                    Format::Sif => "",
+                };
+                format!("{prefix}{}", spec.display())
+            }
         }
     }
 
@@ -139,13 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn local_images_split_path_and_tag_by_what_exists() {
-        let Source::OciArchive(local) = Source::parse("oci-archive:/a/b:c.tar:v1").unwrap() else { panic!() };
-        let (path, tag) = local.resolve(|p| p == Path::new("/a/b:c.tar"));
-        assert_eq!((path.to_str(), tag.as_deref()), (Some("/a/b:c.tar"), Some("v1")));
-        let (path, tag) = local.resolve(|p| p == Path::new("/a/b:c.tar:v1"));
-        assert_eq!((path.to_str(), tag), (Some("/a/b:c.tar:v1"), None));
-        assert_eq!(Source::parse("/x/y.sif").unwrap(), Source::Sif("/x/y.sif".into()));
+    fn local_images_are_told_by_their_prefix() {
+        for (text, format, spec) in [
+            ("oci-archive:/a/b:c.tar:v1", Format::OciArchive, "/a/b:c.tar:v1"),
+            ("docker-archive:/a.tar:x:1", Format::DockerArchive, "/a.tar:x:1"),
+            ("oci:/layout:t", Format::OciLayout, "/layout:t"),
+            ("/x/y.sif", Format::Sif, "/x/y.sif"),
+        ] {
+            let source = Source::parse(text).unwrap();
+            assert_eq!(source.normalized(), text);
+            assert_eq!(source, Source::Local(LocalImage { format, spec: spec.into() }));
+        }
     }
 
     #[test]

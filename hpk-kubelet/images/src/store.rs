@@ -1,15 +1,17 @@
 //! The image store: decides what is present, pulls what is missing, collects what is unused.
 
 use crate::archive::{self, Resolved};
-use crate::blobs::{Blobs, digest_of, digest_of_file, folder_name, verify};
+use crate::blobs::{Blobs, digest_of, digest_of_reader, folder_name, verify};
 use crate::config::ImageConfig;
 use crate::error::{PullError, SourceError};
-use crate::helper::{self, HelperError, Job, LayerInput, SubIds};
+use crate::helper::{self, HelperError, Job, SubIds};
 use crate::keyring::Keyring;
-use crate::layer::Report;
+use crate::local::{self, LocalImages, Node, Opened};
 use crate::manifest::{Document, Manifest, go_arch, select};
-use crate::reference::Source;
+use crate::reference::{Format, LocalImage, Source};
+use crate::region::Region;
 use crate::registries::Registries;
+use crate::tree::{Limits, Report, TreeError};
 use crate::{lock, registry, sif};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
@@ -17,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -61,8 +63,8 @@ pub struct StoreConfig {
     pub helper: Vec<OsString>,
     /// Registry settings.
     pub registries: Registries,
-    /// Apptainer, for SIF files; None: found in PATH.
-    pub apptainer: Option<PathBuf>,
+    /// How much one image may take.
+    pub limits: Limits,
 }
 
 /// The store cannot be opened or read.
@@ -184,7 +186,8 @@ impl ImageStore {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Makes an image available. Several callers that want one image share one pull.
+    /// Makes an image available. Several callers that want one image share one pull. `local`: which of the user's files
+    /// may be images for this caller.
     ///
     /// # Errors
     /// [`PullError`], whose `reason` is the container's waiting reason.
@@ -193,25 +196,31 @@ impl ImageStore {
         image: &str,
         policy: PullPolicy,
         keyring: &Keyring,
+        local: &LocalImages,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, PullError> {
         let source = Source::parse(image).map_err(|cause| PullError::InvalidName { image: image.to_owned(), cause })?;
+        let of = |e: SourceError| e.of(image, source.registry());
         let turn = self.inner.turn(&source.normalized());
         let _turn = turn.lock().await;
+        // Before anything else: an image that is in the store already is not for everybody either.
+        let wanted = Wanted::open(&source, local).await.map_err(of)?;
         if policy != PullPolicy::Always
-            && let Some(present) = self.inner.known(&source).await
+            && let Some(present) = self.inner.known(&source, &wanted)
         {
             return Ok(present);
         }
         if policy == PullPolicy::Never {
             return Err(PullError::NeverPull { image: image.to_owned() });
         }
-        self.inner.fetch(&source, keyring, progress).await.map_err(|e| e.of(image, source.registry()))
+        self.inner.fetch(&source, wanted, keyring, progress).await.map_err(of)
     }
 
     /// The image of a reference, when it is in the store; asks no registry.
-    pub async fn present(&self, image: &str) -> Option<PulledImage> {
-        self.inner.known(&Source::parse(image).ok()?).await
+    pub async fn present(&self, image: &str, local: &LocalImages) -> Option<PulledImage> {
+        let source = Source::parse(image).ok()?;
+        let wanted = Wanted::open(&source, local).await.ok()?;
+        self.inner.known(&source, &wanted)
     }
 
     /// How to run an image that is in the store.
@@ -306,10 +315,10 @@ impl Inner {
     }
 
     /// What the index says of a reference, when that image is still there.
-    async fn known(&self, source: &Source) -> Option<PulledImage> {
+    fn known(&self, source: &Source, wanted: &Wanted) -> Option<PulledImage> {
         // A digest names its content: any image of that digest will do, whatever tag it came by.
         let entry: RefEntry = read_json(&self.ref_path(&source.normalized()))?;
-        if entry.stamp != stamp(source) {
+        if entry.stamp != wanted.stamp() {
             return None;
         }
         self.load(entry.image, true)
@@ -327,29 +336,41 @@ impl Inner {
     async fn fetch(
         &self,
         source: &Source,
+        wanted: Wanted,
         keyring: &Keyring,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, SourceError> {
-        let stamp = stamp(source);
-        let image = match source {
-            Source::Registry(reference) => self.fetch_registry(reference, keyring, progress).await?,
-            Source::OciArchive(local) | Source::OciLayout(local) => {
-                let local = local.clone();
-                let resolved = blocking(move || archive::oci(&local)).await?;
-                self.unpack_local(source, resolved, progress).await?
+        let stamp = wanted.stamp();
+        let image = match wanted {
+            Wanted::Registry(reference) => self.fetch_registry(&reference, keyring, progress).await?,
+            Wanted::File { file, .. } => {
+                self.check_length(&file)?;
+                self.unpack_sif(source, file, progress).await?
             }
-            Source::DockerArchive(local) => {
-                let local = local.clone();
-                let resolved = blocking(move || archive::docker(&local)).await?;
-                self.unpack_local(source, resolved, progress).await?
+            Wanted::Layers { opened, format, .. } => {
+                if let Node::File(file) = &opened.node {
+                    self.check_length(file)?;
+                }
+                let resolve = move || match format {
+                    Format::DockerArchive => archive::docker(&opened),
+                    _ => archive::oci(&opened),
+                };
+                self.unpack_local(source, blocking(resolve).await?, progress).await?
             }
-            Source::Sif(path) => self.unpack_sif(path, progress).await?,
         };
         let reference = source.normalized();
         let path = self.ref_path(&reference);
         let entry = RefEntry { reference, image: image.image_ref.clone(), stamp };
         write_json(&path, &entry).map_err(SourceError::io("write", path))?;
         Ok(image)
+    }
+
+    /// Before a file is hashed: a sparse one of any length costs nothing to make.
+    fn check_length(&self, file: &Region) -> Result<(), SourceError> {
+        if file.length > self.config.limits.bytes {
+            return Err(SourceError::Unpack(TreeError::Bytes(self.config.limits.bytes).to_string()));
+        }
+        Ok(())
     }
 
     async fn fetch_registry(
@@ -367,7 +388,7 @@ impl Inner {
                 match Document::parse(&session.manifest_by_digest(&chosen).await?)? {
                     Document::Image(manifest) => (manifest, chosen),
                     Document::Index(_) => {
-                        return Err(SourceError::Malformed {
+                        return Err(SourceError::InvalidImage {
                             what: "manifest".to_owned(),
                             cause: format!("{chosen} is an index within an index"),
                         });
@@ -417,9 +438,9 @@ impl Inner {
         }
         let paths: Vec<PathBuf> = futures::stream::iter(fetches).buffered(PARALLEL_DOWNLOADS).try_collect().await?;
         let mut layers = Vec::new();
-        for path in paths {
-            let length = tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
-            layers.push(LayerInput { path, offset: 0, length });
+        for (path, descriptor) in paths.into_iter().zip(&manifest.layers) {
+            let layer = std::fs::File::open(&path).and_then(Region::whole).map_err(SourceError::io("open", path))?;
+            layers.push((layer, descriptor.digest.clone()));
         }
         Ok(Resolved { digest, config, layers, size })
     }
@@ -437,19 +458,24 @@ impl Inner {
 
     async fn unpack_sif(
         &self,
-        path: &Path,
+        source: &Source,
+        file: Region,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, SourceError> {
-        let file = path.to_owned();
-        let digest = blocking(move || {
-            digest_of_file(&file).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => SourceError::NotFound(format!("no such file: {}", file.display())),
-                _ => SourceError::Io { action: "read", path: file.clone(), source: e },
-            })
+        let name = source.normalized();
+        let sif = file.clone();
+        let read = name.clone();
+        let (root, digest) = blocking(move || {
+            let root = sif::root_of(&sif)
+                .map_err(|e| SourceError::InvalidImage { what: read.clone(), cause: e.to_string() })?;
+            Ok((root, digest_of_reader(sif.reader()).map_err(SourceError::io("read", read))?))
         })
         .await?;
-        let image_ref = ImageRef { folder: folder_name(&digest)?, id: format!("{}@{digest}", path.display()) };
-        self.once(image_ref, || async { Ok(Content::Sif(path.to_owned())) }, progress).await
+        // The path is part of the folder's name: a SIF is read twice, and whoever may write it between the two gets
+        // nothing but an image of the same name.
+        let folder = folder_name(&digest_of(format!("sif {name} {digest}").as_bytes()))?;
+        let image_ref = ImageRef { folder, id: format!("{name}@{digest}") };
+        self.once(image_ref, || async { Ok(Content::Sif { name, file, root }) }, progress).await
     }
 
     /// Makes the folder of an image unless it is there, under its locks.
@@ -502,30 +528,40 @@ impl Inner {
     async fn make(&self, tmp: &Path, image_ref: &ImageRef, content: Content) -> Result<(), SourceError> {
         tokio::fs::create_dir(tmp).await.map_err(SourceError::io("create", tmp))?;
         let rootfs = tmp.join("rootfs");
+        tokio::fs::create_dir(&rootfs).await.map_err(SourceError::io("create", &rootfs))?;
+        // An image without an entry for the root leaves this mode.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&rootfs, mode).map_err(SourceError::io("chmod", &rootfs))?;
+        let owners = self.ids.is_some() || nix::unistd::Uid::effective().is_root();
+        let limits = self.config.limits;
         let (config, size) = match content {
             Content::Layers(resolved) => {
                 let config =
-                    ImageConfig::from_blob(&resolved.config).map_err(SourceError::malformed("image configuration"))?;
-                tokio::fs::create_dir(&rootfs).await.map_err(SourceError::io("create", &rootfs))?;
-                // A layer without an entry for the root leaves this mode.
-                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-                std::fs::set_permissions(&rootfs, mode).map_err(SourceError::io("chmod", &rootfs))?;
-                let owners = self.ids.is_some() || nix::unistd::Uid::effective().is_root();
-                let job = Job::Unpack { rootfs, layers: resolved.layers, owners };
-                let report = self.help(&job).await.map_err(|e| SourceError::Unpack(e.to_string()))?;
-                tracing::info!(image = image_ref.id, ?report, "image unpacked");
+                    ImageConfig::from_blob(&resolved.config).map_err(SourceError::json("image configuration"))?;
+                let job = Job::Layers { rootfs, layers: resolved.layers, owners, limits };
+                self.unpack(image_ref, &job).await?;
                 (config, resolved.size)
             }
-            Content::Sif(path) => {
-                sif::unpack(self.config.apptainer.as_deref(), &path, &rootfs).await?;
-                let size = tokio::fs::metadata(&path).await.map_err(SourceError::io("read", &path))?.len();
-                (sif::config(&rootfs), size)
+            Content::Sif { name, file, root } => {
+                let before = local::stamp(&file);
+                let job = Job::Squashfs { rootfs: rootfs.clone(), image: root, owners, limits };
+                self.unpack(image_ref, &job).await?;
+                if before != local::stamp(&file) {
+                    return Err(SourceError::Unpack(format!("{name} was changed while it was read")));
+                }
+                (sif::config(&rootfs), file.length)
             }
         };
         let meta = Meta { id: image_ref.id.clone(), size, created: Timestamp::now() };
         let write = |name: &str, result: std::io::Result<()>| result.map_err(SourceError::io("write", tmp.join(name)));
         write("config.json", write_json(&tmp.join("config.json"), &config))?;
         write("image.json", write_json(&tmp.join("image.json"), &meta))
+    }
+
+    async fn unpack(&self, image: &ImageRef, job: &Job) -> Result<(), SourceError> {
+        let report = self.help(job).await.map_err(|e| SourceError::Unpack(e.to_string()))?;
+        tracing::info!(image = image.id, ?report, "image unpacked");
+        Ok(())
     }
 
     async fn help(&self, job: &Job) -> Result<Report, HelperError> {
@@ -572,19 +608,46 @@ impl Inner {
 
 enum Content {
     Layers(Resolved),
-    Sif(PathBuf),
+    Sif { name: String, file: Region, root: Region },
 }
 
-/// For local images: identity of the file that was read.
-fn stamp(source: &Source) -> Option<String> {
-    let path = match source {
-        Source::Registry(_) => return None,
-        Source::OciArchive(l) | Source::DockerArchive(l) => l.resolve(Path::exists).0,
-        Source::OciLayout(l) => l.resolve(Path::exists).0.join("index.json"),
-        Source::Sif(path) => path.clone(),
-    };
-    let meta = std::fs::metadata(path).ok()?;
-    Some(format!("{}.{:09} {}", meta.mtime(), meta.mtime_nsec(), meta.size()))
+/// What a reference leads to; a local image is open, and its rules are kept.
+enum Wanted {
+    Registry(oci_client::Reference),
+    File { file: Region, stamp: Option<String> },
+    Layers { opened: Opened, format: Format, stamp: Option<String> },
+}
+
+impl Wanted {
+    async fn open(source: &Source, local: &LocalImages) -> Result<Self, SourceError> {
+        let LocalImage { format, spec } = match source {
+            Source::Registry(reference) => return Ok(Self::Registry(reference.clone())),
+            Source::Local(image) => image.clone(),
+        };
+        let local = local.clone();
+        blocking(move || {
+            let opened = local::open(&spec, &local)?;
+            let marker = match (format, &opened.node) {
+                (Format::Sif, _) => {
+                    let file = opened.file()?.clone();
+                    return Ok(Self::File { stamp: local::stamp(&file), file });
+                }
+                (_, Node::File(file)) => file.clone(),
+                (Format::DockerArchive, Node::Folder(folder)) => folder.file("manifest.json")?,
+                (_, Node::Folder(folder)) => folder.file("index.json")?,
+            };
+            Ok(Self::Layers { stamp: local::stamp(&marker), opened, format })
+        })
+        .await
+    }
+
+    /// For local images: identity of the file that was opened.
+    fn stamp(&self) -> Option<String> {
+        match self {
+            Self::Registry(_) => None,
+            Self::File { stamp, .. } | Self::Layers { stamp, .. } => stamp.clone(),
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(

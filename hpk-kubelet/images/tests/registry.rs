@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
-use hpk_images::{ImageStore, Keyring, Progress, PullError, PullPolicy, PulledImage, Registries, StoreConfig, helper};
+use hpk_images::{
+    ImageStore, Keyring, Limits, LocalImages, Progress, PullError, PullPolicy, PulledImage, Registries, StoreConfig,
+    helper,
+};
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -145,13 +148,13 @@ fn store(root: &Path) -> ImageStore {
         root: root.to_owned(),
         helper: helper::command_of(env!("CARGO_BIN_EXE_hpk-image").as_ref()),
         registries: Registries::default(),
-        apptainer: None,
+        limits: Limits::default(),
     })
     .unwrap()
 }
 
 async fn pull(store: &ImageStore, image: &str, policy: PullPolicy) -> Result<PulledImage, PullError> {
-    store.pull(image, policy, &Keyring::default(), &|_| ()).await
+    store.pull(image, policy, &Keyring::default(), &LocalImages::Anywhere, &|_| ()).await
 }
 
 fn is_root() -> bool {
@@ -238,7 +241,11 @@ async fn many_pods_pull_an_image_once() {
                     bytes.fetch_add(n, Ordering::SeqCst);
                 }
             };
-            store.pull(&image, PullPolicy::Always, &Keyring::default(), &count).await.unwrap().image_ref
+            store
+                .pull(&image, PullPolicy::Always, &Keyring::default(), &LocalImages::Anywhere, &count)
+                .await
+                .unwrap()
+                .image_ref
         })
     });
     let mut refs = HashSet::new();
@@ -302,9 +309,9 @@ async fn failures_have_upstreams_reasons_and_name_the_image() {
     let mut keyring = Keyring::default();
     let json = format!(r#"{{"auths":{{"{}":{{"username":"alice","password":"secret"}}}}}}"#, registry.host);
     keyring.add_docker_config_json(json.as_bytes()).unwrap();
-    store.pull(&image, PullPolicy::Always, &keyring, &|_| ()).await.unwrap();
+    store.pull(&image, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap();
     let missing = format!("{}/none:1", registry.host);
-    let error = store.pull(&missing, PullPolicy::Always, &keyring, &|_| ()).await.unwrap_err();
+    let error = store.pull(&missing, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap_err();
     assert!(matches!(error, PullError::NotFound { .. }), "{error}");
 }
 

@@ -7,7 +7,7 @@ use crate::api::events::Note;
 use crate::pods::plan::{Image, as_container};
 use hpk_api::go_duration;
 use hpk_api::plan::{Blocked, ImageRef};
-use hpk_images::{Keyring, PullPolicy, PulledImage};
+use hpk_images::{Keyring, LocalImages, PullPolicy, PulledImage};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -203,7 +203,7 @@ async fn pull_one(
     let started = Instant::now();
     let here = match want.policy {
         PullPolicy::Always => None,
-        _ => ctx.images.present(&want.image).await,
+        _ => ctx.images.present(&want.image, &LocalImages::Anywhere).await,
     };
     let tell = |note: Note| ctx.recorder.pod(pod, if want.is_volume { note } else { note.of(&want.name) });
     if let Some(image) = here {
@@ -213,7 +213,7 @@ async fn pull_one(
     if want.policy != PullPolicy::Never {
         tell(Note::normal("Pulling", format!("Pulling image {:?}", want.image)));
     }
-    match ctx.images.pull(&want.image, want.policy, keyring, &|_| {}).await {
+    match ctx.images.pull(&want.image, want.policy, keyring, &LocalImages::Anywhere, &|_| {}).await {
         Ok(image) => {
             let took = go_duration::format(Duration::from_millis(
                 u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),

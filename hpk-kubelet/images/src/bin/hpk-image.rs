@@ -1,6 +1,6 @@
 //! `hpk-image pull REFERENCE STORE`: the image store without a cluster, for tests and for looking at images.
 
-use hpk_images::{ImageStore, Keyring, PullPolicy, Registries, StoreConfig, helper};
+use hpk_images::{ImageStore, Keyring, Limits, LocalImages, PullPolicy, Registries, StoreConfig, helper};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -22,9 +22,10 @@ fn pull(reference: &str, store: &str) -> ExitCode {
             root: store.into(),
             helper: helper::command_of(program.as_os_str()),
             registries: Registries::default(),
-            apptainer: None,
+            limits: Limits::default(),
         })?;
-        let image = store.pull(reference, PullPolicy::Always, &Keyring::default(), &|_| ()).await?;
+        let image =
+            store.pull(reference, PullPolicy::Always, &Keyring::default(), &LocalImages::Anywhere, &|_| ()).await?;
         println!("{}", image.image_ref.id);
         println!("{}", store.rootfs(&image.image_ref).display());
         println!("{:?}", image.config);
