@@ -104,17 +104,25 @@ fn go_quote(text: &str) -> String {
     out
 }
 
-/// Value of a `resourceFieldRef` for a container; limits that are not set are the node's allocatable.
+/// Value of a `resourceFieldRef` for a container; limits that it has not are the pod's, else the node's allocatable.
 ///
 /// # Errors
 /// An unknown resource or a bad divisor.
-pub fn resource(container: &Container, selector: &ResourceFieldSelector, facts: &Facts) -> Result<String, FieldError> {
+pub fn resource(
+    pod: &Pod,
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    facts: &Facts,
+) -> Result<String, FieldError> {
     let resources = container.resources.clone().unwrap_or_default();
     let (limits, requests) = (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
     let (kind, name) =
         selector.resource.split_once('.').ok_or_else(|| FieldError::UnknownResource(selector.resource.clone()))?;
     let given = match kind {
-        "limits" => limits.get(name),
+        "limits" => limits.get(name).or_else(|| {
+            let whole = pod.spec.as_ref()?.resources.as_ref()?;
+            whole.limits.as_ref()?.get(name)
+        }),
         // A request that is not set is the limit (the API server's defaulting does the same).
         "requests" => requests.get(name),
         _ => return Err(FieldError::UnknownResource(selector.resource.clone())),
@@ -219,10 +227,24 @@ mod tests {
             let pod = pod();
             let container = container(&pod, name).expect("container");
             assert_eq!(
-                resource(container, &selector, &facts).as_deref(),
+                resource(&pod, container, &selector, &facts).as_deref(),
                 Ok(value),
                 "{name} {resource_name} {divisor}"
             );
+        }
+        let mut whole = pod();
+        let limits = json!({"limits": {"cpu": "2", "memory": "512Mi"}, "requests": {"cpu": "1"}});
+        whole.spec.as_mut().expect("spec").resources = Some(serde_json::from_value(limits).expect("resources"));
+        for (name, resource_name, value) in [
+            ("c", "limits.cpu", "2"),
+            ("c", "limits.memory", "67108864"),
+            ("d", "limits.cpu", "2"),
+            ("d", "limits.memory", "536870912"),
+            ("d", "requests.cpu", "0"),
+        ] {
+            let selector = serde_json::from_value(json!({"resource": resource_name})).expect("selector");
+            let container = container(&whole, name).expect("container");
+            assert_eq!(resource(&whole, container, &selector, &facts).as_deref(), Ok(value), "{name} {resource_name}");
         }
     }
 }

@@ -206,7 +206,7 @@ fn from_source(
             Some(name) => downward::container(pod, name)?,
             None => container,
         };
-        return Ok(Some(downward::resource(of, selector, facts)?));
+        return Ok(Some(downward::resource(pod, of, selector, facts)?));
     }
     if let Some(reference) = &source.config_map_key_ref {
         let optional = reference.optional == Some(true);

@@ -220,7 +220,7 @@ impl Filler<'_> {
         }
         let Some(selector) = &item.resource_field_ref else { return Ok(String::new()) };
         let container = downward::container(self.pod, selector.container_name.as_deref().unwrap_or_default())?;
-        downward::resource(container, selector, self.facts)
+        downward::resource(self.pod, container, selector, self.facts)
     }
 
     fn projected(&mut self, volume: &k8s_openapi::api::core::v1::ProjectedVolumeSource) -> Result<(), VolumeError> {
