@@ -36,9 +36,6 @@ struct Args {
     /// The cluster's description, written by `hpk up`.
     #[arg(long, value_name = "FILE")]
     cluster: PathBuf,
-    /// Memory of pods that ask for none, MiB.
-    #[arg(long, value_name = "MIB", default_value_t = Defaults::default().memory_mib)]
-    default_memory: u64,
     /// Unix socket on which the API server's connections to pods are taken.
     #[arg(long, value_name = "PATH")]
     egress: Option<PathBuf>,
@@ -131,7 +128,10 @@ async fn run(args: Args) -> Result<()> {
         images: images.clone(),
         links: links.clone(),
         node,
-        defaults: Arc::new(Defaults { memory_mib: args.default_memory, ..Defaults::default() }),
+        defaults: Arc::new(Defaults {
+            memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
+            ..Defaults::default()
+        }),
         settings: Arc::new(settings(&slurm, &cluster).await),
         home,
         cluster: cluster.clone(),

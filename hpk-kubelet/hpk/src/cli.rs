@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::ContainerLogs;
 use hpk_api::net::NetworkMode;
 use hpk_api::pod_flags::PodFlags;
+use hpk_api::quantity;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -133,6 +134,10 @@ pub(crate) struct Up {
     /// run already keep what they started with [default: 5]
     #[arg(long, value_name = "N", value_parser = ContainerLogs::parse_max_files)]
     pub container_log_max_files: Option<u32>,
+    /// Memory of a container that has neither a limit nor a request of it, as a Kubernetes quantity, or site; kept until it is
+    /// given again. site: 1Gi, and in all no less than what Slurm gives a job that asks for nothing [default: site]
+    #[arg(long, value_name = "QUANTITY|site", value_parser = default_memory)]
+    pub default_memory: Option<DefaultMemory>,
     /// Which flags of Slurm's pods may give by their annotations (slurm-job.hpk.io/flags); kept until it is given again.
     /// allow: all that docs/guide/pods.md lists. list: those that say where and when a job runs, such as --partition and
     /// --time. deny: none. For a cluster that others may create pods in. Jobs that are submitted stay as they are
@@ -177,6 +182,20 @@ pub(crate) enum Encryption {
     On,
     /// In the clear.
     Off,
+}
+
+/// `--default-memory`: bytes, None for the site's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DefaultMemory(pub Option<u64>);
+
+fn default_memory(text: &str) -> Result<DefaultMemory, String> {
+    if text == "site" {
+        return Ok(DefaultMemory(None));
+    }
+    let bytes = quantity::value(text).filter(|bytes| *bytes >= 1 << 20);
+    bytes
+        .map(|b| DefaultMemory(Some(b)))
+        .ok_or_else(|| "must be site, or a Kubernetes quantity of bytes, at least 1Mi, such as 512Mi or 2Gi".to_owned())
 }
 
 /// `--pod-flags`.
@@ -317,6 +336,15 @@ mod tests {
         assert_eq!(network("host").map(|n| n.mode), Ok(NetworkMode::Host));
         for bad in ["", "cni", "cni:", "cni:a,b", "cni:none", "bridge"] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn memory_of_silent_containers() {
+        assert_eq!(default_memory("site"), Ok(DefaultMemory(None)));
+        assert_eq!(default_memory("2Gi"), Ok(DefaultMemory(Some(2 << 30))));
+        for bad in ["", "0", "1", "2GB", "-1Gi", "512Ki"] {
+            assert!(default_memory(bad).is_err(), "{bad}");
         }
     }
 

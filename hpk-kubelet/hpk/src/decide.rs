@@ -211,6 +211,7 @@ pub(crate) fn cluster(
         cni_network: None,
         plaintext: false,
         container_logs: ContainerLogs::default(),
+        default_memory: None,
         pod_flags: PodFlags::default(),
         pki_dir: pki_dir.display().to_string(),
     }

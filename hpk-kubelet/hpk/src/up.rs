@@ -1,7 +1,7 @@
 //! `hpk up`: decides, makes keys and files, starts the detached supervisor, waits until everything serves.
 //! Also `hpk supervise`, the other half.
 
-use crate::cli;
+use crate::cli::{self, DefaultMemory};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::home::{Home, Install, replace_file};
@@ -85,6 +85,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if args.pod_flags.is_some_and(|choice| PodFlags::from(choice) != runs.pod_flags) {
         bail!("--pod-flags: the control plane is running with the other setting: run hpk down first");
     }
+    if args.default_memory.is_some_and(|DefaultMemory(bytes)| bytes != runs.default_memory) {
+        bail!("--default-memory: the control plane is running with another one: run hpk down first");
+    }
     let logs = container_logs(args, runs.container_logs);
     for (flag, same) in [
         ("--container-log-max-size", logs.max_bytes == runs.container_logs.max_bytes),
@@ -159,6 +162,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.plaintext = former.plaintext;
         cluster.container_logs = former.container_logs;
         cluster.pod_flags = former.pod_flags;
+        cluster.default_memory = former.default_memory;
     }
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
@@ -166,6 +170,9 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     }
     if let Some(encryption) = args.encryption {
         cluster.plaintext = encryption == cli::Encryption::Off;
+    }
+    if let Some(DefaultMemory(bytes)) = args.default_memory {
+        cluster.default_memory = bytes;
     }
     if let Some(choice) = args.pod_flags {
         cluster.pod_flags = choice.into();
@@ -460,8 +467,10 @@ mod tests {
     fn a_control_plane_that_runs_takes_no_other_sizes_of_logs() {
         let runs = decide::tests::layout().cluster;
         assert!(refuse_changes(&up(&["--container-log-max-size=10Mi", "--container-log-max-files=5"]), &runs).is_ok());
-        assert!(refuse_changes(&up(&["--pod-flags=allow"]), &runs).is_ok());
-        for flag in ["--container-log-max-size=1Mi", "--container-log-max-files=3", "--pod-flags=list"] {
+        assert!(refuse_changes(&up(&["--pod-flags=allow", "--default-memory=site"]), &runs).is_ok());
+        for flag in
+            ["--container-log-max-size=1Mi", "--container-log-max-files=3", "--pod-flags=list", "--default-memory=2Gi"]
+        {
             let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
             assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");
         }

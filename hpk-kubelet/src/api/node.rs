@@ -2,6 +2,7 @@
 
 use crate::slurm::client::Client as Slurm;
 use crate::slurm::cluster::Capacity;
+use crate::slurm::limits::Site;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, StoredImage};
 use jiff::Timestamp;
@@ -31,6 +32,8 @@ const MEASURE: Duration = Duration::from_secs(300);
 pub struct NodeFacts {
     /// What Slurm has.
     pub capacity: Capacity,
+    /// Limits and defaults of its partitions.
+    pub site: Site,
     /// `1.4.5`
     pub apptainer: String,
 }
@@ -38,11 +41,19 @@ pub struct NodeFacts {
 impl NodeFacts {
     /// Asks Slurm and Apptainer.
     pub async fn measure(slurm: &Slurm) -> Self {
+        let site = slurm.site().await.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the partitions' limits are not known");
+            None
+        });
         let capacity = slurm.capacity().await.unwrap_or_else(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "the cluster's size is not known");
             Capacity::default()
         });
-        Self { capacity, apptainer: apptainer_version().await.unwrap_or_else(|| "unknown".to_owned()) }
+        Self {
+            capacity,
+            site: site.unwrap_or_default(),
+            apptainer: apptainer_version().await.unwrap_or_else(|| "unknown".to_owned()),
+        }
     }
 
     /// The resource list of capacity and allocatable.
@@ -95,7 +106,11 @@ pub async fn keep(
         tick.tick().await;
         if measured_at.elapsed() >= MEASURE {
             measured_at = tokio::time::Instant::now();
-            let fresh = NodeFacts::measure(&slurm).await;
+            let mut fresh = NodeFacts::measure(&slurm).await;
+            if fresh.site == Site::default() {
+                // Not known this time.
+                fresh.site = facts.borrow().site.clone();
+            }
             if fresh.capacity.nodes > 0 {
                 facts.send_if_modified(|old| {
                     let changed = *old != fresh;

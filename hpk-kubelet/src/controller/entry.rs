@@ -91,6 +91,8 @@ pub struct Entry {
     pub posting: bool,
     /// The API has the newest status.
     pub settled: bool,
+    /// The API was told what was asked of Slurm.
+    pub annotated: bool,
     /// Folder and object are being removed.
     pub removing: bool,
 }
@@ -134,6 +136,7 @@ impl Entry {
             current: None,
             posting: false,
             settled: false,
+            annotated: false,
             removing: false,
         }
     }

@@ -28,7 +28,10 @@ impl Controller {
             return;
         }
         let base = entry.posted.as_ref().or(pod.status.as_ref()).cloned().unwrap_or_default();
-        let patch = status::patch(&pod, &base, &wanted);
+        // Once: an API server that drops it must not be asked for ever.
+        let requested = (!entry.annotated).then_some(entry.record.requested.as_str()).filter(|r| !r.is_empty());
+        let patch = status::patch(&pod, &base, &wanted, requested);
+        entry.annotated |= requested.is_some();
         let settled = patch.is_none();
         entry.posting = !settled;
         let news = settled && !entry.settled;
@@ -52,6 +55,7 @@ impl Controller {
             }
             Some(wait) => {
                 entry.posting = false;
+                entry.annotated = false;
                 self.later(uid, wait);
             }
         }

@@ -15,7 +15,6 @@ use crate::render::atomic;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
-use hpk_api::pod_flags;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
@@ -40,6 +39,8 @@ pub struct Memory {
 pub struct Ready {
     /// Arguments of sbatch.
     pub arguments: Vec<String>,
+    /// What they ask for, for people.
+    pub asked: String,
     /// The plan that was written.
     pub plan: Box<SandboxPlan>,
     /// Images by container.
@@ -64,6 +65,7 @@ fn retry(memory: &mut Memory) -> Option<Duration> {
 /// One attempt.
 pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mut Memory) -> Result<Ready, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
+    let first = !memory.told;
     let network = ctx.network(pod, &record.pod_ips);
     let list = unsupported(pod);
     if !memory.told {
@@ -96,17 +98,11 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
             return Err(hold_all(pod, "CreateContainerConfigError", &error.to_string(), None));
         }
     };
-    let needs = request::needs(pod, &ctx.defaults);
-    for name in &needs.unknown {
-        if memory.failures == 0 {
-            tell(Note::warning(
-                "Unsupported",
-                format!(
-                    "resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)",
-                    pod_flags::FLAGS
-                ),
-            ));
-        }
+    let folder = ctx.folder(&record.pod.uid);
+    let site = ctx.node.borrow().site.clone();
+    let request = request::request(pod, &record.pod, folder.path(), &ctx.defaults, &site, &extra);
+    for (reason, message) in request.warnings.iter().filter(|_| first) {
+        tell(Note::warning(*reason, message.clone()));
     }
     let made = match make(ctx, pod, record, &network, memory, &BTreeMap::new()).await {
         Ok(made) => made,
@@ -127,9 +123,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         let retry = made.retry.or_else(|| retry(memory));
         return Err(Held { waiting, retry });
     }
-    let folder = ctx.folder(&record.pod.uid);
-    let arguments = request::arguments(pod, &record.pod, folder.path(), &ctx.defaults, &extra);
-    let text = script::script(&record.pod, &ctx.install.netns, folder.path(), &arguments);
+    let text = script::script(&record.pod, &ctx.install.netns, folder.path(), &request.arguments);
     let link = match ctx.links.issue(&record.pod.uid) {
         Ok(link) => link,
         Err(error) => {
@@ -149,7 +143,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
     memory.failures = 0;
-    Ok(Ready { arguments, plan: Box::new(made.plan), images: made.images })
+    Ok(Ready { arguments: request.arguments, asked: request.asked, plan: Box::new(made.plan), images: made.images })
 }
 
 /// All containers of the pod wait for the same.

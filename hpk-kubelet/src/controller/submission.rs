@@ -53,6 +53,7 @@ impl Controller {
                 entry.held.clear();
                 entry.record.images = ready.images.iter().map(|(n, i)| (n.clone(), i.image_ref.clone())).collect();
                 entry.record.granted = entry.pod.as_deref().map(resize::asked).unwrap_or_default();
+                entry.record.requested = ready.asked;
                 entry.plan = Some(ready.plan);
                 entry.images = ready.images;
                 self.submit(uid, Some(ready.arguments));
@@ -96,6 +97,10 @@ impl Controller {
         match result {
             Ok(id) => {
                 tracing::info!(pod = %format!("{}/{}", entry.record.pod.namespace, entry.record.pod.name), job = %id, "job submitted");
+                if let Some(pod) = entry.pod.as_ref().filter(|_| !entry.record.requested.is_empty()) {
+                    let text = format!("Slurm job {id}: sbatch {}", entry.record.requested);
+                    self.ctx.recorder.pod(pod, Note::normal("SlurmSubmitted", text));
+                }
                 entry.submit_error = None;
                 entry.held.clear();
                 entry.record.progress = Progress::Submitted;

@@ -65,6 +65,9 @@ pub struct Record {
     /// Resources that the job was begun with, by container.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub granted: Granted,
+    /// What was asked of Slurm, as flags of sbatch.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested: String,
     /// The job's end, once known: Slurm forgets it.
     #[serde(default)]
     pub ended: Option<Job>,
@@ -85,6 +88,7 @@ impl Record {
             former_run: None,
             images: BTreeMap::new(),
             granted: Granted::new(),
+            requested: String::new(),
             ended: None,
         }
     }

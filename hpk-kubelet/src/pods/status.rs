@@ -10,6 +10,7 @@ use super::resize::{self, Granted};
 use super::verdict::{Lost, Verdict, has_ended, verdict};
 use crate::slurm::job::{Job, JobState};
 use hpk_api::plan::ImageRef;
+use hpk_api::pod_flags;
 use hpk_api::state::{self as api, LaunchReport, PodState, RunState, StopCause, Termination};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -560,9 +561,11 @@ fn all_restarting(input: &Input<'_>, spec: &PodSpec, phase: &str) -> Option<Want
 
 /// The strategic-merge patch that brings the API from `old` to `new`. None: nothing to say.
 ///
+/// `requested`: what was asked of Slurm, for the pod's annotation. (A kubelet may write annotations with the status only.)
+///
 /// Lists that merge by key cannot lose fields by being silent, so texts that vanished are null.
 #[must_use]
-pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<serde_json::Value> {
+pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus, requested: Option<&str>) -> Option<serde_json::Value> {
     use serde_json::{Map, Value, json};
     let object = |s: &PodStatus| match serde_json::to_value(s) {
         Ok(Value::Object(map)) => map,
@@ -597,10 +600,19 @@ pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<serde_json::
             list.push(json!({"$patch": "replace"}));
         }
     }
-    if changes.is_empty() {
+    let told = |text: &str| {
+        let annotations = pod.metadata.annotations.as_ref();
+        annotations.and_then(|a| a.get(pod_flags::REQUESTED)).is_some_and(|old| old == text)
+    };
+    let requested = requested.filter(|text| !told(text));
+    if changes.is_empty() && requested.is_none() {
         return None;
     }
-    Some(json!({"metadata": {"uid": pod.metadata.uid}, "status": changes}))
+    let mut metadata = json!({"uid": pod.metadata.uid});
+    if let Some(text) = requested {
+        metadata["annotations"] = json!({pod_flags::REQUESTED: text});
+    }
+    Some(json!({"metadata": metadata, "status": changes}))
 }
 
 #[cfg(test)]

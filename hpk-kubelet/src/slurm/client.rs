@@ -2,6 +2,7 @@
 
 use super::cluster::{self, Capacity};
 use super::job::{self, Job};
+use super::limits::Site;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -224,6 +225,22 @@ impl Client {
         command.args(["show", "config"]);
         let output = run("scontrol", command).await?;
         Ok(cluster::kill_wait(&String::from_utf8_lossy(&output)))
+    }
+
+    /// Partitions with their limits; None: there is no scontrol.
+    ///
+    /// # Errors
+    /// scontrol failed.
+    pub async fn site(&self) -> Result<Option<Site>, SlurmError> {
+        let Some(scontrol) = &self.scontrol else { return Ok(None) };
+        let mut texts = Vec::new();
+        for arguments in [&["show", "config"][..], &["--oneliner", "show", "partition"][..]] {
+            let mut command = Command::new(scontrol);
+            command.args(arguments);
+            texts.push(String::from_utf8_lossy(&run("scontrol", command).await?).into_owned());
+        }
+        let [config, partitions] = &texts[..] else { return Ok(None) };
+        Ok(Some(Site::parse(config, partitions, |name| std::env::var(name).ok())))
     }
 
     /// Starts `netns carry <folder>` as a step beside the others of a job, on its first node, with its standard

@@ -1,19 +1,28 @@
 //! What a pod asks of Slurm: CPUs, memory, time, generic resources.
 
+use super::flags;
+use super::limits::{Limits, Site, SiteMemory, TimeLimit};
+use super::script::quote;
 use crate::quantity;
 use hpk_api::plan::PodRef;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use hpk_api::pod_flags;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// MiB of a container that says nothing of memory, unless `hpk up --default-memory` says otherwise.
+pub const DEFAULT_MEMORY: u64 = 1024;
+/// MiB that every job has beyond its containers': for the supervisor, hpk-netns, Apptainer and the network's helper (some
+/// 30), and for the page cache of what containers read, without which a pod near its limit thrashes.
+pub const ROOM: u64 = 64;
+
 /// Numbers that a site can change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defaults {
-    /// `--mem` of a pod that asks for no memory, MiB.
-    pub memory_mib: u64,
-    /// Least `--mem`: below it the supervisor itself would not fit, MiB.
-    pub least_memory_mib: u64,
+    /// MiB of a container that says nothing, as the user has chosen. None: [`DEFAULT_MEMORY`], and the job never has less
+    /// than Slurm gives one that asks for nothing.
+    pub memory_mib: Option<u64>,
     /// Extended resources and the gres that serves them.
     pub gres: BTreeMap<String, String>,
     /// Seconds that a job is given beyond its pod's grace period to finish by itself.
@@ -23,12 +32,7 @@ pub struct Defaults {
 impl Default for Defaults {
     fn default() -> Self {
         let gres = [("nvidia.com/gpu", "gpu"), ("amd.com/gpu", "gpu"), ("gpu.intel.com/i915", "gpu")];
-        Self {
-            memory_mib: 128,
-            least_memory_mib: 64,
-            gres: gres.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            margin_seconds: 10,
-        }
+        Self { memory_mib: None, gres: gres.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), margin_seconds: 10 }
     }
 }
 
@@ -47,39 +51,41 @@ pub struct Needs {
 
 type Amounts = BTreeMap<String, u64>;
 
-/// Adds a pod's requests up: the larger of (containers + sidecars) and each init container together with the
-/// sidecars before it; pod-level requests take precedence; overhead is added.
-#[must_use]
-pub fn needs(pod: &Pod, defaults: &Defaults) -> Needs {
-    let Some(spec) = pod.spec.as_ref() else {
-        return Needs { cpus: 1, memory_mib: defaults.memory_mib, ..Needs::default() };
-    };
+/// Adds up what each container counts for: the larger of (containers + sidecars) and each init container together with the
+/// sidecars before it.
+fn added_up(spec: &PodSpec, counts: impl Fn(&Container) -> Amounts) -> Amounts {
     let mut total = Amounts::new();
     for container in &spec.containers {
-        add(&mut total, &requests(container));
+        add(&mut total, &counts(container));
     }
     let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
     for container in spec.init_containers.iter().flatten() {
-        let mut now = requests(container);
+        let mut now = counts(container);
         add(&mut now, &sidecars);
         if container.restart_policy.as_deref() == Some("Always") {
-            add(&mut sidecars, &requests(container));
+            add(&mut sidecars, &counts(container));
         }
         largest(&mut peak, &now);
     }
     add(&mut total, &sidecars);
     largest(&mut total, &peak);
-    if let Some(resources) = &spec.resources {
-        let merged = merged(resources.requests.as_ref(), resources.limits.as_ref());
-        total.extend(merged);
-    }
-    add(&mut total, &amounts(spec.overhead.as_ref()));
+    total
+}
 
-    let mut needs = Needs { cpus: 1, memory_mib: defaults.memory_mib, ..Needs::default() };
+/// What a pod needs. Of CPUs and devices that is its requests; pod-level requests take precedence; overhead is added.
+#[must_use]
+pub fn needs(pod: &Pod, defaults: &Defaults, site: SiteMemory) -> Needs {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let mut total = added_up(spec, |c| requests(c.resources.as_ref()));
+    total.extend(requests(spec.resources.as_ref()));
+    let overhead = amounts(spec.overhead.as_ref());
+    add(&mut total, &overhead);
+
+    let mut needs = Needs { cpus: 1, ..Needs::default() };
     for (name, amount) in total {
         match name.as_str() {
             "cpu" => needs.cpus = amount.div_ceil(1000).max(1),
-            "memory" if amount > 0 => needs.memory_mib = amount.div_ceil(1 << 20).max(defaults.least_memory_mib),
             _ if amount > 0 && is_extended(&name) => match defaults.gres.get(&name) {
                 Some(gres) => *needs.gres.entry(gres.clone()).or_default() += amount,
                 None => needs.unknown.push(name),
@@ -87,22 +93,48 @@ pub fn needs(pod: &Pod, defaults: &Defaults) -> Needs {
             _ => {}
         }
     }
+    let bytes = overhead.get(MEMORY).copied().unwrap_or(0);
+    needs.memory_mib = memory(spec, bytes, defaults, site.of(needs.cpus));
     needs
+}
+
+const MEMORY: &str = "memory";
+
+/// MiB of the job. Slurm's `--mem` is a limit: so each container counts with its limit, else with its request, else with the
+/// default. `site`: MiB that Slurm gives a job of this size that asks for nothing.
+fn memory(spec: &PodSpec, overhead: u64, defaults: &Defaults, site: u64) -> u64 {
+    let given = |r: Option<&ResourceRequirements>| {
+        let of = |map: Option<&BTreeMap<String, Quantity>>| map.and_then(|m| m.get(MEMORY)).map(quantity::value_of);
+        (of(r.and_then(|r| r.limits.as_ref())), of(r.and_then(|r| r.requests.as_ref())))
+    };
+    let sum = |silent: u64| {
+        let counts = |c: &Container| {
+            let (limit, request) = given(c.resources.as_ref());
+            Amounts::from([(MEMORY.to_owned(), limit.or(request).unwrap_or(silent))])
+        };
+        added_up(spec, counts).remove(MEMORY).unwrap_or(0)
+    };
+    let silent = |c: &Container| given(c.resources.as_ref()) == (None, None);
+    let default = defaults.memory_mib.unwrap_or(DEFAULT_MEMORY).saturating_mul(1 << 20);
+    let (containers, least) = match given(spec.resources.as_ref()) {
+        (Some(limit), _) => (limit, 0),
+        (None, Some(request)) => (request.max(sum(0)), 0),
+        (None, None) if spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(silent) => {
+            (sum(default), if defaults.memory_mib.is_none() { site } else { 0 })
+        }
+        (None, None) => (sum(0), 0),
+    };
+    containers.saturating_add(overhead).div_ceil(1 << 20).saturating_add(ROOM).max(least)
 }
 
 fn is_extended(name: &str) -> bool {
     name.contains('/') && !name.starts_with("kubernetes.io/")
 }
 
-fn requests(container: &Container) -> Amounts {
-    let resources = container.resources.as_ref();
-    merged(resources.and_then(|r| r.requests.as_ref()), resources.and_then(|r| r.limits.as_ref()))
-}
-
 /// A limit stands for a request that is not given, as the API server's defaulting has it.
-fn merged(requests: Option<&BTreeMap<String, Quantity>>, limits: Option<&BTreeMap<String, Quantity>>) -> Amounts {
-    let mut all = amounts(limits);
-    all.extend(amounts(requests));
+fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
+    let mut all = amounts(resources.and_then(|r| r.limits.as_ref()));
+    all.extend(amounts(resources.and_then(|r| r.requests.as_ref())));
     all
 }
 
@@ -128,142 +160,149 @@ fn largest(total: &mut Amounts, other: &Amounts) {
     }
 }
 
-/// Arguments of sbatch for a pod, without the script: what the pod's fields ask for; then `extra`, the user's flags, which
-/// win over it; then what HPK itself needs, which nothing wins over.
+/// What is asked of sbatch for a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Arguments, without the script.
+    pub arguments: Vec<String>,
+    /// Those of them that say what the job takes, for people.
+    pub asked: String,
+    /// What the user should know: reason and message of a Warning event each.
+    pub warnings: Vec<(&'static str, String)>,
+}
+
+/// Makes the request: what the pod's fields ask for; then `given`, the user's flags, which win over it; then what HPK itself
+/// needs, which nothing wins over.
 #[must_use]
-pub fn arguments(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, extra: &[String]) -> Vec<String> {
-    let needs = needs(pod, defaults);
-    let spec = pod.spec.as_ref();
-    let mut list = vec![
-        "--no-requeue".to_owned(),
-        "--nodes=1".to_owned(),
-        "--ntasks=1".to_owned(),
-        format!("--cpus-per-task={}", needs.cpus),
-        format!("--mem={}M", needs.memory_mib),
-    ];
-    let grace = spec.and_then(|s| s.termination_grace_period_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
-    // Slurm may send the signal up to a minute early and reads the number as 16 bits.
-    let warning = (grace + defaults.margin_seconds).min(65_000);
-    if let Some(deadline) = spec.and_then(|s| s.active_deadline_seconds).and_then(|s| u64::try_from(s).ok()) {
-        // The supervisor keeps the exact deadline; Slurm's limit, in whole minutes, only backs it.
-        let minutes = deadline.saturating_add(warning).saturating_add(60).div_ceil(60);
-        list.push(format!("--time={minutes}"));
+pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site: &Site, given: &[String]) -> Request {
+    let limits = site.limits(flags::value(given, "partition"));
+    let needs = needs(pod, defaults, limits.memory);
+    let has = |names: &[&str]| names.iter().any(|name| flags::has(given, name));
+    let mut warnings = Vec::new();
+    let mut asked = Vec::new();
+    // sbatch refuses some flags beside others, so what is told in other words is left out.
+    if !has(&["nodes"]) {
+        asked.push("--nodes=1".to_owned());
     }
-    if !needs.gres.is_empty() {
-        let gres: Vec<String> = needs.gres.iter().map(|(name, count)| format!("{name}:{count}")).collect();
-        list.push(format!("--gres={}", gres.join(",")));
+    if !has(&["ntasks", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu"]) {
+        asked.push("--ntasks=1".to_owned());
     }
-    list.extend_from_slice(extra);
-    let output = folder.join(hpk_api::files::JOB_OUTPUT);
-    list.extend([
+    if !has(&["cpus-per-task", "cpus-per-gpu", "tres-per-task"]) {
+        asked.push(format!("--cpus-per-task={}", needs.cpus));
+    }
+    if !has(&["mem", "mem-per-cpu", "mem-per-gpu"]) {
+        asked.push(format!("--mem={}M", needs.memory_mib));
+    }
+    let time = time(pod, defaults, limits, given, &mut warnings);
+    if let Some(minutes) = time.minutes {
+        asked.push(format!("--time={minutes}"));
+    }
+    asked.extend(given.iter().filter(|a| !a.starts_with("--gres=")).cloned());
+    if let Some(gres) = gres(&needs.gres, flags::value(given, "gres")) {
+        asked.push(format!("--gres={gres}"));
+    }
+    warnings.extend(idle_tasks(pod, given).map(|text| ("SlurmTasksIdle", text)));
+    warnings.extend(needs.unknown.iter().map(|name| ("Unsupported", unknown(name))));
+
+    let output = folder.join(hpk_api::files::JOB_OUTPUT).display().to_string();
+    let mut arguments = vec!["--no-requeue".to_owned(), "--propagate=NONE".to_owned()];
+    arguments.extend(asked.iter().cloned());
+    arguments.extend([
         "--parsable".to_owned(),
         format!("--job-name={}/{}", who.namespace, who.name),
         format!("--comment={}", who.uid),
         format!("--chdir={}", folder.display()),
         "--input=/dev/null".to_owned(),
-        format!("--output={}", output.display()),
-        format!("--error={}", output.display()),
+        format!("--output={output}"),
+        format!("--error={output}"),
         "--open-mode=append".to_owned(),
         "--export=ALL".to_owned(),
-        format!("--signal=B:TERM@{warning}"),
+        format!("--signal=B:TERM@{}", time.warning),
     ]);
-    list
+    let asked: Vec<String> = asked.iter().map(|word| quote(word)).collect();
+    Request { arguments, asked: asked.join(" "), warnings }
+}
+
+/// The devices that the pod's resources ask for, and those of the user's own flag: one flag, since the last one holds. A
+/// device in both is the flag's.
+fn gres(needed: &BTreeMap<String, u64>, given: Option<&str>) -> Option<String> {
+    let name = |entry: &str| entry.split([':', '=']).next().unwrap_or_default().to_owned();
+    let told: Vec<String> = given.into_iter().flat_map(|g| g.split(',')).map(name).collect();
+    let ours = needed.iter().filter(|(name, _)| !told.contains(name)).map(|(name, count)| format!("{name}:{count}"));
+    let all: Vec<String> = ours.chain(given.map(str::to_owned)).collect();
+    (!all.is_empty()).then(|| all.join(","))
+}
+
+fn unknown(name: &str) -> String {
+    format!("resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)", pod_flags::FLAGS)
+}
+
+struct Time {
+    /// Of `--time`, when the pod's deadline asks for it.
+    minutes: Option<u64>,
+    /// Seconds before the limit that Slurm gives notice.
+    warning: u64,
+}
+
+/// The job's time limit, and how long before it the pod is to end.
+fn time(
+    pod: &Pod,
+    defaults: &Defaults,
+    limits: Limits,
+    given: &[String],
+    warnings: &mut Vec<(&'static str, String)>,
+) -> Time {
+    let spec = pod.spec.as_ref();
+    let grace = spec.and_then(|s| s.termination_grace_period_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
+    let deadline = spec.and_then(|s| s.active_deadline_seconds).and_then(|s| u64::try_from(s).ok());
+    // Slurm may send the signal up to a minute early and reads the number as 16 bits.
+    let wanted = (grace + defaults.margin_seconds).min(65_000);
+    let own = flags::value(given, "time");
+    // The supervisor keeps the exact deadline; Slurm's limit, in whole minutes, only backs it.
+    let asked = deadline.filter(|_| own.is_none()).map(|d| d.saturating_add(wanted).saturating_add(60).div_ceil(60));
+    let (minutes, limit) = match (asked, limits.most_time) {
+        // Beyond the partition's limit the job would wait for ever.
+        (Some(minutes), Some(TimeLimit::Seconds(most))) if minutes.saturating_mul(60) > most => {
+            if deadline.is_some_and(|d| d > most) {
+                let text = format!(
+                    "spec.activeDeadlineSeconds is {}, and a job of this partition may run for {most} s: Slurm ends the pod then",
+                    deadline.unwrap_or(0)
+                );
+                warnings.push(("SlurmTimeLimit", text));
+            }
+            (Some((most / 60).max(1)), Some(most))
+        }
+        (Some(minutes), _) => (Some(minutes), None),
+        (None, _) => {
+            let limit = own.and_then(TimeLimit::parse).or(limits.usual_time);
+            (None, limit.and_then(|l| if let TimeLimit::Seconds(s) = l { Some(s) } else { None }))
+        }
+    };
+    // Of a short time most is the pod's life, not its end: Slurm's early minute, then half of what is left.
+    let room = limit.map_or(wanted, |limit| (limit.saturating_sub(60) / 2).max(1));
+    if let Some(limit) = limit.filter(|_| room < grace) {
+        let text = format!(
+            "spec.terminationGracePeriodSeconds is {grace}, and the job's time limit {limit} s: when it comes, the pod has {room} s for its end"
+        );
+        warnings.push(("SlurmTimeLimit", text));
+    }
+    Time { minutes, warning: wanted.min(room) }
+}
+
+/// What a pod without MPI steps asks for and cannot use.
+fn idle_tasks(pod: &Pod, given: &[String]) -> Option<String> {
+    if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(pod_flags::MPI_FLAGS)) {
+        return None;
+    }
+    // `2-4`: at least two.
+    let count = |name: &str| flags::value(given, name)?.split('-').next()?.parse::<u64>().ok();
+    let more = ["nodes", "ntasks", "ntasks-per-node", "tasks-per-node"].iter().find(|name| count(name) > Some(1))?;
+    Some(format!(
+        "--{more} in the pod's flags: the containers run once, on the job's first node, and start no tasks; other nodes stay idle. \
+         For more CPUs on one node write requests.cpu or --cpus-per-task; for MPI steps the annotation {}",
+        pod_flags::MPI_FLAGS
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn of(spec: serde_json::Value) -> Needs {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).expect("pod");
-        needs(&pod, &Defaults::default())
-    }
-
-    #[test]
-    fn added_up_as_the_scheduler_does() {
-        let request = |cpu: &str, memory: &str| json!({"requests": {"cpu": cpu, "memory": memory}});
-        let cases = [
-            (json!({"containers": [{"name": "a"}]}), 1, 128),
-            (json!({"containers": [{"name": "a", "resources": request("100m", "1Mi")}]}), 1, 64),
-            (
-                json!({"containers": [{"name": "a", "resources": request("1500m", "100Mi")}, {"name": "b", "resources": request("600m", "0.5Gi")}]}),
-                3,
-                612,
-            ),
-            (json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "2", "memory": "100M"}}}]}), 2, 96),
-            // An init container counts alone …
-            (
-                json!({"initContainers": [{"name": "i", "resources": request("4", "1Gi")}],
-                    "containers": [{"name": "a", "resources": request("1", "2Gi")}]}),
-                4,
-                2048,
-            ),
-            // … with the sidecars started before it.
-            (
-                json!({"initContainers": [{"name": "s", "restartPolicy": "Always", "resources": request("1", "1Gi")},
-                                       {"name": "i", "resources": request("4", "1Gi")}],
-                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}),
-                5,
-                2048,
-            ),
-            (
-                json!({"overhead": {"cpu": "250m"}, "resources": {"requests": {"cpu": "3"}},
-                    "containers": [{"name": "a", "resources": request("1", "512Mi")}]}),
-                4,
-                512,
-            ),
-        ];
-        for (spec, cpus, memory) in cases {
-            let needs = of(spec.clone());
-            assert_eq!((needs.cpus, needs.memory_mib), (cpus, memory), "{spec}");
-        }
-    }
-
-    #[test]
-    fn gpus() {
-        let needs = of(
-            json!({"containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": "2", "example.com/foo": "1"}}}]}),
-        );
-        assert_eq!(needs.gres, [("gpu".to_owned(), 2)].into());
-        assert_eq!(needs.unknown, ["example.com/foo"]);
-    }
-
-    #[test]
-    fn command_line() {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"activeDeadlineSeconds": 100,
-            "terminationGracePeriodSeconds": 20, "containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}))
-        .expect("pod");
-        let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u-1".into() };
-        let list = arguments(
-            &pod,
-            &who,
-            Path::new("/home/a/.hpk/pods/u-1"),
-            &Defaults::default(),
-            &["--partition=debug".into()],
-        );
-        assert_eq!(
-            list,
-            [
-                "--no-requeue",
-                "--nodes=1",
-                "--ntasks=1",
-                "--cpus-per-task=1",
-                "--mem=128M",
-                "--time=4",
-                "--gres=gpu:1",
-                "--partition=debug",
-                "--parsable",
-                "--job-name=ns/p",
-                "--comment=u-1",
-                "--chdir=/home/a/.hpk/pods/u-1",
-                "--input=/dev/null",
-                "--output=/home/a/.hpk/pods/u-1/job.out",
-                "--error=/home/a/.hpk/pods/u-1/job.out",
-                "--open-mode=append",
-                "--export=ALL",
-                "--signal=B:TERM@30",
-            ]
-        );
-    }
-}
+mod tests;

@@ -47,6 +47,10 @@ pub struct ClusterConfig {
     /// How much of the containers' output is kept. Holds for pods that start afterwards.
     #[serde(default)]
     pub container_logs: ContainerLogs,
+    /// Memory of a container that says nothing of it, bytes. None: 1 GiB, or more where the site gives more by itself. Holds
+    /// for pods that are submitted afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_memory: Option<u64>,
     /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
     #[serde(default)]
     pub pod_flags: PodFlags,

@@ -8,7 +8,9 @@ pub const FLAGS: &str = "slurm-job.hpk.io/flags";
 pub const OLD_FLAGS: &str = "slurm.hpk.io/flags";
 /// Flags of srun for MPI steps.
 pub const MPI_FLAGS: &str = "slurm-job.hpk.io/mpi-flags";
-/// All of them.
+/// Written by hpk-kubelet: what was asked of Slurm for the pod, as flags of sbatch.
+pub const REQUESTED: &str = "slurm-job.hpk.io/requested";
+/// All that ask for flags.
 pub const ANNOTATIONS: [&str; 3] = [OLD_FLAGS, FLAGS, MPI_FLAGS];
 
 /// What pods may ask of Slurm by these annotations: `hpk up --pod-flags`.

@@ -16,7 +16,10 @@ fn job_carries_the_pods_name_uid_and_requests() {
     assert_eq!(job.state, "RUNNING");
     assert!(job.comment.contains(&uid), "the comment {:?} holds the UID {uid}", job.comment);
     assert_eq!(job.cpus, "2", "1500m are rounded up to two CPUs");
-    assert_eq!(job.memory, "100M");
+    assert_eq!(job.memory, "164M", "with 64 MiB for the supervisor and the page cache");
+    let told = &ns.get("pod", "two-cpus")["metadata"]["annotations"]["slurm-job.hpk.io/requested"];
+    assert_eq!(told, "--nodes=1 --ntasks=1 --cpus-per-task=2 --mem=164M");
+    ns.until_event("two-cpus", "SlurmSubmitted", "--mem=164M");
 
     ns.delete("pod", "two-cpus");
     assert_eq!(job_of(ns.name(), "two-cpus"), None, "the object goes only after the job");

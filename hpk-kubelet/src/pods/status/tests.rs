@@ -149,7 +149,7 @@ fn a_resize_that_slurm_cannot_do() {
     let allocated = |s: &PodStatus| s.container_statuses.as_ref().unwrap()[0].allocated_resources.clone();
     assert_eq!(allocated(&resized), allocated(&before));
     // Taken back, it is gone from the API too.
-    let gone = patch(&case.pod, &resized, &before).unwrap();
+    let gone = patch(&case.pod, &resized, &before, None).unwrap();
     let list = gone["status"]["conditions"].as_array().unwrap();
     assert!(list.contains(&json!({"type": "PodResizePending", "$patch": "delete"})), "{list:?}");
 }
@@ -311,11 +311,11 @@ fn held_image() {
 fn patches_say_only_what_changed() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     let first = case.status();
-    assert_eq!(patch(&case.pod, &first, &first), None);
+    assert_eq!(patch(&case.pod, &first, &first, None), None);
     case.report = Some(report(vec![running("a", true)]));
     case.previous = Some(first.clone());
     let second = case.status();
-    let value = patch(&case.pod, &first, &second).expect("a patch");
+    let value = patch(&case.pod, &first, &second, None).expect("a patch");
     assert_eq!(value["metadata"]["uid"], "u");
     assert_eq!(value["status"]["phase"], "Running");
     assert_eq!(value["status"].get("hostIP"), None, "unchanged");
@@ -327,4 +327,15 @@ fn patches_say_only_what_changed() {
         .expect("Ready")
         .clone();
     assert!(ready["message"].is_null() && ready.get("message").is_some(), "a vanished text is taken back");
+}
+
+#[test]
+fn what_was_asked_of_slurm_is_an_annotation() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    let status = case.status();
+    let value = patch(&case.pod, &status, &status, Some("--mem=1088M")).expect("a patch");
+    assert_eq!(value["metadata"]["annotations"], json!({"slurm-job.hpk.io/requested": "--mem=1088M"}));
+    assert_eq!(value["status"], json!({}));
+    case.pod.metadata.annotations = Some([("slurm-job.hpk.io/requested".to_owned(), "--mem=1088M".to_owned())].into());
+    assert_eq!(patch(&case.pod, &status, &status, Some("--mem=1088M")), None, "it is there");
 }
