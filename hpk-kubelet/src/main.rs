@@ -22,6 +22,7 @@ use hpk_server::{ServerConfig, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -111,7 +112,7 @@ async fn run(args: Args) -> Result<()> {
         registries: Registries::load(&home.registries())?,
         limits: Limits::default(),
     })?;
-    let listener = TcpListener::bind(cluster.link_addr).await.with_context(|| {
+    let listener = listen(cluster.link_addr).with_context(|| {
         format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr)
     })?;
     let (links, link_events) = LinkServer::start(listener, cluster.link_addr, &home.pki())?;
@@ -139,8 +140,7 @@ async fn run(args: Args) -> Result<()> {
     let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
     let (seen, pods) = tokio::sync::watch::channel(HashMap::new());
     let pki = PathBuf::from(&cluster.pki_dir);
-    let api = TcpListener::bind(cluster.kubelet_addr)
-        .await
+    let api = listen(cluster.kubelet_addr)
         .with_context(|| format!("cannot serve the kubelet API on {}", cluster.kubelet_addr))?;
     let server = ServerConfig {
         node_name: cluster.node_name.clone(),
@@ -187,6 +187,11 @@ async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfac
         let note = if warning { Note::warning(reason, message) } else { Note::normal(reason, message) };
         recorder.tell(about, note);
     }
+}
+
+/// Beside the control plane's supervisor, which holds the port so that nobody else gets it.
+fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(hpk_sys::ports::listen_beside(at)?)
 }
 
 /// What user and site have chosen that pods are to know.

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let mut raw = std::env::args_os().skip(1);
     if raw.next().is_some_and(|word| word == inside::COMMAND) {
         let Err(error) = inside::run(&raw.collect::<Vec<_>>(), std::os::unix::process::parent_id());
-        eprintln!("hpk-netns: inside the pod's namespaces: {error}");
+        hpk_api::say!("hpk-netns: inside the pod's namespaces: {error}");
         return ExitCode::from(2);
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
             match run::heed_signals() {
                 Ok(()) => in_runtime(async move { run::run(&pod).await }),
                 Err(error) => {
-                    eprintln!("hpk-netns: signals: {error}");
+                    hpk_api::say!("hpk-netns: signals: {error}");
                     ExitCode::FAILURE
                 }
             }
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         ["carry", pod] => match carry::run(Path::new(pod)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("hpk-netns: carry: {error}");
+                hpk_api::say!("hpk-netns: carry: {error}");
                 ExitCode::FAILURE
             }
         },
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             (Some(ips), Ok(mtu)) => match member::inside::run(Path::new(offer), Path::new(asks), &ips, mtu, ranges) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    eprintln!("hpk-netns: member: {error}");
+                    hpk_api::say!("hpk-netns: member: {error}");
                     ExitCode::FAILURE
                 }
             },
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => {
-            eprintln!("{USAGE}");
+            hpk_api::say!("{USAGE}");
             ExitCode::from(2)
         }
     }
@@ -116,7 +116,7 @@ fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
             exit_code(code)
         }
         Err(error) => {
-            eprintln!("hpk-netns: cannot start: {error}");
+            hpk_api::say!("hpk-netns: cannot start: {error}");
             ExitCode::FAILURE
         }
     }

@@ -209,7 +209,8 @@ fn plugins(
 /// dialled.
 fn carriers(places: &Places<'_>) -> Option<UnixListener> {
     let path = places.run.join(hpk_api::paths::LINK_SOCK);
-    let listener = UnixListener::bind(&path).inspect_err(|error| eprintln!("hpk-netns: {}: {error}", path.display()));
+    let listener =
+        UnixListener::bind(&path).inspect_err(|error| hpk_api::say!("hpk-netns: {}: {error}", path.display()));
     let file = places.pod.join(hpk_api::files::CARRIER);
     // The pod's folder is on the shared file system: nobody waits for it.
     tokio::task::spawn_blocking(move || {
@@ -217,7 +218,7 @@ fn carriers(places: &Places<'_>) -> Option<UnixListener> {
         let mut options = std::fs::File::options();
         let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&file);
         if let Err(error) = opened.and_then(|mut f| f.write_all(text.as_bytes())) {
-            eprintln!("hpk-netns: {}: {error}", file.display());
+            hpk_api::say!("hpk-netns: {}: {error}", file.display());
         }
     });
     listener.ok()
@@ -293,13 +294,13 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     let (asked_in, mut asked) = mpsc::channel::<Asked>(4);
     match listener {
         Ok(listener) => drop(tokio::spawn(requests::accept(listener, asked_in))),
-        Err(error) => eprintln!("hpk-netns: {error}"),
+        Err(error) => hpk_api::say!("hpk-netns: {error}"),
     }
     loop {
         tokio::select! {
             end = &mut link, if !refused => match end {
                 Kept::Refused(why) => {
-                    eprintln!("hpk-netns: the kubelet refused the link: {why}");
+                    hpk_api::say!("hpk-netns: the kubelet refused the link: {why}");
                     refused = true;
                 }
                 Kept::Left => return,
@@ -313,7 +314,7 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
                 // Once for each outage: the job's output is not a log of dials.
                 ClientEvent::Down { reason } => {
                     if !said {
-                        eprintln!("hpk-netns: link to the kubelet: {reason}; dialling on");
+                        hpk_api::say!("hpk-netns: link to the kubelet: {reason}; dialling on");
                         said = true;
                     }
                 }
@@ -441,7 +442,7 @@ impl Outside {
     fn start(&mut self, datapath: &Datapath) {
         let way = self.outward.start();
         if let Err(error) = &way {
-            eprintln!("hpk-netns: no way out of the cluster: {error}");
+            hpk_api::say!("hpk-netns: no way out of the cluster: {error}");
         }
         datapath.outward(way.ok());
     }
@@ -455,7 +456,7 @@ impl Outside {
 }
 
 fn tell_not_had(kubelet: &mpsc::Sender<NetQuestion>, NotHad { port, at, message }: NotHad) {
-    eprintln!("hpk-netns: host port {}: {message}", port.host_port);
+    hpk_api::say!("hpk-netns: host port {}: {message}", port.host_port);
     let _ = kubelet.try_send(NetQuestion::NotListening { service: None, at, protocol: port.protocol, message });
 }
 

@@ -41,8 +41,8 @@ pub(crate) async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
                     return;
                 }
             }
-            Ok(Err(error)) => eprintln!("hpk-netns: the supervisor's request: {error}"),
-            Err(_) => eprintln!("hpk-netns: the supervisor connected and asked for nothing"),
+            Ok(Err(error)) => hpk_api::say!("hpk-netns: the supervisor's request: {error}"),
+            Err(_) => hpk_api::say!("hpk-netns: the supervisor connected and asked for nothing"),
         }
     }
 }

@@ -51,7 +51,7 @@ impl Rest {
     /// Runs beside the runtime's work.
     pub async fn keep(self) {
         if let Err(error) = self.after(QUIET).await {
-            eprintln!("hpk-netns: memory is not given back: {error}");
+            hpk_api::say!("hpk-netns: memory is not given back: {error}");
         }
     }
 

@@ -141,7 +141,10 @@ impl Driver {
             }
             if let Some(succeeded) = self.finished {
                 if !outputs.status.close() {
-                    eprintln!("hpk-pause: the last state could not be written to {}", self.paths.status().display());
+                    hpk_api::say!(
+                        "hpk-pause: the last state could not be written to {}",
+                        self.paths.status().display()
+                    );
                 }
                 return Ok(succeeded);
             }

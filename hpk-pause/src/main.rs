@@ -9,21 +9,21 @@ fn main() -> ExitCode {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
-                eprintln!("hpk-pause: {error}");
+                hpk_api::say!("hpk-pause: {error}");
                 ExitCode::from(3)
             }
         },
         Ok(Command::Ctl(args)) => match hpk_pause::control::ctl::run(args) {
             Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
             Err(error) => {
-                eprintln!("hpk-pause: {error}");
+                hpk_api::say!("hpk-pause: {error}");
                 ExitCode::from(2)
             }
         },
         Ok(Command::Inner) => match hpk_sys::launch::nested::inner() {
             Ok(never) => match never {},
             Err(errno) => {
-                eprintln!("hpk-pause: inner: {}; this is for the nested launcher alone", errno.desc());
+                hpk_api::say!("hpk-pause: inner: {}; this is for the nested launcher alone", errno.desc());
                 ExitCode::from(2)
             }
         },
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("hpk-pause: {error}");
+            hpk_api::say!("hpk-pause: {error}");
             ExitCode::from(2)
         }
     }

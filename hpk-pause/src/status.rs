@@ -102,7 +102,7 @@ fn write_all(shared: &Shared, path: &Path) {
         let sync = closing || state.finished;
         if let Err(error) = write(path, &state, sync) {
             if !told {
-                eprintln!("hpk-pause: {}: {error}; trying again", path.display());
+                hpk_api::say!("hpk-pause: {}: {error}; trying again", path.display());
                 told = true;
             }
             let mut slot = shared.lock();

@@ -78,7 +78,7 @@ fn supervise(options: &Run) -> Result<bool, SuperviseError> {
             return Err(SuperviseError::NotInit(pid));
         }
         hpk_sys::reap::become_subreaper().map_err(|e| system("become the reaper of orphans")(e.into()))?;
-        eprintln!("hpk-pause: not PID 1 but {pid}: taking orphans as a subreaper");
+        hpk_api::say!("hpk-pause: not PID 1 but {pid}: taking orphans as a subreaper");
     }
     hpk_sys::memory::frugal();
     // Before there are threads.
@@ -132,7 +132,7 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
             tokio::spawn(control::serve(listener, context));
         }
         // The pod lives without it; kubectl exec and logs then do not work.
-        Err(error) => eprintln!("hpk-pause: control socket {}: {error}", paths.socket().display()),
+        Err(error) => hpk_api::say!("hpk-pause: control socket {}: {error}", paths.socket().display()),
     }
     let inputs = Inputs { requests, happenings: their_happenings, kills: their_kills };
     let ended = driver.run(inputs, Outputs { state, status }).await;
@@ -190,7 +190,7 @@ fn leave_word(paths: &Paths, error: String) {
     }
     end_badly(&mut state, error);
     if let Err(error) = status::write(&paths.status(), &state, true) {
-        eprintln!("hpk-pause: {}: {error}", paths.status().display());
+        hpk_api::say!("hpk-pause: {}: {error}", paths.status().display());
     }
 }
 

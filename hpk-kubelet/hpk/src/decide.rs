@@ -6,8 +6,10 @@
 
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::pod_flags::PodFlags;
+use hpk_sys::ports::Hold;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// The service ranges and the two well-known addresses in them. IPv4 comes first: it is the family of Services that ask
@@ -33,8 +35,6 @@ pub(crate) struct Ports {
     pub link: u16,
     /// CoreDNS, UDP and TCP, node address.
     pub dns: u16,
-    /// CoreDNS readiness, loopback.
-    pub dns_ready: u16,
     /// etcd for the API server, loopback.
     pub etcd: u16,
     /// etcd for its peers (there are none), loopback.
@@ -47,17 +47,32 @@ pub(crate) struct Ports {
 
 impl Ports {
     fn all(&self) -> Vec<u16> {
-        vec![
-            self.apiserver,
-            self.kubelet,
-            self.link,
-            self.dns,
-            self.dns_ready,
-            self.etcd,
-            self.etcd_peer,
-            self.controller_manager,
-            self.scheduler,
+        self.places(IpAddr::V4(Ipv4Addr::LOCALHOST)).map(|at| at.port()).to_vec()
+    }
+
+    /// Where each of them is.
+    fn places(&self, node_ip: IpAddr) -> [SocketAddr; 8] {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        [
+            (node_ip, self.apiserver),
+            (node_ip, self.kubelet),
+            (node_ip, self.link),
+            (node_ip, self.dns),
+            (loopback, self.etcd),
+            (loopback, self.etcd_peer),
+            (loopback, self.controller_manager),
+            (loopback, self.scheduler),
         ]
+        .map(SocketAddr::from)
+    }
+
+    /// Holds all of them beside who holds them already: the supervisor takes them over from `hpk up` in this way.
+    ///
+    /// # Errors
+    /// One is another user's.
+    pub(crate) fn hold(&self, node_ip: IpAddr) -> Result<Vec<Hold>, NotHeld> {
+        let share = |at| Hold::share(at).map_err(|source| NotHeld { at, source });
+        self.places(node_ip).into_iter().map(share).collect()
     }
 }
 
@@ -95,9 +110,45 @@ pub(crate) struct ControlPlane {
     /// Name servers for names outside the cluster.
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
+    /// A name that our CoreDNS alone knows.
+    #[serde(default)]
+    pub dns_sign: DnsSign,
     /// Further flags for kube-apiserver (`--key=value`).
     #[serde(default)]
     pub apiserver_flags: Vec<String>,
+}
+
+/// A name and its address that nobody can guess, made at each `hpk up`: who answers it is the CoreDNS that was started with
+/// this configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DnsSign {
+    /// Outside of the cluster's domain.
+    pub name: String,
+    /// Its only address.
+    pub address: Option<Ipv6Addr>,
+}
+
+impl DnsSign {
+    /// From random bytes.
+    #[must_use]
+    pub(crate) fn new(random: [u8; 32]) -> Self {
+        let (name, address) = random.split_at(16);
+        let hex: String = name.iter().map(|b| format!("{b:02x}")).collect();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(address);
+        // A unique local address (RFC 4193).
+        bytes[0] = 0xfd;
+        Self { name: format!("{hex}.hpk.internal"), address: Some(bytes.into()) }
+    }
+}
+
+/// A port that was chosen is another program's.
+#[derive(Debug, thiserror::Error)]
+#[error("port {at} was taken by another program: run hpk up again, it chooses another port")]
+pub(crate) struct NotHeld {
+    at: SocketAddr,
+    #[source]
+    source: io::Error,
 }
 
 /// No port is free.
@@ -107,19 +158,24 @@ pub(crate) struct NoPort {
     ip: IpAddr,
 }
 
-/// Keeps the former ports that are still free on this node and finds others for the rest.
+/// Keeps the former ports that are still free on this node and finds others for the rest. Each is held from the moment it
+/// is found, until the second value is dropped.
 ///
 /// # Errors
 /// [`NoPort`].
-pub(crate) fn ports(former: Option<&Ports>, node_ip: IpAddr, uid: u32) -> Result<Ports, NoPort> {
-    ports_with(former, node_ip, uid, is_free)
+pub(crate) fn ports(former: Option<&Ports>, node_ip: IpAddr, uid: u32) -> Result<(Ports, Vec<Hold>), NoPort> {
+    let mut held = Vec::new();
+    let ports = ports_with(former, node_ip, uid, |ip, port| {
+        Hold::take(SocketAddr::new(ip, port)).map(|hold| held.push(hold)).is_ok()
+    })?;
+    Ok((ports, held))
 }
 
 fn ports_with(
     former: Option<&Ports>,
     node_ip: IpAddr,
     uid: u32,
-    free: impl Fn(IpAddr, u16) -> bool,
+    mut take: impl FnMut(IpAddr, u16) -> bool,
 ) -> Result<Ports, NoPort> {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut taken: Vec<u16> = Vec::new();
@@ -133,7 +189,7 @@ fn ports_with(
         let port = old
             .into_iter()
             .chain(candidates.filter(|p| !kept.contains(p)))
-            .find(|p| !taken.contains(p) && free(ip, *p))
+            .find(|p| !taken.contains(p) && take(ip, *p))
             .ok_or(NoPort { ip })?;
         taken.push(port);
         Ok(port)
@@ -143,18 +199,11 @@ fn ports_with(
         kubelet: pick(node_ip, former.map(|f| f.kubelet))?,
         link: pick(node_ip, former.map(|f| f.link))?,
         dns: pick(node_ip, former.map(|f| f.dns))?,
-        dns_ready: pick(loopback, former.map(|f| f.dns_ready))?,
         etcd: pick(loopback, former.map(|f| f.etcd))?,
         etcd_peer: pick(loopback, former.map(|f| f.etcd_peer))?,
         controller_manager: pick(loopback, former.map(|f| f.controller_manager))?,
         scheduler: pick(loopback, former.map(|f| f.scheduler))?,
     })
-}
-
-/// Whether both TCP and UDP can be bound now.
-fn is_free(ip: IpAddr, port: u16) -> bool {
-    let addr = SocketAddr::new(ip, port);
-    TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok()
 }
 
 /// Address families of pods and Services.
@@ -271,6 +320,7 @@ pub(crate) mod tests {
                 kubelet: Some("/home/alice/.local/bin/hpk-kubelet".into()),
                 egress: Some("/home/alice/.hpk/run/egress.sock".into()),
                 nameservers: vec![],
+                dns_sign: DnsSign::new([7; 32]),
                 apiserver_flags: vec![],
             },
             home,
@@ -318,10 +368,30 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_held_port_is_not_free() {
+    fn ports_are_held_from_their_choice_until_the_supervisor_holds_them() {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let held = TcpListener::bind((ip, 0)).unwrap();
-        assert!(!is_free(ip, held.local_addr().unwrap().port()));
+        let (ports, held) = ports(None, ip, 4242).unwrap();
+        assert_eq!(held.len(), ports.all().len());
+        let supervisors = ports.hold(ip).unwrap();
+        drop(held);
+        for at in ports.places(ip) {
+            assert!(std::net::TcpListener::bind(at).is_err() && std::net::UdpSocket::bind(at).is_err(), "{at}");
+        }
+        drop(supervisors);
+        // Somebody takes one while nothing runs: all others stay.
+        let _bob = std::net::TcpListener::bind((ip, ports.apiserver)).unwrap();
+        let refused = ports.hold(ip).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains(&ports.apiserver.to_string()) && refused.contains("hpk up"), "{refused}");
+        let (moved, _held) = super::ports(Some(&ports), ip, 4242).unwrap();
+        assert_ne!(moved.apiserver, ports.apiserver);
+        assert_eq!(Ports { apiserver: ports.apiserver, ..moved }, ports);
+    }
+
+    #[test]
+    fn a_sign_is_a_name_and_an_address_of_its_own() {
+        let (a, b) = (DnsSign::new([1; 32]), DnsSign::new([2; 32]));
+        assert!(a.name != b.name && a.address != b.address);
+        assert!(a.address.unwrap().is_unique_local());
     }
 
     #[test]

@@ -65,7 +65,9 @@ impl Home {
     /// # Errors
     /// When one cannot be made, or the root is another user's.
     pub(crate) fn create(&self) -> Result<(), HomeError> {
-        for dir in [self.root.clone(), self.pki(), self.log(), self.run(), self.config(), self.root.join("pods")] {
+        let folders = [self.pki(), self.log(), self.run(), self.config(), self.flexvolume(), self.root.join("pods")];
+        private_dir(&self.root)?;
+        for dir in folders {
             private_dir(&dir)?;
         }
         Ok(())
@@ -95,6 +97,11 @@ impl Home {
     #[must_use]
     pub(crate) fn config(&self) -> PathBuf {
         self.root.join("config")
+    }
+    /// Where the controller manager looks for volume plug-ins; there are none.
+    #[must_use]
+    pub(crate) fn flexvolume(&self) -> PathBuf {
+        self.config().join("flexvolume")
     }
     /// etcd's data.
     #[must_use]

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::net::NetworkMode;
 use hpk_api::pod_flags::PodFlags;
+use hpk_sys::ports::Hold;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
@@ -58,7 +59,8 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
         progress.done(&format!("{strays} programs of a supervisor that was killed ended"));
     }
 
-    let layout = prepare(&home, &args, &host, &progress)?;
+    // Held until the supervisor holds them.
+    let (layout, _held) = prepare(&home, &args, &host, &progress)?;
     progress.done(&format!(
         "cluster {}, node {}, API server {}",
         layout.cluster.cluster_name, layout.cluster.node_name, layout.cluster.apiserver_url
@@ -112,7 +114,7 @@ fn container_logs(args: &cli::Up, former: ContainerLogs) -> ContainerLogs {
 const NOT_IN_A_PATH: [char; 2] = [',', ':'];
 
 /// Decides and writes everything that the supervisor reads.
-fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Result<Layout> {
+fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Result<(Layout, Vec<Hold>)> {
     if home.root().display().to_string().contains(NOT_IN_A_PATH) {
         bail!("HPK_HOME {}: its path must not contain a comma or a colon", home.root().display());
     }
@@ -137,7 +139,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     };
     let node_ip = site::node_ip(args.node_ip)?;
     let uid = nix::unistd::geteuid().as_raw();
-    let ports = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
+    let (ports, held) = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     // What the user has set in cluster.json (the network's mode) stays.
     let before: Option<ClusterConfig> = read_json(&home.cluster_json());
     let families = Families::decide(args.ip_families, before.as_ref());
@@ -191,6 +193,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         kubelet,
         egress: decide::socket(home.run().join("egress.sock")),
         nameservers: decide::nameservers(&resolv),
+        dns_sign: decide::DnsSign::new(random()?),
         apiserver_flags: args.apiserver_flag.clone(),
     };
     let layout = Layout { home: home.clone(), cluster, control_plane };
@@ -212,7 +215,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     }
     write_json(&home.control_plane_json(), &layout.control_plane)?;
     write_json(&home.cluster_json(), &layout.cluster)?;
-    Ok(layout)
+    Ok((layout, held))
 }
 
 fn programs(args: &cli::Up, install: &Install) -> Result<Programs> {
@@ -235,6 +238,14 @@ fn programs(args: &cli::Up, install: &Install) -> Result<Programs> {
     let apptainer = which::which("apptainer")
         .context("no apptainer command: load the site's module for it, or give --kubernetes-bin")?;
     Ok(Programs::Image { apptainer, image })
+}
+
+/// What nobody can guess.
+fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let source = rustls::crypto::ring::default_provider().secure_random;
+    source.fill(&mut bytes).map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;
+    Ok(bytes)
 }
 
 /// The kubeconfigs of the components, beside their keys, and the user's.
@@ -304,6 +315,8 @@ pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
         control_plane: need_json(&home.control_plane_json())?,
         home: home.clone(),
     };
+    // To the end: its servers come and go beside.
+    let _ports = layout.control_plane.ports.hold(layout.cluster.node_ip)?;
     let hpk = std::env::current_exe()?;
     let host = site::hostname()?;
     let listener = control::listen(&home, &host)?;

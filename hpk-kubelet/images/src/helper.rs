@@ -99,7 +99,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // The store reads stderr into its error.
-            eprintln!("image helper: {e}");
+            hpk_api::say!("image helper: {e}");
             ExitCode::FAILURE
         }
     }

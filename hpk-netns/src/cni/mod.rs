@@ -250,7 +250,7 @@ impl Attached {
     async fn delete(&self, count: usize) {
         for index in (0..count).rev() {
             if let Err(error) = self.call(index, Verb::Del).await {
-                eprintln!("hpk-netns: {error}");
+                hpk_api::say!("hpk-netns: {error}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The member where pods are in a network of the site's (mode cni): no place in the overlay and no relays, for there is
 //! none. What is left are the login node's listeners for NodePort and LoadBalancer; its own routes lead to pods, if any do.
 
-use super::{CREDENTIALS, Helper, MemberError, listen};
+use super::{CREDENTIALS, Helper, MemberError, Ready, listen};
 use hpk_api::link::{Hello, MEMBER, NetUpdate};
 use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use std::path::Path;
@@ -23,6 +23,7 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
         outward: None,
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
+    let mut ready = Ready::default();
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
     loop {
@@ -32,9 +33,10 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
                 Kept::Left => "left".to_owned(),
             })),
             Some(event) = events.recv() => match event {
-                ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Down { reason } => hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}"),
                 ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
-                ClientEvent::Up | ClientEvent::Net(_) => {}
+                ClientEvent::Up => ready.say(),
+                ClientEvent::Net(_) => {}
             },
             () = listeners.due() => listeners.again().await,
         }

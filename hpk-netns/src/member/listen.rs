@@ -3,18 +3,18 @@
 //! ```text
 //!   client ── login node's address, node port ─▶ listener ── endpoint chosen ─▶ socket made inside ═▶ pod
 //! ```
-//! A service without endpoints refuses: its port is bound, so that nobody is given it as any free one, but does not
-//! listen. A port that cannot be bound is told to the kubelet, which tells the user, and is tried again from time to time.
+//! A service without endpoints refuses: its port is held, so that nobody else gets it, but does not listen. A port that cannot be bound is told to the kubelet, which tells the user, and is tried again from time to time.
 
 use super::Helper;
 use super::spread::Spread;
 use hpk_api::link::{Listener, NetQuestion, Protocol};
+use hpk_sys::ports::TcpHold;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,8 +28,6 @@ const CLIENTS: usize = 4096;
 const SILENT: Duration = Duration::from_secs(60);
 /// Datagrams that wait for one client's socket.
 const QUEUE: usize = 64;
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
 /// Longest wait for an endpoint to take a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long until a port that could not be bound is tried again.
@@ -157,43 +155,26 @@ async fn start(listener: &Listener, backends: Backends, helper: Helper) -> io::R
         let socket = UdpSocket::bind(at).await?;
         tokio::spawn(async move { udp(socket, backends, &helper).await })
     } else {
-        let held = hold(at)?;
+        let held = TcpHold::take(at)?;
         tokio::spawn(async move { tcp(held, at, backends, &helper).await })
     };
     Ok(AbortOnDropHandle::new(task))
 }
 
-/// The port, without listening: who connects is refused.
-fn hold(at: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(at)?;
-    Ok(socket)
-}
-
-/// Held while there are no endpoints, listening while there are.
-async fn tcp(held: TcpSocket, at: SocketAddr, mut backends: Backends, helper: &Helper) {
-    let mut held = Some(held);
+/// Held for as long as the service has the port, and listening while there are endpoints.
+async fn tcp(_held: TcpHold, at: SocketAddr, mut backends: Backends, helper: &Helper) {
     loop {
         while backends.spread.is_empty() {
             backends.changed().await;
         }
-        let socket = match held.take().map_or_else(|| hold(at), Ok) {
-            Ok(socket) => socket,
-            // Taken in the moment between: it may be given back.
-            Err(_) => {
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            }
-        };
-        match socket.listen(BACKLOG) {
+        match hpk_sys::ports::listen_beside(at).and_then(TcpListener::from_std) {
             Ok(listener) => serve(listener, &mut backends, helper).await,
+            // Out of descriptors, say.
             Err(error) => {
-                eprintln!("hpk-netns: member: {at}: {error}");
+                hpk_api::say!("hpk-netns: member: {at}: {error}");
                 tokio::time::sleep(AGAIN).await;
             }
         }
-        held = hold(at).ok();
     }
 }
 

@@ -66,7 +66,7 @@ pub async fn run(home: &Path) -> i32 {
     match live(home).await {
         Ok(never) => match never {},
         Err(error) => {
-            eprintln!("hpk-netns: member: {error}");
+            hpk_api::say!("hpk-netns: member: {error}");
             1
         }
     }
@@ -190,6 +190,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
+    let mut ready = Ready::default();
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {
@@ -200,12 +201,33 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
             ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => datapath.fresh(),
-                ClientEvent::Down { reason } => eprintln!("hpk-netns: member: link to the kubelet: {reason}"),
-                ClientEvent::Net(NetUpdate::Relays(wanted)) => set_relays(&mut relays, &wanted, &helper, &ips).await,
+                ClientEvent::Down { reason } => hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Net(NetUpdate::Relays(wanted)) => {
+                    set_relays(&mut relays, &wanted, &helper, &ips).await;
+                    // An empty set may be of a kubelet that does not know its services yet.
+                    if !wanted.is_empty() && wanted.iter().all(|w| relays.contains_key(&(w.protocol, w.port))) {
+                        ready.say();
+                    }
+                }
                 ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
                 ClientEvent::Net(update) => datapath.learn(update),
             },
             () = listeners.due() => listeners.again().await,
+        }
+    }
+}
+
+/// Whether the supervisor of the control plane knows that the member serves.
+#[derive(Debug, Default)]
+struct Ready(bool);
+
+impl Ready {
+    /// Once.
+    fn say(&mut self) {
+        if !std::mem::replace(&mut self.0, true) {
+            use std::io::Write;
+            // Started by hand, nobody may listen.
+            let _ = writeln!(io::stdout(), "{}", hpk_api::READY).and_then(|()| io::stdout().flush());
         }
     }
 }
@@ -225,7 +247,7 @@ async fn set_relays(
         }
         match start_relay(relay, helper, ips).await {
             Ok(task) => drop(relays.insert(key, (relay.target, task))),
-            Err(error) => eprintln!("hpk-netns: member: no way to {} {:?}: {error}", relay.target, relay.protocol),
+            Err(error) => hpk_api::say!("hpk-netns: member: no way to {} {:?}: {error}", relay.target, relay.protocol),
         }
     }
 }

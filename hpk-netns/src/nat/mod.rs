@@ -112,7 +112,7 @@ pub(crate) async fn keep(mut heard: mpsc::UnboundedReceiver<Heard>, progress: wa
 
 async fn apply(nft: &std::path::Path, pod: &Pod, services: &Services) -> Result<(), String> {
     let command = [nft.as_os_str().to_owned(), "-f".into(), "-".into()];
-    inside(pod, &command, &services.script(&pod.ips)).await.inspect_err(|error| eprintln!("hpk-netns: {error}"))
+    inside(pod, &command, &services.script(&pod.ips)).await.inspect_err(|error| hpk_api::say!("hpk-netns: {error}"))
 }
 
 /// Without the program such a flow goes on until it is quiet for as long as connection tracking waits (30 s, 120 s).

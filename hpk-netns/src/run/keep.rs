@@ -38,11 +38,15 @@ pub fn keep(pod: &Path) -> i32 {
     end_the_rest();
     // The folder of a pod is named by its UID.
     let uid = pod.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    let around = Surroundings::of_this_process();
-    let layout = Layout::new(pod, uid, &around);
-    match scratch::clear(&layout, around.uid) {
-        Ok(()) => crate::datapath::remove_dead_sockets(&layout.net),
-        Err(error) => eprintln!("hpk-netns: {error}"),
+    let cleared = Surroundings::of_this_process().and_then(|around| {
+        let layout = Layout::new(pod, uid, &around);
+        scratch::clear(&layout, around.uid)?;
+        crate::datapath::remove_dead_sockets(&layout.net);
+        Ok(())
+    });
+    match cleared {
+        Ok(()) => {}
+        Err(error) => hpk_api::say!("hpk-netns: {error}"),
     }
     if let Ended::Killed(signal) = ended
         && !report::supervisor_finished(pod, std::env::var("SLURM_JOB_ID").ok().as_deref())

@@ -1,5 +1,7 @@
-//! Where things are: the pod's folder, the installation, the job's node-local scratch. Pure; reads no file.
+//! Where things are: the pod's folder, the installation, the job's node-local scratch. Pure, but for
+//! [`Surroundings::of_this_process`].
 
+use super::scratch::ScratchError;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -10,22 +12,28 @@ pub(crate) struct Surroundings {
     pub(crate) prefix: Option<PathBuf>,
     /// This program's own path.
     pub(crate) exe: PathBuf,
-    /// `SLURM_TMPDIR`, then `TMPDIR`, when set and absolute.
-    pub(crate) tmp: Option<PathBuf>,
+    /// Folder of all our pods on this node, below `SLURM_TMPDIR`, else `TMPDIR`, else `/tmp`.
+    pub(crate) user: PathBuf,
     /// The user's id.
     pub(crate) uid: u32,
 }
 
 impl Surroundings {
-    /// From the process' environment.
-    pub(crate) fn of_this_process() -> Self {
+    /// From the process' environment. Makes the user's folder, which may have another name than the first where somebody
+    /// else has taken that ([`hpk_sys::folders`]).
+    ///
+    /// # Errors
+    /// The folder cannot be had.
+    pub(crate) fn of_this_process() -> Result<Self, ScratchError> {
+        let uid = nix::unistd::getuid().as_raw();
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-        Self {
+        let tmp = path("SLURM_TMPDIR").or_else(|| path("TMPDIR")).unwrap_or_else(|| PathBuf::from("/tmp"));
+        Ok(Self {
             prefix: path("HPK_PREFIX"),
             exe: std::env::current_exe().unwrap_or_default(),
-            tmp: path("SLURM_TMPDIR").or_else(|| path("TMPDIR")),
-            uid: nix::unistd::getuid().as_raw(),
-        }
+            user: hpk_sys::folders::own(&tmp, uid).map_err(|source| ScratchError::Io { path: tmp, source })?,
+            uid,
+        })
     }
 }
 
@@ -62,7 +70,7 @@ impl Layout {
             let up = around.exe.parent().and_then(Path::parent).and_then(Path::parent);
             up.unwrap_or(Path::new("/usr/local")).to_path_buf()
         });
-        let user = around.tmp.clone().unwrap_or_else(|| PathBuf::from("/tmp")).join(format!("hpk-{}", around.uid));
+        let user = around.user.clone();
         let local = user.join(uid);
         Self {
             pod: pod.to_path_buf(),
@@ -104,7 +112,7 @@ mod tests {
         let around = Surroundings {
             prefix: None,
             exe: "/home/a/.local/libexec/hpk/hpk-netns".into(),
-            tmp: Some("/local/job1".into()),
+            user: "/local/job1/hpk-1000".into(),
             uid: 1000,
         };
         let l = Layout::new(Path::new("/home/a/.hpk/pods/u-1"), "u-1", &around);
@@ -118,8 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn prefix_wins_and_tmp_is_the_default() {
-        let around = Surroundings { prefix: Some("/opt/hpk".into()), exe: "/x".into(), tmp: None, uid: 7 };
+    fn prefix_wins() {
+        let around =
+            Surroundings { prefix: Some("/opt/hpk".into()), exe: "/x".into(), user: "/tmp/hpk-7".into(), uid: 7 };
         let l = Layout::new(Path::new("/h/pods/u"), "u", &around);
         assert_eq!(l.parent_image, Path::new("/opt/hpk/share/hpk/pause"));
         assert_eq!(l.scratch, Path::new("/tmp/hpk-7/u/scratch"));

@@ -79,7 +79,7 @@ pub async fn run(pod: &Path) -> i32 {
 
 async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let plan = read_plan(pod)?;
-    let around = Surroundings::of_this_process();
+    let around = Surroundings::of_this_process()?;
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
     let _lock = scratch::make(&layout, around.uid)?;
@@ -167,7 +167,7 @@ async fn live(
 /// The node-local folders of the member of the cluster in `home`: for packets between its pods, and its own, emptied;
 /// both 0700.
 pub(crate) fn member_folders(home: &Path) -> std::io::Result<(PathBuf, PathBuf)> {
-    let around = Surroundings::of_this_process();
+    let around = Surroundings::of_this_process().map_err(std::io::Error::other)?;
     let shape = Layout::new(&home.join("pods/member"), "member", &around);
     // One of each cluster: two of one user may share a login node.
     let own = shape.net.file_name().map(|n| format!("member-{}", n.to_string_lossy())).unwrap_or_default();
@@ -184,7 +184,7 @@ fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
 
 /// Says on standard error and in `launch.json` why there is no supervisor.
 fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
-    eprintln!("hpk-netns: {step}: {message}");
+    hpk_api::say!("hpk-netns: {step}: {message}");
     let report = LaunchReport {
         node: crate::node::hostname(),
         at: Some(jiff::Timestamp::now()),
@@ -193,6 +193,6 @@ fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
         exit_code,
     };
     if let Err(error) = report::write(pod, &report) {
-        eprintln!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
+        hpk_api::say!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn sweep(user: &Path) {
         if file.try_lock().is_ok()
             && let Err(error) = remove(&folder)
         {
-            eprintln!("hpk-netns: cannot remove {}: {error}", folder.display());
+            hpk_api::say!("hpk-netns: cannot remove {}: {error}", folder.display());
         }
     }
 }
@@ -131,7 +131,7 @@ mod tests {
 
     fn layout(tmp: &Path) -> (Layout, u32) {
         let uid = nix::unistd::getuid().as_raw();
-        let around = Surroundings { tmp: Some(tmp.to_path_buf()), uid, ..Surroundings::default() };
+        let around = Surroundings { user: tmp.join(format!("hpk-{uid}")), uid, ..Surroundings::default() };
         (Layout::new(Path::new("/h/pods/u"), "u", &around), uid)
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let (living, uid) = layout(tmp.path());
         let _lock = make(&living, uid).unwrap();
-        let around = Surroundings { tmp: Some(tmp.path().to_path_buf()), uid, ..Surroundings::default() };
+        let around = Surroundings { user: living.user.clone(), uid, ..Surroundings::default() };
         let dead = Layout::new(Path::new("/h/pods/v"), "v", &around);
         drop(make(&dead, uid).unwrap());
         std::fs::create_dir(living.user.join("without")).unwrap();

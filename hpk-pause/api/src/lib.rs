@@ -2,7 +2,7 @@
 //!
 //! `hpk-kubelet` writes a [`plan::SandboxPlan`], the supervisor `hpk-pause` lives by it and reports
 //! [`state::PodState`]; both speak [`control`] over the supervisor's socket, in [`frame`]s.
-//! This crate holds types and their codecs only: no I/O, no clock, no policy.
+//! This crate holds types and their codecs only: no I/O (but [`say`]), no clock, no policy.
 //!
 //! Compatibility: every struct tolerates unknown fields and defaults missing optional ones, so that an
 //! old reader can read what a newer writer wrote. [`VERSION`] is raised only when a meaning changes.
@@ -19,10 +19,14 @@ pub mod plan;
 pub mod pod_flags;
 pub mod probe;
 pub mod quantity;
+pub mod say;
 pub mod state;
 
 /// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.
 pub const VERSION: u32 = 1;
+
+/// A line of standard output by which a program tells the control plane's supervisor that it serves.
+pub const READY: &str = "ready";
 
 /// Paths inside the parent container, the same for every pod.
 pub mod paths {

@@ -114,7 +114,7 @@ pub fn make(plan: &SandboxPlan, paths: &Paths) -> Result<Network, NetworkError> 
 /// Ports below 1024 and ping for every user of the pod, as engines allow them. Not worth a pod's life.
 fn engine_sysctls() {
     if let Err(error) = netdev::engine_sysctls() {
-        eprintln!("hpk-pause: {error}");
+        hpk_api::say!("hpk-pause: {error}");
     }
 }
 

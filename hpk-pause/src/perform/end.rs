@@ -97,11 +97,11 @@ impl Performer {
                 Some(self.exited(draining, tail))
             }
             LogEvent::Trouble { error, .. } => {
-                eprintln!("hpk-pause: a log cannot be written, its container is held back: {error}");
+                hpk_api::say!("hpk-pause: a log cannot be written, its container is held back: {error}");
                 None
             }
             LogEvent::Recovered { lost, .. } => {
-                eprintln!("hpk-pause: a log can be written again, {lost} bytes were lost");
+                hpk_api::say!("hpk-pause: a log can be written again, {lost} bytes were lost");
                 None
             }
         }

@@ -16,7 +16,7 @@ pub(super) fn choose(choice: LauncherChoice, paths: &Paths) -> Result<Box<dyn La
         (LauncherChoice::Auto, Some(apptainer)) => match overlay(&native, paths) {
             Ok(()) => return Ok(Box::new(native)),
             Err(error) => {
-                eprintln!("hpk-pause: containers are made by a nested Apptainer, since this node cannot: {error}");
+                hpk_api::say!("hpk-pause: containers are made by a nested Apptainer, since this node cannot: {error}");
                 apptainer
             }
         },

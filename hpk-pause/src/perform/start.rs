@@ -89,7 +89,7 @@ impl Performer {
         let log = source.and_then(|source| match self.log.open(target, source) {
             Ok(id) => Some(id),
             Err(error) => {
-                eprintln!("hpk-pause: container {}: log: {error}", plan.name);
+                hpk_api::say!("hpk-pause: container {}: log: {error}", plan.name);
                 None
             }
         });

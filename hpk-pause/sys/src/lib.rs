@@ -2,8 +2,9 @@
 //!
 //! It owns how a container's process comes to be ([`launch`]), how another process joins a running container
 //! ([`join`]), how children are waited for ([`reap`]) and signalled ([`signals`]), terminals ([`pty`]), the pod's
-//! network devices ([`netdev`]), user namespaces for unpacking and deleting files of subordinate ids ([`userns`]),
-//! and what the kernel tells about processes ([`procfs`]) and the job's memory ([`cgroup`]).
+//! network devices ([`netdev`]), ports that stay held ([`ports`]), a folder of one's own in `/tmp` ([`folders`]), user
+//! namespaces for unpacking and deleting files of subordinate ids ([`userns`]), and what the kernel tells about processes
+//! ([`procfs`]) and the job's memory ([`cgroup`]).
 //! It never decides: no restart policy, no time-out, no retry lives here.
 //!
 //! # Between clone and exec
@@ -19,6 +20,7 @@ pub mod caps;
 pub mod cgroup;
 mod child;
 pub mod fdpass;
+pub mod folders;
 pub mod ids;
 pub mod join;
 pub mod launch;
@@ -27,6 +29,7 @@ pub mod mounts;
 pub mod netdev;
 pub mod peer;
 mod pidns;
+pub mod ports;
 pub mod procfs;
 pub mod program;
 pub mod pty;

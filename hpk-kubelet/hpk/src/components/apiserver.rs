@@ -11,6 +11,16 @@ use std::time::Duration;
 /// (docs/adr/0006-node-monitoring.md). Seconds; 30 days.
 const TOLERATION_SECONDS: u64 = 30 * 24 * 3600;
 
+/// Of TLS 1.2: those with forward secrecy and authenticated encryption. (TLS 1.3 has no others.)
+const CIPHERS: [&str; 6] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
 pub(super) fn component(l: &Layout) -> Component {
     let ports = &l.control_plane.ports;
     let ip = l.cluster.node_ip.to_string();
@@ -18,6 +28,13 @@ pub(super) fn component(l: &Layout) -> Component {
         ("bind-address", ip.clone()),
         ("advertise-address", ip),
         ("secure-port", ports.apiserver.to_string()),
+        // Beside the supervisor, which holds the port so that nobody else gets it.
+        ("permit-port-sharing", "true".into()),
+        // Watches end at once when it is told to stop, and other long requests within 2 s: hpk down would wait for as long
+        // as anybody watches.
+        ("shutdown-watch-termination-grace-period", "1s".into()),
+        ("shutdown-send-retry-after", "true".into()),
+        ("tls-cipher-suites", CIPHERS.join(",")),
         ("etcd-servers", format!("https://127.0.0.1:{}", ports.etcd)),
         ("etcd-cafile", l.pki("etcd-ca.crt")),
         ("etcd-certfile", l.pki("apiserver-etcd-client.crt")),
@@ -27,7 +44,8 @@ pub(super) fn component(l: &Layout) -> Component {
         ("tls-private-key-file", l.pki("apiserver.key")),
         ("anonymous-auth", "false".into()),
         ("authorization-mode", "Node,RBAC".into()),
-        ("enable-admission-plugins", "NodeRestriction".into()),
+        // Whoever may make a Service could take any address's traffic by externalIPs.
+        ("enable-admission-plugins", "NodeRestriction,DenyServiceExternalIPs".into()),
         ("allow-privileged", "true".into()),
         ("profiling", "false".into()),
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),

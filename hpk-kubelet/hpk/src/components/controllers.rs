@@ -18,6 +18,7 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("authorization-kubeconfig", kubeconfig),
         ("bind-address", "127.0.0.1".into()),
         ("secure-port", port.to_string()),
+        ("permit-port-sharing", "true".into()),
         ("tls-cert-file", l.pki("kube-controller-manager-server.crt")),
         ("tls-private-key-file", l.pki("kube-controller-manager-server.key")),
         ("client-ca-file", l.pki("ca.crt")),
@@ -32,8 +33,8 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("root-ca-file", l.pki("ca.crt")),
         ("cluster-signing-cert-file", l.pki("ca.crt")),
         ("cluster-signing-key-file", l.pki("ca.key")),
-        // Its default place is in the image and read-only.
-        ("flex-volume-plugin-dir", "/tmp/flexvolume".into()),
+        // Whatever is in it is run: a folder of ours, and empty.
+        ("flex-volume-plugin-dir", l.home.flexvolume().display().to_string()),
         // Pod addresses are the kubelet's to give.
         ("allocate-node-cidrs", "false".into()),
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
@@ -52,6 +53,7 @@ pub(super) fn scheduler(l: &Layout) -> Component {
         ("authorization-kubeconfig", kubeconfig),
         ("bind-address", "127.0.0.1".into()),
         ("secure-port", port.to_string()),
+        ("permit-port-sharing", "true".into()),
         ("tls-cert-file", l.pki("kube-scheduler-server.crt")),
         ("tls-private-key-file", l.pki("kube-scheduler-server.key")),
         ("client-ca-file", l.pki("ca.crt")),

@@ -26,6 +26,8 @@ pub(super) fn component(l: &Layout) -> Component {
         ("peer-key-file", l.pki("etcd.key")),
         ("peer-client-cert-auth", "true".into()),
         ("peer-trusted-ca-file", l.pki("etcd-ca.crt")),
+        // Beside the supervisor, which holds the port so that nobody else gets it.
+        ("socket-reuse-port", "true".into()),
         ("log-level", "warn".into()),
         // The API server compacts every five minutes; this is for when it is away.
         ("auto-compaction-mode", "periodic".into()),

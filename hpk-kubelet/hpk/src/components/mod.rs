@@ -76,8 +76,11 @@ pub(crate) struct Component {
 /// Generated configuration files: name in HPK_HOME/config, content.
 #[must_use]
 pub(crate) fn config_files(layout: &Layout) -> Vec<(&'static str, String)> {
-    let mut files =
-        vec![("scheduler.yaml", controllers::scheduler_config(layout)), ("Corefile", dns::corefile(layout))];
+    let mut files = vec![
+        ("scheduler.yaml", controllers::scheduler_config(layout)),
+        ("Corefile", dns::corefile(layout)),
+        (dns::NOTHING.0, dns::NOTHING.1.to_owned()),
+    ];
     files.extend(apiserver::egress_config(layout).map(|text| ("egress.yaml", text)));
     files
 }
@@ -209,5 +212,49 @@ mod tests {
         let text = dns::corefile(&l);
         assert!(text.contains("forward . 10.0.0.53:53 [fd00::53]:53"), "{text}");
         assert!(text.contains("bind 10.77.0.1"), "{text}");
+        assert!(!text.contains("nothing.zone"), "{text}");
+    }
+
+    #[test]
+    fn without_a_name_server_an_unknown_name_does_not_exist() {
+        let text = dns::corefile(&layout());
+        assert!(text.contains("\n    file /home/alice/.hpk/config/nothing.zone .\n"), "{text}");
+        assert!(config_files(&layout()).iter().any(|(name, _)| *name == "nothing.zone"));
+    }
+
+    #[test]
+    fn what_changes_in_a_moment_is_not_cached() {
+        let text = dns::corefile(&layout());
+        let cache =
+            "    cache 30 {\n        disable success cluster.local\n        disable denial cluster.local\n    }\n";
+        assert!(text.contains(cache), "{text}");
+    }
+
+    #[test]
+    fn only_our_own_servers_answer_the_probes() {
+        let l = layout();
+        let text = dns::corefile(&l);
+        for c in all(&l, Path::new("/opt/hpk")) {
+            match &c.probe {
+                Probe::None => assert_eq!(c.kind, Kind::Once, "{}", c.name),
+                Probe::Says => assert_eq!(c.name, "hpk-netns-member"),
+                // Asked with our authority's certificate for this address.
+                Probe::Https { .. } => {}
+                Probe::Dns { names, .. } => {
+                    let (name, ip) = names.last().unwrap();
+                    assert!(text.contains(&format!("        {ip} {name}\n")), "{text}");
+                    assert_eq!(*name, l.control_plane.dns_sign.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn servers_share_their_ports_with_the_supervisor_that_holds_them() {
+        let list = all(&layout(), Path::new("/opt/hpk"));
+        assert_eq!(arg(find(&list, "etcd"), "socket-reuse-port"), Some("true"));
+        for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+            assert_eq!(arg(find(&list, name), "permit-port-sharing"), Some("true"), "{name}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What runs on the login node itself, outside the image: this program's own one-time set-up of the
 //! cluster's objects, and hpk-kubelet, which needs Slurm's and Apptainer's commands.
 
-use super::probe::Probe;
+use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout};
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +28,11 @@ pub(super) fn kubelet(l: &Layout) -> Option<Component> {
         kind: Kind::Service,
         program,
         args,
-        probe: Probe::Tcp { addr: l.cluster.kubelet_addr },
+        probe: Probe::Https {
+            addr: l.cluster.kubelet_addr,
+            path: "/healthz".into(),
+            credentials: Credentials::new(l, "ca", "admin"),
+        },
         grace: Duration::from_secs(10),
     })
 }
@@ -44,7 +48,7 @@ pub(super) fn member(l: &Layout) -> Option<Component> {
         kind: Kind::Service,
         program: prefix.join("libexec/hpk/hpk-netns"),
         args: vec!["member".into(), l.home.root().display().to_string()],
-        probe: Probe::None,
+        probe: Probe::Says,
         grace: Duration::from_secs(5),
     })
 }

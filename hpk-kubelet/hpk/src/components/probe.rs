@@ -2,7 +2,7 @@
 //! [`crate::supervise::ask`]'s.
 
 use super::Layout;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// One question.
@@ -10,17 +10,14 @@ use std::path::PathBuf;
 pub(crate) enum Probe {
     /// Nothing to ask: started is ready.
     None,
-    /// A connection is accepted.
-    Tcp {
-        /// Where.
+    /// The program says [`hpk_api::READY`] on a line of its standard output.
+    Says,
+    /// A DNS server knows these names: one of the cluster, and one that nobody else can know.
+    Dns {
+        /// Where, by UDP.
         addr: SocketAddr,
-    },
-    /// GET answers 200.
-    Http {
-        /// Where.
-        addr: SocketAddr,
-        /// What.
-        path: String,
+        /// Names with the address that must be in the answer.
+        names: Vec<(String, IpAddr)>,
     },
     /// GET with a client certificate answers 200.
     Https {

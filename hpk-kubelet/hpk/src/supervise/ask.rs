@@ -9,11 +9,11 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 /// For one question; a server that is just starting may accept and not answer.
@@ -41,6 +41,9 @@ pub(crate) enum AskError {
     /// An answer other than 200.
     #[error("answers {0}")]
     Status(String),
+    /// A DNS server without one of the names.
+    #[error("no address of {0} yet")]
+    Name(String),
     /// Nothing in time.
     #[error("no answer within {} s", PATIENCE.as_secs())]
     Late,
@@ -67,8 +70,14 @@ pub(crate) async fn until_served(probe: &Probe, mut failed: impl FnMut(AskError)
 pub(crate) async fn once(probe: &Probe) -> Result<(), AskError> {
     match probe {
         Probe::None => Ok(()),
-        Probe::Tcp { addr } => TcpStream::connect(addr).await.map(drop).map_err(Into::into),
-        Probe::Http { addr, path } => get(TcpStream::connect(addr).await?, *addr, path).await,
+        // It tells by itself, through its output.
+        Probe::Says => std::future::pending().await,
+        Probe::Dns { addr, names } => {
+            for (name, ip) in names {
+                look_up(*addr, name, *ip).await?;
+            }
+            Ok(())
+        }
         Probe::Https { addr, path, credentials } => {
             let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(credentials)?));
             let tcp = TcpStream::connect(addr).await?;
@@ -76,6 +85,46 @@ pub(crate) async fn once(probe: &Probe) -> Result<(), AskError> {
             get(tls, *addr, path).await
         }
     }
+}
+
+/// Whether `ip` is what the server knows of `name`.
+async fn look_up(server: SocketAddr, name: &str, ip: IpAddr) -> Result<(), AskError> {
+    let any: IpAddr = if server.is_ipv4() { [0_u8; 4].into() } else { [0_u8; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    let query = dns_query(name, ip);
+    socket.send(&query).await?;
+    let mut answer = [0; 1500];
+    let n = socket.recv(&mut answer).await?;
+    let answer = answer.get(..n).unwrap_or_default();
+    if dns_has(answer, &query, ip) { Ok(()) } else { Err(AskError::Name(name.to_owned())) }
+}
+
+/// A question for the address of `name` in the family of `ip` (RFC 1035, 4.1).
+fn dns_query(name: &str, ip: IpAddr) -> Vec<u8> {
+    // Identifier, recursion desired, one question.
+    let mut query = vec![0x4b, 0x50, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).unwrap_or(63).min(63));
+        query.extend(label.bytes().take(63));
+    }
+    // The root; A or AAAA; Internet.
+    query.extend([0, 0, if ip.is_ipv4() { 1 } else { 28 }, 0, 1]);
+    query
+}
+
+/// Whether `answer` is one without an error to `query` and ends with a record of `ip`'s octets.
+fn dns_has(answer: &[u8], query: &[u8], ip: IpAddr) -> bool {
+    let record = match ip {
+        IpAddr::V4(ip) => [&[0, 4], &ip.octets()[..]].concat(),
+        IpAddr::V6(ip) => [&[0, 16], &ip.octets()[..]].concat(),
+    };
+    let (Some(head), Some(asked)) = (answer.get(..12), query.get(12..)) else { return false };
+    let body = answer.get(12..).unwrap_or_default();
+    head[..2] == query[..2]
+        && head[2] & 0x80 != 0
+        && head[3] & 0x0f == 0
+        && body.strip_prefix(asked).is_some_and(|rest| rest.windows(record.len()).any(|w| w == record))
 }
 
 async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, addr: SocketAddr, path: &str) -> Result<(), AskError> {
@@ -131,9 +180,38 @@ mod tests {
     async fn only_200_is_an_answer() {
         let good = server("HTTP/1.1 200 OK\r\n\r\nok").await;
         let bad = server("HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
-        let http = |addr| Probe::Http { addr, path: "/x".into() };
-        assert!(once(&http(good)).await.is_ok());
-        assert!(matches!(once(&http(bad)).await, Err(AskError::Status(s)) if s.contains("503")));
-        assert!(once(&Probe::Tcp { addr: bad }).await.is_ok());
+        let http = async |addr| get(TcpStream::connect(addr).await.unwrap(), addr, "/x").await;
+        assert!(http(good).await.is_ok());
+        assert!(matches!(http(bad).await, Err(AskError::Status(s)) if s.contains("503")));
+    }
+
+    /// Answers every query with `flags`, its question, and one record of these octets.
+    async fn dns_server(flags: [u8; 2], octets: Vec<u8>) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+                let mut answer = buffer[..n].to_vec();
+                answer[2..4].copy_from_slice(&flags);
+                answer[7] = 1;
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, u8::try_from(octets.len()).unwrap()]);
+                answer.extend(&octets);
+                let _ = socket.send_to(&answer, from).await;
+            }
+        });
+        addr
+    }
+
+    #[tokio::test]
+    async fn only_the_server_that_knows_the_address_is_ours() {
+        let ours: IpAddr = "fd00::1234".parse().unwrap();
+        let octets = |ip: &str| ip.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec();
+        let probe = |addr| Probe::Dns { addr, names: vec![("x.hpk.internal".into(), ours)] };
+        assert!(once(&probe(dns_server([0x85, 0x80], octets("fd00::1234")).await)).await.is_ok());
+        for (flags, ip) in [([0x85, 0x80], "fd00::1235"), ([0x85, 0x83], "fd00::1234"), ([0x05, 0x80], "fd00::1234")] {
+            let said = once(&probe(dns_server(flags, octets(ip)).await)).await.unwrap_err().to_string();
+            assert!(said.contains("x.hpk.internal"), "{flags:?} {ip}: {said}");
+        }
     }
 }

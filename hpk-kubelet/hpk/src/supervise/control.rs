@@ -2,7 +2,7 @@
 //! line for `status`, and for `watch` and `stop` one at every change until the client or the supervisor
 //! goes. Also `run/supervisor.json`, which says where the socket is and on which host.
 
-use crate::home::{Home, HomeError, private_dir, replace_file};
+use crate::home::{Home, HomeError, replace_file};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -146,9 +146,11 @@ pub(crate) fn listen(home: &Home, host: &str) -> Result<UnixListener, ControlErr
     let (socket, listener) = match bind(&in_home) {
         Ok(l) => (in_home, l),
         Err(_) => {
-            let dir = std::env::temp_dir().join(format!("hpk-{}", nix::unistd::geteuid()));
-            private_dir(&dir)?;
-            let path = dir.join("supervisor.sock");
+            let base = std::env::temp_dir();
+            let dir = hpk_sys::folders::own(&base, nix::unistd::geteuid().as_raw())
+                .map_err(|source| HomeError::Io { path: base, source })?;
+            // Another HPK_HOME of this user has its own.
+            let path = dir.join(format!("supervisor-{}.sock", std::process::id()));
             let listener = bind(&path)?;
             (path, listener)
         }

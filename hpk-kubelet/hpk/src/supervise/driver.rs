@@ -176,7 +176,10 @@ impl Supervisor {
     fn start(&mut self, id: Id) {
         let component = &self.components[id];
         let notes = self.notes.clone();
-        let mut child = match process::start(component, &self.hpk, &self.home.log()) {
+        let says = notes.clone();
+        // From a thread; the owner may be slow, and must hear it.
+        let says_ready = move || drop(says.blocking_send(Note::Served(id)));
+        let mut child = match process::start(component, &self.hpk, &self.home, says_ready) {
             Ok(child) => child,
             Err(e) => {
                 tokio::spawn(async move { notes.send(Note::Ended(id, Err(e))).await });
@@ -247,7 +250,7 @@ fn phase(state: State) -> Phase {
 
 /// To the supervisor's log, which is its standard error.
 fn say(message: &str) {
-    eprintln!("{} {message}", jiff::Timestamp::now());
+    hpk_api::say!("{} {message}", jiff::Timestamp::now());
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

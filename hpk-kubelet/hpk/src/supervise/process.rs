@@ -3,13 +3,14 @@
 //! Programs are started through `hpk exec-child`, which asks the kernel for a TERM when the supervisor dies
 //! ([`exec_child`]): an etcd without its supervisor would hold the data that the next one needs.
 
-use crate::components::Component;
+use crate::components::{Component, Probe};
+use crate::home::Home;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,11 +21,26 @@ const LOG_SIZE: u64 = 16 << 20;
 
 /// Starts `component` in a process group of its own (a Ctrl-C for someone else must not reach it).
 ///
+/// `says_ready` is called when the program says [`hpk_api::READY`] on its standard output.
+///
 /// # Errors
 /// When a log cannot be opened or the process not be made.
-pub(crate) fn start(component: &Component, hpk: &Path, log_dir: &Path) -> io::Result<tokio::process::Child> {
+pub(crate) fn start(
+    component: &Component,
+    hpk: &Path,
+    home: &Home,
+    says_ready: impl FnOnce() + Send + 'static,
+) -> io::Result<tokio::process::Child> {
     let (reader, writer) = io::pipe()?;
-    let log = Log::open(log_dir.join(format!("{}.log", component.name)))?;
+    let log = Log::open(home.log().join(format!("{}.log", component.name)))?;
+    // One pipe for both keeps the order of what is said; only who is listened to gets two.
+    let (says, stdout) = match component.probe {
+        Probe::Says => {
+            let (says, stdout) = io::pipe()?;
+            (Some(says), stdout)
+        }
+        _ => (None, writer.try_clone()?),
+    };
     let mut command = tokio::process::Command::new(hpk);
     command
         .arg("exec-child")
@@ -34,11 +50,17 @@ pub(crate) fn start(component: &Component, hpk: &Path, log_dir: &Path) -> io::Re
         .arg(&component.program)
         .args(&component.args)
         .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
+        .stdout(stdout)
         .stderr(writer)
         .process_group(0)
         .current_dir("/");
     let child = command.spawn()?;
+    // The parent's ends of the pipes.
+    drop(command);
+    if let Some(says) = says {
+        let name = format!("says {}", component.name);
+        std::thread::Builder::new().name(name).spawn(move || listen(says, says_ready))?;
+    }
     // A thread, because the log may be on a file system that stalls, and the supervisor must not.
     std::thread::Builder::new().name(format!("log {}", component.name)).spawn(move || pump(reader, log))?;
     Ok(child)
@@ -67,6 +89,18 @@ pub(crate) fn exec_child(parent: u32, argv: &[OsString]) -> io::Error {
     };
     let error = Command::new(program).args(args).exec();
     io::Error::new(error.kind(), format!("{}: {error}", Path::new(program).display()))
+}
+
+/// Until the program ends; what it says besides is nobody's.
+fn listen(says: PipeReader, says_ready: impl FnOnce()) {
+    let mut says_ready = Some(says_ready);
+    for line in BufReader::new(says).lines().map_while(Result::ok) {
+        if line == hpk_api::READY
+            && let Some(says_ready) = says_ready.take()
+        {
+            says_ready();
+        }
+    }
 }
 
 /// Copies until the last writer is gone.
