@@ -44,8 +44,7 @@ pub(super) fn component(l: &Layout) -> Component {
         ("tls-private-key-file", l.pki("apiserver.key")),
         ("anonymous-auth", "false".into()),
         ("authorization-mode", "Node,RBAC".into()),
-        // Whoever may make a Service could take any address's traffic by externalIPs.
-        ("enable-admission-plugins", "NodeRestriction,DenyServiceExternalIPs".into()),
+        ("enable-admission-plugins", plugins(&l.control_plane.apiserver_flags).join(",")),
         ("allow-privileged", "true".into()),
         ("profiling", "false".into()),
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
@@ -87,6 +86,16 @@ pub(super) fn component(l: &Layout) -> Component {
     }
 }
 
+/// Admission plug-ins beside Kubernetes' own choice, but for those that the user's flags switch off.
+fn plugins(flags: &[String]) -> Vec<&'static str> {
+    let disabled = |plugin: &str| {
+        let lists = flags.iter().filter_map(|f| f.strip_prefix("--disable-admission-plugins="));
+        lists.flat_map(|list| list.split(',')).any(|name| name == plugin)
+    };
+    // Whoever may make a Service could take any address's traffic by externalIPs.
+    ["NodeRestriction", "DenyServiceExternalIPs"].into_iter().filter(|plugin| !disabled(plugin)).collect()
+}
+
 /// Connections to the cluster (pods, and the kubelet itself) go through hpk-kubelet's socket: pod addresses
 /// mean nothing on the login node.
 pub(super) fn egress_config(l: &Layout) -> Option<String> {
@@ -103,4 +112,14 @@ pub(super) fn egress_config(l: &Layout) -> Option<String> {
          \x20     uds:\n\
          \x20       udsName: {socket}\n"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn external_addresses_are_denied_unless_the_user_allows_them() {
+        let plugins = |flags: &[&str]| super::plugins(&flags.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(plugins(&["--v=4"]), ["NodeRestriction", "DenyServiceExternalIPs"]);
+        assert_eq!(plugins(&["--disable-admission-plugins=X,DenyServiceExternalIPs"]), ["NodeRestriction"]);
+    }
 }

@@ -85,8 +85,7 @@ fn a_port_of_the_control_plane_is_nobody_elses_while_its_servers_restart() {
     // One that is free, so that the attacker is seen to work.
     all.push("32001".to_owned());
     let grabber = std::thread::spawn(move || {
-        let line: Vec<&str> =
-            ["python3", "-c", GRAB, "15"].into_iter().chain(all.iter().map(String::as_str)).collect();
+        let line: Vec<&str> = ["python3", "-c", GRAB, "15"].into_iter().chain(all.iter().map(String::as_str)).collect();
         sx("login", Some("bob"), &line).ok().to_owned()
     });
     let servers: Vec<Value> = cluster.components().into_iter().filter(|c| c["pid"].is_u64()).collect();
@@ -118,6 +117,7 @@ sockets = []
 for port in map(int, sys.argv[1:]):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         s = socket.socket(socket.AF_INET, kind)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(('10.77.0.1', port))
         if kind == socket.SOCK_STREAM: s.listen()
         sockets.append(s)
@@ -150,7 +150,11 @@ fn a_folder_that_another_user_made_first_is_passed_over() {
         cluster.hpk(&["up"]).ok();
         let member = cluster.components().into_iter().find(|c| c["name"] == "hpk-netns-member").unwrap();
         assert_eq!((member["phase"].as_str(), member["restarts"].as_u64()), (Some("ready"), Some(0)), "{member}");
-        assert_eq!(sx("login", None, &["ls", "-A", &format!("{tmp}/hpk-1000")]).ok(), "", "nothing of alice's in bob's");
+        assert_eq!(
+            sx("login", None, &["ls", "-A", &format!("{tmp}/hpk-1000")]).ok(),
+            "",
+            "nothing of alice's in bob's"
+        );
         let own = sx("login", None, &["stat", "-c", "%U %a", &format!("{tmp}/hpk-1000.1")]);
         assert_eq!(own.ok(), "alice 700");
     }
