@@ -9,6 +9,11 @@ mod side;
 pub use found::Device;
 pub use side::{Rule, TABLE_LOCAL};
 
+use libc::{
+    IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, RT_SCOPE_HOST, RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWROUTE, RTN_UNICAST, RTPROT_STATIC,
+};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use std::fs::OpenOptions;
@@ -66,33 +71,19 @@ pub struct Netlink {
     sequence: u32,
 }
 
-// linux/rtnetlink.h and linux/if_link.h
-const NLMSG_ERROR: u16 = 2;
-const RTM_NEWLINK: u16 = 16;
-const RTM_NEWADDR: u16 = 20;
-const RTM_NEWROUTE: u16 = 24;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_REPLACE: u16 = 0x100;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PREFSRC: u16 = 7;
-const RT_TABLE_MAIN: u8 = 254;
-const RTPROT_STATIC: u8 = 4;
-const RT_SCOPE_UNIVERSE: u8 = 0;
-const RT_SCOPE_LINK: u8 = 253;
-const RT_SCOPE_HOST: u8 = 254;
-const RTN_UNICAST: u8 = 1;
-const IFF_UP: u32 = 1;
+/// libc has these as int; a message's fields have 16 bits.
+const fn short(number: libc::c_int) -> u16 {
+    let [low, high, ..] = number.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
+const NLMSG_ERROR: u16 = short(libc::NLMSG_ERROR);
+const NLM_F_REQUEST: u16 = short(libc::NLM_F_REQUEST);
+const NLM_F_ACK: u16 = short(libc::NLM_F_ACK);
+const NLM_F_REPLACE: u16 = short(libc::NLM_F_REPLACE);
+const NLM_F_EXCL: u16 = short(libc::NLM_F_EXCL);
+const NLM_F_CREATE: u16 = short(libc::NLM_F_CREATE);
+const IFF_UP: u32 = libc::IFF_UP.cast_unsigned();
 
 /// A request under construction: header, fixed part, attributes, each padded to 4 bytes.
 struct Message(Vec<u8>);

@@ -2,26 +2,19 @@
 //!
 //! /sys/class/net is no help: in a container it shows the devices of whoever mounted it.
 
-use super::{
-    IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFLA_MTU, NLMSG_ERROR, NetError, Netlink, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY,
-    RTA_OIF, RTN_UNICAST,
+use super::{NLM_F_REQUEST, NLMSG_ERROR, NetError, Netlink, short};
+use libc::{
+    IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN,
+    RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTN_UNICAST,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
-const NLMSG_DONE: u16 = 3;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_REQUEST: u16 = 1;
-const RTM_GETLINK: u16 = 18;
-const RTM_GETADDR: u16 = 22;
-const RTM_GETROUTE: u16 = 26;
-const IFLA_ADDRESS: u16 = 1;
-const RTA_TABLE: u16 = 15;
-const RT_SCOPE_UNIVERSE: u8 = 0;
-const RT_SCOPE_LINK: u8 = 253;
-const IFF_LOOPBACK: u32 = 8;
+const NLMSG_DONE: u16 = short(libc::NLMSG_DONE);
+const NLM_F_DUMP: u16 = short(libc::NLM_F_DUMP);
+const IFF_LOOPBACK: u32 = libc::IFF_LOOPBACK.cast_unsigned();
 /// Sizes of ifinfomsg, ifaddrmsg and rtmsg.
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;

@@ -1,19 +1,16 @@
 //! What a pod's node side needs beyond the pod's own devices: a veth pair between two network namespaces, rules, and
 //! routes in tables of their own.
 
-use super::{
-    IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, Message, NLM_F_CREATE, NLM_F_EXCL, NetError, Netlink,
-    RTM_NEWLINK, Route, check_name, family, link_header, octets,
+use super::{Message, NLM_F_CREATE, NLM_F_EXCL, NetError, Netlink, Route, check_name, family, link_header, octets};
+use libc::{
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, IFLA_NET_NS_FD, RTM_DELRULE, RTM_NEWLINK,
+    RTM_NEWRULE,
 };
 use nix::errno::Errno;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-// linux/rtnetlink.h, linux/if_link.h, linux/veth.h, linux/fib_rules.h
-const RTM_NEWRULE: u16 = 32;
-const RTM_DELRULE: u16 = 33;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_INFO_DATA: u16 = 2;
+// linux/veth.h and linux/fib_rules.h, which libc does not have.
 const VETH_INFO_PEER: u16 = 1;
 const FRA_DST: u16 = 1;
 const FRA_PRIORITY: u16 = 6;
@@ -21,7 +18,7 @@ const FRA_TABLE: u16 = 15;
 const FR_ACT_TO_TBL: u8 = 1;
 
 /// The kernel's table of its own addresses.
-pub const TABLE_LOCAL: u8 = 255;
+pub const TABLE_LOCAL: u8 = libc::RT_TABLE_LOCAL;
 
 /// One routing rule: what goes to `to`, or everything, is looked up in `table`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
