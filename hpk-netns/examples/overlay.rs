@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use hpk_api::net::{NetnsRequest, TunAnswer, TunOffer};
-use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
+use hpk_netns::datapath::{Config, Datapath, Encryption};
 use hpk_netns::requests::receive_tun;
 use hpk_sys::netdev::{self, Netlink, Route};
 use std::io::{BufRead, Read};
@@ -43,7 +43,7 @@ async fn as_node(folder: &Path, pod: IpAddr, node_ip: IpAddr, plaintext: bool) {
     std::fs::create_dir_all(&own).unwrap();
     let config = Config {
         addresses: vec![pod],
-        pod_range: vec![Cidr::parse(range).unwrap()],
+        pod_range: vec![range.parse().unwrap()],
         service_range: Vec::new(),
         outward: None,
         outward_ipv6: false,

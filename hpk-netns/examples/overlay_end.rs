@@ -8,7 +8,7 @@
 //! of standard input as a [`NetUpdate`] in JSON, and ends with it. Questions are answered by nobody: tell peers first.
 
 use hpk_api::link::NetUpdate;
-use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
+use hpk_netns::datapath::{Config, Datapath, Encryption};
 use hpk_sys::netdev::{Netlink, Tun, create_tun};
 use std::error::Error;
 use std::fs::File;
@@ -28,8 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let datapath = Datapath::start(
         Config {
             addresses: vec![address],
-            pod_range: ["10.0.0.0/8", "fd00::/8"].iter().filter_map(|c| Cidr::parse(c)).collect(),
-            service_range: ["10.96.0.0/16"].iter().filter_map(|c| Cidr::parse(c)).collect(),
+            pod_range: ["10.0.0.0/8", "fd00::/8"].iter().filter_map(|c| c.parse().ok()).collect(),
+            service_range: ["10.96.0.0/16"].iter().filter_map(|c| c.parse().ok()).collect(),
             outward: None,
             outward_ipv6: false,
             node_ip: node_ip.parse()?,

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::cni;
-use crate::datapath::{Cidr, Config, Datapath, Encryption};
+use crate::datapath::{Config, Datapath, Encryption};
 use crate::nat::{self, Heard, Progress};
 use crate::node;
 use crate::outward::{NotHad, Outward};
@@ -157,7 +157,7 @@ fn overlay(
     (plugins, list, maps_ports): Plugins,
 ) -> Overlay {
     let network = &plan.network;
-    let ranges = |text: &str| text.split(',').filter_map(|c| Cidr::parse(c.trim())).collect();
+    let ranges = |text: &str| hpk_api::net::ranges(text).unwrap_or_default();
     // Where a plug-in maps a host port to the pod's, it is to see the host port.
     let ports: Vec<HostPort> = network
         .host_ports

@@ -4,7 +4,7 @@
 use hpk_api::link::{
     NetQuestion, NetUpdate, PolicyFacts, PolicyPeer, PolicyPort, PolicyRule, Protocol, ServiceFacts, ServicePort,
 };
-use hpk_netns::datapath::{Cidr, Config, Datapath, Encryption};
+use hpk_netns::datapath::{Config, Datapath, Encryption};
 use hpk_sys::netdev::{self, Netlink, Route};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -75,7 +75,7 @@ impl Pod {
     fn with(ip: IpAddr, node: IpAddr, encryption: Encryption) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (ask, questions) = tokio::sync::mpsc::channel(64);
-        let ranges = |all: &[&str]| all.iter().filter_map(|c| Cidr::parse(c)).collect();
+        let ranges = |all: &[&str]| all.iter().filter_map(|c| c.parse().ok()).collect();
         let datapath = Datapath::start(
             Config {
                 addresses: vec![ip],

@@ -11,7 +11,6 @@
 
 pub mod balancer;
 pub mod policies;
-pub mod range;
 pub mod relays;
 pub mod services;
 pub mod stand_ins;

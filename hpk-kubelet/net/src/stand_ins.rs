@@ -5,8 +5,8 @@
 //! that stands for it, so whatever the rules say of the endpoint is said of that port too.
 
 use crate::policies::{Labels, PodInfo, single};
-use crate::range::Range;
 use hpk_api::link::{PolicyFacts, PolicyPort, PolicyRule, Protocol, ServiceFacts};
+use ipnet::IpNet;
 use std::net::SocketAddr;
 
 /// The Service whose endpoint is CoreDNS.
@@ -58,7 +58,7 @@ pub fn extend(facts: &mut PolicyFacts, stand_ins: &[StandIn]) {
 }
 
 fn allows(rule: &PolicyRule, protocol: Protocol, target: SocketAddr) -> bool {
-    let within = |cidr: &str| Range::parse(cidr).is_some_and(|r| r.contains(target.ip()));
+    let within = |cidr: &str| cidr.parse::<IpNet>().is_ok_and(|range| range.contains(&target.ip()));
     let peer = rule
         .peers
         .as_ref()

@@ -4,11 +4,11 @@
 //! It is forgotten when its pod is.
 
 use crate::policies::{self, Cluster, Labels, PodInfo};
-use crate::range::Range;
 use crate::relays::Relays;
 use crate::services;
 use crate::stand_ins::{self, DNS_SERVICE, StandIn};
 use hpk_api::link::{Hello, Listener, MEMBER, NetQuestion, NetUpdate, PolicyFacts, Relay, ServiceFacts};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -46,7 +46,7 @@ struct Peer {
 pub struct World {
     /// Pods are in the site's own network and reach whatever the node reaches: no relays.
     direct: bool,
-    pod_ranges: Vec<Range>,
+    pod_ranges: Vec<IpNet>,
     services: BTreeMap<String, Service>,
     slices: HashMap<String, BTreeMap<String, EndpointSlice>>,
     compiled: BTreeMap<String, ServiceFacts>,
@@ -76,8 +76,8 @@ impl World {
     /// Node's address.
     #[must_use]
     pub fn new(pod_cidr: &str, node: IpAddr) -> Self {
-        let pod_ranges = Range::list(pod_cidr);
-        let member = pod_ranges.iter().map(Range::first).collect();
+        let pod_ranges = hpk_api::net::ranges(pod_cidr).unwrap_or_default();
+        let member = pod_ranges.iter().map(hpk_api::net::first_host).collect();
         Self {
             direct: false,
             pod_ranges,
@@ -149,7 +149,7 @@ impl World {
         let (relays, ranges, node, direct) = (&mut self.relays, &self.pod_ranges, self.node, self.direct);
         let facts = self.services.get(key).and_then(|service| {
             services::compile(service, slices.values(), node, |protocol, target| {
-                if direct || ranges.iter().any(|r| r.contains(target.ip())) {
+                if direct || ranges.iter().any(|r| r.contains(&target.ip())) {
                     Some(target)
                 } else {
                     relays.stand_in(protocol, target)

@@ -8,6 +8,7 @@
 //! must outlive the kubelet, whose pods' records vanish with the pods: every [`BLOCK`] addresses a mark ahead of the
 //! next one is to be written ([`Pool::due`]) before any of them is used. A kubelet that was killed goes on at the mark.
 
+use ipnet::IpNet;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -34,29 +35,23 @@ impl Pool {
     /// no IPv4 range of useful size is in it, or an IPv6 range too small for it.
     #[must_use]
     pub fn new(cidrs: &str, used: impl IntoIterator<Item = IpAddr>, mark: Option<Ipv4Addr>) -> Option<Self> {
-        let ranges = cidrs.split(',').map(|cidr| {
-            let (base, length) = cidr.trim().split_once('/')?;
-            Some((base.parse::<IpAddr>().ok()?, length.parse::<u32>().ok()?))
-        });
-        let ranges = ranges.collect::<Option<Vec<_>>>()?;
-        let (base, length) = ranges.iter().find_map(|(base, length)| match base {
-            IpAddr::V4(v4) => Some((*v4, *length)),
-            IpAddr::V6(_) => None,
-        })?;
-        if length > 28 {
-            return None;
+        let ranges = hpk_api::net::ranges(cidrs)?;
+        let (mut v4, mut v6) = (None, None);
+        for range in ranges {
+            match range {
+                IpNet::V4(range) => v4 = v4.or(Some(range)),
+                IpNet::V6(range) => v6 = v6.or(Some(range)),
+            }
         }
-        let v6 = ranges.iter().find_map(|(base, length)| match base {
-            IpAddr::V6(v6) => Some((*v6, *length)),
-            IpAddr::V4(_) => None,
-        });
-        if v6.is_some_and(|(_, bits)| bits > 96 + length) {
+        let v4 = v4?;
+        let length = u32::from(v4.prefix_len());
+        if length > 28 || v6.is_some_and(|v6| u32::from(v6.prefix_len()) > 96 + length) {
             return None;
         }
         let size = 1_u64 << (32 - length);
         let reserved = if size > 1024 { 256 } else { 1 };
         let count = u32::try_from(size - reserved - 1).ok()?;
-        let base = u32::from(base) & u32::MAX.checked_shl(32 - length).unwrap_or(0);
+        let base = u32::from(v4.network());
         let first = base + u32::try_from(reserved).ok()?;
         let used: HashSet<Ipv4Addr> = used
             .into_iter()
@@ -68,7 +63,7 @@ impl Pool {
         let offset = |ip: Ipv4Addr| Some(u32::from(ip).wrapping_sub(first)).filter(|o| *o < count);
         // Without a mark: after the highest address known.
         let next = mark.and_then(offset).or_else(|| used.iter().filter_map(|ip| offset(*ip)).max().map(|o| o + 1));
-        let v6 = v6.map(|(v6, bits)| u128::from(v6) & u128::MAX.checked_shl(128 - bits).unwrap_or(0));
+        let v6 = v6.map(|v6| u128::from(v6.network()));
         Some(Self { base, v6, first, count, next: next.unwrap_or(0) % count, left: 0, used })
     }
 

@@ -33,6 +33,7 @@ mod wait;
 
 use engine::{Engine, Setup};
 use hpk_api::link::{NetQuestion, NetUpdate};
+use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use peers::Peers;
 use std::io;
@@ -42,7 +43,6 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 pub use outward::{Framing, Way};
-pub use policy::Cidr;
 pub(crate) use port::remove_dead_sockets;
 
 /// What a datapath is made for.
@@ -51,13 +51,13 @@ pub struct Config<'a> {
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Ranges of all pods' addresses.
-    pub pod_range: Vec<Cidr>,
+    pub pod_range: Vec<IpNet>,
     /// This node's address towards others.
     pub node_ip: IpAddr,
     /// Our user's folder on this node, for packets between its pods.
     pub folder: &'a Path,
     /// Ranges of services' addresses: what is none is nobody's, and never the world's.
-    pub service_range: Vec<Cidr>,
+    pub service_range: Vec<IpNet>,
     /// Asked once for each time that a way out of the cluster is needed: answered by [`Datapath::outward`]. None: there
     /// is none.
     pub outward: Option<tokio::sync::mpsc::Sender<()>>,

@@ -65,11 +65,12 @@ pub fn run(offer: &Path, asks: &Path, ips: &[IpAddr], mtu: u32, ranges: &[&str])
     netlink.set_up("lo", 0)?;
     let ips = netlink.add_addresses(DEVICE, ips)?;
     netlink.set_up(DEVICE, mtu)?;
-    for text in ranges.iter().flat_map(|list| list.split(',')) {
-        let route = range(text.trim()).ok_or_else(|| InsideError::Range(text.to_owned()))?;
-        let own = ips.iter().copied().find(|ip| ip.is_ipv4() == route.destination.is_ipv4());
-        if let Some(source) = own {
-            netlink.add_route(DEVICE, Route { source: Some(source), ..route })?;
+    for list in ranges {
+        for range in hpk_api::net::ranges(list).ok_or_else(|| InsideError::Range((*list).to_owned()))? {
+            let (destination, prefix) = (range.addr(), range.prefix_len());
+            if let Some(source) = ips.iter().copied().find(|ip| ip.is_ipv4() == destination.is_ipv4()) {
+                netlink.add_route(DEVICE, Route { destination, prefix, gateway: None, source: Some(source) })?;
+            }
         }
     }
     let listener = UnixListener::bind(asks)?;
@@ -90,11 +91,6 @@ pub(super) fn serve_all(listener: &UnixListener) {
     for stream in listener.incoming().flatten() {
         let _ = serve(stream);
     }
-}
-
-fn range(text: &str) -> Option<Route> {
-    let (destination, prefix) = text.split_once('/')?;
-    Some(Route { destination: destination.parse().ok()?, prefix: prefix.parse().ok()?, gateway: None, source: None })
 }
 
 fn serve(stream: UnixStream) -> io::Result<()> {

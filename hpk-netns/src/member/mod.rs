@@ -15,13 +15,13 @@ mod listen;
 mod relay;
 mod spread;
 
-use crate::datapath::{Cidr, Config, Datapath, Encryption};
+use crate::datapath::{Config, Datapath, Encryption};
 use crate::node;
 use crate::requests::receive_tun;
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
-use hpk_api::net::NetworkMode;
+use hpk_api::net::{NetworkMode, first_host, ranges};
 use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
@@ -135,10 +135,9 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let path = home.join("cluster.json");
     let read = std::fs::read(&path).and_then(|b| Ok(serde_json::from_slice::<ClusterConfig>(&b)?));
     let cluster = read.map_err(|source| MemberError::Cluster { path, source })?;
-    let (ips, pods): (Vec<_>, Vec<_>) = member_addresses(&cluster.pod_cidr)
-        .ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?
-        .into_iter()
-        .unzip();
+    let pods = ranges(&cluster.pod_cidr).filter(|all| !all.is_empty());
+    let pods = pods.ok_or_else(|| MemberError::Range(cluster.pod_cidr.clone()))?;
+    let ips: Vec<_> = pods.iter().map(first_host).collect();
     let home = &home.canonicalize().map_err(io_error(home.display().to_string()))?;
     let (net, folder) = member_folders(home).map_err(io_error("node-local folder"))?;
     if cluster.network_mode == NetworkMode::Cni {
@@ -298,31 +297,4 @@ fn start_helper(folder: &Path, ips: &[IpAddr], mtu: u32, cluster: &ClusterConfig
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-}
-
-/// The first address of each of the pods' ranges is the member's.
-fn member_addresses(cidrs: &str) -> Option<Vec<(IpAddr, Cidr)>> {
-    let one = |cidr: &str| {
-        let (base, _) = cidr.split_once('/')?;
-        let ip = match base.parse().ok()? {
-            IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 1).into()),
-            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + 1).into()),
-        };
-        Some((ip, Cidr::parse(cidr)?))
-    };
-    cidrs.split(',').map(|cidr| one(cidr.trim())).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::member_addresses;
-
-    #[test]
-    fn the_first_address_is_the_members() {
-        let ips =
-            |cidrs| member_addresses(cidrs).map(|all| all.iter().map(|(ip, _)| ip.to_string()).collect::<Vec<_>>());
-        assert_eq!(ips("10.244.0.0/16").unwrap(), ["10.244.0.1"]);
-        assert_eq!(ips("10.244.0.0/16,fd00:10:244::/64").unwrap(), ["10.244.0.1", "fd00:10:244::1"]);
-        assert!(ips("10.244.0.0").is_none() && ips("x/16").is_none() && ips("10.244.0.0/16,").is_none());
-    }
 }

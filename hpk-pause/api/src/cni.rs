@@ -3,8 +3,8 @@
 //!
 //! Pure data. Keys that are not known here are passed over, as the specification asks of a reader.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::net::IpAddr;
 
 /// The version of results that HPK itself makes.
@@ -46,7 +46,7 @@ impl CniResult {
     /// Addresses of the pod (status.podIPs), in order.
     #[must_use]
     pub fn pod_ips(&self) -> Vec<IpAddr> {
-        self.ips.iter().map(|ip| ip.address.ip).collect()
+        self.ips.iter().map(|ip| ip.address.addr()).collect()
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Interface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// With its network's prefix length.
-    pub address: Cidr,
+    pub address: IpNet,
     /// Next hop for what is not on the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
@@ -84,7 +84,7 @@ pub struct Address {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where to.
-    pub dst: Cidr,
+    pub dst: IpNet,
     /// None: on the link itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
@@ -127,52 +127,6 @@ impl Dns {
     }
 }
 
-/// An address with a prefix length: `10.244.0.7/32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Cidr {
-    /// Address.
-    pub ip: IpAddr,
-    /// Bits.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// One address by itself.
-    #[must_use]
-    pub fn single(ip: IpAddr) -> Self {
-        Self { ip, prefix: if ip.is_ipv4() { 32 } else { 128 } }
-    }
-
-    /// `ADDRESS/BITS`, bits within the family's.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (ip, prefix) = text.split_once('/')?;
-        let (ip, prefix): (IpAddr, u8) = (ip.parse().ok()?, prefix.parse().ok()?);
-        (prefix <= Self::single(ip).prefix).then_some(Self { ip, prefix })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.ip, self.prefix)
-    }
-}
-
-impl Serialize for Cidr {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!("{text:?} is no address with a prefix length, such as 10.244.0.7/24"))
-        })
-    }
-}
-
 /// Go's plug-ins write `null` for an empty list.
 fn or_none<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
@@ -204,14 +158,6 @@ mod tests {
             serde_json::from_str::<CniResult>("{}").unwrap_err().to_string(),
             "missing field `cniVersion` at line 1 column 2"
         );
-    }
-
-    #[test]
-    fn addresses_are_checked() {
-        for bad in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::1/129"] {
-            assert_eq!(Cidr::parse(bad), None, "{bad}");
-        }
-        assert_eq!(Cidr::parse("fd00::1/64").unwrap().to_string(), "fd00::1/64");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The pod's network, as planned by the kubelet and as found by hpk-netns and hpk-pause.
 
 use crate::cni::CniResult;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -186,4 +187,47 @@ pub struct Ready {
     /// What is not as asked for, for the pod's events: reason and message.
     #[serde(default)]
     pub warning: Option<(String, String)>,
+}
+
+/// The address ranges of a list such as `10.244.0.0/16,fd00:10:244::/64`. An empty list has none. None: some part of the
+/// list is no range.
+#[must_use]
+pub fn ranges(list: &str) -> Option<Vec<IpNet>> {
+    if list.is_empty() {
+        return Some(Vec::new());
+    }
+    list.split(',').map(|text| text.trim().parse().ok()).collect()
+}
+
+/// The first address that a host may have in a range: by convention the member's, in the pods' ranges.
+#[must_use]
+pub fn first_host(range: &IpNet) -> IpAddr {
+    match range.network() {
+        IpAddr::V4(base) => IpAddr::V4((u32::from(base).wrapping_add(1)).into()),
+        IpAddr::V6(base) => IpAddr::V6((u128::from(base).wrapping_add(1)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_a_list() {
+        let shown = |text| ranges(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(shown("10.244.0.0/16").unwrap(), ["10.244.0.0/16"]);
+        assert_eq!(shown("10.244.0.0/16, fd00::/64").unwrap(), ["10.244.0.0/16", "fd00::/64"]);
+        assert!(shown("").unwrap().is_empty());
+        for bad in ["10.244.0.0", "x/16", "10.0.0.0/33", "::/129", "10.0.0.0/8,fd00::", "10.244.0.0/16,", " "] {
+            assert_eq!(ranges(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_host_of_each_family() {
+        let first = |text: &str| first_host(&text.parse().unwrap()).to_string();
+        assert_eq!(first("10.244.0.0/16"), "10.244.0.1");
+        assert_eq!(first("10.244.3.4/16"), "10.244.0.1");
+        assert_eq!(first("fd00:10:244::/64"), "fd00:10:244::1");
+    }
 }

@@ -1,8 +1,9 @@
 //! A network that is there already: the node's own, or what a site's CNI plug-ins have put into the pod's namespace.
 
-use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route};
+use hpk_api::cni::{Address, CniResult, Interface, Route};
 use hpk_api::net::{NetworkPlan, POD_SANDBOX};
 use hpk_sys::netdev::{Device, NetError, Netlink};
+use ipnet::IpNet;
 use std::net::{IpAddr, UdpSocket};
 
 /// In the node's network: the address by which this node speaks to the login node. What the node does not tell of its
@@ -13,7 +14,7 @@ pub(super) fn host(plan: &NetworkPlan) -> CniResult {
     let device = devices.into_iter().find(|d| d.addresses.iter().any(|(own, _)| *own == ip));
     let prefix =
         device.as_ref().and_then(|d| d.addresses.iter().find(|(own, _)| *own == ip)).map(|(_, prefix)| *prefix);
-    let address = prefix.map_or(Cidr::single(ip), |prefix| Cidr { ip, prefix });
+    let address = net(ip, prefix);
     CniResult {
         ips: vec![Address { address, gateway: None, interface: device.as_ref().map(|_| 0) }],
         interfaces: device.iter().map(|d| interface(d, "")).collect(),
@@ -34,16 +35,21 @@ fn of(devices: &[Device]) -> Option<CniResult> {
         result.interfaces.push(interface(device, POD_SANDBOX));
         let hop = |v4: bool| device.routes.iter().find(|r| r.1 == 0 && r.0.is_ipv4() == v4).and_then(|r| r.2);
         result.ips.extend(device.addresses.iter().map(|&(ip, prefix)| Address {
-            address: Cidr { ip, prefix },
+            address: net(ip, Some(prefix)),
             gateway: hop(ip.is_ipv4()),
             interface: Some(index),
         }));
-        let route = |&(ip, prefix, gw): &(IpAddr, u8, Option<IpAddr>)| Route { dst: Cidr { ip, prefix }, gw };
+        let route = |&(ip, prefix, gw): &(IpAddr, u8, Option<IpAddr>)| Route { dst: net(ip, Some(prefix)), gw };
         // Every device has a route to its own link's addresses; that is no news.
         let own = |r: &&(IpAddr, u8, Option<IpAddr>)| !matches!(r.0, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast());
         result.routes.extend(device.routes.iter().filter(own).map(route));
     }
     (!result.ips.is_empty()).then_some(result)
+}
+
+/// The kernel's prefix lengths are within the family's; without one it is the address alone.
+fn net(ip: IpAddr, prefix: Option<u8>) -> IpNet {
+    prefix.and_then(|prefix| IpNet::new(ip, prefix).ok()).unwrap_or(IpNet::from(ip))
 }
 
 fn interface(device: &Device, sandbox: &str) -> Interface {

@@ -2,9 +2,10 @@
 
 use super::families::{like, one_family};
 use super::{ANSWER_LIMIT, DEVICE, Network, NetworkError, alone, ask, in_sandbox, side};
-use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route as CniRoute};
-use hpk_api::net::{NetnsRequest, NetworkList, NetworkPlan, POD_SANDBOX, TunOffer};
+use hpk_api::cni::{Address, CniResult, Interface, Route as CniRoute};
+use hpk_api::net::{NetnsRequest, NetworkList, NetworkPlan, POD_SANDBOX, TunOffer, ranges};
 use hpk_sys::netdev::{self, Netlink, Route};
+use ipnet::IpNet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -34,8 +35,8 @@ pub(super) fn make(plan: &NetworkPlan, socket: &Path) -> Result<Network, Network
     let offer = TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr, chain: None };
     let ready = ask(socket, &NetnsRequest::Tun(Box::new(offer)), &[tun.fd.as_fd()], ANSWER_LIMIT)?;
     let warnings = ready.warning.into_iter().chain(one_family(plan, &pod_ips)).collect();
-    let routes =
-        routes.iter().map(|r| CniRoute { dst: Cidr { ip: r.destination, prefix: r.prefix }, gw: None }).collect();
+    let dst = |r: &Route| IpNet::new(r.destination, r.prefix).ok();
+    let routes = routes.iter().filter_map(dst).map(|dst| CniRoute { dst, gw: None }).collect();
     Ok(Network { result: in_sandbox(result(&pod_ips, DEVICE, mtu, routes), &ready.sandbox), warnings })
 }
 
@@ -50,7 +51,8 @@ fn mtu(plan: &NetworkPlan) -> u32 {
 fn routes(plan: &NetworkPlan, pod_ips: &[IpAddr]) -> Result<Vec<Route>, NetworkError> {
     let mut routes = Vec::with_capacity(6);
     for (field, value) in [("pod_cidr", &plan.pod_cidr), ("service_cidr", &plan.service_cidr)] {
-        for Cidr { ip: destination, prefix } in ranges(field, value)? {
+        for range in ranges(value).ok_or_else(|| NetworkError::Range { field, value: value.clone() })? {
+            let (destination, prefix) = (range.addr(), range.prefix_len());
             if let Some(source) = like(pod_ips, destination) {
                 routes.push(Route { destination, prefix, gateway: None, source: Some(source) });
             }
@@ -70,33 +72,14 @@ fn result(pod_ips: &[IpAddr], device: &str, mtu: u32, routes: Vec<CniRoute>) -> 
         sandbox: POD_SANDBOX.to_owned(),
         ..Interface::default()
     };
-    let address = |ip: &IpAddr| Address { address: Cidr::single(*ip), gateway: None, interface: Some(0) };
+    let address = |ip: &IpAddr| Address { address: IpNet::from(*ip), gateway: None, interface: Some(0) };
     let ips = pod_ips.iter().map(address).collect();
     CniResult { interfaces: vec![interface], ips, routes, ..CniResult::default() }
-}
-
-/// `10.244.0.0/16` or `10.244.0.0/16,fd00:10:244::/64`; none in an empty text.
-fn ranges(field: &'static str, value: &str) -> Result<Vec<Cidr>, NetworkError> {
-    let all: Option<Vec<_>> =
-        value.split(',').filter(|text| !text.is_empty()).map(|text| Cidr::parse(text.trim())).collect();
-    all.ok_or_else(|| NetworkError::Range { field, value: value.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_are_a_list() {
-        let shown = |text| ranges("pod_cidr", text).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(shown("10.244.0.0/16"), ["10.244.0.0/16"]);
-        assert_eq!(shown("10.244.0.0/16,fd00::/64"), ["10.244.0.0/16", "fd00::/64"]);
-        assert!(shown("").is_empty());
-        for bad in ["10.244.0.0", "x/16", "10.0.0.0/999", "10.0.0.0/8,fd00::"] {
-            let error = ranges("pod_cidr", bad).unwrap_err().to_string();
-            assert!(error.contains("pod_cidr") && error.contains(bad), "{error}");
-        }
-    }
 
     #[test]
     fn each_family_is_routed_from_its_own_address() {

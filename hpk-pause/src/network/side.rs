@@ -15,9 +15,10 @@
 
 use super::families::{like, one_family};
 use super::{DEVICE, Network, NetworkError, PLUGINS_LIMIT, ask, in_sandbox};
-use hpk_api::cni::{Address, Cidr, CniResult, Interface, Route as CniRoute};
+use hpk_api::cni::{Address, CniResult, Interface, Route as CniRoute};
 use hpk_api::net::{ChainOffer, NetnsRequest, NetworkPlan, POD_SANDBOX, TunOffer};
 use hpk_sys::netdev::{self, NetError, Netlink, Route, Rule, TABLE_LOCAL, Tun};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -122,13 +123,13 @@ fn fill(plan: &NetworkPlan, pod: &OwnedFd, mtu: u32) -> Result<NodeSide, Network
     let families = || FAMILIES.into_iter().filter(|family| like(&pod_ips, family.any).is_some());
     for family in families() {
         netdev::sysctl(family.forwarding, "1")?;
-        netlink.add_address(VETH, family.gateway, Cidr::single(family.gateway).prefix)?;
+        netlink.add_address(VETH, family.gateway, IpNet::from(family.gateway).prefix_len())?;
     }
     netlink.set_up(VETH, mtu)?;
     netlink.set_up(TUN, mtu)?;
     for &ip in &pod_ips {
-        let Cidr { ip: destination, prefix } = Cidr::single(ip);
-        netlink.add_route_in(TABLE, VETH, Route { destination, prefix, gateway: None, source: None })?;
+        let prefix = IpNet::from(ip).prefix_len();
+        netlink.add_route_in(TABLE, VETH, Route { destination: ip, prefix, gateway: None, source: None })?;
         netlink.add_rule(Rule { v6: ip.is_ipv6(), to: Some(ip), priority: 10, table: TABLE })?;
     }
     for family in families() {
@@ -151,20 +152,25 @@ fn pod_side(pod_ips: &[IpAddr], mtu: u32) -> Result<String, NetworkError> {
     netlink.add_addresses(DEVICE, pod_ips)?;
     netlink.set_up(DEVICE, mtu)?;
     for route in routes(pod_ips) {
-        let Cidr { ip: destination, prefix } = route.dst;
+        let (destination, prefix) = (route.dst.addr(), route.dst.prefix_len());
         let source = like(pod_ips, destination);
         netlink.add_route(DEVICE, Route { destination, prefix, gateway: route.gw, source })?;
     }
     Ok(mac(&mut netlink, DEVICE)?)
 }
 
+/// The range of all addresses of a family.
+fn everything(like: IpAddr) -> IpNet {
+    match like {
+        IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+    }
+}
+
 /// Of the pod: the way to the node side, then all else by it.
 fn routes(pod_ips: &[IpAddr]) -> Vec<CniRoute> {
     let of = |Family { any, gateway, .. }: Family| {
-        [
-            CniRoute { dst: Cidr::single(gateway), gw: None },
-            CniRoute { dst: Cidr { ip: any, prefix: 0 }, gw: Some(gateway) },
-        ]
+        [CniRoute { dst: gateway.into(), gw: None }, CniRoute { dst: everything(any), gw: Some(gateway) }]
     };
     FAMILIES.into_iter().filter(|family| like(pod_ips, family.any).is_some()).flat_map(of).collect()
 }
@@ -178,7 +184,7 @@ fn result(pod_ips: &[IpAddr], mtu: u32, macs: (String, String)) -> CniResult {
         sandbox: sandbox.to_owned(),
     };
     let gateway = |ip: IpAddr| FAMILIES.iter().find(|f| f.any.is_ipv4() == ip.is_ipv4()).map(|f| f.gateway);
-    let address = |&ip: &IpAddr| Address { address: Cidr::single(ip), gateway: gateway(ip), interface: Some(1) };
+    let address = |&ip: &IpAddr| Address { address: ip.into(), gateway: gateway(ip), interface: Some(1) };
     CniResult {
         interfaces: vec![device(VETH, macs.0, ""), device(DEVICE, macs.1, POD_SANDBOX)],
         ips: pod_ips.iter().map(address).collect(),

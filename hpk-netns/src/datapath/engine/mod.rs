@@ -13,11 +13,12 @@ use super::keys::PublicKey;
 use super::outward::{self, Way};
 use super::peers::Peers;
 use super::pipeline::Pipeline;
-use super::policy::{Cidr, Policy};
+use super::policy::Policy;
 use super::port::{LocalPort, UdpPort, local_path};
 use super::vnet;
 use super::wait::{Ready, Sources, Wait};
 use hpk_api::link::{NetQuestion, NetUpdate};
+use ipnet::IpNet;
 use nix::sys::eventfd::EventFd;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -56,9 +57,9 @@ pub(crate) enum Command {
 pub(crate) struct Setup {
     pub(crate) addresses: Vec<IpAddr>,
     /// Addresses that pods have.
-    pub(crate) pod_range: Vec<Cidr>,
+    pub(crate) pod_range: Vec<IpNet>,
     /// Addresses that services have.
-    pub(crate) service_range: Vec<Cidr>,
+    pub(crate) service_range: Vec<IpNet>,
     /// Where a way out of the cluster is asked for.
     pub(crate) outward: Option<tokio::sync::mpsc::Sender<()>>,
     /// Whether that way knows IPv6.
@@ -84,8 +85,8 @@ struct Counters {
 /// The thread's state.
 pub(crate) struct Engine {
     pipeline: Pipeline,
-    pod_range: Vec<Cidr>,
-    service_range: Vec<Cidr>,
+    pod_range: Vec<IpNet>,
+    service_range: Vec<IpNet>,
     ask_outward: Option<tokio::sync::mpsc::Sender<()>>,
     outward_ipv6: bool,
     outward: outward::State,

@@ -203,7 +203,7 @@ impl Engine {
             Some(_) => return,
             None => {
                 // Asked, not believed: the next packet finds the answer.
-                if self.pod_range.iter().any(|r| r.contains(view.src)) {
+                if self.pod_range.iter().any(|r| r.contains(&view.src)) {
                     self.ask(NetQuestion::Peer { ip: view.src });
                 }
                 return;

@@ -12,7 +12,7 @@ impl Engine {
     /// A frame for an address that is no pod's.
     pub(super) fn out_of_cluster(&mut self, ip: IpAddr, frame: &[u8]) {
         let way = self.ask_outward.is_some() && (ip.is_ipv4() || self.outward_ipv6);
-        if !way || self.service_range.iter().any(|range| range.contains(ip)) {
+        if !way || self.service_range.iter().any(|range| range.contains(&ip)) {
             return self.no_way(frame);
         }
         match self.outward.offer(frame, self.now) {

@@ -46,7 +46,7 @@ impl Engine {
             // Straight back, uncut as it came: addresses are changed, the virtio header still fits.
             Outbound::Loop => self.write_frame(frame),
             Outbound::Send(ip) => {
-                if !self.pod_range.iter().any(|range| range.contains(ip)) {
+                if !self.pod_range.iter().any(|range| range.contains(&ip)) {
                     return self.out_of_cluster(ip, frame);
                 }
                 match self.peers.lookup(ip, frame, self.now) {
