@@ -19,6 +19,7 @@ mod metrics_api;
 mod probes;
 mod respond;
 mod route;
+mod selector;
 mod service;
 mod stats;
 mod stream;

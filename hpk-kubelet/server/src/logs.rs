@@ -15,7 +15,6 @@ use crate::backend::LOST;
 use crate::respond::{Body, text};
 use crate::route::Query;
 use bytes::Bytes;
-use futures::StreamExt;
 use hpk_api::control::{LogOptions, LogPosition, Request, StreamEnd};
 use hpk_api::cri_log::Stream;
 use hpk_api::frame::channel;
@@ -211,35 +210,9 @@ fn streaming(parts: mpsc::Receiver<std::io::Result<Bytes>>) -> Response<Body> {
         };
         Some((part.map(Frame::data), parts))
     });
-    let mut response = Response::new(StreamBody::new(stream.boxed()).boxed_unsync_to_sync());
+    let mut response = Response::new(StreamBody::new(stream).boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
-}
-
-/// `BodyExt::boxed` wants `Sync`, which a boxed stream is not: wrap it.
-trait BoxedSync {
-    fn boxed_unsync_to_sync(self) -> Body;
-}
-
-impl<S> BoxedSync for StreamBody<S>
-where
-    S: futures::Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Unpin + 'static,
-{
-    fn boxed_unsync_to_sync(self) -> Body {
-        BodyExt::boxed(StreamBody::new(sync_wrapper(self)))
-    }
-}
-
-/// A stream is only ever polled through `&mut`, so a mutex that is never contended makes it `Sync`.
-fn sync_wrapper<S>(body: StreamBody<S>) -> impl futures::Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync
-where
-    S: futures::Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Unpin + 'static,
-{
-    let cell = std::sync::Mutex::new(body);
-    futures::stream::poll_fn(move |cx| {
-        let mut body = cell.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        futures::Stream::poll_next(std::pin::Pin::new(&mut *body), cx)
-    })
 }
 
 type Parts = mpsc::Sender<std::io::Result<Bytes>>;

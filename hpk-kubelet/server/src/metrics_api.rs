@@ -7,11 +7,12 @@
 use crate::backend::{Backend, PodSample};
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
 use crate::route::{Query, decode};
-use crate::stats;
+use crate::{selector, stats};
 use hpk_api::control::Usage;
 use hyper::{Response, StatusCode};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::SelectorExt as _;
 use serde_json::{Value, json as value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,7 +95,7 @@ impl MetricsApi {
             return method_not_allowed("GET");
         }
         let Some(path) = parse(path) else { return text(StatusCode::NOT_FOUND, "404 page not found\n") };
-        let selector = match Selector::parse(query.get("labelSelector").unwrap_or_default()) {
+        let selector = match selector::parse(query.get("labelSelector").unwrap_or_default()) {
             Ok(selector) => selector,
             Err(why) => return failure(StatusCode::BAD_REQUEST, "BadRequest", &why),
         };
@@ -277,111 +278,10 @@ fn failure(status: StatusCode, reason: &str, message: &str) -> Response<Body> {
     with_type(status, "application/json", body.to_string())
 }
 
-/// A label selector: `a=b,c!=d,e in (x,y),f notin (z),g,!h`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Selector(Vec<Term>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Term {
-    key: String,
-    /// None: only whether the key exists is asked.
-    values: Option<Vec<String>>,
-    negated: bool,
-}
-
-impl Selector {
-    fn parse(text: &str) -> Result<Self, String> {
-        split_terms(text).into_iter().filter(|t| !t.is_empty()).map(Term::parse).collect::<Result<_, _>>().map(Self)
-    }
-
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|term| {
-            let hit = match (&term.values, labels.get(&term.key)) {
-                (None, found) => found.is_some(),
-                (Some(values), Some(found)) => values.contains(found),
-                (Some(_), None) => false,
-            };
-            hit != term.negated
-        })
-    }
-}
-
-/// Splits at commas that are not inside parentheses.
-fn split_terms(text: &str) -> Vec<&str> {
-    let (mut terms, mut depth, mut start) = (Vec::new(), 0_u32, 0);
-    for (at, c) in text.char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            ',' if depth == 0 => {
-                terms.push(text[start..at].trim());
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    terms.push(text[start..].trim());
-    terms
-}
-
-impl Term {
-    fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("unable to parse requirement: {text:?}");
-        let make = |key: &str, values: Option<Vec<String>>, negated: bool| {
-            let key = key.trim();
-            let fine = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
-            if fine { Ok(Self { key: key.to_owned(), values, negated }) } else { Err(bad()) }
-        };
-        if let Some((head, set)) = text.strip_suffix(')').and_then(|t| t.split_once('(')) {
-            let values = Some(set.split(',').map(|v| v.trim().to_owned()).collect());
-            let mut words = head.split_whitespace();
-            return match (words.next(), words.next(), words.next()) {
-                (Some(key), Some("in"), None) => make(key, values, false),
-                (Some(key), Some("notin"), None) => make(key, values, true),
-                _ => Err(bad()),
-            };
-        }
-        if let Some((key, value)) = text.split_once("!=") {
-            return make(key, Some(vec![value.trim().to_owned()]), true);
-        }
-        if let Some((key, value)) = text.split_once('=') {
-            return make(key, Some(vec![value.trim_start_matches('=').trim().to_owned()]), false);
-        }
-        match text.strip_prefix('!') {
-            Some(key) => make(key, None, true),
-            None => make(text, None, false),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use hpk_api::control::{ContainerStats, PodStats};
-
-    #[test]
-    fn selectors_match_as_upstreams() {
-        let labels: BTreeMap<String, String> =
-            [("app", "web"), ("tier", "front")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        for (text, wanted) in [
-            ("", true),
-            ("app=web", true),
-            ("app==web,tier=front", true),
-            ("app!=web", false),
-            ("none!=x", true),
-            ("app in (web, db),tier", true),
-            ("app notin (web)", false),
-            ("none notin (x)", true),
-            ("!none", true),
-            ("!app", false),
-            ("none", false),
-        ] {
-            assert_eq!(Selector::parse(text).unwrap().matches(&labels), wanted, "{text}");
-        }
-        for bad in ["a b", "=x", "app of (x)", "app in x)"] {
-            assert!(Selector::parse(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn paths_name_their_resources() {

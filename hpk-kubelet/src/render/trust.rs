@@ -3,6 +3,7 @@
 use super::sources::Sources;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
+use kube::core::{Selector, SelectorExt as _};
 use pem::{EncodeConfig, LineEnding, Pem};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -63,8 +64,8 @@ pub fn anchors(wanted: &ClusterTrustBundleProjection, sources: &Sources) -> Resu
 fn matches(bundle: &ClusterTrustBundle, wanted: &ClusterTrustBundleProjection) -> bool {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     let labels = bundle.metadata.labels.as_ref().unwrap_or(&NONE);
-    bundle.spec.signer_name == wanted.signer_name
-        && wanted.label_selector.as_ref().is_some_and(|s| hpk_netfacts::policies::matches(s, labels))
+    let selector = wanted.label_selector.clone().and_then(|selector| Selector::try_from(selector).ok());
+    bundle.spec.signer_name == wanted.signer_name && selector.is_some_and(|selector| selector.matches(labels))
 }
 
 #[cfg(test)]
