@@ -4,7 +4,8 @@
 
 use super::context::Context;
 use crate::api::events::Note;
-use crate::pods::plan::{Image, as_container};
+use crate::pods::ephemeral::as_container;
+use crate::pods::plan::Image;
 use hpk_api::go_duration;
 use hpk_api::plan::{Blocked, ImageRef};
 use hpk_images::{Keyring, LocalImages, PullPolicy, PulledImage};

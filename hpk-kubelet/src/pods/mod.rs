@@ -1,11 +1,12 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
-//! Pure: [`address`], [`admit`], [`bandwidth`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
+//! Pure: [`address`], [`admit`], [`bandwidth`], [`ephemeral`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
 //! [`reconcile`]. [`folder`] is the pod's folder on disk.
 
 pub mod address;
 pub mod admit;
 pub mod bandwidth;
+pub mod ephemeral;
 pub mod folder;
 pub mod launcher;
 pub mod oom;

@@ -3,6 +3,7 @@
 //! What concerns one container only (a missing key, a refused securityContext, an image that cannot be
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
+use super::ephemeral::as_container;
 use super::{launcher, oom, probes, security};
 use crate::quantity;
 use crate::render::downward::Facts;
@@ -183,39 +184,6 @@ pub fn ephemeral(input: Input<'_>, added: &EphemeralContainer) -> (ContainerPlan
     let mut made = container(&input, &as_container(added), &mut warnings);
     made.target = added.target_container_name.clone().filter(|t| !t.is_empty());
     (made, warnings)
-}
-
-/// An ephemeral container has a container's fields and one more.
-#[must_use]
-pub fn as_container(added: &EphemeralContainer) -> Container {
-    let e = added.clone();
-    Container {
-        args: e.args,
-        command: e.command,
-        env: e.env,
-        env_from: e.env_from,
-        image: e.image,
-        image_pull_policy: e.image_pull_policy,
-        lifecycle: e.lifecycle,
-        liveness_probe: e.liveness_probe,
-        name: e.name,
-        ports: e.ports,
-        readiness_probe: e.readiness_probe,
-        resize_policy: e.resize_policy,
-        resources: e.resources,
-        restart_policy: e.restart_policy,
-        restart_policy_rules: e.restart_policy_rules,
-        security_context: e.security_context,
-        startup_probe: e.startup_probe,
-        stdin: e.stdin,
-        stdin_once: e.stdin_once,
-        termination_message_path: e.termination_message_path,
-        termination_message_policy: e.termination_message_policy,
-        tty: e.tty,
-        volume_devices: e.volume_devices,
-        volume_mounts: e.volume_mounts,
-        working_dir: e.working_dir,
-    }
 }
 
 /// `Always`, `OnFailure`, `Never`.

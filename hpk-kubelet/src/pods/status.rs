@@ -189,7 +189,9 @@ fn ephemeral_statuses(input: &Input<'_>, spec: &PodSpec, judged: Option<&Verdict
     spec.ephemeral_containers
         .iter()
         .flatten()
-        .map(|e| container_status(input, &super::plan::as_container(e), find(&e.name), "ContainerCreating", judged))
+        .map(|e| {
+            container_status(input, &super::ephemeral::as_container(e), find(&e.name), "ContainerCreating", judged)
+        })
         .collect()
 }
 

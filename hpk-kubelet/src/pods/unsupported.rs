@@ -3,7 +3,7 @@
 //! The table of all fields of a pod, with what becomes of each, is in this module's tests; it fails when
 //! Kubernetes' API gains a field.
 
-use super::plan::as_container;
+use super::ephemeral::as_container;
 use super::{bandwidth, launcher, oom};
 use crate::render::certificate;
 use hpk_api::pod_flags;

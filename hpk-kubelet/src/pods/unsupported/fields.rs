@@ -485,15 +485,12 @@ fn sources() -> String {
             let name = entry.file_name().expect("name").to_string_lossy().into_owned();
             if entry.is_dir() && name != "unsupported" {
                 add(&entry, all);
-            } else if name.ends_with(".rs") && name != "unsupported.rs" && name != "tests.rs" {
+            // A copy of all fields (ephemeral.rs) says nothing of their use.
+            } else if name.ends_with(".rs") && !["unsupported.rs", "ephemeral.rs", "tests.rs"].contains(&name.as_str())
+            {
                 let text = std::fs::read_to_string(&entry).expect("source");
                 let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-                // A copy of all fields says nothing of their use.
-                let code = match (code.find("pub fn as_container"), code.find("/// `Always`, `OnFailure`, `Never`.")) {
-                    (Some(start), Some(end)) if start < end => format!("{}{}", &code[..start], &code[end..]),
-                    _ => code.to_owned(),
-                };
-                all.push_str(&code);
+                all.push_str(code);
             }
         }
     }
