@@ -423,8 +423,7 @@ impl Driver {
     /// Number of the instance whose log is the current one, when a former job wrote it.
     fn last_instance(&self, name: &str) -> Option<u32> {
         let state = self.supervisor.state();
-        let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
-        all.find(|c| c.name == name).filter(|c| !c.container_id.is_empty()).map(|c| c.restart_count)
+        state.find(name).filter(|c| !c.container_id.is_empty()).map(|c| c.restart_count)
     }
 }
 

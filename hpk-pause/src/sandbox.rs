@@ -93,7 +93,7 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
 
 /// Whether a container mounts this volume with mountPropagation, so that mounts below it are to be seen by others.
 fn propagates(plan: &SandboxPlan, volume: &str) -> bool {
-    let containers = plan.init_containers.iter().chain(&plan.containers);
+    let containers = plan.all();
     containers.flat_map(|container| &container.mounts).any(|mount| {
         mount.volume == volume && mount.propagation.as_deref().is_some_and(|propagation| propagation != "None")
     })

@@ -33,7 +33,7 @@ pub type Users = HashMap<(String, String), Result<User, String>>;
 /// Who each container of the pod runs as. Blocking: the images are on the shared file system.
 #[must_use]
 pub fn users(pod: &SandboxPlan, paths: &Paths) -> Users {
-    let all = pod.init_containers.iter().chain(&pod.containers);
+    let all = pod.all();
     all.map(user_key).map(|key| (key.clone(), resolve(paths, &key))).collect()
 }
 

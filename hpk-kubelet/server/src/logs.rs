@@ -374,8 +374,7 @@ fn has_ended(status: &Path, container: &str, restart_count: u32) -> bool {
     let Some(state) = std::fs::read(status).ok().and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else {
         return false;
     };
-    let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
-    let found = all.find(|c| c.name == container);
+    let found = state.find(container);
     state.finished
         || found.is_some_and(|c| {
             c.restart_count > restart_count

@@ -202,7 +202,7 @@ impl Entry {
         report.events.clear();
         report.pod_ips.clear();
         report.sandbox_ready = false;
-        for container in report.init_containers.iter_mut().chain(&mut report.containers) {
+        for container in report.planned_mut() {
             match &container.state {
                 RunState::Terminated(end) if ended => container.last_termination = Some(end.clone()),
                 RunState::Running { .. } => {}

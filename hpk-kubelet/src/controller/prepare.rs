@@ -109,7 +109,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         Err(held) => return Err(held),
     };
     if !plan::can_begin(&made.plan) {
-        let blocked = made.plan.init_containers.iter().chain(&made.plan.containers);
+        let blocked = made.plan.all();
         let waiting: BTreeMap<_, _> = blocked
             .filter_map(|c| {
                 c.blocked
@@ -268,18 +268,17 @@ pub async fn refresh(
         ctx.recorder.pod(pod, Note::warning("FailedMount", format!("cannot update the pod's volumes: {error}")));
     }
     memory.failures = 0;
-    let before: BTreeMap<&str, &ContainerPlan> =
-        old.init_containers.iter().chain(&old.containers).map(|c| (c.name.as_str(), c)).collect();
+    let before: BTreeMap<&str, &ContainerPlan> = old.all().map(|c| (c.name.as_str(), c)).collect();
     let mut update = hpk_api::control::Update::default();
     let mut plan = old.clone();
-    for fresh in made.plan.init_containers.iter().chain(&made.plan.containers) {
+    for fresh in made.plan.all() {
         let Some(was) = before.get(fresh.name.as_str()) else { continue };
         // Environment of a running container is fixed: only these changes reach it.
         let wanted = fresh.blocked.is_none()
             && (was.blocked.is_some() || was.image != fresh.image || was.resources != fresh.resources);
         if wanted {
             update.containers.push(fresh.clone());
-            let slot = plan.init_containers.iter_mut().chain(&mut plan.containers).find(|c| c.name == fresh.name);
+            let slot = plan.all_mut().find(|c| c.name == fresh.name);
             if let Some(slot) = slot {
                 *slot = fresh.clone();
             }
@@ -323,6 +322,6 @@ fn spec_image(pod: &Pod, name: &str) -> Option<String> {
 }
 
 fn plan_image(plan: &SandboxPlan, name: &str) -> Option<String> {
-    let known = plan.init_containers.iter().chain(&plan.containers).find(|c| c.name == name);
+    let known = plan.all().find(|c| c.name == name);
     known.map(|c| c.image.clone())
 }

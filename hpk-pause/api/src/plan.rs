@@ -98,6 +98,22 @@ impl std::fmt::Display for PlanError {
 impl std::error::Error for PlanError {}
 
 impl SandboxPlan {
+    /// Init containers, then containers.
+    pub fn all(&self) -> impl Iterator<Item = &ContainerPlan> {
+        self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// As [`Self::all`].
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut ContainerPlan> {
+        self.init_containers.iter_mut().chain(&mut self.containers)
+    }
+
+    /// The container of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&ContainerPlan> {
+        self.all().find(|container| container.name == name)
+    }
+
     /// Reads the content of a `plan.json`. The version is read first, because the rest of a newer plan may not parse.
     ///
     /// # Errors

@@ -67,6 +67,29 @@ pub struct PodState {
     pub log_bytes_lost: u64,
 }
 
+impl PodState {
+    /// All containers: init containers, containers, ephemeral containers.
+    pub fn all(&self) -> impl Iterator<Item = &ContainerState> {
+        self.planned().chain(&self.ephemeral_containers)
+    }
+
+    /// The containers of the plan: init containers, then containers.
+    pub fn planned(&self) -> impl Iterator<Item = &ContainerState> {
+        self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// As [`Self::planned`].
+    pub fn planned_mut(&mut self) -> impl Iterator<Item = &mut ContainerState> {
+        self.init_containers.iter_mut().chain(&mut self.containers)
+    }
+
+    /// The container of this name, of whichever kind.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&ContainerState> {
+        self.all().find(|container| container.name == name)
+    }
+}
+
 /// How many events a [`PodState`] keeps.
 pub const MAX_EVENTS: usize = 128;
 

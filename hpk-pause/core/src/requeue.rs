@@ -8,8 +8,7 @@ impl Supervisor {
     pub(crate) fn resume(&mut self, previous: &PodState, now: Now) {
         for i in 0..self.containers.len() {
             let name = &self.containers[i].plan.name;
-            let Some(old) = previous.init_containers.iter().chain(&previous.containers).find(|c| c.name == *name)
-            else {
+            let Some(old) = previous.planned().find(|c| c.name == *name) else {
                 continue;
             };
             let end = match &old.state {

@@ -302,7 +302,7 @@ impl Supervisor {
         }
         let text = format!("Failed to create pod sandbox: {message}");
         // Where users look first; the reason is upstream's (kubelet/container/sync_result.go).
-        for container in self.state.init_containers.iter_mut().chain(&mut self.state.containers) {
+        for container in self.state.planned_mut() {
             let reason = "CreatePodSandboxError".to_owned();
             container.state = RunState::Waiting { reason, message: message.clone() };
         }

@@ -95,7 +95,7 @@ impl World {
         assert!(after.sequence > before.sequence, "the newer word counts");
         assert_eq!(after.events, before.events, "events are not told twice");
         world.counts = self.counts.clone();
-        for c in before.init_containers.iter().chain(&before.containers) {
+        for c in before.planned() {
             let end = match &c.state {
                 RunState::Terminated(end) => Some(end.exit_code),
                 RunState::Running { .. } => Some(137),
@@ -168,7 +168,7 @@ impl World {
         self.initialized.clear();
         self.done.clear();
         for (name, code) in &mut self.ends {
-            let mut all = state.init_containers.iter().chain(&state.containers);
+            let mut all = state.planned();
             let last = all.find(|c| c.name == *name).and_then(|c| c.last_termination.as_ref());
             if last.is_some_and(|last| last.reason == RESTARTING_ALL) {
                 *code = 137;
@@ -302,7 +302,7 @@ impl World {
         for c in state.init_containers.iter().filter(|c| c.started) {
             self.initialized.insert(c.name.clone());
         }
-        for c in state.init_containers.iter().chain(&state.containers) {
+        for c in state.planned() {
             let before = self.counts.insert(c.name.clone(), c.restart_count);
             assert!(before.is_none_or(|n| n <= c.restart_count), "{}: counts only grow", c.name);
         }
@@ -445,8 +445,7 @@ impl World {
 
     pub(crate) fn state(&self, name: &str) -> &ContainerState {
         let s = self.supervisor.state();
-        let mut all = s.init_containers.iter().chain(&s.containers).chain(&s.ephemeral_containers);
-        all.find(|c| c.name == name).unwrap()
+        s.find(name).unwrap()
     }
 
     /// `Running`, `Waiting(reason)`, `Terminated(code reason)`.

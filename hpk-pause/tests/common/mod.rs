@@ -263,8 +263,7 @@ impl Drop for Pod {
 
 /// One container's state.
 pub(crate) fn of<'a>(state: &'a PodState, name: &str) -> &'a ContainerState {
-    let mut all = state.init_containers.iter().chain(&state.containers).chain(&state.ephemeral_containers);
-    all.find(|c| c.name == name).expect("a container of this name")
+    state.find(name).expect("a container of this name")
 }
 
 /// `Running`, `Waiting(reason)`, `Terminated(code reason)`.
