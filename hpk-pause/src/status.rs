@@ -1,13 +1,11 @@
 //! `status.json`: the supervisor's last word, written by a thread of its own.
 //!
 //! The pod's folder is on a shared file system that may hang for minutes, so the event loop only leaves the newest
-//! state here. The thread writes the latest one (states in between are skipped) to a temporary file and renames it:
-//! a reader never sees half a state. The last one is synced before the job ends.
+//! state here. The thread writes the latest one; states in between are skipped. The last one is on disk before
+//! the job ends.
 
 use hpk_api::state::PodState;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -117,14 +115,8 @@ fn write_all(shared: &Shared, path: &Path) {
 /// # Errors
 /// As the file system says.
 pub fn write(path: &Path, state: &PodState, sync: bool) -> io::Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec(state)?)?;
-    if sync {
-        file.sync_all()?;
-    }
-    drop(file);
-    std::fs::rename(&temporary, path)
+    let content = serde_json::to_vec(state)?;
+    if sync { hpk_layout::replace(path, &content, 0o600) } else { hpk_layout::replace_soon(path, &content, 0o600) }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! replaced files on others' behalf ([`replace_file`]).
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What can be wrong with the folders.
@@ -156,20 +156,7 @@ pub(crate) fn private_dir(dir: &Path) -> Result<(), HomeError> {
 /// # Errors
 /// Any from the file system, with the path.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), HomeError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-        HomeError::Io { path: path.to_owned(), source }
-    })
+    hpk_layout::replace(path, content, 0o600).map_err(|source| HomeError::Io { path: path.to_owned(), source })
 }
 
 /// The installed files: `bin/`, `libexec/hpk/`, `share/hpk/` below one prefix.

@@ -52,10 +52,7 @@ enum EgressError {
 /// When the socket cannot be bound.
 pub fn start<B: Backend>(path: &Path, backend: Arc<B>) -> io::Result<()> {
     // Left by a kubelet that was killed; the caller holds the home's lock.
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    hpk_layout::remove_stale_socket(path)?;
     let listener = UnixListener::bind(path)?;
     tokio::spawn(accept(listener, backend));
     Ok(())

@@ -4,7 +4,7 @@ use super::prepare::{Held, Memory, Ready};
 use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
 use crate::pods::address::Pool;
-use crate::pods::folder::{self, Progress};
+use crate::pods::folder::Progress;
 use crate::pods::reconcile::Stage;
 use crate::pods::resize;
 use crate::pods::status::Waiting;
@@ -20,7 +20,8 @@ impl Controller {
             let given = self.pool.as_mut().and_then(Pool::take);
             // Before the address is used, so that no kubelet after this one gives it again too soon.
             if let Some(mark) = self.pool.as_mut().and_then(Pool::due)
-                && let Err(error) = folder::replace(&self.ctx.home.addresses(), format!("{mark}\n").as_bytes(), 0o600)
+                && let Err(error) =
+                    hpk_layout::replace(&self.ctx.home.addresses(), format!("{mark}\n").as_bytes(), 0o600)
             {
                 tracing::warn!(%error, "cannot write up to where pod addresses were given: a restart may give some again");
             }

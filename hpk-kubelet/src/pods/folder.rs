@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -155,7 +155,7 @@ impl Folder {
         }
         // Slurm appends to it and would make it for all to read.
         fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.path.join(files::JOB_OUTPUT))?;
-        replace(&self.path.join(files::JOB_SCRIPT), script.as_bytes(), 0o700)
+        hpk_layout::replace(&self.path.join(files::JOB_SCRIPT), script.as_bytes(), 0o700)
     }
 
     /// Writes the plan alone.
@@ -192,7 +192,7 @@ impl Folder {
 
     fn write_json(&self, name: &str, value: &impl Serialize, mode: u32) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
-        replace(&self.path.join(name), &text, mode)
+        hpk_layout::replace(&self.path.join(name), &text, mode)
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
@@ -227,21 +227,6 @@ impl Folder {
 pub fn all(pods: &Path) -> Vec<String> {
     let entries = fs::read_dir(pods).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| !n.starts_with('.')).collect()
-}
-
-/// Replaces a file by rename, so that no reader sees half of it.
-///
-/// # Errors
-/// The file system's.
-pub fn replace(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let fresh = PathBuf::from(name);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
-    file.write_all(data)?;
-    file.sync_data()?;
-    drop(file);
-    fs::rename(&fresh, path)
 }
 
 #[cfg(test)]

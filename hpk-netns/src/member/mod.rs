@@ -278,11 +278,7 @@ fn bind(path: &Path) -> Result<UnixListener, MemberError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(io_error(what()))?;
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(what())(e)),
-        _ => {}
-    }
-    UnixListener::bind(path).map_err(io_error(what()))
+    hpk_layout::remove_stale_socket(path).and_then(|()| UnixListener::bind(path)).map_err(io_error(what()))
 }
 
 fn start_helper(folder: &Path, ips: &[IpAddr], mtu: u32, cluster: &ClusterConfig) -> io::Result<tokio::process::Child> {

@@ -2,17 +2,12 @@
 
 use hpk_api::files;
 use hpk_api::state::{LaunchReport, PodState};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
-/// Writes the report by rename, so that a reader sees all of it or none.
+/// Writes the report.
 pub(crate) fn write(pod: &Path, report: &LaunchReport) -> io::Result<()> {
-    let temporary = pod.join(format!(".{}.new", files::LAUNCH));
-    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(report)?)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, pod.join(files::LAUNCH))
+    hpk_layout::replace(&pod.join(files::LAUNCH), &serde_json::to_vec_pretty(report)?, 0o600)
 }
 
 /// Whether the supervisor of this job had its last word: it finished its pod by itself.

@@ -95,10 +95,7 @@ impl Sessions {
 /// # Errors
 /// As bind(2): most likely the folder is missing or the path is longer than 107 bytes.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    hpk_layout::remove_stale_socket(path)?;
     let listener = UnixListener::bind(path)?;
     // The folder is 0700, so nobody else can come in between; peers are checked all the same.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;

@@ -140,7 +140,7 @@ pub(crate) fn listen(home: &Home, host: &str) -> Result<UnixListener, ControlErr
     let in_home = home.run().join("supervisor.sock");
     let bind = |path: &PathBuf| {
         // Left by a supervisor that was killed; whoever calls holds the supervisor's lock.
-        let _ = std::fs::remove_file(path);
+        hpk_layout::remove_stale_socket(path)?;
         UnixListener::bind(path)
     };
     let (socket, listener) = match bind(&in_home) {
