@@ -1,7 +1,9 @@
-"""What the kernel says of a process: for the measurements in the folders beside."""
+"""What the measurements in the folders beside share: what the kernel says of a process, and a supervisor by itself."""
 
+import json
 import os
 import re
+import subprocess
 
 
 def switches(pid):
@@ -19,3 +21,15 @@ def memory(pid, *private):
         text = f.read()
     size = lambda field: int(re.search(rf'^{field}:\s+(\d+)', text, re.M)[1])
     return size('Rss'), sum(map(size, private or ('Private_Dirty', 'Private_Clean')))
+
+
+def start_supervisor(at, unshare, pause, plan):
+    """hpk-pause as PID 1 of new namespaces. Its folders are below `at`, where the images are already."""
+    for sub in ('pod', 'scratch', 'host', 'run'):
+        os.makedirs(f'{at}/{sub}')
+    with open(f'{at}/pod/plan.json', 'w') as f:
+        json.dump(plan, f)
+    folders = dict(pod_dir='pod', images='images', scratch='scratch', host='host', run='run')
+    flags = [word for name, folder in folders.items() for word in (f'--{name.replace("_", "-")}', folder)]
+    command = [*unshare, pause, '--plan', 'pod/plan.json', *flags]
+    return subprocess.Popen(command, cwd=at, stderr=subprocess.DEVNULL)

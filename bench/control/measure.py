@@ -16,6 +16,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+from process import start_supervisor
+
 PAUSE, BUSYBOX = sys.argv[1:3]
 EXECS = int(os.environ.get('EXECS', '300'))
 STREAM = 2 << 30
@@ -48,8 +51,6 @@ class Pod:
     def __init__(self):
         self.dir = tempfile.TemporaryDirectory(prefix='hpk-bench-')
         at = self.dir.name
-        for sub in ('pod', 'scratch', 'host', 'run'):
-            os.mkdir(f'{at}/{sub}')
         rootfs(f'{at}/images/b/rootfs')
         container = dict(
             name='c',
@@ -67,28 +68,7 @@ class Pod:
             network=dict(mode='overlay'),
             containers=[container],
         )
-        with open(f'{at}/pod/plan.json', 'w') as f:
-            json.dump(plan, f)
-        self.process = subprocess.Popen(
-            UNSHARE
-            + [
-                PAUSE,
-                '--plan',
-                'pod/plan.json',
-                '--pod-dir',
-                'pod',
-                '--images',
-                'images',
-                '--scratch',
-                'scratch',
-                '--host',
-                'host',
-                '--run',
-                'run',
-            ],
-            cwd=at,
-            stderr=subprocess.DEVNULL,
-        )
+        self.process = start_supervisor(at, UNSHARE, PAUSE, plan)
         for _ in range(500):
             try:
                 if 'running' in self.ask('status', dict(watch=False))[1]['ok']['status']['containers'][0]['state']:

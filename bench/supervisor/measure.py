@@ -20,7 +20,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-from process import memory, switches
+from process import memory, start_supervisor, switches
 
 ORPHANS = int(os.environ.get("HPK_BENCH_ORPHANS", "16000"))
 # What is measured ends with its measurement, also with one that fails.
@@ -88,31 +88,8 @@ class Pod:
     def __init__(self, plan, date=False):
         self.dir = tempfile.TemporaryDirectory(prefix='hpk-bench-')
         at = self.dir.name
-        for sub in ('pod', 'scratch', 'host', 'run'):
-            os.makedirs(f'{at}/{sub}')
         make_rootfs(f'{at}/images/b/rootfs', date)
-        with open(f'{at}/pod/plan.json', 'w') as f:
-            json.dump(plan, f)
-        self.process = subprocess.Popen(
-            UNSHARE
-            + [
-                PAUSE,
-                '--plan',
-                'pod/plan.json',
-                '--pod-dir',
-                'pod',
-                '--images',
-                'images',
-                '--scratch',
-                'scratch',
-                '--host',
-                'host',
-                '--run',
-                'run',
-            ],
-            cwd=at,
-            stderr=subprocess.DEVNULL,
-        )
+        self.process = start_supervisor(at, UNSHARE, PAUSE, plan)
         self.pid = init_of(self.process.pid)
 
     def state(self):
