@@ -29,7 +29,6 @@ pub enum CarryError {
     Socket {
         /// The socket.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
 }

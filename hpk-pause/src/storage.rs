@@ -20,7 +20,6 @@ const EVERY: Duration = Duration::from_secs(10);
 /// A measurement is followed by at least so many times its own duration of rest: large trees must not keep a core busy.
 const REST: u32 = 20;
 
-/// Measures.
 #[derive(Debug)]
 pub struct Meter {
     limits: Option<StorageLimits>,

@@ -22,20 +22,10 @@ use tokio::sync::{mpsc, watch};
 pub enum SuperviseError {
     /// The plan cannot be read.
     #[error("{}: {source}", path.display())]
-    ReadPlan {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
+    ReadPlan { path: PathBuf, source: std::io::Error },
     /// The plan is none, or from the future.
     #[error("{}: {source}", path.display())]
-    Plan {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: PlanError,
-    },
+    Plan { path: PathBuf, source: PlanError },
     /// Not PID 1.
     #[error(
         "hpk-pause is process {0} and not PID 1: orphans of the pod would not come to it; start it by apptainer exec --no-init, or give --allow-not-init"
@@ -43,12 +33,7 @@ pub enum SuperviseError {
     NotInit(u32),
     /// The system refuses what it cannot do without.
     #[error("cannot {what}: {source}")]
-    System {
-        /// What.
-        what: &'static str,
-        /// Cause.
-        source: std::io::Error,
-    },
+    System { what: &'static str, source: std::io::Error },
     /// The launcher cannot work here.
     #[error("cannot start containers on this node: {0}")]
     Launcher(#[from] hpk_sys::launch::LaunchError),

@@ -25,9 +25,7 @@ pub(crate) enum BootstrapError {
     /// cluster.json.
     #[error("{}: {source}", path.display())]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -42,7 +40,6 @@ pub(crate) enum BootstrapError {
     Api {
         /// Which object.
         name: String,
-        /// Why.
         #[source]
         source: Box<kube::Error>,
     },

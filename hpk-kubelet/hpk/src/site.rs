@@ -11,7 +11,6 @@ pub(crate) enum SiteError {
     /// A command of Slurm's.
     #[error("{command} fails: {message}: run hpk on a host where Slurm's commands work (hpk doctor tells more)")]
     Slurm {
-        /// Which.
         command: &'static str,
         /// What it says.
         message: String,
@@ -22,9 +21,7 @@ pub(crate) enum SiteError {
     /// An address that is not this host's.
     #[error("--node-ip {ip}: not an address of this host: {source}")]
     NotOurs {
-        /// Given.
         ip: IpAddr,
-        /// Why.
         #[source]
         source: std::io::Error,
     },

@@ -6,10 +6,8 @@ use std::collections::BTreeMap;
 /// `config` of the OCI image configuration (image-spec, config.md). Absent fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// ENTRYPOINT.
     #[serde(default, rename = "Entrypoint", deserialize_with = "or_default")]
     pub entrypoint: Vec<String>,
-    /// CMD.
     #[serde(default, rename = "Cmd", deserialize_with = "or_default")]
     pub cmd: Vec<String>,
     /// `NAME=value`, in order.

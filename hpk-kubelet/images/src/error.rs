@@ -73,7 +73,6 @@ pub enum PullError {
         image: String,
         /// Which part.
         what: String,
-        /// Why.
         cause: String,
     },
     /// A file that images may not be taken from.

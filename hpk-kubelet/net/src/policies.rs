@@ -10,7 +10,6 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Labels.
 pub type Labels = BTreeMap<String, String>;
 
 /// A pod as policies see it.

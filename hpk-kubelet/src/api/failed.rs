@@ -9,9 +9,7 @@ use thiserror::Error as ThisError;
 pub struct FetchError {
     /// `configmap`, `secret`, `token of service account` and so on.
     pub kind: &'static str,
-    /// Name.
     pub name: String,
-    /// Cause.
     #[source]
     pub source: Box<Error>,
 }

@@ -60,9 +60,7 @@ pub fn renewal(kept: &Kept, now: Timestamp) -> Option<Duration> {
 /// What is remembered between two readings of a pod's references.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
-    /// Tokens.
     pub tokens: Tokens,
-    /// Certificates.
     pub certificates: Certificates,
     /// What was read of the references.
     pub versions: Versions,

@@ -48,7 +48,6 @@ pub struct View {
     pub terminal: bool,
     /// Refused for good.
     pub refused: bool,
-    /// Stage.
     pub stage: Stage,
     /// The job, as far as Slurm has been asked; bool: gone from its node.
     pub job: Option<(JobState, bool)>,

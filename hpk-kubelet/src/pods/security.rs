@@ -12,7 +12,6 @@ pub enum SecurityError {
     RunAsUserRoot {
         /// `<name>_<namespace>(<uid>)`
         pod: String,
-        /// Container.
         container: String,
     },
     /// runAsNonRoot and an image whose USER is root.
@@ -20,7 +19,6 @@ pub enum SecurityError {
     ImageRoot {
         /// `<name>_<namespace>(<uid>)`
         pod: String,
-        /// Container.
         container: String,
     },
     /// runAsNonRoot and an image whose USER is a name.
@@ -32,17 +30,11 @@ pub enum SecurityError {
         user: String,
         /// `<name>_<namespace>(<uid>)`
         pod: String,
-        /// Container.
         container: String,
     },
     /// An id that is none.
     #[error("securityContext.{field}: {value} is not a user or group id of Linux (0 to 4294967294)")]
-    BadId {
-        /// Field.
-        field: &'static str,
-        /// Value.
-        value: i64,
-    },
+    BadId { field: &'static str, value: i64 },
     /// A seccomp profile of the node.
     #[error(
         "securityContext.seccompProfile: type Localhost ({0}) is not supported by HPK; use RuntimeDefault or Unconfined"

@@ -47,7 +47,6 @@ pub enum EnvError {
     /// A source that is not supported.
     #[error("env {name:?}: valueFrom.{field} is not supported by HPK")]
     Unsupported {
-        /// Variable.
         name: String,
         /// Field of valueFrom.
         field: &'static str,

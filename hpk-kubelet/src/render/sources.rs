@@ -10,9 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Objects of the pod's namespace by name. A name that is missing here does not exist.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sources {
-    /// ConfigMaps.
     pub config_maps: BTreeMap<String, ConfigMap>,
-    /// Secrets.
     pub secrets: BTreeMap<String, Secret>,
     /// All of the cluster's, when the pod refers to any.
     pub trust_bundles: Vec<ClusterTrustBundle>,
@@ -36,9 +34,7 @@ pub struct TokenKey {
 /// What pods refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// ConfigMap.
     ConfigMap,
-    /// Secret.
     Secret,
     /// All ClusterTrustBundles together: which of them a pod means can change with their labels. Namespace and name of
     /// the key are empty.
@@ -50,11 +46,8 @@ pub enum Kind {
 /// One object that pods refer to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
-    /// Kind.
     pub kind: Kind,
-    /// Namespace.
     pub namespace: String,
-    /// Name.
     pub name: String,
 }
 
@@ -105,11 +98,9 @@ pub struct References {
     pub config_maps: BTreeSet<String>,
     /// Secret names, image pull secrets included.
     pub secrets: BTreeSet<String>,
-    /// Tokens.
     pub tokens: BTreeSet<TokenKey>,
     /// Any ClusterTrustBundle.
     pub trust_bundles: bool,
-    /// Certificates.
     pub certificates: BTreeMap<CertificateKey, PodCertificateProjection>,
 }
 

@@ -19,12 +19,7 @@ pub enum TrustError {
     NoMatch(String),
     /// The API server checks bundles, so this is another server's.
     #[error("clustertrustbundle {name:?} is no PEM: {cause}")]
-    Pem {
-        /// Bundle.
-        name: String,
-        /// Cause.
-        cause: String,
-    },
+    Pem { name: String, cause: String },
 }
 
 /// The PEM file that `wanted` describes: each certificate once. Their order says nothing, but does not change, so that

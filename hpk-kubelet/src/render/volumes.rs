@@ -11,7 +11,6 @@ use thiserror::Error;
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Content.
     pub data: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
@@ -25,72 +24,35 @@ pub type Payload = BTreeMap<String, File>;
 pub enum VolumeError {
     /// A configMap that does not exist.
     #[error("MountVolume.SetUp failed for volume {volume:?} : configmap {name:?} not found")]
-    NoConfigMap {
-        /// Volume.
-        volume: String,
-        /// ConfigMap.
-        name: String,
-    },
+    NoConfigMap { volume: String, name: String },
     /// A secret that does not exist.
     #[error("MountVolume.SetUp failed for volume {volume:?} : secret {name:?} not found")]
-    NoSecret {
-        /// Volume.
-        volume: String,
-        /// Secret.
-        name: String,
-    },
+    NoSecret { volume: String, name: String },
     /// A key that is asked for and not there.
     #[error("MountVolume.SetUp failed for volume {volume:?} : references non-existent {kind} key: {key}")]
     NoKey {
-        /// Volume.
         volume: String,
         /// `config` or `secret`.
         kind: &'static str,
-        /// Key.
         key: String,
     },
     /// A token that could not be had.
     #[error("MountVolume.SetUp failed for volume {volume:?} : failed to fetch token: {cause}")]
-    NoToken {
-        /// Volume.
-        volume: String,
-        /// Cause.
-        cause: String,
-    },
+    NoToken { volume: String, cause: String },
     /// A path that leaves the volume.
     #[error(
         "MountVolume.SetUp failed for volume {volume:?} : invalid path {path:?}: must be relative and must not contain '..'"
     )]
-    BadPath {
-        /// Volume.
-        volume: String,
-        /// Path.
-        path: String,
-    },
+    BadPath { volume: String, path: String },
     /// Downward API.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
-    Field {
-        /// Volume.
-        volume: String,
-        /// Cause.
-        cause: FieldError,
-    },
+    Field { volume: String, cause: FieldError },
     /// Trust anchors.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
-    Trust {
-        /// Volume.
-        volume: String,
-        /// Cause.
-        cause: TrustError,
-    },
+    Trust { volume: String, cause: TrustError },
     /// A certificate.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
-    Certificate {
-        /// Volume.
-        volume: String,
-        /// Cause.
-        cause: CertificateError,
-    },
+    Certificate { volume: String, cause: CertificateError },
 }
 
 const DEFAULT_MODE: i32 = 0o644;

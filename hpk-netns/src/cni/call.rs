@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 pub(crate) struct Runtime {
     /// CNI_CONTAINERID: the pod's UID.
     pub(crate) container_id: String,
-    /// CNI_ARGS.
     pub(crate) args: String,
     pub(crate) host_ports: Vec<HostPort>,
     pub(crate) bandwidth: Bandwidth,
@@ -27,7 +26,6 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    /// CNI_COMMAND.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Add => "ADD",

@@ -61,9 +61,7 @@ pub(crate) struct Namespaces {
 /// What the task is asked for.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// ADD.
     Add(Box<Add>),
-    /// CHECK.
     Check(oneshot::Sender<Result<(), ChainError>>),
 }
 
@@ -223,9 +221,7 @@ struct Attached {
     list: List,
     programs: Vec<PathBuf>,
     runtime: Runtime,
-    /// CNI_IFNAME.
     interface: String,
-    /// CNI_PATH.
     path: OsString,
     /// Of the plug-in that came last.
     result: Value,

@@ -58,7 +58,6 @@ impl Keys {
         &self.public
     }
 
-    /// Base64.
     pub(crate) fn public_text(&self) -> String {
         STANDARD.encode(self.public.as_bytes())
     }

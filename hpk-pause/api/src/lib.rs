@@ -6,6 +6,8 @@
 //!
 //! Compatibility: every struct tolerates unknown fields and defaults missing optional ones, so that an
 //! old reader can read what a newer writer wrote. [`VERSION`] is raised only when a meaning changes.
+// This crate is a contract: each part of it is explained. Elsewhere a name may say enough.
+#![warn(missing_docs)]
 
 pub mod cluster;
 pub mod cni;

@@ -38,14 +38,12 @@ pub(crate) enum KillReason {
 pub(crate) enum Stage {
     /// The preStop hook runs.
     PreStop {
-        /// Begin.
         since: Duration,
         /// Left at the begin.
         grace: u64,
     },
     /// A sidecar waits for those that must end before it.
     Turn {
-        /// Begin.
         since: Duration,
         /// Left at the begin.
         grace: u64,

@@ -32,7 +32,6 @@ pub struct MemoryUse {
 /// A process of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessUse {
-    /// Whose.
     pub container: ContainerIndex,
     /// Its number.
     pub pid: i32,

@@ -52,9 +52,7 @@ impl Counts {
 pub(crate) enum Belief {
     /// Nothing yet (startup only).
     Unknown,
-    /// Good.
     Success,
-    /// Bad.
     Failure,
 }
 

@@ -77,7 +77,6 @@ pub enum LaunchFailure {
 /// Outcome of one probe run, after the prober's own retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeOutcome {
-    /// Success.
     Success,
     /// Success with a warning.
     Warning(String),
@@ -126,7 +125,6 @@ pub enum Event {
         container: ContainerIndex,
         /// Which instance.
         instance: u32,
-        /// Why.
         failure: LaunchFailure,
     },
     /// A launched instance has ended: its first process was reaped and its output is drained.
@@ -135,7 +133,6 @@ pub enum Event {
         container: ContainerIndex,
         /// Which instance.
         instance: u32,
-        /// How.
         exit: Exit,
     },
     /// Answer to [`Action::Probe`].
@@ -177,7 +174,6 @@ pub enum Event {
         warning: bool,
         /// CamelCase reason.
         reason: String,
-        /// Text.
         message: String,
         /// Container concerned.
         container: Option<ContainerIndex>,

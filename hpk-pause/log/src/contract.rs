@@ -125,7 +125,6 @@ impl Counters {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Rotations.
     #[must_use]
     pub fn rotations(&self) -> u64 {
         self.rotations.load(Ordering::Relaxed)

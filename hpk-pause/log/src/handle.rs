@@ -105,7 +105,6 @@ impl LogHandle {
         Ok(Follower::of(shared))
     }
 
-    /// Totals.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters

@@ -60,23 +60,13 @@ pub enum NetworkError {
     },
     /// The socket of hpk-netns.
     #[error("hpk-netns does not answer on {path}: {source}")]
-    Netns {
-        /// Socket.
-        path: String,
-        /// Cause.
-        source: std::io::Error,
-    },
+    Netns { path: String, source: std::io::Error },
     /// It answered that it cannot.
     #[error("hpk-netns: {0}")]
     Refused(String),
     /// A namespace.
     #[error("cannot {what}: {source}")]
-    Namespace {
-        /// What.
-        what: &'static str,
-        /// Cause.
-        source: std::io::Error,
-    },
+    Namespace { what: &'static str, source: std::io::Error },
     /// Apptainer's silent fall-back.
     #[error(
         "network {0:?}: Apptainer has given this pod no interface but lo. For an ordinary user it sets a CNI network up \

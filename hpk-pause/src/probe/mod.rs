@@ -31,7 +31,6 @@ pub struct ProbeContext {
 /// Result of one attempt, with upstream's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Success.
     Success,
     /// Success, with an event `ProbeWarning` of this text.
     Warning(String),

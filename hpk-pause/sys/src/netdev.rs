@@ -44,9 +44,7 @@ pub enum NetError {
     Sysctl {
         /// Name with dots.
         name: String,
-        /// Value.
         value: String,
-        /// Cause.
         errno: Errno,
     },
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 pub enum Step<'a> {
     /// Waits for this regular expression in what has appeared since the last match.
     Expect(&'a str),
-    /// Types.
     Type(&'a str),
     /// Makes the window so many rows and columns large; programs get SIGWINCH.
     Resize(u16, u16),

@@ -28,7 +28,6 @@ use std::time::Duration;
 /// Everything the command lines are made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
-    /// HPK_HOME.
     pub home: Home,
     /// `cluster.json`.
     pub cluster: ClusterConfig,

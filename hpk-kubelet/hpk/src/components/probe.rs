@@ -23,7 +23,6 @@ pub(crate) enum Probe {
     Https {
         /// Where; the server's certificate must carry this address.
         addr: SocketAddr,
-        /// What.
         path: String,
         /// Who asks, and whom to believe.
         credentials: Credentials,

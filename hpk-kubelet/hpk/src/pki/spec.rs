@@ -68,7 +68,6 @@ pub(crate) struct Leaf {
     pub usage: Usage,
     /// DNS names.
     pub dns: Vec<String>,
-    /// Addresses.
     pub ips: Vec<IpAddr>,
 }
 

@@ -32,12 +32,7 @@ pub(crate) enum AskError {
     Tls(#[from] rustls::Error),
     /// A file that should hold one does not.
     #[error("{path}: {message}")]
-    File {
-        /// Which.
-        path: String,
-        /// Why.
-        message: String,
-    },
+    File { path: String, message: String },
     /// An answer other than 200.
     #[error("answers {0}")]
     Status(String),

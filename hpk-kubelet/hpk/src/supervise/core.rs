@@ -73,7 +73,6 @@ pub(crate) enum Event {
     Served(Id),
     /// The process is gone, or could not be started.
     Ended {
-        /// Which.
         id: Id,
         /// Exit code 0.
         success: bool,

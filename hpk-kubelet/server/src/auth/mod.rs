@@ -41,7 +41,6 @@ pub(crate) struct User {
 /// Why a caller is turned away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// 401.
     Unauthorized,
     /// 403 with this text.
     Forbidden(String),

@@ -23,7 +23,6 @@ const ROUTE_HEADER: usize = 12;
 /// A device with what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
-    /// Name.
     pub name: String,
     /// Hardware address as `02:00:00:00:00:01`; empty: it has none.
     pub mac: String,
