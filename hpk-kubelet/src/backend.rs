@@ -4,10 +4,10 @@ use crate::carrier::Carriers;
 use crate::controller::Pods;
 use crate::controller::context::Context;
 use hpk_link::server::OpenError;
+use hpk_server::prometheus::{self, Family};
 use hpk_server::{Backend, NodeStats, SupervisorStream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -82,23 +82,23 @@ impl Backend for Kubelet {
     async fn metrics(&self) -> String {
         let all = self.all();
         let linked = all.values().filter(|p| p.linked).count();
-        let mut text = String::new();
-        let mut gauge = |name: &str, help: &str, value: usize| {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let one = |name, help, value: usize| {
+            let mut family = Family::gauge(name, help);
+            family.sample(&[], value);
+            family
         };
-        gauge("hpk_kubelet_pods", "Pods bound to the node.", all.len());
-        gauge("hpk_kubelet_links", "Pods whose supervisor is linked.", linked);
         let mut phases = std::collections::BTreeMap::<String, usize>::new();
         for info in all.values() {
             let phase = info.pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Unknown".to_owned());
             *phases.entry(phase).or_default() += 1;
         }
-        let name = "hpk_kubelet_pods_by_phase";
-        let _ = writeln!(text, "# HELP {name} Pods by phase.\n# TYPE {name} gauge");
-        for (phase, count) in phases {
-            let _ = writeln!(text, "{name}{{phase=\"{phase}\"}} {count}");
-        }
-        text
+        let mut by_phase = Family::gauge("hpk_kubelet_pods_by_phase", "Pods by phase.");
+        phases.iter().for_each(|(phase, count)| by_phase.sample(&[("phase", phase)], count));
+        prometheus::text([
+            one("hpk_kubelet_pods", "Pods bound to the node.", all.len()),
+            one("hpk_kubelet_links", "Pods whose supervisor is linked.", linked),
+            by_phase,
+        ])
     }
 
     async fn healthy(&self) -> Result<(), String> {

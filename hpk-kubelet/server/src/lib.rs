@@ -17,6 +17,7 @@ mod listener;
 mod logs;
 mod metrics_api;
 mod probes;
+pub mod prometheus;
 mod respond;
 mod route;
 mod selector;

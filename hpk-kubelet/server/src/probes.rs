@@ -2,11 +2,11 @@
 //! they are asked when somebody scrapes, so a pod whose probes go well costs nothing in between.
 
 use crate::backend::Backend;
-use crate::stats::{ask_all, is_running, label, name};
+use crate::prometheus::{self, Family};
+use crate::stats::{ask_all, is_running, name};
 use hpk_api::control::{Answer, Request};
 use hpk_api::probe::{DURATION_BUCKETS, ProbeCounts, ProbeKind};
 use k8s_openapi::api::core::v1::{Container, Pod};
-use std::fmt::Write;
 use std::sync::Arc;
 
 /// Asks all running pods that have probes.
@@ -30,50 +30,44 @@ fn has_probes(pod: &Pod) -> bool {
 /// Upstream's families, labels and order of labels (pkg/kubelet/prober/prober_manager.go). A result that has not come yet
 /// has no series.
 pub(crate) fn render(all: &[(Arc<Pod>, Vec<ProbeCounts>)]) -> String {
-    let mut total = String::from(
-        "# HELP prober_probe_total [BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.\n\
-         # TYPE prober_probe_total counter\n",
+    let mut total = Family::counter(
+        "prober_probe_total",
+        "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
     );
-    let mut duration = String::from(
-        "# HELP prober_probe_duration_seconds [ALPHA] Duration in seconds for a probe response.\n\
-         # TYPE prober_probe_duration_seconds histogram\n",
-    );
-    // Writing to a String does not fail.
+    let mut duration =
+        Family::histogram("prober_probe_duration_seconds", "[ALPHA] Duration in seconds for a probe response.");
     for (pod, counts) in all {
         let (namespace, pod_name, uid) = name(pod);
-        let (namespace, pod_name) = (label(namespace), label(pod_name));
         for of in counts {
-            let (container, kind) = (label(&of.container), title(of.kind));
+            let (container, kind) = (of.container.as_str(), title(of.kind));
+            let of_pod = [("container", container), ("namespace", namespace), ("pod", pod_name)];
             for (result, count) in [("failed", of.failed), ("successful", of.successful)] {
                 if count > 0 {
-                    let _ = writeln!(
-                        total,
-                        "prober_probe_total{{container=\"{container}\",namespace=\"{namespace}\",pod=\"{pod_name}\",\
-                         pod_uid=\"{uid}\",probe_type=\"{kind}\",result=\"{result}\"}} {count}"
-                    );
+                    let labels =
+                        [of_pod.as_slice(), &[("pod_uid", uid), ("probe_type", kind), ("result", result)]].concat();
+                    total.sample(&labels, count);
                 }
             }
             if of.successful > 0 {
-                let labels = format!(
-                    "container=\"{container}\",namespace=\"{namespace}\",pod=\"{pod_name}\",probe_type=\"{kind}\""
-                );
-                histogram(&mut duration, &labels, of);
+                histogram(&mut duration, &[of_pod.as_slice(), &[("probe_type", kind)]].concat(), of);
             }
         }
     }
-    total + &duration
+    prometheus::text([total, duration])
 }
 
-fn histogram(out: &mut String, labels: &str, of: &ProbeCounts) {
-    let metric = "prober_probe_duration_seconds";
+fn histogram(duration: &mut Family, labels: &[(&str, &str)], of: &ProbeCounts) {
+    let mut bucket = |limit: &str, count| {
+        duration.part("_bucket", &[labels, &[("le", limit)]].concat(), count);
+    };
     let mut below = 0;
     for (limit, count) in DURATION_BUCKETS.iter().zip(&of.buckets) {
         below += count;
-        let _ = writeln!(out, "{metric}_bucket{{{labels},le=\"{}\"}} {below}", f64::from(*limit) / 1e3);
+        bucket(&(f64::from(*limit) / 1e3).to_string(), below);
     }
-    let _ = writeln!(out, "{metric}_bucket{{{labels},le=\"+Inf\"}} {}", of.successful);
-    let seconds = std::time::Duration::from_nanos(of.nanos).as_secs_f64();
-    let _ = writeln!(out, "{metric}_sum{{{labels}}} {seconds}\n{metric}_count{{{labels}}} {}", of.successful);
+    bucket("+Inf", of.successful);
+    duration.part("_sum", labels, std::time::Duration::from_nanos(of.nanos).as_secs_f64());
+    duration.part("_count", labels, of.successful);
 }
 
 fn title(kind: ProbeKind) -> &'static str {

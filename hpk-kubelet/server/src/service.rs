@@ -4,6 +4,7 @@ use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, FrameReader, FrameWriter, LOST, SupervisorStream};
 use crate::metrics_api::{self, MetricsApi};
 use crate::probes;
+use crate::prometheus::{self, Family};
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
 use crate::route::{self, NoRoute, Query, Route, Target};
 use crate::stats::{self, NodeCpu, Rates};
@@ -20,7 +21,6 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -127,10 +127,8 @@ impl<B: Backend> Service<B> {
     }
 
     async fn own_metrics(&self) -> String {
-        let mut out = String::from(
-            "# HELP kubelet_http_requests_total [ALPHA] Number of the http requests received\n\
-             # TYPE kubelet_http_requests_total counter\n",
-        );
+        let mut requests =
+            Family::counter("kubelet_http_requests_total", "[ALPHA] Number of the http requests received");
         for (path, counter) in [
             ("containerLogs", &self.requests.logs),
             ("exec", &self.requests.exec),
@@ -138,22 +136,15 @@ impl<B: Backend> Service<B> {
             ("portForward", &self.requests.port_forward),
             ("other", &self.requests.other),
         ] {
-            let _ = writeln!(
-                out,
-                "kubelet_http_requests_total{{path=\"{path}\",server_type=\"readwrite\"}} {}",
-                counter.load(Ordering::Relaxed)
-            );
+            requests.sample(&[("path", path), ("server_type", "readwrite")], counter.load(Ordering::Relaxed));
         }
         let pods = self.backend.pods().await;
-        let running = pods.iter().filter(|p| stats::is_running(p)).count();
-        let _ = writeln!(
-            out,
-            "# HELP kubelet_running_pods [BETA] Number of pods that have a running pod sandbox\n\
-             # TYPE kubelet_running_pods gauge\nkubelet_running_pods {running}\n\
-             # HELP kubelet_node_name [ALPHA] The node's name. The count is always 1.\n\
-             # TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1",
-            self.node_name
-        );
+        let mut running =
+            Family::gauge("kubelet_running_pods", "[BETA] Number of pods that have a running pod sandbox");
+        running.sample(&[], pods.iter().filter(|p| stats::is_running(p)).count());
+        let mut node = Family::gauge("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.");
+        node.sample(&[("node", &self.node_name)], 1);
+        let mut out = prometheus::text([requests, running, node]);
         out.push_str(&self.backend.metrics().await);
         out
     }

@@ -2,6 +2,7 @@
 //! supervisors take. The rendering is pure; collecting asks every running pod at the same time.
 
 use crate::backend::{Backend, NodeStats, PodSample, add};
+use crate::prometheus::{self, Family};
 use futures::StreamExt;
 use hpk_api::control::{Answer, PodStats, Request, Usage};
 use hpk_control::stream;
@@ -9,7 +10,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -204,33 +204,6 @@ pub(crate) fn summary(
     })
 }
 
-/// Prometheus label value, escaped.
-pub(crate) fn label(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-struct Family<'a> {
-    name: &'a str,
-    kind: &'a str,
-    help: &'a str,
-    lines: Vec<(String, f64, Option<i64>)>,
-}
-
-fn render(families: &[Family<'_>]) -> String {
-    let mut out = String::new();
-    for family in families {
-        let _ = writeln!(out, "# HELP {} {}\n# TYPE {} {}", family.name, family.help, family.name, family.kind);
-        for (labels, value, at) in &family.lines {
-            let _ = write!(out, "{}{labels} {value}", family.name);
-            let _ = match at {
-                Some(at) => writeln!(out, " {at}"),
-                None => writeln!(out),
-            };
-        }
-    }
-    out
-}
-
 /// Exact below 2^53, which no counter here exceeds in a pod's life.
 #[allow(clippy::cast_precision_loss)]
 fn float(value: u64) -> f64 {
@@ -239,86 +212,88 @@ fn float(value: u64) -> f64 {
 
 /// `/metrics/resource`: what metrics-server reads.
 pub(crate) fn resource(node_cpu: &NodeCpu, samples: &[PodSample], now: Timestamp) -> String {
-    let mut families = [
-        (
-            "container_cpu_usage_seconds_total",
-            "counter",
-            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
-        ),
-        ("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes"),
-        ("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds"),
-        (
-            "node_cpu_usage_seconds_total",
-            "counter",
-            "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
-        ),
-        ("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes"),
-        ("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds"),
-        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes"),
-        (
-            "resource_scrape_error",
-            "gauge",
-            "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
-        ),
-        ("scrape_error", "gauge", "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise"),
-    ]
-    .map(|(name, kind, help)| Family { name, kind, help, lines: Vec::new() });
+    let mut container_cpu = Family::counter(
+        "container_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+    );
+    let mut container_memory =
+        Family::gauge("container_memory_working_set_bytes", "[STABLE] Current working set of the container in bytes");
+    let mut container_start = Family::gauge(
+        "container_start_time_seconds",
+        "[STABLE] Start time of the container since unix epoch in seconds",
+    );
+    let mut node_seconds = Family::counter(
+        "node_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+    );
+    let mut node_memory =
+        Family::gauge("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes");
+    let mut pod_cpu = Family::counter(
+        "pod_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+    );
+    let mut pod_memory =
+        Family::gauge("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes");
     let mut total = Usage::default();
     for PodSample { pod, stats } in samples {
         let (namespace, pod_name, _) = name(pod);
-        let pod_labels = format!("namespace=\"{}\",pod=\"{}\"", label(namespace), label(pod_name));
-        let at = Some(stats.at.unwrap_or(now).as_millisecond());
+        let of_pod = [("namespace", namespace), ("pod", pod_name)];
+        let at = stats.at.unwrap_or(now);
         add(&mut total, stats.pod);
         for c in &stats.containers {
-            let labels = format!("{{container=\"{}\",{pod_labels}}}", label(&c.name));
-            families[0].lines.push((labels.clone(), float(c.usage.cpu_nanos) / 1e9, at));
-            families[1].lines.push((labels.clone(), float(c.usage.memory_bytes), at));
+            let labels = [("container", c.name.as_str()), of_pod[0], of_pod[1]];
+            container_cpu.sample_at(&labels, float(c.usage.cpu_nanos) / 1e9, at);
+            container_memory.sample_at(&labels, float(c.usage.memory_bytes), at);
             if let Some(start) = c.started_at {
                 let millis = u64::try_from(start.as_millisecond()).unwrap_or(0);
-                families[2].lines.push((labels, float(millis) / 1e3, None));
+                container_start.sample(&labels, float(millis) / 1e3);
             }
         }
-        let labels = format!("{{{pod_labels}}}");
-        families[5].lines.push((labels.clone(), float(stats.pod.cpu_nanos) / 1e9, at));
-        families[6].lines.push((labels, float(stats.pod.memory_bytes), at));
+        pod_cpu.sample_at(&of_pod, float(stats.pod.cpu_nanos) / 1e9, at);
+        pod_memory.sample_at(&of_pod, float(stats.pod.memory_bytes), at);
     }
-    let at = Some(now.as_millisecond());
-    families[3].lines.push((String::new(), float(node_cpu.nanos(samples)) / 1e9, at));
-    families[4].lines.push((String::new(), float(total.memory_bytes), at));
-    families[7].lines.push((String::new(), 0.0, None));
-    families[8].lines.push((String::new(), 0.0, None));
-    render(&families)
+    node_seconds.sample_at(&[], float(node_cpu.nanos(samples)) / 1e9, now);
+    node_memory.sample_at(&[], float(total.memory_bytes), now);
+    let no_error = |name, stage| {
+        let help = format!("[{stage}] 1 if there was an error while getting container metrics, 0 otherwise");
+        let mut family = Family::gauge(name, &help);
+        family.sample(&[], 0);
+        family
+    };
+    prometheus::text([
+        container_cpu,
+        container_memory,
+        container_start,
+        node_seconds,
+        node_memory,
+        pod_cpu,
+        pod_memory,
+        no_error("resource_scrape_error", "STABLE"),
+        no_error("scrape_error", "ALPHA"),
+    ])
 }
 
 /// `/metrics/cadvisor`: the few series that dashboards ask for.
 pub(crate) fn cadvisor(node: &NodeStats, samples: &[PodSample], now: Timestamp) -> String {
-    let mut families = [
-        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds."),
-        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes."),
-        ("container_memory_rss", "gauge", "Size of RSS in bytes."),
-        ("container_processes", "gauge", "Number of processes running inside the container."),
-        ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."),
-    ]
-    .map(|(name, kind, help)| Family { name, kind, help, lines: Vec::new() });
+    let mut cpu = Family::counter("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.");
+    let mut working_set = Family::gauge("container_memory_working_set_bytes", "Current working set in bytes.");
+    let mut rss = Family::gauge("container_memory_rss", "Size of RSS in bytes.");
+    let mut processes = Family::gauge("container_processes", "Number of processes running inside the container.");
+    let mut machine = Family::gauge("machine_memory_bytes", "Amount of memory installed on the machine.");
     for PodSample { pod, stats } in samples {
         let (namespace, pod_name, uid) = name(pod);
-        let at = Some(stats.at.unwrap_or(now).as_millisecond());
+        let at = stats.at.unwrap_or(now);
         for c in &stats.containers {
-            let labels = format!(
-                "{{container=\"{}\",id=\"/{uid}/{}\",namespace=\"{}\",pod=\"{}\"}}",
-                label(&c.name),
-                label(&c.name),
-                label(namespace),
-                label(pod_name)
-            );
-            families[0].lines.push((labels.clone(), float(c.usage.cpu_nanos) / 1e9, at));
-            families[1].lines.push((labels.clone(), float(c.usage.memory_bytes), at));
-            families[2].lines.push((labels.clone(), float(c.usage.rss_bytes), at));
-            families[3].lines.push((labels, float(c.usage.processes), at));
+            let id = format!("/{uid}/{}", c.name);
+            let labels = [("container", c.name.as_str()), ("id", &id), ("namespace", namespace), ("pod", pod_name)];
+            cpu.sample_at(&labels, float(c.usage.cpu_nanos) / 1e9, at);
+            working_set.sample_at(&labels, float(c.usage.memory_bytes), at);
+            rss.sample_at(&labels, float(c.usage.rss_bytes), at);
+            processes.sample_at(&labels, float(c.usage.processes), at);
         }
     }
-    families[4].lines.push((String::new(), float(node.memory_capacity_bytes), None));
-    render(&families)
+    machine.sample(&[], float(node.memory_capacity_bytes));
+    prometheus::text([cpu, working_set, rss, processes, machine])
 }
 
 #[cfg(test)]
