@@ -1,5 +1,9 @@
-//! Probes and lifecycle hooks of a container, with named ports resolved.
+//! Probes and lifecycle hooks of a container, with named ports resolved and the container's variables in their commands.
+//!
+//! Of variables only those with a `value` are known here, as to upstream's prober (`ExpandContainerCommandOnlyStatic`).
+//! Upstream does not expand the commands of hooks; here known names are, and nothing else of them is touched: `$$` is a shell's.
 
+use crate::render::expand::{expand, expand_known};
 use hpk_api::probe::{Handler, Lifecycle, Probe, Probes};
 use k8s_openapi::api::core::v1::{self as core, Container};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -26,9 +30,16 @@ pub fn lifecycle(container: &Container) -> Lifecycle {
     }
 }
 
+/// The last variable of a name wins.
+fn variable<'a>(container: &'a Container, name: &str) -> Option<&'a str> {
+    let last = container.env.iter().flatten().rfind(|variable| variable.name == name)?;
+    if last.value_from.is_some() { None } else { Some(last.value.as_deref().unwrap_or_default()) }
+}
+
 fn probe(container: &Container, probe: &core::Probe) -> Probe {
     let handler = if let Some(exec) = &probe.exec {
-        Handler::Exec { command: exec.command.clone().unwrap_or_default() }
+        let words = exec.command.iter().flatten();
+        Handler::Exec { command: words.map(|word| expand(word, |name| variable(container, name))).collect() }
     } else if let Some(get) = &probe.http_get {
         http(container, get)
     } else if let Some(tcp) = &probe.tcp_socket {
@@ -65,7 +76,8 @@ fn seconds(given: Option<i32>, default: u32, least: u32) -> u32 {
 
 fn hook(container: &Container, hook: &core::LifecycleHandler) -> Handler {
     if let Some(exec) = &hook.exec {
-        Handler::Exec { command: exec.command.clone().unwrap_or_default() }
+        let words = exec.command.iter().flatten();
+        Handler::Exec { command: words.map(|word| expand_known(word, |name| variable(container, name))).collect() }
     } else if let Some(get) = &hook.http_get {
         http(container, get)
     } else if let Some(sleep) = &hook.sleep {
@@ -151,6 +163,25 @@ mod tests {
         let startup = probes.startup.expect("startup");
         assert_eq!(startup.handler, Handler::Grpc { port: 9000, service: String::new() });
         assert_eq!(startup.termination_grace_period_seconds, Some(7));
+    }
+
+    #[test]
+    fn variables_in_commands() {
+        let command =
+            json!({"exec": {"command": ["a", "$(WANT)", "$$(WANT)", "$(UNKNOWN)", "$(FIELD)", "$(EMPTY)$$"]}});
+        let container = container(json!({
+            "env": [{"name": "WANT", "value": "no"}, {"name": "WANT", "value": "yes"}, {"name": "EMPTY"},
+                {"name": "FIELD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            "startupProbe": command, "lifecycle": {"preStop": command},
+        }));
+        let words = |handler: Option<Handler>| match handler {
+            Some(Handler::Exec { command }) => command,
+            other => panic!("{other:?}"),
+        };
+        let probe = words(probes(&container).startup.map(|probe| probe.handler));
+        assert_eq!(probe, ["a", "yes", "$(WANT)", "$(UNKNOWN)", "$(FIELD)", "$"]);
+        let hook = words(lifecycle(&container).pre_stop);
+        assert_eq!(hook, ["a", "yes", "$(WANT)", "$(UNKNOWN)", "$(FIELD)", "$$"], "a shell's $$ is its own");
     }
 
     #[test]

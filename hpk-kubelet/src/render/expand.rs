@@ -11,6 +11,34 @@ pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Stri
     }
 }
 
+/// Replaces `$(VAR)` of names that are known and takes `$$(VAR)` of them for the text itself; all else, `$$` of a shell
+/// among it, stays as it is.
+pub fn expand_known<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+    let mut output = String::with_capacity(input.len());
+    let mut rest = input;
+    while let Some(at) = rest.find("$(") {
+        let (before, reference) = rest.split_at(at);
+        let inner = &reference[2..];
+        output.push_str(before);
+        match inner.find(')').and_then(|close| Some((lookup(&inner[..close])?, close))) {
+            Some((value, close)) => {
+                if output.ends_with('$') {
+                    output.push_str(&reference[1..close + 3]);
+                } else {
+                    output.push_str(value);
+                }
+                rest = &inner[close + 1..];
+            }
+            None => {
+                output.push_str("$(");
+                rest = inner;
+            }
+        }
+    }
+    output.push_str(rest);
+    output
+}
+
 /// As [`expand`], for callers to whom an unknown name is an error (`subPathExpr`).
 ///
 /// # Errors
@@ -47,6 +75,22 @@ pub fn try_expand<'a, E>(input: &str, lookup: impl Fn(&str) -> Result<Option<&'a
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn of_a_shells_text_only_known_names_are_taken() {
+        let lookup = |name: &str| (name == "A").then_some("1");
+        for (text, expected) in [
+            ("$(A) x$(A)y", "1 x1y"),
+            ("$$(A)", "$(A)"),
+            ("kill $$; $(date) $(B) $$(B) $A ${A}", "kill $$; $(date) $(B) $$(B) $A ${A}"),
+            ("$(echo $(A))", "$(echo 1)"),
+            ("$(A", "$(A"),
+            ("$()", "$()"),
+            ("", ""),
+        ] {
+            assert_eq!(expand_known(text, lookup), expected, "{text}");
+        }
+    }
 
     fn lookup(name: &str) -> Option<&'static str> {
         match name {
