@@ -13,6 +13,7 @@
 mod auth;
 mod backend;
 pub mod egress;
+mod head;
 mod listener;
 mod logs;
 mod metrics_api;

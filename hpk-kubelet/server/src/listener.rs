@@ -1,7 +1,8 @@
 //! Accepting connections: TLS, then HTTP/1.1 with upgrades.
 
 use crate::auth::{Auth, Refusal};
-use crate::backend::Backend;
+use crate::backend::{Backend, Stream};
+use crate::head;
 use crate::respond::{Body, text};
 use crate::service::Service;
 use crate::tls::{Tls, TlsError, TlsFiles};
@@ -30,7 +31,7 @@ const STRANGERS: usize = 256;
 /// Bytes of the head of a request that comes without a certificate of ours, which is all that is read before it is known
 /// whose it is: room for the longest token.
 const STRANGERS_HEAD: usize = 16 << 10;
-/// Bytes of the head of a request that comes with one: an exec's command is in the address, of which hyper takes 64 KiB.
+/// Bytes of the head of a request that comes with one, beside a long query ([`head`]).
 const MAX_HEAD: usize = 128 << 10;
 
 /// What the server needs beside its backend.
@@ -108,8 +109,19 @@ async fn connection<B: Backend>(
     let max_head = if holder.is_some() { MAX_HEAD } else { STRANGERS_HEAD };
     // A stranger until the first request of somebody who is known.
     let visitor = Arc::new(Mutex::new(Some(visitor)));
-    let handle = service_fn(move |request: Request<Incoming>| {
+    let (stream, query): (Box<dyn Stream>, _) = if holder.is_some() {
+        let (stream, query) = tokio::time::timeout(PATIENCE, head::shorten(stream)).await??;
+        (Box::new(stream), query)
+    } else {
+        (Box::new(stream), None)
+    };
+    // Of the first request: clients open a connection for each exec.
+    let query = Mutex::new(query);
+    let handle = service_fn(move |mut request: Request<Incoming>| {
         let (service, holder, visitor) = (service.clone(), holder.clone(), visitor.clone());
+        if let Some(query) = query.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            request.extensions_mut().insert(query);
+        }
         async move {
             let admitted = service.admit(holder.as_ref().as_ref(), &request).await;
             if admitted != Err(Refusal::Unauthorized) {

@@ -2,6 +2,7 @@
 
 use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, FrameReader, FrameWriter, LOST, SupervisorStream};
+use crate::head;
 use crate::metrics_api::{self, MetricsApi};
 use crate::probes;
 use crate::prometheus::{self, Family};
@@ -69,7 +70,7 @@ impl<B: Backend> Service<B> {
 
     pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
         if metrics_api::is_path(request.uri().path()) {
-            let query = Query::parse(request.uri().query());
+            let query = Query::parse(head::query(&request));
             let (method, path) = (request.method().as_str(), request.uri().path());
             return self.metrics_api.serve(&self.node_name, &self.backend, method, path, &query).await;
         }
@@ -80,7 +81,7 @@ impl<B: Backend> Service<B> {
             Err(NoRoute::Disabled(why)) => return text(StatusCode::METHOD_NOT_ALLOWED, why),
         };
         self.count(&route);
-        let query = Query::parse(request.uri().query());
+        let query = Query::parse(head::query(&request));
         match route {
             Route::Health(check) => self.health(check.as_deref()).await,
             Route::Pods => json(&list(self.backend.pods().await.iter().map(Arc::as_ref))),

@@ -24,6 +24,7 @@ async fn strangers_are_refused_and_the_known_get_what_they_may() {
     let metrics = "/apis/metrics.k8s.io/v1beta1/nodes";
     // An exec's command is in the address.
     let long = format!("GET /nope?command={}", "x".repeat(60 << 10));
+    let longer = format!("GET /nope?command={}", "%0A".repeat(120_000));
     for (identity, request, headers, code, text) in [
         (None, "GET /pods", "", 401, "Unauthorized"),
         (stranger(), "GET /pods", "", 401, "Unauthorized"),
@@ -41,6 +42,7 @@ async fn strangers_are_refused_and_the_known_get_what_they_may() {
         (site.user("root"), "GET /nope", "", 404, "404 page not found"),
         (site.user("root"), "GET /healthz", "", 200, "ok"),
         (site.user("root"), &long, "", 404, "404 page not found"),
+        (site.user("root"), &longer, "", 404, "404 page not found"),
         // Nobody may name another user but the aggregator, and it on its own paths only.
         (site.user("reader"), "GET /pods", as_root, 403, "user=reader"),
         (proxy(), "GET /pods", as_root, 401, "Unauthorized"),
