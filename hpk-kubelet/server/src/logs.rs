@@ -21,12 +21,14 @@ use hpk_api::frame::channel;
 use hpk_api::state::{PodState, RunState};
 use hpk_control::{RequestError, stream_end};
 use hpk_log::{LogReader, ReadError, ReadOptions, ReadStatus};
+use hpk_sys::beneath;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -293,8 +295,14 @@ struct Files {
 }
 
 impl Files {
-    fn folder(&self) -> PathBuf {
-        self.pod.join(hpk_api::files::LOGS).join(&self.options.container)
+    /// The container's logs. A pod may have put links in the way, so the folder is held open while it is read.
+    fn folder(&self) -> impl FnOnce() -> std::io::Result<(File, PathBuf)> + Send + use<> {
+        let (pod, below) = (self.pod.clone(), Path::new(hpk_api::files::LOGS).join(&self.options.container));
+        move || {
+            let held = beneath::folder(&pod, &below)?;
+            let path = beneath::path(&held);
+            Ok((held, path))
+        }
     }
 
     /// Whether the instance will write no more: the kubelet knew it, or the supervisor left word.
@@ -302,8 +310,8 @@ impl Files {
         if !self.running {
             return true;
         }
-        let (status, container) = (self.pod.join(hpk_api::files::STATUS), self.options.container.clone());
-        let read = move || has_ended(&status, &container, restart_count);
+        let (pod, container) = (self.pod.clone(), self.options.container.clone());
+        let read = move || has_ended(&pod, &container, restart_count);
         tokio::task::spawn_blocking(read).await.unwrap_or(false)
     }
 
@@ -312,11 +320,16 @@ impl Files {
         let (folder, options) = (self.folder(), ReadOptions::from(&self.options));
         // Asked before reading: what is read after it is then complete.
         let ended = !self.options.follow || self.has_ended(restart_count).await;
-        let reader = tokio::task::spawn_blocking(move || LogReader::open(&folder, restart_count, options));
-        let reader = reader.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let reader = tokio::task::spawn_blocking(move || {
+            let (held, path) = folder().map_err(|e| format!("the container's logs cannot be read: {e}"))?;
+            let reader = LogReader::open(&path, restart_count, options).map_err(|e| e.to_string())?;
+            Ok::<_, String>((held, reader))
+        });
+        let (held, reader) = reader.await.map_err(|e| e.to_string())??;
         let (sender, parts) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
             let limit_reached = pass_on(reader, 0, &sender);
+            drop(held);
             if !ended && limit_reached == Some(false) {
                 let _ = sender.blocking_send(Err(std::io::Error::other(LOST)));
             }
@@ -329,7 +342,11 @@ impl Files {
         let ended = self.has_ended(position.restart_count).await;
         let (folder, options) = (self.folder(), ReadOptions::from(&self.options));
         let work = move || {
-            let rest = LogReader::resume(&folder, options, &position);
+            let (_held, path) = match folder() {
+                Ok(folder) => folder,
+                Err(e) => return drop(sender.blocking_send(Err(e))),
+            };
+            let rest = LogReader::resume(&path, options, &position);
             let limit_reached = match rest {
                 Ok(reader) => pass_on(reader, beyond, &sender),
                 Err(e) => return fail(&sender, e),
@@ -370,10 +387,11 @@ fn pass_on(mut reader: LogReader, mut skip: usize, sender: &Parts) -> Option<boo
 }
 
 /// Reads the supervisor's last word on a container.
-fn has_ended(status: &Path, container: &str, restart_count: u32) -> bool {
-    let Some(state) = std::fs::read(status).ok().and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else {
-        return false;
-    };
+fn has_ended(pod: &Path, container: &str, restart_count: u32) -> bool {
+    /// Bytes.
+    const MOST: u64 = 64 << 20;
+    let status = beneath::read(pod, Path::new(hpk_api::files::STATUS), MOST).ok();
+    let Some(state) = status.and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else { return false };
     let found = state.find(container);
     state.finished
         || found.is_some_and(|c| {

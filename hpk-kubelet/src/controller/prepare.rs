@@ -7,7 +7,7 @@ use super::pull::{self, Backoff};
 use crate::api::events::Note;
 use crate::api::fetch::{self, Kept};
 use crate::pods::bandwidth;
-use crate::pods::folder::Record;
+use crate::pods::folder::{Folder, Record};
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::unsupported;
@@ -224,7 +224,7 @@ fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Pay
     let folder = ctx.folder(&record.pod.uid);
     let stamp = Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%6f").to_string();
     for (name, payload) in payloads {
-        atomic::write(&folder.volume(name), payload, &stamp)?;
+        atomic::write(folder.path(), &Folder::volume(name), payload, &stamp)?;
     }
     Ok(())
 }

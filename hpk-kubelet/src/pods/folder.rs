@@ -1,5 +1,7 @@
 //! A pod's folder `HPK_HOME/pods/<uid>`: what the kubelet writes there and what it reads back.
 //!
+//! A pod with rights over its supervisor can write here too; no link of its making is followed ([`beneath`]).
+//!
 //! `kubelet.json` is the kubelet's own memory of the pod. It is written before and after every step that must
 //! not be done twice, so that a kubelet that was killed at any moment knows where it was.
 
@@ -9,7 +11,9 @@ use hpk_api::files;
 use hpk_api::link::LinkCredentials;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
+use hpk_sys::beneath;
 use jiff::Timestamp;
+use nix::fcntl::OFlag;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,6 +22,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Longest file that is read back, bytes.
+const MOST: u64 = 64 << 20;
 
 /// The kubelet's own file in a pod's folder.
 pub const RECORD: &str = "kubelet.json";
@@ -124,10 +131,10 @@ impl Folder {
         closed(&self.path.join(files::VOLUMES))
     }
 
-    /// Path of a volume that the kubelet fills.
+    /// Where in the folder a volume is that the kubelet fills.
     #[must_use]
-    pub fn volume(&self, name: &str) -> PathBuf {
-        self.path.join(files::VOLUMES).join(name)
+    pub fn volume(name: &str) -> PathBuf {
+        Path::new(files::VOLUMES).join(name)
     }
 
     /// Writes the record.
@@ -154,7 +161,9 @@ impl Folder {
             self.write_json(files::LINK, link, 0o600)?;
         }
         // Slurm appends to it and would make it for all to read.
-        fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.path.join(files::JOB_OUTPUT))?;
+        let mut output = fs::OpenOptions::new();
+        output.create(true).append(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        output.open(self.path.join(files::JOB_OUTPUT))?;
         hpk_layout::replace(&self.path.join(files::JOB_SCRIPT), script.as_bytes(), 0o700)
     }
 
@@ -196,7 +205,7 @@ impl Folder {
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_slice(&fs::read(self.path.join(name)).ok()?).ok()
+        serde_json::from_slice(&beneath::read(&self.path, Path::new(name), MOST).ok()?).ok()
     }
 
     /// Removes the folder with everything in it, files of subordinate ids included.
@@ -232,6 +241,23 @@ pub fn all(pods: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_of_the_pod_are_not_followed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let key = dir.path().join("key");
+        fs::write(&key, r#"{"node": "n", "step": "s", "message": "m"}"#).expect("a file");
+        let folder = Folder::at(dir.path().join("u"));
+        folder.create().expect("create");
+        let link = |name: &str| std::os::unix::fs::symlink(&key, folder.path().join(name)).expect("a link");
+        link(files::LAUNCH);
+        assert_eq!(folder.launch(), None);
+        link(RECORD);
+        let who = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+        folder.write_record(&Record::new(who, Timestamp::UNIX_EPOCH)).expect("write");
+        assert!(folder.record().is_some());
+        assert!(fs::read_to_string(&key).expect("key").starts_with(r#"{"node""#), "it is as it was");
+    }
 
     #[test]
     fn record_survives() {

@@ -29,7 +29,12 @@ pub fn replace_soon(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 fn replaced(path: &Path, content: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let fresh = beside(path);
     let written = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+        // Made anew: in a pod's folder it might be a link of the pod's.
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
         file.write_all(content)?;
         if sync {
             file.sync_all()?;

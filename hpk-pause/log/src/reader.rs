@@ -13,10 +13,11 @@ use hpk_api::control::{LogOptions, LogPosition};
 use hpk_api::cri_log::{self, Stream};
 use jiff::Timestamp;
 use memchr::memchr;
+use nix::fcntl::OFlag;
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -297,7 +298,7 @@ impl LogReader {
     fn snapshot(&self) -> io::Result<(Option<File>, Vec<Rotated>)> {
         let live_path = self.live_path();
         for _ in 0..16 {
-            let live = match File::open(&live_path) {
+            let live = match open_file(&live_path) {
                 Ok(file) => Some(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error),
@@ -540,12 +541,17 @@ fn inode_of(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
+/// A log is never a link: a pod that can write to its folder must not lead its reader to another file.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
+}
+
 /// Opens a rotated file, which may have been compressed since it was listed; None when it was pruned.
 fn open_rotated(path: &Path, gz: bool) -> io::Result<Option<(File, bool)>> {
     let compressed = path.with_added_extension("gz");
     let candidates = if gz { vec![(path, true)] } else { vec![(path, false), (compressed.as_path(), true)] };
     for (path, gz) in candidates {
-        match File::open(path) {
+        match open_file(path) {
             Ok(file) => return Ok(Some((file, gz))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

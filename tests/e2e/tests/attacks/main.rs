@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
 mod flags;
+mod folder;
 mod images;
 mod links;
 mod ports;
