@@ -245,7 +245,7 @@ pub struct Refreshed {
 }
 
 /// Brings a running pod's volumes up to date and finds what the supervisor must be told: ephemeral containers,
-/// changed images, containers that can be made now.
+/// containers that would be made in another way now.
 ///
 /// `known`: images by container whose spec image has not changed: they are not pulled again.
 pub async fn refresh(
@@ -273,10 +273,7 @@ pub async fn refresh(
     let mut plan = old.clone();
     for fresh in made.plan.all() {
         let Some(was) = before.get(fresh.name.as_str()) else { continue };
-        // Environment of a running container is fixed: only these changes reach it.
-        let wanted = fresh.blocked.is_none()
-            && (was.blocked.is_some() || was.image != fresh.image || was.resources != fresh.resources);
-        if wanted {
+        if is_news(was, fresh) {
             update.containers.push(fresh.clone());
             let slot = plan.all_mut().find(|c| c.name == fresh.name);
             if let Some(slot) = slot {
@@ -312,6 +309,16 @@ pub async fn refresh(
     Ok(Refreshed { update, plan: changed.then(|| Box::new(plan)), images: made.images, waiting, retry: made.retry })
 }
 
+/// Whether the supervisor is to know the plan that a container would have now. A running container keeps what it was made
+/// with; its next start is by the plan of then, as upstream makes the configuration anew at each start.
+fn is_news(was: &ContainerPlan, fresh: &ContainerPlan) -> bool {
+    match &fresh.blocked {
+        None => was != fresh,
+        // A start needs what is missing. An image does not need to be had again.
+        Some(blocked) => blocked.reason == "CreateContainerConfigError" && was.blocked.as_ref() != Some(blocked),
+    }
+}
+
 fn spec_image(pod: &Pod, name: &str) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let find = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
@@ -324,4 +331,35 @@ fn spec_image(pod: &Pod, name: &str) -> Option<String> {
 fn plan_image(plan: &SandboxPlan, name: &str) -> Option<String> {
     let known = plan.all().find(|c| c.name == name);
     known.map(|c| c.image.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_api::plan::Blocked;
+    use serde_json::json;
+
+    #[test]
+    fn a_start_to_come_follows_what_the_pod_refers_to() {
+        let plan = |mode: &str| -> ContainerPlan {
+            let plan = json!({"name": "c", "image": "i", "image_ref": {"folder": "f", "id": "d"}, "argv": ["a"], "env": [["MODE", mode]]});
+            serde_json::from_value(plan).expect("a container")
+        };
+        let blocked = |reason: &str, message: &str| {
+            let why = Blocked { reason: reason.to_owned(), message: message.to_owned() };
+            ContainerPlan { blocked: Some(why), ..plan("old") }
+        };
+        let config = "CreateContainerConfigError";
+        for (was, fresh, news) in [
+            (plan("old"), plan("old"), false),
+            (plan("old"), plan("new"), true),
+            (plan("old"), blocked(config, "no key"), true),
+            (blocked(config, "no key"), blocked(config, "no key"), false),
+            (blocked(config, "no key"), blocked(config, "no map"), true),
+            (blocked(config, "no key"), plan("old"), true),
+            (plan("old"), blocked("ErrImagePull", "no registry"), false),
+        ] {
+            assert_eq!(is_news(&was, &fresh), news, "{was:?} {fresh:?}");
+        }
+    }
 }

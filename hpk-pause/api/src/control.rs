@@ -81,8 +81,8 @@ pub struct Update {
     /// Ephemeral containers to add (known ones are ignored).
     #[serde(default)]
     pub ephemeral_containers: Vec<ContainerPlan>,
-    /// Containers whose plan changed (image, resources, unblocked): replaces the one of the same name; a changed
-    /// image restarts the container.
+    /// Containers whose plan changed (image, resources, environment, unblocked): replaces the one of the same name from its
+    /// next start; a changed image restarts the container.
     #[serde(default)]
     pub containers: Vec<ContainerPlan>,
     /// New activeDeadlineSeconds.

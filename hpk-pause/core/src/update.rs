@@ -1,6 +1,7 @@
 //! A changed pod: new ephemeral containers, changed containers, another deadline.
 //!
-//! What Kubernetes lets a user change on a running pod: images, resources, activeDeadlineSeconds, ephemeral containers.
+//! What Kubernetes lets a user change on a running pod: images, resources, activeDeadlineSeconds, ephemeral containers; and
+//! what containers are made from beside the pod, such as the ConfigMaps of their environment, which holds from their next start.
 
 use crate::container::{Container, Phase};
 use crate::kill::KillReason;
@@ -42,9 +43,13 @@ impl Supervisor {
 
     fn replace(&mut self, i: usize, now: Now, plan: ContainerPlan, out: &mut Vec<Action>) {
         let container = &mut self.containers[i];
+        let (key, blocked) = (container.backoff_key, container.plan.blocked.is_some());
         container.set_plan(plan);
-        // Whatever it waited for may be mended: the back-off is asked again, with the new key.
-        if matches!(container.phase, Phase::Delayed { .. }) && self.ending.is_none() {
+        // What it waited for may be mended: the back-off is asked again, with the new key. Another environment or the
+        // like is for the start to come, and does not bring it nearer.
+        let mended = container.backoff_key != key || container.plan.blocked.is_some() != blocked;
+        let crashed = container.backoff_from.is_some();
+        if matches!(container.phase, Phase::Delayed { .. }) && (mended || !crashed) && self.ending.is_none() {
             container.phase = Phase::Idle;
         }
         self.kill_outdated(i, now, out);

@@ -206,3 +206,25 @@ fn a_requeued_pod_keeps_its_counts() {
     assert!(again.state().sequence > before.sequence);
     assert_eq!(again.state().containers[0].last_termination.as_ref().unwrap().reason, "ContainerStatusUnknown");
 }
+
+#[test]
+fn a_changed_environment_is_for_the_next_start_and_does_not_hurry_it() {
+    let mut world = running(Always, container("c"));
+    world.exit("c", 1);
+    world.launch("c");
+    world.exit("c", 1);
+    assert_eq!(world.shown("c"), "Waiting(CrashLoopBackOff)");
+    world.pass(4.0);
+    let mut plan = container("c");
+    plan.env = vec![("MODE".to_owned(), "good".to_owned())];
+    world.event(Event::Update(Box::new(Update { containers: vec![plan], ..Update::default() })));
+    assert_eq!(world.shown("c"), "Waiting(CrashLoopBackOff)");
+    let backoffs = world.events().iter().filter(|event| event.starts_with("BackOff")).count();
+    assert_eq!(backoffs, 1, "it is not told again");
+    world.pass(5.9);
+    assert!(!world.is_starting("c"));
+    world.pass(0.1);
+    let index = world.supervisor.find("c").unwrap();
+    assert_eq!(world.supervisor.container(index).unwrap().env, [("MODE".to_owned(), "good".to_owned())]);
+    world.launch("c");
+}
