@@ -84,6 +84,10 @@ fn start(options: &ExecOptions, id: u64) -> (ExecSession, u32) {
 
 impl World {
     fn new() -> Self {
+        Self::with(true)
+    }
+
+    fn with(stdin_once: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log =
             LogService::start(LogSettings { tap_stall: Duration::from_millis(300), ..LogSettings::default() }, |_| {})
@@ -131,7 +135,7 @@ impl World {
                         DriverRequest::Attach { stdin, answer, .. } => {
                             let stdin = stdin.then(|| in_write.try_clone().unwrap());
                             let session =
-                                AttachSession { log: container, tty: false, stdin, terminal: None, stdin_once: true };
+                                AttachSession { log: container, tty: false, stdin, terminal: None, stdin_once };
                             answer.send(Ok(session)).unwrap();
                         }
                         DriverRequest::StdinEnded { .. } => drop(tell.send(Told::StdinEnded)),
@@ -416,6 +420,20 @@ fn attach_joins_the_running_streams() {
     let World { stdout, _stderr, .. } = world;
     drop((stdout, _stderr));
     assert_eq!(collect(connection), (b"after\n".to_vec(), Vec::new(), StreamEnd::Success));
+}
+
+#[test]
+fn attach_ends_with_the_clients_input_unless_the_container_gets_that_end() {
+    let mut world = World::with(false);
+    let options = AttachOptions { container: "main".to_owned(), stdin: true, stdout: true, stderr: true, tty: false };
+    let (_, connection) = world.request(&Request::Attach(options)).unwrap();
+    let mut sender = connection.sender().unwrap();
+    sender.send(channel::STDIN, b"hello\n").unwrap();
+    sender.close_stdin().unwrap();
+    let mut line = [0; 6];
+    world.stdin.read_exact(&mut line).unwrap();
+    world.stdout.write_all(b"answer\n").unwrap();
+    assert_eq!(collect(connection), (b"answer\n".to_vec(), Vec::new(), StreamEnd::Success));
 }
 
 #[test]

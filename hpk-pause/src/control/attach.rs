@@ -12,6 +12,10 @@ use hpk_api::control::{Answer, AttachOptions, Reply, StreamEnd};
 use hpk_api::frame::channel;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// For what a container answers to the last input of a client that then has none.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(mut handshake: Handshake, context: Context, options: AttachOptions) {
     let (container, stdin) = (options.container.clone(), options.stdin);
@@ -67,17 +71,34 @@ async fn stream(
         }
         tokio::try_join!(pump(&stdout, channel::STDOUT), pump(&stderr, channel::STDERR))
     };
+    // True: the client has come to the end of its input, and with it of the session, as with container runtimes; only
+    // one whose container gets this end as its own (stdinOnce) goes on.
+    let has_stdin = input.stdin.is_some();
     let inputs = async {
         let mut frames = FrameReader::new(reader, rest);
         while let Some((channel, payload)) = frames.next().await {
-            if input.frame(channel, payload).await && session.stdin_once {
+            if !input.frame(channel, payload).await {
+                continue;
+            }
+            if session.stdin_once {
                 let _ = context.driver.send(DriverRequest::StdinEnded { container: options.container.clone() }).await;
+            } else if has_stdin {
+                return true;
             }
         }
+        false
     };
+    tokio::pin!(outputs);
     tokio::select! {
-        result = outputs => { result?; }
-        () = inputs => return Ok(()),
+        result = &mut outputs => { result?; }
+        ended = inputs => {
+            if !ended {
+                return Ok(());
+            }
+            if let Ok(result) = tokio::time::timeout(LAST_OUTPUT, outputs).await {
+                result?;
+            }
+        }
         () = gone.wait() => return Ok(()),
     }
     let end = if tap.end.stalled() {
