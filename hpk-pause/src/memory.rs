@@ -1,12 +1,17 @@
 //! The job's memory: waits for the kernel's word on it, and looks at who is there. What follows is [`hpk_core::MemoryRule`]'s.
 
+use hpk_api::plan::Resources;
 use hpk_core::{ContainerIndex, MemoryFinding, MemoryRule, MemoryUse, ProcessUse};
 use hpk_sys::cgroup::JobMemory;
+use hpk_sys::launch::Shown;
 use hpk_sys::procfs;
 use hpk_sys::signals::MountNs;
 use std::collections::HashMap;
+use std::fs::Permissions;
 use std::future::pending;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -49,6 +54,25 @@ impl Memory {
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
         self.job.as_ref().and_then(JobMemory::limit)
+    }
+
+    /// What a container is to see of its limits; files are made in `folder`. What cannot be made is left out.
+    #[must_use]
+    pub fn shown(&self, resources: &Resources, folder: &Path) -> Vec<Shown> {
+        let Some(job) = &self.job else { return Vec::new() };
+        let limit = |name: &str| resources.limits.get(name).copied().filter(|amount| *amount > 0);
+        let view = job.view(limit("memory"), limit("cpu"));
+        let target = |path: PathBuf| path.to_string_lossy().into_owned();
+        let folders = view.folders.into_iter().map(|(source, place)| Shown { source, target: target(place) });
+        let made = std::fs::create_dir_all(folder).is_ok();
+        let files = view.files.into_iter().enumerate().filter(|_| made).filter_map(|(number, (place, text))| {
+            let source = folder.join(number.to_string());
+            std::fs::write(&source, text).ok()?;
+            // Read by every user of the container, whatever the umask.
+            std::fs::set_permissions(&source, Permissions::from_mode(0o444)).ok()?;
+            Some(Shown { source, target: target(place) })
+        });
+        folders.chain(files).collect()
     }
 
     /// Waits until it is time for a look. True: the kernel has said something.

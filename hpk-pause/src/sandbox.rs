@@ -5,6 +5,7 @@
 use crate::paths::Paths;
 use crate::spec::fill;
 use hpk_api::plan::{SandboxPlan, VolumePlan};
+use hpk_sys::ids::Ids;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
@@ -30,6 +31,9 @@ pub enum SandboxError {
         /// Cause.
         errno: hpk_sys::Errno,
     },
+    /// A group that the pod has not.
+    #[error(transparent)]
+    Group(hpk_sys::launch::LaunchError),
     /// A sysctl.
     #[error("securityContext.sysctls {name}: {source}; only sysctls of the pod's own namespaces can be set")]
     Sysctl {
@@ -49,9 +53,21 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SandboxError + '_ {
 /// # Errors
 /// The first thing that cannot be made, by name.
 pub fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+    if let (Some(group), Ok(ids)) = (plan.fs_group, Ids::of_self()) {
+        fs_group(group, &ids)?;
+    }
     volumes(plan, paths)?;
     etc(plan, paths, pod_ips)?;
     sysctls(plan)
+}
+
+/// Said here by its name: the kernel calls it an invalid argument of a volume.
+fn fs_group(group: u32, ids: &Ids) -> Result<(), SandboxError> {
+    if ids.gids.contains(group) {
+        return Ok(());
+    }
+    let (field, range) = ("securityContext.fsGroup", ids.gids.words());
+    Err(SandboxError::Group(hpk_sys::launch::LaunchError::IdNotMapped { field, id: group, range }))
 }
 
 fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
@@ -129,7 +145,9 @@ fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), Sand
     // Without one of its own the pod uses the node's, which the parent container has.
     let nodes = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     write("resolv.conf", &plan.resolv_conf.as_ref().map_or_else(nodes, |text| fill(text, pod_ips)))?;
-    write("hostname", &format!("{}\n", plan.hostname))
+    let nodes = || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let hostname = if plan.hostname.is_empty() { nodes() } else { plan.hostname.clone() };
+    write("hostname", &format!("{hostname}\n"))
 }
 
 fn sysctls(plan: &SandboxPlan) -> Result<(), SandboxError> {
@@ -138,4 +156,20 @@ fn sysctls(plan: &SandboxPlan) -> Result<(), SandboxError> {
         fs::write(&path, value).map_err(|source| SandboxError::Sysctl { name: name.clone(), source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_sys::ids::IdMap;
+
+    #[test]
+    fn a_group_that_is_not_to_be_had_is_named_with_those_that_are() {
+        let ids = Ids { gids: IdMap::parse("0 1000 1\n1 100000 65536"), ..Ids::default() };
+        fs_group(65_536, &ids).unwrap();
+        let error = fs_group(1_000_660_002, &ids).unwrap_err().to_string();
+        for word in ["securityContext.fsGroup", "1000660002", "0 to 65536"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

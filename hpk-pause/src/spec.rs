@@ -108,9 +108,10 @@ impl Specs {
             rootfs: self.paths.rootfs(&container.image_ref.folder),
             upper: writable,
             argv: container.argv.iter().map(|a| self.fill(a)).collect(),
-            env: self.env(container),
+            env: self.env(pod, container),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),
             mounts: self.mounts(pod, container, &message_file)?,
+            shown: Vec::new(),
             shm: Some(self.paths.shm()),
             security,
             pid,
@@ -119,16 +120,20 @@ impl Specs {
             rlimits: Vec::new(),
             oom_score_adj: Some(oom_score_adj(container)),
         };
-        let user =
-            ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups: spec.security.groups.clone() };
+        // Runtimes tell the primary group among the others, first.
+        let groups = std::iter::once(spec.security.gid).chain(spec.security.groups.iter().copied()).collect();
+        let user = ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups };
         Ok(Prepared { spec, user, message_file })
     }
 
     /// The container's own, and what Slurm says of the job's GPUs where it does not say so itself.
-    fn env(&self, container: &ContainerPlan) -> Vec<(String, String)> {
+    /// A pod in the node's network has the node's name.
+    fn env(&self, pod: &SandboxPlan, container: &ContainerPlan) -> Vec<(String, String)> {
         let own = container.env.iter().map(|(k, v)| (k.clone(), self.fill(v)));
         let free = |name: &str| !container.env.iter().any(|(own, _)| own == name);
-        own.chain(self.gpu_env.iter().filter(|(name, _)| free(name)).cloned()).collect()
+        let name = (pod.hostname.is_empty() && free("HOSTNAME")).then(nix::unistd::gethostname).and_then(Result::ok);
+        let name = name.map(|name| ("HOSTNAME".to_owned(), name.to_string_lossy().into_owned()));
+        own.chain(self.gpu_env.iter().filter(|(name, _)| free(name)).cloned()).chain(name).collect()
     }
 
     /// Puts the pod's addresses where the plan could not know them.

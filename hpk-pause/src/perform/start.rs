@@ -20,7 +20,7 @@ impl Performer {
         instance: u32,
     ) -> Option<Outcome> {
         let prepared = self.pid_namespace(pod, plan).and_then(|pid| self.specs.prepare(pod, plan, instance, pid));
-        let prepared = match prepared {
+        let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return Some(Outcome::Failed(container, instance, failure)),
         };
@@ -29,6 +29,7 @@ impl Performer {
             let failure = LaunchFailure::Create(format!("{}: {error}", folder.display()));
             return Some(Outcome::Failed(container, instance, failure));
         }
+        prepared.spec.shown = self.memory.shown(&plan.resources, &folder.join("limits"));
         match self.launcher.start(&prepared.spec) {
             Ok(starting) => {
                 let pid = starting.pid();

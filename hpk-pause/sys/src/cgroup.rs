@@ -30,6 +30,10 @@ enum Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobMemory {
     version: Version,
+    /// Where the controller is mounted.
+    root: PathBuf,
+    /// Version 1: where the controller of CPUs is mounted, and the cgroup of this process in it.
+    cpus: Option<(PathBuf, PathBuf)>,
     /// Where kills are counted.
     own: PathBuf,
     /// The one with the lowest limit, and that limit.
@@ -49,6 +53,15 @@ pub struct MemoryCounts {
     pub used: u64,
 }
 
+/// See [`JobMemory::view`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Folder, and where it is to be seen.
+    pub folders: Vec<(PathBuf, PathBuf)>,
+    /// Where a file is to be seen, and what is in it.
+    pub files: Vec<(PathBuf, String)>,
+}
+
 impl JobMemory {
     /// Finds it. None where the kernel or the site shows none.
     #[must_use]
@@ -58,7 +71,13 @@ impl JobMemory {
 
     /// `cgroups`: the text of /proc/self/cgroup.
     fn below(mounted: &Path, cgroups: &str) -> Option<Self> {
-        cgroups.lines().find_map(|line| {
+        let cpus = cgroups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            let root = controllers.split(',').any(|name| name == "cpu").then(|| mounted.join(controllers))?;
+            let leaf = root.join(path.trim_start_matches('/'));
+            leaf.is_dir().then_some((root, leaf))
+        });
+        let found = cgroups.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             if controllers.split(',').any(|name| name == "memory") {
@@ -69,7 +88,8 @@ impl JobMemory {
             } else {
                 None
             }
-        })
+        })?;
+        Some(Self { cpus, ..found })
     }
 
     fn at(version: Version, root: &Path, path: &str) -> Option<Self> {
@@ -82,7 +102,8 @@ impl JobMemory {
             let limit = read_to_string(folder.join(file)).ok()?.trim().parse().ok()?;
             (limit < NO_LIMIT).then_some((folder, limit))
         });
-        Some(Self { version, own, bound: limits.min_by_key(|(_, limit)| *limit) })
+        let bound = limits.min_by_key(|(_, limit)| *limit);
+        Some(Self { version, root: root.to_owned(), cpus: None, own, bound })
     }
 
     /// The limit of the job, bytes.
@@ -123,6 +144,35 @@ impl JobMemory {
             major_faults: faults.unwrap_or(0),
             used: usage.unwrap_or(0).saturating_sub(dropped.unwrap_or(0)),
         }
+    }
+
+    /// What a container with these limits is to see at the places where programs look for theirs: its job's cgroup, where
+    /// a cgroup namespace would show it, and over it files that hold the container's limits, none of which is more than
+    /// the job's. (Folder and place; place and content.)
+    #[must_use]
+    pub fn view(&self, memory: Option<u64>, milli_cpus: Option<u64>) -> View {
+        const PERIOD_US: u64 = 100_000;
+        let memory = [memory, self.limit()].into_iter().flatten().min();
+        let quota = milli_cpus.map(|milli| milli * PERIOD_US / 1000);
+        let mut view = View { folders: vec![(self.own.clone(), self.root.clone())], files: Vec::new() };
+        let mut put =
+            |folder: &Path, file: &str, text: String| view.files.push((folder.join(file), format!("{text}\n")));
+        match self.version {
+            Version::One => {
+                memory.into_iter().for_each(|bytes| put(&self.root, "memory.limit_in_bytes", bytes.to_string()));
+                if let (Some((root, leaf)), Some(quota)) = (&self.cpus, quota) {
+                    put(root, "cpu.cfs_quota_us", quota.to_string());
+                    put(root, "cpu.cfs_period_us", PERIOD_US.to_string());
+                    view.folders.push((leaf.clone(), root.clone()));
+                }
+            }
+            Version::Two => {
+                memory.into_iter().for_each(|bytes| put(&self.root, "memory.max", bytes.to_string()));
+                quota.into_iter().for_each(|quota| put(&self.root, "cpu.max", format!("{quota} {PERIOD_US}")));
+            }
+        }
+        view.folders.retain(|(leaf, root)| leaf != root);
+        view
     }
 
     /// A descriptor that becomes readable at an OOM kill, and when the kernel has trouble to keep below the limit; any
@@ -198,10 +248,24 @@ mod tests {
             ("memory/slurm/job_7/memory.usage_in_bytes", "60000000\n"),
             ("memory/slurm/job_7/memory.stat", "pgmajfault 1\ntotal_pgmajfault 90\ntotal_inactive_file 10000000\n"),
             ("memory/slurm/job_7/task_0/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("cpu,cpuacct/cpu.cfs_quota_us", "-1\n"),
             ("memory/slurm/job_7/task_0/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
         ]);
-        let memory = JobMemory::below(dir.path(), "5:memory:/slurm/job_7/task_0\n1:cpu:/\n0::/\n").expect("a cgroup");
+        let memory =
+            JobMemory::below(dir.path(), "5:memory:/slurm/job_7/task_0\n1:cpu,cpuacct:/\n0::/\n").expect("a cgroup");
         assert_eq!(memory.limit(), Some(64 << 20));
+        let at = |path: &str| dir.path().join(path);
+        let view = memory.view(Some(32 << 20), Some(1500));
+        assert_eq!(view.folders, [(at("memory/slurm/job_7/task_0"), at("memory"))], "that of CPUs is the root's");
+        let files = [
+            (at("memory/memory.limit_in_bytes"), "33554432\n".to_owned()),
+            (at("cpu,cpuacct/cpu.cfs_quota_us"), "150000\n".to_owned()),
+            (at("cpu,cpuacct/cpu.cfs_period_us"), "100000\n".to_owned()),
+        ];
+        assert_eq!(view.files, files);
+        let only = (at("memory/memory.limit_in_bytes"), "67108864\n".to_owned());
+        assert_eq!(memory.view(None, None).files, std::slice::from_ref(&only), "the job's");
+        assert_eq!(memory.view(Some(1 << 40), None).files, [only], "never more than the job's");
         assert_eq!(memory.counts(), MemoryCounts { kills: 3, hits: 12, major_faults: 90, used: 50_000_000 });
     }
 
@@ -217,6 +281,11 @@ mod tests {
         ]);
         let memory = JobMemory::below(dir.path(), "0::/job_7/task_0\n").expect("a cgroup");
         assert_eq!(memory.limit(), Some(1 << 20));
+        let view = memory.view(Some(512), Some(250));
+        assert_eq!(view.folders, [(dir.path().join("job_7/task_0"), dir.path().to_owned())]);
+        let at = |file| dir.path().join(file);
+        let files = [(at("memory.max"), "512\n".to_owned()), (at("cpu.max"), "25000 100000\n".to_owned())];
+        assert_eq!(view.files, files);
         assert_eq!(memory.counts(), MemoryCounts { kills: 1, hits: 7, major_faults: 5, used: 600 });
         let notifier = memory.notifier().expect("anybody may watch a file");
         let mut bytes = [0; 256];

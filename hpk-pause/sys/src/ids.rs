@@ -35,6 +35,21 @@ impl IdMap {
         self.ranges.iter().any(|&(first, count)| id >= first && id - first < count)
     }
 
+    /// For people: `0 to 65536`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let mut ends: Vec<(u32, u32)> = Vec::new();
+        for &(first, count) in &self.ranges {
+            let last = first.saturating_add(count.saturating_sub(1));
+            match ends.last_mut() {
+                Some((_, before)) if before.checked_add(1) == Some(first) => *before = last,
+                _ => ends.push((first, last)),
+            }
+        }
+        let words = ends.into_iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a} to {b}") });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     /// Number of ids.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -83,6 +98,9 @@ mod tests {
         assert!(map.contains(0) && map.contains(1) && map.contains(65536));
         assert!(!map.contains(65537));
         assert_eq!(map.count(), 65537);
+        assert_eq!(map.words(), "0 to 65536");
+        assert_eq!(IdMap::parse("0 1000 1").words(), "0");
+        assert_eq!(IdMap::parse("0 1000 1\n5 7 2").words(), "0, 5 to 6");
         let all = IdMap::parse("0 0 4294967295");
         assert!(all.contains(4_294_967_294) && !all.contains(u32::MAX));
         assert_eq!(IdMap::parse("nonsense\n1 2"), IdMap::default());

@@ -11,7 +11,7 @@ use hpk_sys::caps::CapSet;
 use hpk_sys::join::{JoinSpec, Joiner};
 use hpk_sys::launch::{
     FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, NestedApptainer, PidNamespace, Places,
-    Propagation, Rlimit, Security, Step,
+    Propagation, Rlimit, Security, Shown, Step,
 };
 use hpk_sys::reap::ExitCause;
 use hpk_sys::signals::{self, MountNs};
@@ -323,6 +323,31 @@ fn kernel_paths_are_masked_unless_unmasked() {
     assert_eq!(out, "0\n");
     assert!(err.contains("/proc/sys/kernel/domainname: Read-only file system"), "{err}");
     assert!(err.contains("/sys/x: Read-only file system"), "{err}");
+}
+
+#[test]
+fn files_of_the_kernels_file_systems_can_be_mounted_over() {
+    let world = World::new();
+    fs::create_dir(world.path("told")).unwrap();
+    for (name, text) in [("cpuinfo", "one\n"), ("loadavg", "two\n"), ("limit", "three\n")] {
+        fs::write(world.path("told").join(name), text).unwrap();
+    }
+    let mut spec =
+        world.sh("cat /proc/cpuinfo /proc/loadavg /sys/kernel/mm/transparent_hugepage/enabled; echo x > /proc/loadavg");
+    let of = |name: &str, target: &str| Mount::new(world.path("told").join(name), target);
+    spec.mounts =
+        vec![of("cpuinfo", "/proc/cpuinfo"), Mount { read_only: true, ..of("loadavg", "/x/../proc//loadavg") }];
+    let shown = |name: &str, target: &str| Shown { source: world.path("told").join(name), target: target.to_owned() };
+    spec.shown =
+        vec![shown("limit", "/sys/kernel/mm/transparent_hugepage/enabled"), shown("limit", "/sys/no/such/file")];
+    let (out, err, _) = run(&spec);
+    assert_eq!(out, "one\ntwo\nthree\n", "{err}");
+    assert!(err.contains("Read-only"), "{err}");
+    for target in ["/proc", "/proc/1/attr", "/proc/../proc/sys"] {
+        let error = fails(&LaunchSpec { mounts: vec![of("cpuinfo", target)], ..world.sh("true") });
+        assert_eq!(error.kind(), FailureKind::Config);
+        assert!(error.to_string().contains(target) && error.to_string().contains("/proc/meminfo"), "{error}");
+    }
 }
 
 #[test]

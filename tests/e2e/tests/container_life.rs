@@ -48,6 +48,27 @@ fn liveness_is_told_and_counted() {
 }
 
 #[test]
+fn limits_are_seen_where_programs_look_and_files_of_proc_can_be_mounted_over() {
+    let ns = Namespace::new("seen");
+    ns.kubectl(&["create", "configmap", "told", "--from-literal=cpuinfo=told by a file"]).ok();
+    let limit = "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
+    let quota = "cut -d' ' -f1 /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
+    let write = "echo 1 2>/dev/null > /sys/fs/cgroup/memory/memory.limit_in_bytes || echo refused";
+    let mut pod = ns.script_pod("looks", "Never", &format!("{limit}; {quota}; {write}; cat /proc/cpuinfo"));
+    let one = &mut pod["spec"]["containers"][0];
+    one["resources"] = json!({"limits": {"memory": "64Mi", "cpu": "500m"}});
+    one["volumeMounts"] = json!([{"name": "told", "mountPath": "/proc/cpuinfo", "subPath": "cpuinfo"}]);
+    pod["spec"]["volumes"] = json!([{"name": "told", "configMap": {"name": "told"}}]);
+    // Another container must not widen what the first one sees.
+    let other = json!({"name": "other", "image": hpk_e2e::BUSYBOX, "command": ["true"],
+        "resources": {"limits": {"memory": "128Mi"}}});
+    pod["spec"]["containers"].as_array_mut().expect("containers").push(other);
+    ns.apply(&pod.to_string());
+    ns.wait_phase("looks", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "looks", "-c", "main"]).ok().trim(), "67108864\n50000\nrefused\ntold by a file");
+}
+
+#[test]
 fn probes_over_the_network_by_named_ports() {
     let ns = Namespace::new("named");
     let mut pod =

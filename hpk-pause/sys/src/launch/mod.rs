@@ -61,6 +61,8 @@ pub struct LaunchSpec {
     pub working_dir: Option<String>,
     /// Volumes and files; shallow targets are mounted before deep ones.
     pub mounts: Vec<Mount>,
+    /// Folders and files that are seen, read-only, at places of /proc and /sys; what the node does not have is left out.
+    pub shown: Vec<Shown>,
     /// Folder shared by the pod's containers as /dev/shm (a tmpfs); None: a tmpfs of its own.
     pub shm: Option<PathBuf>,
     /// User, groups, capabilities.
@@ -93,6 +95,7 @@ impl LaunchSpec {
             env: Vec::new(),
             working_dir: None,
             mounts: Vec::new(),
+            shown: Vec::new(),
             shm: None,
             security: Security::default(),
             pid: PidNamespace::Own,
@@ -113,6 +116,15 @@ pub enum PidNamespace {
     Pod,
     /// That of another container, by a pidfd of its main process (`kubectl debug --target`).
     Of(Arc<OwnedFd>),
+}
+
+/// What is seen in place of something of the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Folder or file in the supervisor's view.
+    pub source: PathBuf,
+    /// Where, in the container; it is there already.
+    pub target: String,
 }
 
 /// One mount.

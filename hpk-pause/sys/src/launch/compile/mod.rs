@@ -3,7 +3,8 @@
 //! Pure: it reads the spec and what is known of the node, and touches nothing. Why the order is what it is:
 //! * sources are opened before the pivot, while they can be named, and attached after it, where every path and every
 //!   link in it can only lead into the container;
-//! * /proc comes last, so that no mount point is resolved through its links;
+//! * /sys and /proc come after the mounts, so that no mount point is resolved through their links, and after them only
+//!   what is mounted over them by paths without links;
 //! * rights are dropped after everything that needs them.
 
 mod command;
@@ -25,7 +26,7 @@ use crate::spawn::LaunchError;
 pub(crate) use kernel_fs::MASKED;
 use kernel_fs::{dev, proc_and_sys};
 use root::root_file_system;
-use sources::{Sources, open_sources, ordered};
+use sources::{Sources, in_kernel_fs, open_sources, ordered};
 use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -80,15 +81,20 @@ fn inside(
     io: Option<ChildIo>,
 ) -> Result<(), LaunchError> {
     dev(p, spec, node, attached)?;
+    let mut over_kernel_fs = Vec::new();
     for (mount, slot) in mounts.iter().zip(&attached.mounts) {
         let fallback = mount.read_only && !node.mount_setattr;
+        let place = in_kernel_fs(&mount.target)?;
         let kind = OpKind::Attach {
             slot: *slot,
-            target: c("volumeMounts.mountPath", &mount.target)?,
+            target: c("volumeMounts.mountPath", place.as_ref().unwrap_or(&mount.target))?,
             missing: false,
             fallback_read_only: fallback,
         };
-        p.push(Step::Mount, &mount.target, kind);
+        match place {
+            None => p.push(Step::Mount, &mount.target, kind),
+            Some(place) => over_kernel_fs.push((place, kind)),
+        }
     }
     for (file, slot) in node.gpu.iter().zip(&attached.gpu) {
         let target = c("devices", &file.target)?;
@@ -96,6 +102,18 @@ fn inside(
         p.push_optional(Step::Mount, &file.target, kind);
     }
     proc_and_sys(p, spec, node, attached)?;
+    for (place, slot) in spec.shown.iter().zip(&attached.shown) {
+        let target = c("shown", &place.target)?;
+        let fallback_read_only = !node.mount_setattr;
+        p.push_optional(
+            Step::Sys,
+            &place.target,
+            OpKind::Attach { slot: *slot, target, missing: false, fallback_read_only },
+        );
+    }
+    for (place, kind) in over_kernel_fs {
+        p.push(Step::Mount, place, kind);
+    }
     let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
     if working_dir != "/" {
         p.push(Step::WorkingDir, working_dir, OpKind::MkdirAll { path: c("workingDir", working_dir)?, mode: 0o755 });
@@ -127,17 +145,18 @@ fn check_identity(spec: &LaunchSpec, ids: &Ids) -> Result<(), LaunchError> {
 }
 
 pub(crate) fn identity(security: &Security, ids: &Ids) -> Result<(), LaunchError> {
+    let missing = |field, id, map: &crate::ids::IdMap| LaunchError::IdNotMapped { field, id, range: map.words() };
     if !ids.uids.contains(security.uid) {
-        return Err(LaunchError::IdNotMapped { field: "securityContext.runAsUser", id: security.uid });
+        return Err(missing("securityContext.runAsUser", security.uid, &ids.uids));
     }
     if !ids.gids.contains(security.gid) {
-        return Err(LaunchError::IdNotMapped { field: "securityContext.runAsGroup", id: security.gid });
+        return Err(missing("securityContext.runAsGroup", security.gid, &ids.gids));
     }
     if !security.groups.is_empty() && !ids.setgroups {
         return Err(LaunchError::GroupsDenied);
     }
     match security.groups.iter().find(|&&group| !ids.gids.contains(group)) {
-        Some(&id) => Err(LaunchError::IdNotMapped { field: "securityContext.supplementalGroups", id }),
+        Some(&id) => Err(missing("securityContext.supplementalGroups", id, &ids.gids)),
         None => Ok(()),
     }
 }

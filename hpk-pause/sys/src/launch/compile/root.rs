@@ -1,6 +1,7 @@
 //! The root file system: overlay over the image and over a skeleton of mount points.
 
 use super::kernel_fs::fs;
+use super::sources::in_kernel_fs;
 use super::{c, c_opt};
 use crate::launch::LaunchSpec;
 use crate::program::{OpKind, Program, Slot, Step};
@@ -83,7 +84,7 @@ pub(super) fn stage(p: &mut Program, rootfs: &Path, targets: &[(Slot, String)]) 
     let targets = targets
         .iter()
         .filter(|(_, target)| !target.split('/').any(|part| part == ".."))
-        .filter(|(_, target)| !["/dev/", "/proc/", "/sys/"].iter().any(|fs| target.starts_with(fs)))
+        .filter(|(_, target)| !target.starts_with("/dev/") && matches!(in_kernel_fs(target), Ok(None)))
         .map(|(slot, target)| Ok((*slot, c("volumeMounts.mountPath", target)?)))
         .collect::<Result<_, LaunchError>>()?;
     p.push(Step::Upper, SKELETON, OpKind::Skeleton { root, image: c("rootfs", rootfs)?, folders, targets });

@@ -16,6 +16,46 @@ pub(super) fn ordered(mounts: &[Mount]) -> Vec<&Mount> {
     mounts
 }
 
+/// Files of /proc that can be mounted over, as with runc, but for those behind links (`validateProcMount`).
+const PROC_FILES: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// A mount point without `.`, `..` and doubled slashes, as text.
+fn normal(target: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Some: the mount point is in one of the kernel's file systems, so it comes after them, by this path.
+pub(super) fn in_kernel_fs(target: &str) -> Result<Option<String>, LaunchError> {
+    let path = normal(target);
+    let below = |folder: &str| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if below("/proc") && !PROC_FILES.contains(&path.as_str()) {
+        return Err(LaunchError::Invalid {
+            field: "volumeMounts.mountPath",
+            reason: format!("{target} is in /proc, where only these can be mounted over: {}", PROC_FILES.join(", ")),
+        });
+    }
+    Ok((below("/proc") || below("/sys")).then_some(path))
+}
+
 /// Slots of opened sources.
 pub(super) struct Sources {
     pub(super) mounts: Vec<Slot>,
@@ -24,6 +64,7 @@ pub(super) struct Sources {
     pub(super) sys: Slot,
     pub(super) proc: Slot,
     pub(super) gpu: Vec<Slot>,
+    pub(super) shown: Vec<Slot>,
 }
 
 pub(super) fn open_sources(
@@ -61,6 +102,17 @@ pub(super) fn open_sources(
         None => None,
     };
     let gpu = node.gpu.iter().map(|file| handed(p, file, Step::Source)).collect::<Result<_, _>>()?;
+    let mut shown = Vec::with_capacity(spec.shown.len());
+    for place in &spec.shown {
+        let slot = p.slot();
+        let path = c("shown", &place.source)?;
+        p.push_optional(Step::Source, &place.target, OpKind::OpenTree { slot, path, recursive: false });
+        if node.mount_setattr {
+            let read_only = OpKind::SetAttr { slot, read_only: true, recursive: false, propagation: 0 };
+            p.push_optional(Step::Source, &place.target, read_only);
+        }
+        shown.push(slot);
+    }
     let sys = p.slot();
     p.push(Step::Sys, "/sys", OpKind::OpenTree { slot: sys, path: c("sys", "/sys")?, recursive: true });
     if !spec.security.writable_sys && node.mount_setattr {
@@ -70,7 +122,7 @@ pub(super) fn open_sources(
     if with_proc {
         new_proc(p, proc)?;
     }
-    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu })
+    Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu, shown })
 }
 
 /// A user namespace may mount /proc only where it sees another one: in the old root, so before the pivot.
@@ -152,4 +204,28 @@ pub(super) fn sub_path(path: &str) -> Result<(Vec<CString>, Vec<CString>), Launc
         last.push(c("volumeMounts.subPath", part)?);
     }
     Ok((prefixes, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_proc_only_harmless_files_can_be_mounted_over() {
+        for (target, expected) in [
+            ("/data", Some(None)),
+            ("/process", Some(None)),
+            ("/proc/../data", Some(None)),
+            ("/proc/cpuinfo", Some(Some("/proc/cpuinfo"))),
+            ("/a/..//proc/./loadavg/", Some(Some("/proc/loadavg"))),
+            ("/sys/fs/cgroup", Some(Some("/sys/fs/cgroup"))),
+            ("/sys", Some(Some("/sys"))),
+            ("/proc", None),
+            ("/x/../proc/self/attr", None),
+            ("/proc/cpuinfo/x", None),
+        ] {
+            let found = in_kernel_fs(target);
+            assert_eq!(found.as_ref().ok().map(Option::as_deref), expected, "{target}: {found:?}");
+        }
+    }
 }
