@@ -352,7 +352,8 @@ fn fill(
     plan.env.retain(|(name, _)| name != "HOSTNAME" || declares(container, "HOSTNAME"));
     if !plan.env.iter().any(|(name, _)| name == "HOSTNAME") {
         let hostname = hosts::hostname(input.pod, &input.cluster.cluster_domain).unwrap_or_default();
-        plan.env.push(("HOSTNAME".to_owned(), hostname));
+        // In the node's network it is the node's name, which the supervisor knows.
+        plan.env.extend(Some(("HOSTNAME".to_owned(), hostname)).filter(|(_, name)| !name.is_empty()));
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{HostAlias, Pod};
 const MAX_HOSTNAME: usize = 64;
 
 /// spec.hostname or the pod's name, cut to 63 characters; with setHostnameAsFQDN the full name;
-/// spec.hostnameOverride wins over both.
+/// spec.hostnameOverride wins over both. Empty for a pod in the node's network, which has the node's name whatever its
+/// spec.hostname says.
 ///
 /// # Errors
 /// With setHostnameAsFQDN: the full name does not fit into a UTS namespace (upstream's text).
@@ -14,6 +15,9 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
     let spec = pod.spec.as_ref();
     if let Some(name) = spec.and_then(|s| s.hostname_override.clone()) {
         return Ok(name);
+    }
+    if spec.and_then(|s| s.host_network) == Some(true) {
+        return Ok(String::new());
     }
     let short = short_hostname(pod);
     if spec.and_then(|s| s.set_hostname_as_fqdn) != Some(true) {
@@ -123,6 +127,7 @@ mod tests {
             ),
             (json!({"containers": [], "setHostnameAsFQDN": true}), "web-0"),
             (json!({"containers": [], "hostname": "h", "hostnameOverride": "other.example"}), "other.example"),
+            (json!({"containers": [], "hostname": "h", "hostNetwork": true}), ""),
         ] {
             assert_eq!(hostname(&pod(spec), "cluster.local"), Ok(name.to_owned()));
         }

@@ -54,7 +54,8 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
     ["--quiet", "exec", "--containall", "--no-init", "--no-eval", "--no-home", "--hostname"]
         .into_iter()
         .for_each(&mut add);
-    add(&plan.hostname);
+    let nodes = plan.hostname.is_empty().then(crate::node::hostname);
+    add(nodes.as_deref().unwrap_or(&plan.hostname));
     if Namespaces::of(plan.network.mode) == Namespaces::Apptainers {
         match parts.root_lacks {
             None => add("--fakeroot"),

@@ -22,7 +22,7 @@ pub struct SandboxPlan {
     pub version: u32,
     /// Which pod.
     pub pod: PodRef,
-    /// Host name inside the pod (UTS namespace), ≤ 64 characters.
+    /// Host name inside the pod (UTS namespace), ≤ 64 characters; empty: the node's.
     pub hostname: String,
     /// Pod-level restart policy.
     pub restart_policy: RestartPolicy,

@@ -140,7 +140,7 @@ pub struct ContainerUser {
     pub uid: u32,
     /// gid inside the pod.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups, with the primary one first.
     #[serde(default)]
     pub groups: Vec<u32>,
 }

@@ -5,6 +5,26 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 #[test]
+fn a_container_that_is_started_again_has_the_environment_of_now() {
+    let ns = Namespace::new("environment");
+    ns.kubectl(&["create", "configmap", "settings", "--from-literal=MODE=old"]).ok();
+    let script = "trap 'exit 1' TERM; echo mode $MODE; while :; do sleep 0.1; done";
+    let mut pod = ns.script_pod("app", "Always", script);
+    pod["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "settings"}}]);
+    ns.apply(&pod.to_string());
+    ns.wait_ready("app");
+    ns.kubectl(&["patch", "configmap", "settings", "-p", r#"{"data": {"MODE": "new"}}"#]).ok();
+    let plan = "grep -c '\"new\"' ~/.hpk/pods/$(kubectl -n $NS get pod app -o jsonpath={.metadata.uid})/plan.json";
+    eventually("the plan has it", Duration::from_secs(30), || (ns.shell(plan).stdout.trim() == "1").then_some(()));
+    assert!(ns.kubectl(&["logs", "app"]).ok().contains("mode old"), "what runs is left as it is");
+    ns.kubectl(&["exec", "app", "--", "kill", "1"]).ok();
+    ns.until_pod("app", PATIENCE, |pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1);
+    eventually("the new mode", Duration::from_secs(30), || {
+        ns.kubectl(&["logs", "app"]).stdout.contains("mode new").then_some(())
+    });
+}
+
+#[test]
 fn a_changed_config_map_and_secret_reach_the_volume_at_once() {
     let ns = Namespace::new("change");
     ns.kubectl(&["create", "configmap", "paint", "--from-literal=colour=blue"]).ok();
@@ -92,12 +112,15 @@ fn the_nodes_network_gives_the_compute_nodes_address() {
     let ns = Namespace::new("hostnet");
     let mut pod = ns.script_pod("host", "Never", "sleep 600");
     pod["spec"]["hostNetwork"] = json!(true);
+    pod["spec"]["hostname"] = json!("ignored");
     ns.apply(&pod.to_string());
     ns.wait_ready("host");
     let status = ns.get("pod", "host")["status"].clone();
     let node = job_of(ns.name(), "host").expect("the job").node;
     let address = if node == "c1" { "10.77.0.11" } else { "10.77.0.12" };
     assert_eq!((&status["podIP"], &status["hostIP"]), (&json!(address), &json!(address)));
+    let names = ns.kubectl(&["exec", "host", "--", "sh", "-c", "hostname; echo $HOSTNAME; cat /etc/hostname"]);
+    assert_eq!(names.ok().trim(), format!("{node}\n{node}\n{node}"));
     assert_eq!(status["hostIPs"], json!([{"ip": address}]), "the login node's address is replaced, not kept beside it");
 }
 
