@@ -12,7 +12,7 @@ pub(crate) struct Surroundings {
     pub(crate) prefix: Option<PathBuf>,
     /// This program's own path.
     pub(crate) exe: PathBuf,
-    /// Folder of all our pods on this node, below `SLURM_TMPDIR`, else `TMPDIR`, else `/tmp`.
+    /// Folder of all our pods on this node, below `SLURM_TMPDIR`, else `TMPDIR`, else `/tmp`; those that are too long are passed over.
     pub(crate) user: PathBuf,
     /// The user's id.
     pub(crate) uid: u32,
@@ -27,7 +27,7 @@ impl Surroundings {
     pub(crate) fn of_this_process() -> Result<Self, ScratchError> {
         let uid = nix::unistd::getuid().as_raw();
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-        let tmp = path("SLURM_TMPDIR").or_else(|| path("TMPDIR")).unwrap_or_else(|| PathBuf::from("/tmp"));
+        let tmp = node_local([path("SLURM_TMPDIR"), path("TMPDIR")]);
         Ok(Self {
             prefix: path("HPK_PREFIX"),
             exe: std::env::current_exe().unwrap_or_default(),
@@ -35,6 +35,17 @@ impl Surroundings {
             uid,
         })
     }
+}
+
+/// The kernel's limit for the path of a socket, without the byte that ends it.
+const SOCKET_PATH: usize = 107;
+/// The longest of ours below the node-local folder, with the largest ids.
+const LONGEST: &str = "/hpk-4294967295.9999/00000000-0000-0000-0000-000000000000/run/supervisor.sock";
+
+/// The first of these folders below which our sockets have their place, else `/tmp`: a login shell's TMPDIR may be long.
+fn node_local(asked: [Option<PathBuf>; 2]) -> PathBuf {
+    let fits = |path: &PathBuf| path.as_os_str().len() + LONGEST.len() <= SOCKET_PATH;
+    asked.into_iter().flatten().find(fits).unwrap_or_else(|| PathBuf::from("/tmp"))
 }
 
 /// Every path that one pod's life on this node touches.
@@ -123,6 +134,28 @@ mod tests {
         let other = Layout::new(Path::new("/home/a/.hpk-2/pods/u-1"), "u-1", &around);
         assert_eq!(l.net, same.net);
         assert_ne!(l.net, other.net);
+    }
+
+    #[test]
+    fn sockets_have_their_place_below_any_tmp() {
+        let of = |slurm: &str, tmp: &str| {
+            let path = |text: &str| Some(PathBuf::from(text)).filter(|p| p.is_absolute());
+            node_local([path(slurm), path(tmp)])
+        };
+        let (fits, long) = (format!("/{}", "l".repeat(29)), format!("/{}", "l".repeat(30)));
+        assert_eq!(of(&fits, "/local"), Path::new(&fits));
+        assert_eq!(of(&long, "/local"), Path::new("/local"));
+        assert_eq!(of("", &long), Path::new("/tmp"));
+        assert_eq!(of("", ""), Path::new("/tmp"));
+
+        let around = Surroundings {
+            user: PathBuf::from(&fits).join(format!("hpk-{}.9999", u32::MAX)),
+            uid: u32::MAX,
+            ..Surroundings::default()
+        };
+        let l = Layout::new(Path::new("/h/pods/u"), "00000000-0000-0000-0000-000000000000", &around);
+        assert!(l.run.join(hpk_api::paths::SUPERVISOR_SOCK).as_os_str().len() <= SOCKET_PATH);
+        assert!(l.net.join("255.255.255.255.dp").as_os_str().len() <= SOCKET_PATH);
     }
 
     #[test]
