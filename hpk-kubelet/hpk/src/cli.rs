@@ -93,6 +93,7 @@ pub(crate) enum Command {
   hpk up --network cni:site-net                   pods in a network that the site has set up for Apptainer
   hpk up --container-log-max-size 100Mi           keep more of what containers print
   hpk up --pod-flags list                         pods of others: no flags that take more of the cluster
+  hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -138,6 +139,10 @@ pub(crate) struct Up {
     /// given again. site: 1Gi, and in all no less than what Slurm gives a job that asks for nothing [default: site]
     #[arg(long, value_name = "QUANTITY|site", value_parser = default_memory)]
     pub default_memory: Option<DefaultMemory>,
+    /// What a pod's priorityClassName means to Slurm: flags that say where and when a job runs, such as
+    /// high='--qos=high --nice=0'; may be repeated; each is kept until its class is given again, without flags to remove it
+    #[arg(long, value_name = "NAME=FLAGS", value_parser = priority_class)]
+    pub priority_class: Vec<(String, String)>,
     /// Which flags of Slurm's pods may give by their annotations (slurm-job.hpk.io/flags); kept until it is given again.
     /// allow: all that docs/guide/pods.md lists. list: those that say where and when a job runs, such as --partition and
     /// --time. deny: none. For a cluster that others may create pods in. Jobs that are submitted stay as they are
@@ -196,6 +201,14 @@ fn default_memory(text: &str) -> Result<DefaultMemory, String> {
     bytes
         .map(|b| DefaultMemory(Some(b)))
         .ok_or_else(|| "must be site, or a Kubernetes quantity of bytes, at least 1Mi, such as 512Mi or 2Gi".to_owned())
+}
+
+fn priority_class(text: &str) -> Result<(String, String), String> {
+    let (name, flags) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty() && !name.starts_with('-'))
+        .ok_or("must be the name of a PriorityClass, =, and flags of sbatch, such as high='--qos=high --nice=0'")?;
+    Ok((name.to_owned(), flags.trim().to_owned()))
 }
 
 /// `--pod-flags`.
@@ -336,6 +349,16 @@ mod tests {
         assert_eq!(network("host").map(|n| n.mode), Ok(NetworkMode::Host));
         for bad in ["", "cni", "cni:", "cni:a,b", "cni:none", "bridge"] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn flags_of_priority_classes() {
+        let pair = |name: &str, flags: &str| Ok((name.to_owned(), flags.to_owned()));
+        assert_eq!(priority_class("high=--qos=high --nice=0"), pair("high", "--qos=high --nice=0"));
+        assert_eq!(priority_class("high="), pair("high", ""));
+        for bad in ["", "high", "=--qos=high", "--qos=high"] {
+            assert!(priority_class(bad).is_err(), "{bad}");
         }
     }
 

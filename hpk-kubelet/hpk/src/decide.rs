@@ -261,6 +261,7 @@ pub(crate) fn cluster(
         plaintext: false,
         container_logs: ContainerLogs::default(),
         default_memory: None,
+        priority_classes: std::collections::BTreeMap::new(),
         pod_flags: PodFlags::default(),
         pki_dir: pki_dir.display().to_string(),
     }

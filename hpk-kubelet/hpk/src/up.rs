@@ -19,7 +19,7 @@ use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -90,6 +90,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if args.default_memory.is_some_and(|DefaultMemory(bytes)| bytes != runs.default_memory) {
         bail!("--default-memory: the control plane is running with another one: run hpk down first");
     }
+    if priority_classes(args, runs.priority_classes.clone()) != runs.priority_classes {
+        bail!("--priority-class: the control plane is running with other flags: run hpk down first");
+    }
     let logs = container_logs(args, runs.container_logs);
     for (flag, same) in [
         ("--container-log-max-size", logs.max_bytes == runs.container_logs.max_bytes),
@@ -100,6 +103,14 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// As asked for, else as they were; a class without flags goes.
+fn priority_classes(args: &cli::Up, former: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut classes = former;
+    classes.extend(args.priority_class.iter().cloned());
+    classes.retain(|_, flags| !flags.is_empty());
+    classes
 }
 
 /// As asked for, else as it was.
@@ -165,6 +176,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.container_logs = former.container_logs;
         cluster.pod_flags = former.pod_flags;
         cluster.default_memory = former.default_memory;
+        cluster.priority_classes = former.priority_classes;
     }
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
@@ -173,6 +185,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     if let Some(encryption) = args.encryption {
         cluster.plaintext = encryption == cli::Encryption::Off;
     }
+    cluster.priority_classes = priority_classes(args, cluster.priority_classes);
     if let Some(DefaultMemory(bytes)) = args.default_memory {
         cluster.default_memory = bytes;
     }
@@ -468,6 +481,15 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_priority_classes_stay_until_their_class_is_given_again() {
+        let two =
+            priority_classes(&up(&["--priority-class=a=--nice=1", "--priority-class=b=--qos=b"]), BTreeMap::new());
+        let list = [("a".to_owned(), "--nice=1".to_owned()), ("b".to_owned(), "--qos=b".to_owned())];
+        assert_eq!(two, list.clone().into());
+        assert_eq!(priority_classes(&up(&["--priority-class=b="]), two), list.into_iter().take(1).collect());
+    }
+
+    #[test]
     fn sizes_of_logs_stay_until_they_are_given_again() {
         let asked = container_logs(&up(&["--container-log-max-size=1Mi"]), ContainerLogs::default());
         assert_eq!(asked, ContainerLogs { max_bytes: 1 << 20, max_files: 5 });
@@ -481,9 +503,13 @@ mod tests {
         let runs = decide::tests::layout().cluster;
         assert!(refuse_changes(&up(&["--container-log-max-size=10Mi", "--container-log-max-files=5"]), &runs).is_ok());
         assert!(refuse_changes(&up(&["--pod-flags=allow", "--default-memory=site"]), &runs).is_ok());
-        for flag in
-            ["--container-log-max-size=1Mi", "--container-log-max-files=3", "--pod-flags=list", "--default-memory=2Gi"]
-        {
+        for flag in [
+            "--container-log-max-size=1Mi",
+            "--container-log-max-files=3",
+            "--pod-flags=list",
+            "--default-memory=2Gi",
+            "--priority-class=a=--nice",
+        ] {
             let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
             assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");
         }

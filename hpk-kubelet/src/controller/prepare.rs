@@ -10,7 +10,7 @@ use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
-use crate::pods::unsupported::unsupported;
+use crate::pods::unsupported::{PRIORITY_CLASS, unsupported};
 use crate::render::atomic;
 use crate::render::volumes::Payload;
 use crate::slurm::{flags, request, script};
@@ -67,7 +67,10 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let first = !memory.told;
     let network = ctx.network(pod, &record.pod_ips);
-    let list = unsupported(pod);
+    let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
+    let priority = ctx.cluster.priority_classes.get(class);
+    let mut list = unsupported(pod);
+    list.retain(|u| priority.is_none() || u.field != PRIORITY_CLASS);
     if !memory.told {
         for item in &list {
             tell(Note::warning("Unsupported", item.message()));
@@ -90,7 +93,11 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     }
     let (annotations, policy) = (pod.metadata.annotations.as_ref(), ctx.cluster.pod_flags);
     // Those of steps have no effect yet, and are held to the same rule.
-    let asked = flags::of_step(annotations, policy).and_then(|_| flags::of_job(annotations, policy));
+    let asked = flags::of_step(annotations, policy).and_then(|_| {
+        let mut list = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
+        list.extend(flags::of_job(annotations, policy)?);
+        Ok(list)
+    });
     let extra = match asked {
         Ok(extra) => extra,
         Err(error) => {

@@ -10,6 +10,9 @@ use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
 use std::borrow::Cow;
 
+/// Carried out where the user has said what the class means to Slurm.
+pub const PRIORITY_CLASS: &str = "spec.priorityClassName";
+
 /// A field that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported {
@@ -89,8 +92,8 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if spec.priority.is_some_and(|p| p != 0) {
         tell(
             false,
-            "spec.priorityClassName".into(),
-            "Slurm orders the jobs: --qos or --nice in the annotation slurm-job.hpk.io/flags",
+            PRIORITY_CLASS.into(),
+            "Slurm orders the jobs: say what the class means to it (hpk up --priority-class), or write --qos or --nice in the annotation slurm-job.hpk.io/flags",
         );
     }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {

@@ -3,6 +3,7 @@
 use crate::pod_flags::PodFlags;
 use crate::quantity;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 /// The cluster's fixed choices: written by `hpk up`, read by hpk-kubelet.
@@ -51,6 +52,9 @@ pub struct ClusterConfig {
     /// for pods that are submitted afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_memory: Option<u64>,
+    /// Flags of sbatch for pods of a priority class, by the class' name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub priority_classes: BTreeMap<String, String>,
     /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
     #[serde(default)]
     pub pod_flags: PodFlags,

@@ -34,10 +34,10 @@ enum Value {
 
 /// A bad annotation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("annotation {annotation}: {problem}")]
+#[error("{place}: {problem}")]
 pub struct FlagsError {
-    /// Annotation key.
-    annotation: &'static str,
+    /// Where the flags are written.
+    place: String,
     /// What is wrong with it.
     problem: Problem,
 }
@@ -50,7 +50,9 @@ enum Problem {
     NotAFlag(String),
     #[error("{flag} is not a flag that a pod may give; {remedy}")]
     Unknown { flag: String, remedy: String },
-    #[error("{0} is not on this cluster's short list of flags (hpk up --pod-flags list); remove it")]
+    #[error(
+        "{0} does not say where and when a job runs, and only such flags are taken here (hpk up --pod-flags list); remove it"
+    )]
     NotListed(String),
     #[error("this cluster takes no flags from pods (hpk up --pod-flags deny); remove the annotation")]
     Denied,
@@ -75,6 +77,15 @@ pub fn of_job(annotations: Option<&BTreeMap<String, String>>, policy: PodFlags) 
     Ok(all)
 }
 
+/// The flags of a pod's priority class, as the user has set them: those that say where and when a job runs.
+///
+/// # Errors
+/// As [`of_job`].
+pub fn of_class(class: &str, text: &str) -> Result<Vec<String>, FlagsError> {
+    parse(text, table::SBATCH, PodFlags::List)
+        .map_err(|problem| FlagsError { place: format!("hpk up --priority-class {class}"), problem })
+}
+
 /// The flags of a pod's MPI steps, each one argument of srun.
 ///
 /// # Errors
@@ -90,7 +101,7 @@ fn of(
     policy: PodFlags,
 ) -> Result<Vec<String>, FlagsError> {
     let Some(text) = annotations.and_then(|a| a.get(annotation)) else { return Ok(Vec::new()) };
-    parse(text, known, policy).map_err(|problem| FlagsError { annotation, problem })
+    parse(text, known, policy).map_err(|problem| FlagsError { place: format!("annotation {annotation}"), problem })
 }
 
 fn parse(text: &str, known: &'static [Flag], policy: PodFlags) -> Result<Vec<String>, Problem> {

@@ -74,14 +74,19 @@ fn what_the_cluster_lets_through() {
     };
     assert!(with("--time=5 -p debug --nice", PodFlags::List).0.is_ok());
     let refused = with("--cpus-per-task=32", PodFlags::List);
-    assert!(
-        refused.0.expect_err("refused").to_string().contains("--cpus-per-task is not on this cluster's short list")
-    );
+    assert!(refused.0.expect_err("refused").to_string().contains("--cpus-per-task does not say where and when"));
     assert!(refused.1.is_err());
     for result in [with("--time=5", PodFlags::Deny).0, with("--ntasks=5", PodFlags::Deny).1] {
         assert!(result.expect_err("refused").to_string().contains("takes no flags"));
     }
     assert_eq!(with(" ", PodFlags::Deny).0, Ok(vec![]));
+}
+
+#[test]
+fn flags_of_a_priority_class() {
+    assert_eq!(of_class("high", "--qos=high --nice=0").expect("flags"), ["--qos=high", "--nice=0"]);
+    let error = of_class("high", "--mem=1G").expect_err("refused").to_string();
+    assert!(error.starts_with("hpk up --priority-class high: --mem does not say where and when"), "{error}");
 }
 
 #[test]
