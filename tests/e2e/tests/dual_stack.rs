@@ -179,3 +179,20 @@ fn the_world_is_reached_by_ipv6_where_the_node_has_a_way_and_elsewhere_that_is_s
     let both = "curl -s -o /dev/null --max-time 5 -w '%{http_code}' --resolve world:5000:[fd00:77:1::1],10.77.0.1 http://world:5000/v2/";
     assert_eq!(ns.kubectl(&["exec", "c1", "--", "sh", "-c", both]).ok(), "200");
 }
+
+/// Open MPI 5 takes two families for no way at all; the image says which one to leave out.
+#[test]
+fn mpi_over_tcp_in_a_pod_of_both_families() {
+    let ns = Namespace::new("dualmpi");
+    let mut pod = ns.script_pod("ring", "Never", "");
+    let mpirun =
+        "mpirun --allow-run-as-root --bind-to none --oversubscribe --mca btl self,tcp --mca pml ob1 -n 2 mpi-ring";
+    pod["spec"]["containers"][0]["image"] = json!(TOOLBOX);
+    pod["spec"]["containers"][0]["command"] = json!(["bash", "-c", format!("{mpirun} 2>&1")]);
+    // The image of a site that was up before may be older.
+    pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Always");
+    ns.apply(&pod.to_string());
+    ns.wait_phase("ring", "Succeeded");
+    let logs = ns.kubectl(&["logs", "ring"]);
+    assert_eq!(logs.ok().lines().count(), 3, "two ranks and their sum, no warning: {}", logs.stdout);
+}
