@@ -1,5 +1,5 @@
-//! The rest of the thread that runs the control side: it is idle nearly always, and what an `exec` or a change of a service
-//! needed is given back some time after it. It never wakes but for work, and once after it.
+//! Idle times of the control side's thread. It is idle nearly always. Memory that an `exec` or a change of a Service needed is
+//! given back some time after it. The thread wakes for work, and once after it, and never else.
 
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::io;

@@ -54,8 +54,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The kubelet said where it is. The socket on this node is named by one of its addresses: a word about another
-    /// brings none and takes none away.
+    /// Takes the peer's place from the kubelet. Its socket on this node is named by one of its addresses, so an update for
+    /// another address leaves the local socket unchanged.
     fn moved(&mut self, endpoint: SocketAddr, local: Option<PathBuf>) {
         if self.endpoint != endpoint {
             self.endpoint = endpoint;

@@ -56,7 +56,8 @@ impl Wait {
         REST.checked_sub(now.duration_since(self.since)).filter(|left| !left.is_zero())
     }
 
-    /// Until something comes, or `tick` is over: None where there is nothing to be done by time. None: no more waiting.
+    /// Waits until a source is ready or `tick` has passed. Without a `tick` it waits for a source, or for the beginning of a
+    /// long rest. Returns None when the system refuses to wait: the thread must end then.
     pub(super) fn wait<'a>(&mut self, sources: &Sources<'a>, now: Instant, tick: Option<Duration>) -> Option<Ready> {
         // A millisecond more: what is due at its end is due then.
         let whole =

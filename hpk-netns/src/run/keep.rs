@@ -143,7 +143,7 @@ fn parent(stat: &str) -> Option<&str> {
 /// In the worker: signals come to it again.
 ///
 /// # Errors
-/// None that is known.
+/// The system call's.
 pub fn heed_signals() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }

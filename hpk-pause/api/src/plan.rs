@@ -322,7 +322,7 @@ pub enum VolumePlan {
     Kubelet {
         /// Folder name.
         folder: String,
-        /// Kept off disk: copied to a tmpfs? No: on the shared file system, 0700. Mode and owner as written.
+        /// Mount it read-only. The files lie in the pod's folder on the shared file system (0700), not in a tmpfs.
         #[serde(default)]
         read_only: bool,
     },

@@ -49,7 +49,7 @@ pub(crate) enum State {
     Backoff(Time),
     /// A one-time task is over, well.
     Done,
-    /// Told to stop; killed at.
+    /// It was told to stop. At this time it is killed.
     Stopping(Time),
     /// Ended, and stays so.
     Stopped,
