@@ -438,7 +438,7 @@ pub fn pending_text(reason: &str) -> String {
         "Resources" => "waits for free resources",
         "Priority" => "jobs of higher priority wait before it",
         "PartitionTimeLimit" => {
-            "its time limit exceeds the partition's: lower activeDeadlineSeconds or choose another partition"
+            "its time limit exceeds the partition's: lower --time in the pod's flags, or choose another partition"
         }
         "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
         "PartitionConfig" | "BadConstraints" => {
