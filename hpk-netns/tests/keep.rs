@@ -31,9 +31,11 @@ impl Job {
         std::fs::write(folder.join("plan.json"), plan.to_string()).unwrap();
         let (started, apptainer) = (at("started"), at("bin/apptainer"));
         nix::unistd::mkfifo(&started, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // Deaf to TERM, as a program may be.
+        // The supervisor's socket says that signals are heard. The other process is deaf to TERM, as a program may be.
+        let socket = at(&format!("hpk-{}/u/run/supervisor.sock", nix::unistd::getuid()));
         let text = format!(
-            "#!/bin/sh\n(trap '' TERM; exec sleep 1000) &\n{script}\necho $$ $! >'{}'\nwhile :; do wait; done\n",
+            "#!/bin/sh\n(trap '' TERM; exec sleep 1000) &\n{script}\ntouch '{}'\necho $$ $! >'{}'\nwhile :; do wait; done\n",
+            socket.display(),
             started.display()
         );
         std::fs::write(&apptainer, text).unwrap();

@@ -5,6 +5,7 @@ use hpk_sys::userns::{self, Surroundings, UsernsChild, UsernsError, Users};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,7 +33,7 @@ impl Signals {
     }
 
     /// The next one for the pod, or None when a child ended.
-    async fn next(&mut self) -> Option<nix::sys::signal::Signal> {
+    pub(crate) async fn next(&mut self) -> Option<nix::sys::signal::Signal> {
         use nix::sys::signal::Signal;
         tokio::select! {
             _ = self.term.recv() => Some(Signal::SIGTERM),
@@ -115,8 +116,28 @@ pub(crate) struct Ended {
     pub(crate) tail: String,
 }
 
-/// Runs the child to its end, forwarding signals to it.
-pub(crate) async fn supervise(child: Child, signals: &mut Signals) -> io::Result<Ended> {
+/// How often it is looked whether the supervisor listens, while a signal waits for that.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Signals for a supervisor that may not be there yet: what stands in its place so long, Apptainer's starter, would die of
+/// them, and PID 1 ignores what it does not listen for. The supervisor makes its socket when it listens.
+struct Forward<'a> {
+    socket: &'a Path,
+    listens: bool,
+    waiting: Vec<nix::sys::signal::Signal>,
+}
+
+impl Forward<'_> {
+    /// Takes one more signal, and gives out all that may go on.
+    fn due(&mut self, signal: Option<nix::sys::signal::Signal>) -> Vec<nix::sys::signal::Signal> {
+        self.waiting.extend(signal);
+        self.listens = self.listens || (!self.waiting.is_empty() && self.socket.exists());
+        if self.listens { std::mem::take(&mut self.waiting) } else { Vec::new() }
+    }
+}
+
+/// Runs the child to its end, forwarding signals to it once `socket` shows that the supervisor listens.
+pub(crate) async fn supervise(child: Child, signals: &mut Signals, socket: &Path) -> io::Result<Ended> {
     let Child { child, mut stderr } = child;
     let reader = tokio::spawn(async move {
         let mut tail = Vec::with_capacity(TAIL);
@@ -134,18 +155,45 @@ pub(crate) async fn supervise(child: Child, signals: &mut Signals) -> io::Result
         let _ = own.flush().await;
         tail
     });
+    let mut forward = Forward { socket, listens: false, waiting: Vec::new() };
     let code = loop {
         // After each listening: an end between two of them is not missed.
         if let Some(code) = child.try_wait().map_err(io::Error::other)? {
             break code;
         }
-        if let Some(signal) = signals.next().await {
+        let signal = if forward.waiting.is_empty() {
+            signals.next().await
+        } else {
+            tokio::time::timeout(LOOK, signals.next()).await.unwrap_or_default()
+        };
+        for signal in forward.due(signal) {
             // The child is not reaped yet, so the number is still its own.
             let _ = nix::sys::signal::kill(child.pid(), signal);
         }
     };
     // Helpers of Apptainer may hold the pipe a little longer; the report does not wait for them for long.
-    let tail = tokio::time::timeout(std::time::Duration::from_millis(500), reader).await;
+    let tail = tokio::time::timeout(Duration::from_millis(500), reader).await;
     let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
     Ok(Ended { code, tail: String::from_utf8_lossy(&tail).trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::Signal;
+
+    #[test]
+    fn signals_wait_for_the_supervisor() {
+        let tmp = tempfile::tempdir().unwrap();
+        let socket = tmp.path().join("supervisor.sock");
+        let mut forward = Forward { socket: &socket, listens: false, waiting: Vec::new() };
+        assert_eq!(forward.due(Some(Signal::SIGUSR1)), []);
+        assert_eq!(forward.due(None), []);
+        assert_eq!(forward.due(Some(Signal::SIGTERM)), []);
+        std::fs::write(&socket, "").unwrap();
+        assert_eq!(forward.due(None), [Signal::SIGUSR1, Signal::SIGTERM]);
+        // At its end it removes the socket.
+        std::fs::remove_file(&socket).unwrap();
+        assert_eq!(forward.due(Some(Signal::SIGTERM)), [Signal::SIGTERM]);
+    }
 }

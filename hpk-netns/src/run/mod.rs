@@ -152,7 +152,8 @@ async fn live(
     let child = beginning.finish().map_err(failed)?;
     // What is to be done for others comes after the pod's beginning.
     sweep();
-    let ended = child::supervise(child, signals).await?;
+    let socket = layout.run.join(hpk_api::paths::SUPERVISOR_SOCK);
+    let ended = child::supervise(child, signals, &socket).await?;
     network.finish().await;
     let code = ended.code;
     if !report::supervisor_finished(&layout.pod, job_id) {
