@@ -48,8 +48,30 @@ pub(crate) enum HostPathError {
     },
 }
 
+impl HostPathError {
+    /// Somebody may make it true while the pod waits, as upstream has it.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::WrongKind { .. } | Self::Io { .. } => true,
+            Self::UnknownKind { .. } | Self::BadPath { .. } => false,
+        }
+    }
+}
+
+/// Checks or makes the sources, and makes the matching empty mount points in `points`, in their order. What an earlier
+/// attempt has made there goes first.
+pub(crate) fn prepare_all(binds: &[HostBind], points: &Path) -> Result<Vec<PathBuf>, HostPathError> {
+    for index in 0..binds.len() {
+        let point = points.join(index.to_string());
+        // One of both; neither is there at first.
+        let _ = std::fs::remove_file(&point);
+        let _ = std::fs::remove_dir(&point);
+    }
+    binds.iter().enumerate().map(|(index, bind)| prepare(bind, index, points)).collect()
+}
+
 /// Checks or makes the source, and makes the matching empty mount point `<points>/<index>` for it.
-pub(crate) fn prepare(bind: &HostBind, index: usize, points: &Path) -> Result<PathBuf, HostPathError> {
+fn prepare(bind: &HostBind, index: usize, points: &Path) -> Result<PathBuf, HostPathError> {
     let path = Path::new(&bind.source);
     let fail = |source| HostPathError::Io { path: bind.source.clone(), source };
     if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
@@ -104,6 +126,23 @@ mod tests {
 
     fn bind(source: &Path, kind: &str) -> HostBind {
         HostBind { source: source.to_string_lossy().into_owned(), kind: kind.to_owned() }
+    }
+
+    #[test]
+    fn a_later_attempt_finds_what_came_meanwhile() {
+        let (tmp, points) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let late = tmp.path().join("late");
+        let binds = [bind(tmp.path(), "Directory"), bind(&late, "File")];
+        let missing = prepare_all(&binds, points.path()).unwrap_err();
+        assert!(missing.may_pass(), "{missing}");
+        std::fs::create_dir(&late).unwrap();
+        let folder = prepare_all(&binds, points.path()).unwrap_err();
+        assert!(matches!(folder, HostPathError::WrongKind { .. }) && folder.may_pass());
+        std::fs::remove_dir(&late).unwrap();
+        std::fs::write(&late, "x").unwrap();
+        let made = prepare_all(&binds, points.path()).unwrap();
+        assert!(made[0].is_dir() && made[1].is_file());
+        assert!(!prepare_all(&[bind(&late, "Folder")], points.path()).unwrap_err().may_pass());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use hpk_api::state::LaunchReport;
 pub use keep::{WORK, heed_signals, keep};
 use layout::{Layout, Surroundings};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why there is no supervisor. Each becomes a `launch.json` when the pod's folder can be written.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +59,18 @@ impl LaunchError {
         match self {
             Self::ReadPlan { .. } | Self::Plan { .. } => "plan",
             Self::Scratch(_) => "scratch",
-            Self::HostPath(_) => "host_path",
+            Self::HostPath(_) => hpk_api::state::HOST_PATH,
             Self::NoApptainer { .. } | Self::NoParentImage { .. } | Self::Start { .. } => "apptainer",
             Self::Runtime(_) => "supervisor",
         }
     }
 }
+
+/// Exit code of a job whose pod another job runs on this node (EX_TEMPFAIL of sysexits.h).
+pub const TAKEN: i32 = 75;
+
+/// First and longest wait for a host path to become as it should be.
+const HOST_PATH_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Runs the pod whose folder is `pod` and returns the exit code of the job. Its node-local folder stays.
 pub async fn run(pod: &Path) -> i32 {
@@ -83,6 +90,7 @@ async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
     let _lock = scratch::make(&layout, around.uid)?;
+    report::clear(pod)?;
     live(&plan, &layout, job_id, &mut signals).await
 }
 
@@ -93,12 +101,7 @@ async fn live(
     job_id: Option<&str>,
     signals: &mut child::Signals,
 ) -> Result<i32, LaunchError> {
-    let host_points = plan
-        .host_binds
-        .iter()
-        .enumerate()
-        .map(|(index, bind)| hostpath::prepare(bind, index, &layout.host))
-        .collect::<Result<Vec<_>, _>>()?;
+    let host_points = host_points(plan, layout, signals).await?;
     let apptainer = which::which("apptainer")
         .or_else(|_| which::which("singularity"))
         .map_err(|source| LaunchError::NoApptainer { source })?;
@@ -163,6 +166,42 @@ async fn live(
         return Ok(if code == 0 { 1 } else { code });
     }
     Ok(code)
+}
+
+/// The mount points of the pod's host paths. A path that is missing or of another kind is told and looked at again, until
+/// the pod is to end: somebody may make it.
+async fn host_points(
+    plan: &SandboxPlan,
+    layout: &Layout,
+    signals: &mut child::Signals,
+) -> Result<Vec<PathBuf>, LaunchError> {
+    let (mut wait, longest) = HOST_PATH_WAITS;
+    let mut told = String::new();
+    loop {
+        let error = match hostpath::prepare_all(&plan.host_binds, &layout.host) {
+            Ok(points) => {
+                if !told.is_empty() {
+                    report::clear(&layout.pod)?;
+                }
+                return Ok(points);
+            }
+            Err(error) if error.may_pass() => error,
+            Err(error) => return Err(error.into()),
+        };
+        let text = error.to_string();
+        if text != told {
+            tell(&layout.pod, hpk_api::state::HOST_PATH, text.clone(), None);
+            told = text;
+        }
+        let next = tokio::time::Instant::now() + wait;
+        // Ends of children are none of ours here.
+        while let Ok(signal) = tokio::time::timeout_at(next, signals.next()).await {
+            if signal.is_some() {
+                return Err(error.into());
+            }
+        }
+        wait = (wait * 2).min(longest);
+    }
 }
 
 /// The node-local folders of the member of the cluster in `home`: for packets between its pods, and its own, emptied;

@@ -10,6 +10,14 @@ pub(crate) fn write(pod: &Path, report: &LaunchReport) -> io::Result<()> {
     hpk_layout::replace(&pod.join(files::LAUNCH), &serde_json::to_vec_pretty(report)?, 0o600)
 }
 
+/// Takes the report back: what it told is over, or was an earlier job's.
+pub(crate) fn clear(pod: &Path) -> io::Result<()> {
+    match std::fs::remove_file(pod.join(files::LAUNCH)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the supervisor of this job had its last word: it finished its pod by itself.
 pub(crate) fn supervisor_finished(pod: &Path, job_id: Option<&str>) -> bool {
     let Ok(bytes) = std::fs::read(pod.join(files::STATUS)) else { return false };

@@ -216,6 +216,9 @@ pub struct PodEvent {
     pub probe: Option<ProbeKind>,
 }
 
+/// [`LaunchReport::step`] of a host path that is not as the pod wants it. While the job runs, it looks again.
+pub const HOST_PATH: &str = "host_path";
+
 /// `launch.json`, written by hpk-netns when the supervisor could not be started or ended by itself:
 /// why the job has no (more) supervisor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,7 +228,7 @@ pub struct LaunchReport {
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
-    /// Step that failed: `scratch`, `host_path`, `apptainer`, `supervisor`.
+    /// Step that failed: `scratch`, [`HOST_PATH`], `apptainer`, `supervisor`.
     pub step: String,
     /// Text with the remedy.
     pub message: String,

@@ -87,3 +87,20 @@ fn a_certificate_is_asked_for_and_comes_with_its_key() {
     assert_eq!(ns.shell(keys).ok(), "one key");
     assert_eq!(ns.get("pod", "denied")["status"]["phase"], "Pending");
 }
+
+/// As upstream has it, the pod waits for its path, and nobody has to make it anew.
+#[test]
+fn a_host_path_that_is_not_there_yet_is_waited_for() {
+    let ns = Namespace::new("late-path");
+    let path = format!("/home/alice/{}", ns.name());
+    let mut pod = ns.script_pod("pod", "Never", "cat /data/file");
+    pod["spec"]["volumes"] = json!([{"name": "data", "hostPath": {"path": path, "type": "Directory"}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    ns.apply(&pod.to_string());
+    ns.until_event("pod", "FailedMount", &path);
+    assert_eq!(ns.get("pod", "pod")["status"]["phase"], "Pending");
+    hpk_e2e::sx("login", Some("alice"), &["sh", "-c", &format!("mkdir {path}; echo late > {path}/file")]).ok();
+    ns.wait_phase("pod", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "pod"]).ok(), "late");
+    hpk_e2e::sx("login", Some("alice"), &["rm", "-r", &path]).ok();
+}
