@@ -77,6 +77,11 @@ pub async fn run(pod: &Path) -> i32 {
     let job_id = std::env::var("SLURM_JOB_ID").ok();
     match launch(pod, job_id.as_deref()).await {
         Ok(code) => code,
+        // The pod's folder is the other job's, too: it is not told there.
+        Err(LaunchError::Scratch(error @ scratch::ScratchError::Taken { .. })) => {
+            hpk_api::say!("hpk-netns: {error}");
+            TAKEN
+        }
         Err(error) => {
             tell(pod, error.step(), error.to_string(), None);
             1

@@ -6,9 +6,9 @@
 
 use super::layout::{Layout, is_shared};
 use crate::datapath::remove_dead_sockets;
-use std::fs::{DirBuilder, File, Metadata};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the node-local folder cannot be used.
@@ -32,6 +32,12 @@ pub(crate) enum ScratchError {
         /// Its mode bits.
         mode: u32,
     },
+    /// Another job of the same pod lives in it.
+    #[error("another job of this pod runs on this node and has {}: this job ends, the other one goes on", path.display())]
+    Taken {
+        /// Which folder.
+        path: PathBuf,
+    },
 }
 
 /// A file in a pod's folder that its hpk-netns keeps locked: whoever gets the lock knows that it is dead.
@@ -40,18 +46,66 @@ const LOCK: &str = "lock";
 /// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first. It is ours until
 /// the file is closed.
 pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
-    folder(layout, uid)?;
-    for path in [&layout.run, &layout.scratch, &layout.host] {
+    user_folder(layout, uid)?;
+    let (locked, old) = {
+        let _turn = turn(&layout.user)?;
+        let old = take_away(&layout.user, &layout.local)?;
+        private(&layout.local, uid)?;
+        let path = layout.local.join(LOCK);
+        let locked = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        (locked.map_err(|e| io_error(&path, e))?, old)
+    };
+    if let Some(old) = old {
+        old.remove().map_err(|e| io_error(&layout.local, e))?;
+    }
+    for path in [&layout.net, &layout.run, &layout.scratch, &layout.host] {
         private(path, uid)?;
     }
-    // Locked before it has its name, so that nobody finds it free.
-    let (new, path) = (layout.local.join(".lock.new"), layout.local.join(LOCK));
-    let locked = File::create(&new).and_then(|file| {
-        file.lock()?;
-        std::fs::rename(&new, &path)?;
-        Ok(file)
-    });
-    locked.map_err(|e| io_error(&path, e))
+    Ok(locked)
+}
+
+/// A file beside the pods' folders. Who holds its lock may judge and move them: between a look at a pod's lock and what
+/// follows from it, nobody else takes the folder away or makes it anew.
+const TURN: &str = ".turn";
+
+fn turn(user: &Path) -> Result<File, ScratchError> {
+    let path = user.join(TURN);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    file.and_then(|file| file.lock().map(|()| file)).map_err(|e| io_error(&path, e))
+}
+
+/// A folder that was moved out of the way, to be removed without haste.
+struct Old {
+    path: PathBuf,
+    /// So that nobody else removes it at the same time.
+    _lock: Option<File>,
+}
+
+impl Old {
+    fn remove(self) -> io::Result<()> {
+        remove(&self.path)
+    }
+}
+
+/// Moves a pod's folder out of the way, unless a living hpk-netns has it. To be called in one's [`turn`].
+fn take_away(user: &Path, folder: &Path) -> Result<Option<Old>, ScratchError> {
+    let fail = |e| io_error(folder, e);
+    let lock = match File::open(folder.join(LOCK)) {
+        Ok(file) => match file.try_lock() {
+            Ok(()) => Some(file),
+            Err(TryLockError::WouldBlock) => return Err(ScratchError::Taken { path: folder.to_path_buf() }),
+            Err(TryLockError::Error(error)) => return Err(fail(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(fail(error)),
+    };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let path = user.join(format!(".old-{}-{name}", std::process::id()));
+    match std::fs::rename(folder, &path) {
+        Ok(()) => Ok(Some(Old { path, _lock: lock })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(fail(error)),
+    }
 }
 
 /// Removes the folders of pods whose jobs were killed, which had no time to do so. To be called beside a pod's life, for
@@ -62,34 +116,51 @@ pub(crate) fn sweep(user: &Path) {
         if is_shared(&entry.file_name()) {
             remove_dead_sockets(&folder);
         }
-        let Ok(file) = File::open(folder.join(LOCK)) else { continue };
-        if file.try_lock().is_ok()
-            && let Err(error) = remove(&folder)
-        {
-            hpk_api::say!("hpk-netns: cannot remove {}: {error}", folder.display());
+        if !folder.join(LOCK).exists() {
+            continue;
+        }
+        // The turn ends before the removal begins.
+        let old = turn(user).and_then(|_turn| take_away(user, &folder));
+        let removed = match old {
+            Ok(old) => old.map_or(Ok(()), Old::remove).map_err(|e| io_error(&folder, e)),
+            Err(ScratchError::Taken { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            hpk_api::say!("hpk-netns: {error}");
         }
     }
 }
 
-/// [`Layout::local`], emptied, and [`Layout::user`] above it.
+/// [`Layout::local`], emptied, and [`Layout::user`] above it, for what no pod has.
 pub(crate) fn folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
-    if let Some(above) = layout.user.parent() {
-        std::fs::create_dir_all(above).map_err(|e| io_error(above, e))?;
-    }
-    private(&layout.user, uid)?;
+    user_folder(layout, uid)?;
     remove(&layout.local).map_err(|e| io_error(&layout.local, e))?;
     private(&layout.net, uid)?;
     private(&layout.local, uid)
 }
 
-/// Removes [`Layout::local`], if the folder above it is ours: in another's it may be anything.
+fn user_folder(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
+    if let Some(above) = layout.user.parent() {
+        std::fs::create_dir_all(above).map_err(|e| io_error(above, e))?;
+    }
+    private(&layout.user, uid)
+}
+
+/// Removes [`Layout::local`], if the folder above it is ours: in another's it may be anything. One that another job of the
+/// pod lives in stays.
 pub(crate) fn clear(layout: &Layout, uid: u32) -> Result<(), ScratchError> {
     match std::fs::symlink_metadata(&layout.user) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(io_error(&layout.user, e)),
         Ok(meta) => ours(&layout.user, &meta, uid)?,
     }
-    remove(&layout.local).map_err(|e| io_error(&layout.local, e))
+    let old = turn(&layout.user).and_then(|_turn| take_away(&layout.user, &layout.local));
+    match old {
+        Ok(old) => old.map_or(Ok(()), Old::remove).map_err(|e| io_error(&layout.local, e)),
+        Err(ScratchError::Taken { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a folder with all its content; a folder that is not there is fine. Content that belongs to
@@ -147,6 +218,23 @@ mod tests {
         clear(&l, uid).unwrap();
         assert!(l.user.exists() && !l.local.exists());
         clear(&l, uid).unwrap();
+    }
+
+    #[test]
+    fn a_second_job_of_a_pod_leaves_the_first_ones_folder() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (l, uid) = layout(tmp.path());
+        let first = make(&l, uid).unwrap();
+        std::fs::write(l.scratch.join("work"), b"x").unwrap();
+        assert!(matches!(make(&l, uid), Err(ScratchError::Taken { .. })));
+        clear(&l, uid).unwrap();
+        sweep(&l.user);
+        assert!(l.scratch.join("work").exists());
+        drop(first);
+        let _next = make(&l, uid).unwrap();
+        assert!(!l.scratch.join("work").exists());
+        let names: Vec<_> = std::fs::read_dir(&l.user).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!names.iter().any(|n| n.to_string_lossy().starts_with(".old-")), "{names:?}");
     }
 
     #[test]
