@@ -72,6 +72,8 @@ pub enum LinkEvent {
     Up {
         /// Who.
         hello: Hello,
+        /// It came over [`LinkServer::carry`]: its node may not be able to dial.
+        carried: bool,
     },
     /// It is gone (not sent when it was replaced).
     Down {
@@ -157,7 +159,7 @@ impl LinkServer {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         match tokio::time::timeout(CARRIED_SET_UP, greet(stream, self.acceptor.clone(), &self.out)).await {
-            Ok(Some(link)) => Box::pin(live(link, self.out.clone())).await,
+            Ok(Some(link)) => Box::pin(live(Link { carried: true, ..link }, self.out.clone())).await,
             Ok(None) => "its handshake failed".to_owned(),
             Err(_) => format!("no handshake within {} s", CARRIED_SET_UP.as_secs()),
         }
@@ -391,6 +393,7 @@ struct Link {
     uid: String,
     id: u64,
     hello: Hello,
+    carried: bool,
     driver: AbortOnDropHandle<String>,
     inbound: mpsc::Receiver<LinkStream>,
     cut: CancellationToken,
@@ -417,7 +420,7 @@ where
     };
     match admitted {
         Ok(id) => {
-            let link = Link { uid: hello.pod_uid.clone(), id, hello, driver, inbound, cut };
+            let link = Link { uid: hello.pod_uid.clone(), id, hello, carried: false, driver, inbound, cut };
             // A failed write is found again by whoever reads the link next.
             let _ = line::write(&mut first, &Welcome::Ok { version: hpk_api::VERSION }).await;
             Some(link)
@@ -453,7 +456,7 @@ async fn live(mut link: Link, out: Out) -> String {
     // The control plane's member is no pod: the controller need not know.
     let is_pod = uid != MEMBER;
     if is_pod {
-        let _ = out.links.send(LinkEvent::Up { hello: link.hello.clone() }).await;
+        let _ = out.links.send(LinkEvent::Up { hello: link.hello.clone(), carried: link.carried }).await;
     }
     let _ = out.net.send(NetEvent::Up { hello: link.hello.clone() }).await;
     let reason = serve(&mut link, &out).await;

@@ -92,7 +92,7 @@ async fn streams_facts_and_questions() {
     let mut pod = pod("uid-1", credentials, echo_socket(tmp.path()));
     assert!(matches!(pod.event().await, ClientEvent::Up));
     assert!(
-        matches!(link_event(&mut events).await, LinkEvent::Up { hello } if hello.pod_uid == "uid-1" && hello.node == "c1")
+        matches!(link_event(&mut events).await, LinkEvent::Up { hello, carried: false } if hello.pod_uid == "uid-1" && hello.node == "c1")
     );
 
     // 32 sessions at once, each with half-close: all bytes come back, then the end.
