@@ -14,21 +14,25 @@ use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::descriptors;
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::pods::folder;
-use hpk_kubelet::slurm::client::Client as Slurm;
+use hpk_kubelet::slurm::client::{Client as Slurm, Times};
 use hpk_kubelet::slurm::request::Defaults;
 use hpk_kubelet::watch;
 use hpk_link::server::LinkServer;
 use hpk_server::{ServerConfig, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Slurm's MessageTimeout where the site does not say, seconds: rather too long than too short.
+const MESSAGE_TIMEOUT: u32 = 60;
 
 /// Runs a node's pods as Slurm jobs. Started by `hpk up`.
 #[derive(Debug, Parser)]
@@ -116,6 +120,10 @@ async fn run(args: Args) -> Result<()> {
         format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr)
     })?;
     let (links, link_events) = LinkServer::start(listener, cluster.link_addr, &home.pki())?;
+    let times = slurm.times().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "Slurm's times are not known: usual ones are assumed");
+        Times::default()
+    });
     let facts = NodeFacts::measure(&slurm).await;
     tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
     let (facts_sender, node) = tokio::sync::watch::channel(facts);
@@ -133,7 +141,8 @@ async fn run(args: Args) -> Result<()> {
             memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
             ..Defaults::default()
         }),
-        settings: Arc::new(settings(&slurm, &cluster).await),
+        settings: Arc::new(settings(times, &cluster)),
+        message_timeout: Duration::from_secs(times.message_timeout.unwrap_or(MESSAGE_TIMEOUT).into()),
         home,
         cluster: cluster.clone(),
     };
@@ -158,7 +167,8 @@ async fn run(args: Args) -> Result<()> {
             .with_context(|| format!("cannot listen on {}", path.display()))?;
     }
     hpk_server::start(api, server, backend)?;
-    let controller = Controller::new(ctx, tx.clone(), seen);
+    let controller = Controller::new(ctx, tx.clone(), seen)
+        .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
     tokio::spawn(collect_images(images.clone(), images_home));
     let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
     tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender, way_out));
@@ -195,7 +205,7 @@ fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// What user and site have chosen that pods are to know.
-async fn settings(slurm: &Slurm, cluster: &ClusterConfig) -> Settings {
+fn settings(times: Times, cluster: &ClusterConfig) -> Settings {
     let logs = cluster.container_logs;
     let mut settings = Settings { log_max_bytes: logs.max_bytes, log_max_files: logs.max_files, ..Settings::default() };
     if let Ok(text) = std::env::var("HPK_LAUNCHER") {
@@ -206,11 +216,7 @@ async fn settings(slurm: &Slurm, cluster: &ClusterConfig) -> Settings {
             }
         }
     }
-    match slurm.kill_wait().await {
-        Ok(Some(seconds)) => settings.kill_wait_seconds = seconds,
-        Ok(None) => {}
-        Err(error) => tracing::warn!(%error, assumed = settings.kill_wait_seconds, "Slurm's KillWait is not known"),
-    }
+    settings.kill_wait_seconds = times.kill_wait.unwrap_or(settings.kill_wait_seconds);
     settings
 }
 
@@ -221,15 +227,29 @@ async fn collect_images(images: ImageStore, home: Home) {
     tick.tick().await;
     loop {
         tick.tick().await;
-        let uids = folder::all(&home.pods()).into_iter();
-        let records = uids.filter_map(|uid| folder::Folder::at(home.pod(&uid)).record());
-        let in_use = records.flat_map(|r| r.images.into_values().map(|i| i.folder)).collect();
+        let in_use = match images_in_use(&home) {
+            Ok(in_use) => in_use,
+            Err(error) => {
+                tracing::warn!(%error, "unused images are not removed: it cannot be told which are in use");
+                continue;
+            }
+        };
         match images.collect(&in_use, std::time::Duration::from_secs(7 * 24 * 3600)).await {
             Ok(gone) if gone.images.is_empty() => {}
             Ok(gone) => tracing::info!(images = gone.images.len(), "unused images removed"),
             Err(error) => tracing::warn!(%error, "unused images not removed"),
         }
     }
+}
+
+/// The image folders of all pods' records.
+fn images_in_use(home: &Home) -> Result<HashSet<String>> {
+    let mut in_use = HashSet::new();
+    for uid in folder::all(&home.pods())? {
+        let record = folder::Folder::at(home.pod(&uid)).record()?;
+        in_use.extend(record.into_iter().flat_map(|r| r.images.into_values().map(|i| i.folder)));
+    }
+    Ok(in_use)
 }
 
 async fn api_client(cluster: &ClusterConfig) -> Result<Client> {

@@ -19,6 +19,7 @@ use kube::Client;
 use kube::runtime::reflector::Store;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Shared by every task of the controller.
@@ -48,6 +49,8 @@ pub struct Context {
     pub defaults: Arc<Defaults>,
     /// Supervisors' settings.
     pub settings: Arc<Settings>,
+    /// Slurm's MessageTimeout.
+    pub message_timeout: Duration,
 }
 
 /// The user's CNI configuration list: the first `*.conflist` by name. It is judged where it is used; one that cannot be

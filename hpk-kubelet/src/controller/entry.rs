@@ -2,11 +2,12 @@
 
 use super::prepare::Memory;
 use crate::pods::admit::Refusal;
-use crate::pods::folder::{Progress, Record};
+use crate::pods::folder::Record;
 use crate::pods::phase;
 use crate::pods::plan::Image;
 use crate::pods::reconcile::{Stage, Stopping, View};
 use crate::pods::status::{self, Waiting};
+use crate::pods::submission::Submission;
 use crate::slurm::job::{Job, JobState};
 use crate::slurm::pace::Interest;
 use hpk_api::plan::SandboxPlan;
@@ -16,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// What was done to end a pod, with times.
@@ -32,6 +33,22 @@ pub struct Stop {
     pub cancelled: Option<Instant>,
 }
 
+/// How the record on disk stands to the one in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Saving {
+    /// They are one, or the time to try again is set.
+    #[default]
+    Idle,
+    /// A write is under way.
+    Writing,
+    /// And the record has changed since it began.
+    Outdated,
+}
+
+/// A pod whose link is down and of which there is no other news for this long is not ready, as upstream has it of a node
+/// (kube-controller-manager's `--node-monitor-grace-period`).
+pub const SILENCE: Duration = Duration::from_secs(40);
+
 /// One pod.
 #[derive(Debug)]
 pub struct Entry {
@@ -39,8 +56,18 @@ pub struct Entry {
     pub pod: Option<Arc<Pod>>,
     /// The kubelet's memory on disk.
     pub record: Record,
-    /// How far it is.
-    pub stage: Stage,
+    /// Where the record's write is.
+    pub saving: Saving,
+    /// When to write it again, after a failure.
+    pub save_at: Option<Instant>,
+    /// Failed writes in a row.
+    pub save_failures: u32,
+    /// How far it is on its way to a job.
+    pub submission: Submission,
+    /// sbatch's arguments, while the record is being written.
+    pub arguments: Vec<String>,
+    /// What was wrong with its folder when the kubelet began, until it is told.
+    pub trouble: Option<String>,
     /// The preparation that runs.
     pub preparing: Option<AbortHandle>,
     /// Not before this.
@@ -63,12 +90,14 @@ pub struct Entry {
     pub job: Option<Job>,
     /// When the job came into its present state.
     pub job_since: Instant,
-    /// Slurm has put it back into its queue, and it does not run again yet.
+    /// Slurm has put it back into its queue, and its next supervisor has not spoken yet.
     pub put_back: bool,
     /// Queries in a row that did not find it.
     pub missed: u32,
     /// A link stands; its watcher.
     pub link: Option<AbortHandle>,
+    /// Last news of its supervisor, or of its link.
+    pub heard_at: Instant,
     /// The stop.
     pub stop: Stop,
     /// The plan in force.
@@ -100,17 +129,17 @@ pub struct Entry {
 impl Entry {
     /// A pod, new or found again.
     #[must_use]
-    pub fn new(record: Record, pod: Option<Arc<Pod>>) -> Self {
-        let stage = match record.progress {
-            Progress::New => Stage::New,
-            Progress::Submitting => Stage::Submitting,
-            Progress::Submitted => Stage::Submitted,
-        };
+    pub fn new(record: Record, submission: Submission) -> Self {
         let job = record.ended.clone();
         Self {
-            pod,
+            pod: None,
             record,
-            stage,
+            saving: Saving::Idle,
+            save_at: None,
+            save_failures: 0,
+            submission,
+            arguments: Vec::new(),
+            trouble: None,
             preparing: None,
             retry_at: None,
             memory: Some(Memory::default()),
@@ -125,6 +154,7 @@ impl Entry {
             put_back: false,
             missed: 0,
             link: None,
+            heard_at: Instant::now(),
             stop: Stop::default(),
             plan: None,
             images: BTreeMap::new(),
@@ -141,6 +171,26 @@ impl Entry {
         }
     }
 
+    /// How far it is.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self.submission {
+            Submission::Clear if self.preparing.is_some() => Stage::Preparing,
+            Submission::Clear => Stage::New,
+            Submission::Recording | Submission::Asking | Submission::Looking(_) => Stage::Submitting,
+            Submission::Made => Stage::Submitted,
+        }
+    }
+
+    /// Since when its supervisor, which had a link, is silent. None: it is not, or its end is known. Where a node cannot dial
+    /// the kubelet there is no link to lose, and of a quiet pod no news.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Instant> {
+        let runs = self.stage() == Stage::Submitted && self.job.as_ref().is_none_or(|j| j.state == JobState::Running);
+        let lost = runs && self.record.linked && self.link.is_none() && self.finished_at.is_none();
+        lost.then_some(self.heard_at)
+    }
+
     /// Takes a report of the supervisor if it is newer than what is known. Returns whether it was.
     pub fn take_report(&mut self, report: PodState, now: Instant) -> bool {
         if self.record.former_run.is_some() && self.record.former_run == report.started_at {
@@ -152,6 +202,7 @@ impl Entry {
             return false;
         }
         self.put_back &= same_run;
+        self.heard_at = now;
         self.finished_at = report.finished.then(|| self.finished_at.unwrap_or(now));
         self.report = Some(report);
         // The last word of a supervisor whose job Slurm has put back meanwhile.
@@ -180,7 +231,8 @@ impl Entry {
         if waits_again || self.job.as_ref().is_some_and(|old| old.was_requeued(&job)) {
             self.requeued();
         }
-        self.put_back &= job.state == JobState::Pending;
+        // Until its next supervisor speaks.
+        self.put_back &= !job.state.is_over();
         self.job = Some(job);
         true
     }
@@ -190,6 +242,7 @@ impl Entry {
     fn requeued(&mut self) {
         self.launch = None;
         self.put_back = true;
+        self.record.linked = false;
         let ended = self.ended_by_slurm();
         let Some(report) = self.report.as_mut().filter(|report| !report.finished || ended) else { return };
         if ended {
@@ -231,7 +284,7 @@ impl Entry {
                 .and_then(|p| p.status.as_ref())
                 .is_some_and(|s| phase::is_terminal(s.phase.as_deref())),
             refused: self.refused.is_some(),
-            stage: self.stage,
+            stage: self.stage(),
             job: self.job.as_ref().map(|j| (j.state, j.is_gone())),
             finished: age(self.finished_at),
             linked: self.link.is_some(),
@@ -264,7 +317,10 @@ impl Entry {
     /// For [`crate::slurm::pace`]; None: Slurm need not be asked about it.
     #[must_use]
     pub fn interest(&self, now: Instant) -> Option<Interest> {
-        if self.stage != Stage::Submitted || self.job.as_ref().is_some_and(Job::is_gone) {
+        if let Some(search) = self.submission.search() {
+            return Some(Interest::Sought(now.saturating_duration_since(search.since()), search.is_fresh()));
+        }
+        if self.stage() != Stage::Submitted || self.job.as_ref().is_some_and(Job::is_gone) {
             return None;
         }
         let age = now.saturating_duration_since(self.job_since);
@@ -291,7 +347,7 @@ impl Entry {
         let empty = PodStatus::default();
         let previous = self.posted.as_ref().or(pod.status.as_ref()).unwrap_or(&empty);
         // It was over before this kubelet began anything for it (an earlier one refused it, say): there is nothing to add.
-        if self.stage == Stage::New && self.refused.is_none() && phase::is_terminal(previous.phase.as_deref()) {
+        if self.stage() == Stage::New && self.refused.is_none() && phase::is_terminal(previous.phase.as_deref()) {
             return Some(previous.clone());
         }
         Some(status::status(status::Input {
@@ -305,6 +361,8 @@ impl Entry {
             granted: &self.record.granted,
             refused: self.refused.as_ref(),
             submit_error: self.submit_error.as_deref(),
+            put_back: self.put_back,
+            silent: self.silent_since().is_some_and(|since| since.elapsed() >= SILENCE),
             host_ip,
             seen_at: self.record.seen_at,
             now,
@@ -320,7 +378,7 @@ mod tests {
 
     fn entry() -> Entry {
         let record = Record::new(PodRef::default(), Timestamp::UNIX_EPOCH);
-        Entry::new(record, None)
+        Entry::new(record, Submission::Made)
     }
 
     fn job(state: JobState) -> Job {
@@ -419,7 +477,7 @@ mod tests {
         }))
         .unwrap();
         let told = pod.status.clone();
-        let entry = Entry { pod: Some(Arc::new(pod)), ..entry() };
+        let entry = Entry { pod: Some(Arc::new(pod)), submission: Submission::Clear, ..entry() };
         assert_eq!(entry.status("10.0.0.1".parse().unwrap(), Timestamp::UNIX_EPOCH), told);
     }
 
@@ -432,9 +490,25 @@ mod tests {
         entry.take_job(job(JobState::Pending), now);
         assert!(waits(&entry) && entry.put_back);
         // And after one more restart, by what it has written down.
-        let mut again = Entry::new(entry.record.clone(), None);
+        let mut again = Entry::new(entry.record.clone(), Submission::Made);
         again.take_job(job(JobState::Running), now);
         assert!(!again.take_report(report(1, 6, true), now));
+    }
+
+    #[test]
+    fn silence_is_that_of_a_link_that_stood() {
+        let now = Instant::now();
+        let mut entry = entry();
+        entry.take_job(job(JobState::Running), now);
+        entry.take_report(report(1, 5, false), now);
+        assert_eq!(entry.silent_since(), None, "its node may be one that cannot dial");
+        entry.record.linked = true;
+        assert_eq!(entry.silent_since(), Some(now));
+        let later = now + Duration::from_secs(5);
+        entry.take_report(report(1, 6, false), later);
+        assert_eq!(entry.silent_since(), Some(later), "by its file");
+        entry.take_job(job(JobState::NodeFail), later);
+        assert_eq!(entry.silent_since(), None, "Slurm has said what became of it");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
 use super::prepare::{Held, Memory, Ready, Refreshed};
+use crate::pods::submission::Finding;
 use crate::slurm::client::SlurmError;
 use crate::slurm::job::Job;
 use hpk_api::state::PodState;
 use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// What happens.
@@ -50,17 +52,22 @@ pub enum Event {
         /// Pod.
         uid: String,
     },
-    /// Slurm answered about these jobs.
-    Jobs {
-        /// Ids asked for.
-        asked: Vec<String>,
-        /// Those that are known.
-        found: Vec<Job>,
-        /// sacct was asked about the missing ones, too.
-        complete: bool,
+    /// A write of the pod's record ended.
+    Recorded {
+        /// Pod.
+        uid: String,
+        /// How.
+        result: io::Result<()>,
     },
+    /// Slurm answered.
+    Jobs(Answers),
     /// Slurm did not answer.
-    JobsFailed,
+    JobsFailed {
+        /// When it was asked.
+        asked: Instant,
+        /// The pods whose jobs were sought.
+        sought: Vec<String>,
+    },
     /// A link.
     Link(LinkEvent),
     /// A supervisor reports.
@@ -91,6 +98,21 @@ pub enum Event {
         /// Whether all is gone.
         done: bool,
     },
+}
+
+/// What one question to Slurm brought.
+#[derive(Debug)]
+pub struct Answers {
+    /// When it was asked.
+    pub asked: Instant,
+    /// By pod and job id: what is said of the job, if it is known, and is the pod's.
+    pub known: Vec<(String, String, Option<Job>)>,
+    /// sacct was asked about the missing ones, too.
+    pub complete: bool,
+    /// By pod: whether it has a job, and which.
+    pub sought: Vec<(String, Finding, Option<String>)>,
+    /// All jobs of the user, if they were asked for.
+    pub all: Option<Vec<Job>>,
 }
 
 /// Sends events to the controller.

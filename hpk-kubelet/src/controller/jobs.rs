@@ -1,21 +1,28 @@
 //! Slurm's side of the pods: when squeue is asked, and what its answers mean for the entries.
 
 use super::entry::Entry;
+use super::event::Answers;
 use super::{Controller, tasks};
 use crate::api::events::Note;
+use crate::pods::reconcile::Stage;
 use crate::pods::status;
+use crate::pods::submission::{self, Finding, Stray};
 use crate::slurm::job::{Job, JobState};
 use crate::slurm::pace;
-use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A job that neither squeue nor sacct know is given up after so many queries.
 const MISSES: u32 = 4;
 
+/// Jobs that no pod has are looked for this often.
+const STRAYS: Duration = Duration::from_secs(180);
+
 impl Controller {
     pub(super) fn poll_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        pace::wait(self.entries.values().filter_map(|e| e.interest(now))).map(|wait| self.asked_at + wait)
+        let jobs = pace::wait(self.entries.values().filter_map(|e| e.interest(now))).map(|wait| self.asked_at + wait);
+        // Only the list of all pods says which jobs have none.
+        jobs.into_iter().chain(self.listed.then_some(self.strays_at)).min()
     }
 
     pub(super) fn ask_slurm(&mut self) {
@@ -23,39 +30,91 @@ impl Controller {
         if self.asking || self.poll_at().is_none_or(|at| at > now) {
             return;
         }
-        let ids: Vec<String> = self
-            .entries
-            .values()
-            .filter(|e| e.interest(now).is_some())
-            .filter_map(|e| e.record.job_id.clone())
+        let followed = self.entries.iter().filter(|(_, e)| e.stage() == Stage::Submitted && e.interest(now).is_some());
+        let known = followed.filter_map(|(uid, e)| Some((uid.clone(), e.record.job_id.clone()?))).collect();
+        let searched = self.entries.values().filter(|e| e.submission.search().is_some());
+        let sought = searched
+            .map(|e| {
+                let created = e.pod.as_ref().and_then(|p| p.metadata.creation_timestamp.as_ref()).map(|t| t.0);
+                let since = created.map_or(e.record.seen_at, |t| t.min(e.record.seen_at));
+                tasks::Sought { pod: e.record.pod.clone(), since }
+            })
             .collect();
-        if ids.is_empty() {
+        let all = self.listed && self.strays_at <= now;
+        let question = tasks::Question { asked: now, known, sought, all };
+        if question.is_empty() {
             return;
         }
         self.asking = true;
         self.asked_at = now;
-        tasks::ask_slurm(&self.ctx, &self.tx, ids);
+        tasks::ask_slurm(&self.ctx, &self.tx, question);
     }
 
-    pub(super) fn jobs(&mut self, asked: &[String], found: Vec<Job>, complete: bool) {
+    pub(super) fn jobs(&mut self, answers: Answers) {
         self.asking = false;
         self.asked_at = Instant::now();
-        let by_id: HashMap<String, String> =
-            self.entries.iter().filter_map(|(uid, e)| e.record.job_id.clone().map(|id| (id, uid.clone()))).collect();
-        let mut found: HashMap<String, Job> = found.into_iter().map(|j| (j.id.clone(), j)).collect();
-        for id in asked {
-            let Some(uid) = by_id.get(id).cloned() else { continue };
-            match found.remove(id) {
+        for (uid, id, job) in answers.known {
+            let Some(entry) = self.entries.get_mut(&uid).filter(|e| e.record.job_id.as_ref() == Some(&id)) else {
+                continue;
+            };
+            match job {
                 Some(job) => self.job(&uid, job),
                 None => {
-                    let Some(entry) = self.entries.get_mut(&uid) else { continue };
                     entry.missed += 1;
-                    if complete && entry.missed >= MISSES {
+                    if answers.complete && entry.missed >= MISSES {
                         // Where it ran is still known.
                         let nodes = entry.job.as_ref().map(|job| job.nodes.clone()).unwrap_or_default();
-                        let job = Job { nodes, ..Job::lost(id, &uid) };
+                        let job = Job { nodes, ..Job::lost(&id, &uid) };
                         self.job(&uid, job);
                     }
+                }
+            }
+        }
+        for (uid, finding, id) in answers.sought {
+            self.looked(&uid, finding, id, answers.asked);
+        }
+        if let Some(all) = answers.all {
+            self.strays_at = Instant::now() + STRAYS;
+            self.end_strays(all);
+        }
+    }
+
+    pub(super) fn jobs_failed(&mut self, sought: &[String], asked: Instant) {
+        self.asking = false;
+        // Not at once, if it was that which was asked for.
+        self.strays_at = self.strays_at.max(Instant::now() + pace::QUIET);
+        for uid in sought {
+            self.looked(uid, Finding::Unknown, None, asked);
+        }
+    }
+
+    /// Ends the jobs of ours that no pod has: of a pod that went while nobody looked, or a second one.
+    fn end_strays(&mut self, all: Vec<Job>) {
+        let pods = self.ctx.home.pods();
+        for job in all.into_iter().filter(|job| !job.state.is_over()) {
+            let Some(uid) = job.pod_in(&pods).map(str::to_owned) else { continue };
+            let pod = self.entries.get(&uid).map(|e| (e.stage(), e.record.job_id.as_deref()));
+            match submission::stray(&job.id, pod) {
+                Stray::Keep => {}
+                Stray::Adopt => {
+                    tracing::warn!(%uid, job = %job.id, "a pod that was not begun has a job: it is the pod's");
+                    if let Some(entry) = self.entries.get_mut(&uid) {
+                        entry.submission.adopt();
+                    }
+                    self.made(&uid, job.id);
+                    self.advance(&uid);
+                }
+                Stray::Cancel => {
+                    tracing::warn!(%uid, job = %job.id, "no pod has this job: it is cancelled");
+                    let entry = self.entries.get(&uid);
+                    if let Some((pod, own)) = entry.and_then(|e| Some((e.pod.as_ref()?, e.record.job_id.as_ref()?))) {
+                        let text = format!(
+                            "Slurm job {} is a second one of this pod, which job {own} runs: it is cancelled",
+                            job.id
+                        );
+                        self.ctx.recorder.pod(pod, Note::warning("SlurmDuplicate", text));
+                    }
+                    tasks::scancel(&self.ctx, job.id, true);
                 }
             }
         }
@@ -77,7 +136,16 @@ impl Controller {
             if let Some(report) = home.status().filter(|report| !waits || report.finished) {
                 entry.take_report(report, now);
             }
-            entry.launch = home.launch().filter(|_| !waits);
+            let launch = home.launch().filter(|_| !waits);
+            // The job runs and tries again; of one that has ended the pod's own message tells.
+            if let (Some(word), Some(pod), true) = (&launch, &entry.pod, running)
+                && word.step == hpk_api::state::HOST_PATH
+                && entry.launch.as_ref().is_none_or(|told| told.message != word.message)
+            {
+                let text = format!("{} on node {}", word.message, word.node);
+                self.ctx.recorder.pod(pod, Note::warning("FailedMount", text));
+            }
+            entry.launch = launch;
         }
         if news {
             if waits
@@ -91,7 +159,7 @@ impl Controller {
             }
             if job.is_gone() {
                 entry.record.ended = Some(job.clone());
-                let _ = home.write_record(&entry.record);
+                self.save(uid);
                 self.clear_up_after(uid);
             }
         }
@@ -113,12 +181,12 @@ impl Controller {
     }
 
     /// That Slurm has put the job back into its queue, when it was not so before.
-    pub(super) fn tell_put_back(&self, uid: &str, before: bool) {
+    pub(super) fn tell_put_back(&mut self, uid: &str, before: bool) {
         let Some(entry) = self.entries.get(uid).filter(|e| e.put_back && !before) else { return };
         if let (Some(pod), Some(job)) = (&entry.pod, &entry.job) {
             let text = format!("Slurm has put job {} back into its queue: the pod starts again", job.id);
             self.ctx.recorder.pod(pod, Note::warning("SlurmRequeued", text));
         }
-        let _ = self.ctx.folder(uid).write_record(&entry.record);
+        self.save(uid);
     }
 }

@@ -2,13 +2,12 @@
 //!
 //! ```text
 //!  pod watch ─┐                                   ┌─▶ prepare (images, references, plan, files)
-//!  squeue    ─┤        ┌─────────────────┐        ├─▶ submit (look, sbatch)
+//!  squeue    ─┤        ┌─────────────────┐        ├─▶ record, then sbatch
 //!  links     ─┼─Event─▶│ entries by UID  │─Step──▶├─▶ ask the supervisor, scancel
 //!  reports   ─┤        │ reconcile::next │        ├─▶ status patch, events
 //!  tasks     ─┘        └─────────────────┘        └─▶ remove folder and object
 //! ```
-//! It never waits for I/O itself (but short reads and writes of a pod's own small files), and nothing that a pod
-//! contains can end it.
+//! It never waits for I/O itself (but short reads of a pod's own small files), and nothing that a pod contains can end it.
 
 pub mod context;
 pub mod entry;
@@ -17,6 +16,7 @@ mod jobs;
 mod posting;
 pub mod prepare;
 pub mod pull;
+mod records;
 mod refresh;
 mod reports;
 mod submission;
@@ -28,13 +28,13 @@ use crate::api::events::Note;
 use crate::api::references::Watches;
 use crate::pods::address::Pool;
 use crate::pods::admit;
-use crate::pods::folder::{self, Record};
+use crate::pods::folder::{self, Progress, Record, RecordError};
 use crate::pods::phase;
-use crate::pods::plan::Image;
 use crate::pods::reconcile::{self, Stage, Step};
 use crate::pods::resize;
+use crate::pods::submission::{self as submission_rule, Submission};
 use context::Context;
-use entry::Entry;
+use entry::{Entry, Saving};
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -74,39 +74,39 @@ pub struct Controller {
     asked_at: Instant,
     /// The first list of pods has come: objects that are missing are gone.
     listed: bool,
+    /// When to look for jobs that no pod has.
+    strays_at: Instant,
     seen: watch::Sender<Pods>,
 }
 
 impl Controller {
     /// A controller with the pods that earlier runs left on disk.
-    #[must_use]
-    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Pods>) -> Self {
+    ///
+    /// # Errors
+    /// It cannot be told which pods have jobs: to go on would submit them again.
+    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Pods>) -> Result<Self, RecordError> {
         let mut entries = HashMap::new();
-        for uid in folder::all(&ctx.home.pods()) {
-            let home = ctx.folder(&uid);
-            let Some(record) = home.record() else {
-                // Made but never begun: nothing can run in it.
-                tracing::info!(%uid, "a pod folder without record is left for its pod to come");
-                continue;
-            };
-            let mut entry = Entry::new(record, None);
-            if entry.stage == Stage::Submitted {
-                entry.plan = home.plan().map(Box::new);
-                entry.launch = home.launch();
-                if let Some(report) = home.status() {
-                    entry.sent = report.ephemeral_containers.iter().map(|c| c.name.clone()).collect();
-                    entry.take_report(report, Instant::now());
+        let pods = ctx.home.pods();
+        let uids = folder::all(&pods).map_err(|source| RecordError::Read { path: pods, source })?;
+        for uid in uids {
+            match ctx.folder(&uid).record() {
+                Ok(Some(record)) => {
+                    let (progress, known) = (&record.progress, record.job_id.is_some());
+                    let submission = Submission::found(progress, known, Instant::now(), ctx.message_timeout);
+                    let mut entry = Entry::new(record, submission);
+                    if entry.stage() == Stage::Submitted {
+                        submission::take_up(&ctx, &mut entry);
+                    }
+                    entries.insert(uid, entry);
                 }
-                // What runs needs no pull, and no word about one.
-                let had = entry.record.images.iter();
-                entry.images = had
-                    .filter_map(|(name, image_ref)| {
-                        let config = ctx.images.config(image_ref)?;
-                        Some((name.clone(), Image { image_ref: image_ref.clone(), config }))
-                    })
-                    .collect();
+                // Made but never begun: nothing can run in it.
+                Ok(None) => tracing::info!(%uid, "a pod folder without record is left for its pod to come"),
+                Err(error @ RecordError::Read { .. }) => return Err(error),
+                Err(error @ RecordError::Damaged { .. }) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the pod's job is looked for in Slurm");
+                    entries.insert(uid.clone(), without_record(&ctx, &uid, &error));
+                }
             }
-            entries.insert(uid, entry);
         }
         let used = entries.values().flat_map(|e: &Entry| e.record.pod_ips.clone());
         let mark = std::fs::read_to_string(ctx.home.addresses()).ok().and_then(|text| text.trim().parse().ok());
@@ -119,7 +119,7 @@ impl Controller {
                 let _ = changes.send(Event::ReferencesChanged { uid }).await;
             }
         });
-        Self {
+        Ok(Self {
             ctx,
             tx,
             watches,
@@ -129,17 +129,13 @@ impl Controller {
             asking: false,
             asked_at: Instant::now(),
             listed: false,
+            strays_at: Instant::now(),
             seen,
-        }
+        })
     }
 
     /// Runs until `stop`. Jobs go on without it.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
-        for uid in self.entries.keys().cloned().collect::<Vec<_>>() {
-            if self.entries[&uid].stage == Stage::Submitting {
-                self.submit(&uid, None);
-            }
-        }
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -188,18 +184,23 @@ impl Controller {
                 for uid in missing {
                     self.vanished(&uid);
                 }
-                // Without a record nothing was ever submitted from them.
-                let orphans = folder::all(&self.ctx.home.pods())
-                    .into_iter()
-                    .filter(|uid| !self.entries.contains_key(uid) && self.ctx.folder(uid).record().is_none());
-                tasks::remove_orphans(&self.ctx, orphans.collect());
+                match folder::all(&self.ctx.home.pods()) {
+                    // Without a record nothing was ever submitted from them.
+                    Ok(uids) => {
+                        let without = |uid: &String| matches!(self.ctx.folder(uid).record(), Ok(None));
+                        let orphans = uids.into_iter().filter(|u| !self.entries.contains_key(u) && without(u));
+                        tasks::remove_orphans(&self.ctx, orphans.collect());
+                    }
+                    Err(error) => tracing::warn!(%error, "pod folders that nobody claims are not looked for"),
+                }
             }
             Event::Prepared { uid, result, memory } => self.prepared(&uid, *result, *memory),
             Event::Submitted { uid, result } => self.submitted(&uid, result),
             Event::Refreshed { uid, result, memory } => self.refreshed(&uid, *result, *memory),
             Event::ReferencesChanged { uid } => self.references_changed(&uid),
-            Event::Jobs { asked, found, complete } => self.jobs(&asked, found, complete),
-            Event::JobsFailed => self.asking = false,
+            Event::Recorded { uid, result } => self.recorded(&uid, result),
+            Event::Jobs(answers) => self.jobs(answers),
+            Event::JobsFailed { asked, sought } => self.jobs_failed(&sought, asked),
             Event::Link(event) => self.link(event),
             Event::Report { uid, state } => self.report(&uid, *state),
             Event::Posted { uid, status, retry } => self.posted(&uid, *status, retry),
@@ -215,14 +216,20 @@ impl Controller {
 
     fn applied(&mut self, pod: Arc<Pod>) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
+        let who = PodRef {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: uid.clone(),
+        };
         let entry = self.entries.entry(uid.clone()).or_insert_with(|| {
-            let who = PodRef {
-                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                name: pod.metadata.name.clone().unwrap_or_default(),
-                uid: uid.clone(),
-            };
-            Entry::new(Record::new(who, Timestamp::now()), None)
+            let begun = submission_rule::was_begun(&pod);
+            let submission = if begun { Submission::without_record(Instant::now()) } else { Submission::Clear };
+            Entry::new(Record::new(who.clone(), Timestamp::now()), submission)
         });
+        if let Some(trouble) = entry.trouble.take() {
+            self.ctx.recorder.pod(&pod, Note::warning("DamagedRecord", trouble));
+            entry.record.pod = who;
+        }
         let resize = |pod: &Pod| resize::infeasible(pod, &entry.record.granted);
         if let (Some(None), Some(message)) = (entry.pod.as_deref().map(resize), resize(&pod)) {
             self.ctx.recorder.pod(&pod, Note::warning(resize::EVENT, message));
@@ -238,11 +245,8 @@ impl Controller {
             // A pod that is held may be fine now; a running one may have new images or containers.
             entry.retry_at = None;
             entry.refresh_at = entry.refresh_at.map(|_| Instant::now());
-            if entry.stage == Stage::Preparing
-                && let Some(task) = entry.preparing.take()
-            {
+            if let Some(task) = entry.preparing.take() {
                 task.abort();
-                entry.stage = Stage::New;
                 entry.memory = Some(Memory::default());
             }
         }
@@ -253,7 +257,7 @@ impl Controller {
     /// Refuses a pod that is not begun, if it must be.
     fn admit(&mut self, uid: &str, pod: &Pod) {
         let over = phase::is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()));
-        if over || !self.entries.get(uid).is_some_and(|e| e.stage == Stage::New && e.refused.is_none()) {
+        if over || !self.entries.get(uid).is_some_and(|e| e.stage() == Stage::New && e.refused.is_none()) {
             return;
         }
         let others = self.entries.iter().filter(|(other, e)| *other != uid && e.holds_ports());
@@ -278,10 +282,11 @@ impl Controller {
             // Not known yet whether it is gone or only not listed.
             return;
         }
+        self.save_again(uid);
         let now = Instant::now();
         let Some(entry) = self.entries.get(uid).filter(|e| !e.removing) else { return };
         let view = entry.view(now);
-        if entry.stage == Stage::New
+        if entry.stage() == Stage::New
             && view.in_api
             && view.deleting.is_none()
             && let Some(at) = entry.retry_at.filter(|at| *at > now)
@@ -305,7 +310,6 @@ impl Controller {
                 if let Some(task) = entry.preparing.take() {
                     task.abort();
                 }
-                entry.stage = Stage::New;
                 entry.memory = Some(Memory::default());
             }
             Step::AskStop(grace) => {
@@ -326,6 +330,8 @@ impl Controller {
                     tasks::scancel(&self.ctx, id, true);
                 }
             }
+            // A write that is under way would leave its file behind; its end leads here again.
+            Step::Remove if entry.saving != Saving::Idle => {}
             Step::Remove => {
                 entry.removing = true;
                 tasks::remove(&self.ctx, &self.tx, entry.record.pod.clone(), entry.pod.is_some());
@@ -333,4 +339,17 @@ impl Controller {
             Step::Later(wait) => self.later(uid, wait),
         }
     }
+}
+
+/// A pod whose record is of no use: what else is in its folder tells of it, and Slurm of its job.
+fn without_record(ctx: &Context, uid: &str, error: &RecordError) -> Entry {
+    let plan = ctx.folder(uid).plan();
+    let who = PodRef { uid: uid.to_owned(), ..plan.as_ref().map(|p| p.pod.clone()).unwrap_or_default() };
+    let mut record = Record::new(who, Timestamp::now());
+    record.pod_ips = plan.map(|p| p.network.pod_ips).unwrap_or_default();
+    // Where the pod is not known by name, accounting is asked in vain until the API has told it.
+    let submission = Submission::found(&Progress::Submitting, false, Instant::now(), ctx.message_timeout);
+    let mut entry = Entry::new(record, submission);
+    entry.trouble = Some(format!("{error}: the pod's job is looked for in Slurm"));
+    entry
 }

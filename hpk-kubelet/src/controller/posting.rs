@@ -1,6 +1,7 @@
 //! What others see of a pod: its status at the API server and in the kubelet API, up to its removal.
 
 use super::{Controller, PodInfo, tasks};
+use crate::api::events::Note;
 use crate::pods::reconcile::Stage;
 use crate::pods::status;
 use crate::slurm::job::JobState;
@@ -17,7 +18,7 @@ impl Controller {
             self.publish(uid);
             return;
         };
-        if entry.stage == Stage::New && pod.metadata.deletion_timestamp.is_some() {
+        if entry.stage() == Stage::New && pod.metadata.deletion_timestamp.is_some() {
             // Its folder is gone, or never was: a finalizer keeps the object, whose last status is the truth.
             self.publish(uid);
             return;
@@ -28,6 +29,9 @@ impl Controller {
             return;
         }
         let base = entry.posted.as_ref().or(pod.status.as_ref()).cloned().unwrap_or_default();
+        if status::is_silent(&wanted) && !status::is_silent(&base) {
+            self.ctx.recorder.pod(&pod, Note::warning(status::SILENT, "Node is not ready"));
+        }
         // Once: an API server that drops it must not be asked for ever.
         let requested = (!entry.annotated).then_some(entry.record.requested.as_str()).filter(|r| !r.is_empty());
         let patch = status::patch(&pod, &base, &wanted, requested);

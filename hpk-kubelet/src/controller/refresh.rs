@@ -32,7 +32,7 @@ impl Controller {
     pub(super) fn refresh(&mut self, uid: &str) {
         let now = Instant::now();
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        if entry.stage != Stage::Submitted || entry.refreshing {
+        if entry.stage() != Stage::Submitted || entry.refreshing {
             return;
         }
         if entry.finished_at.is_some() || entry.job.as_ref().is_some_and(|j| j.state.is_over()) {
@@ -71,12 +71,8 @@ impl Controller {
                 entry.record.images.extend(entry.images.iter().map(|(n, i)| (n.clone(), i.image_ref.clone())));
                 entry.sent.extend(fresh.update.ephemeral_containers.iter().map(|c| c.name.clone()));
                 if let Some(plan) = fresh.plan {
-                    if let Err(error) = self.ctx.folder(uid).write_plan(&plan) {
-                        tracing::warn!(%uid, %error, "plan not updated");
-                    }
                     entry.plan = Some(plan);
                 }
-                let _ = self.ctx.folder(uid).write_record(&entry.record);
                 fresh.retry
             }
             Err(held) => held.retry,
@@ -84,6 +80,7 @@ impl Controller {
         entry.refresh_at = Some(Instant::now() + next(&memory, retry));
         self.watches.claim(uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
+        self.save(uid);
         self.advance(uid);
     }
 }

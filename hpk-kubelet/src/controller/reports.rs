@@ -1,5 +1,6 @@
 //! The supervisors' side of the pods: links that come and go, reports, and the events in them.
 
+use super::entry::SILENCE;
 use super::{Controller, tasks};
 use crate::api::events::Note;
 use crate::pods::reconcile::Stage;
@@ -11,12 +12,12 @@ impl Controller {
     pub(super) fn link(&mut self, event: LinkEvent) {
         match event {
             // The control plane's own place in the pod network is no pod.
-            LinkEvent::Up { hello } if hello.pod_uid == hpk_api::link::MEMBER => {}
-            LinkEvent::Up { hello } => {
+            LinkEvent::Up { hello, .. } if hello.pod_uid == hpk_api::link::MEMBER => {}
+            LinkEvent::Up { hello, carried } => {
                 let Some(entry) = self
                     .entries
                     .get_mut(&hello.pod_uid)
-                    .filter(|e| e.stage == Stage::Submitted || e.stage == Stage::Submitting)
+                    .filter(|e| matches!(e.stage(), Stage::Submitted | Stage::Submitting))
                 else {
                     if self.listed {
                         tasks::refuse(&self.ctx, hello.pod_uid);
@@ -26,13 +27,20 @@ impl Controller {
                 if let Some(old) = entry.link.replace(tasks::watch(&self.ctx, &self.tx, hello.pod_uid.clone())) {
                     old.abort();
                 }
+                entry.heard_at = Instant::now();
+                if !carried && !std::mem::replace(&mut entry.record.linked, true) {
+                    self.save(&hello.pod_uid);
+                }
                 // Slurm will say RUNNING at the next query: no need to wait for it to see the report.
                 self.advance(&hello.pod_uid);
             }
             LinkEvent::Down { uid, reason } => {
                 tracing::debug!(%uid, %reason, "link down");
-                if let Some(task) = self.entries.get_mut(&uid).and_then(|e| e.link.take()) {
+                let Some(entry) = self.entries.get_mut(&uid) else { return };
+                if let Some(task) = entry.link.take() {
                     task.abort();
+                    entry.heard_at = Instant::now();
+                    self.later(&uid, SILENCE);
                     self.advance(&uid);
                 }
             }
@@ -42,6 +50,13 @@ impl Controller {
     pub(super) fn report(&mut self, uid: &str, state: PodState) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let put_back = entry.put_back;
+        // Nobody else could speak for a job of this pod.
+        let found = state.job_id.clone().filter(|_| entry.submission.search().is_some());
+        if let Some(id) = found {
+            entry.submission.adopt();
+            self.made(uid, id);
+        }
+        let Some(entry) = self.entries.get_mut(uid) else { return };
         if !entry.take_report(state, Instant::now()) {
             return;
         }
@@ -70,9 +85,7 @@ impl Controller {
         }
         if last != entry.record.last_event {
             entry.record.last_event = last;
-            if let Err(error) = self.ctx.folder(uid).write_record(&entry.record) {
-                tracing::warn!(%uid, %error, "record not written: events may be told twice");
-            }
+            self.save(uid);
         }
     }
 }

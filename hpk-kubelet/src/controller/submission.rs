@@ -1,13 +1,17 @@
 //! From a pod to its job: preparing, submitting, and when either is tried again.
 
+use super::context::Context;
+use super::entry::Entry;
 use super::prepare::{Held, Memory, Ready};
 use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
 use crate::pods::address::Pool;
 use crate::pods::folder::Progress;
+use crate::pods::plan::Image;
 use crate::pods::reconcile::Stage;
 use crate::pods::resize;
 use crate::pods::status::Waiting;
+use crate::pods::submission::{Answer, Finding, Submission};
 use crate::slurm::client::SlurmError;
 use hpk_api::net::NetworkMode;
 use std::time::{Duration, Instant};
@@ -40,12 +44,11 @@ impl Controller {
             }
         }
         let memory = entry.memory.take().unwrap_or_default();
-        entry.stage = Stage::Preparing;
         entry.preparing = Some(tasks::prepare(&self.ctx, &self.tx, pod, entry.record.clone(), memory));
     }
 
     pub(super) fn prepared(&mut self, uid: &str, result: Result<Ready, Held>, memory: Memory) {
-        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.stage == Stage::Preparing) else { return };
+        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.stage() == Stage::Preparing) else { return };
         entry.preparing = None;
         self.watches.claim(uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
@@ -57,10 +60,9 @@ impl Controller {
                 entry.record.requested = ready.asked;
                 entry.plan = Some(ready.plan);
                 entry.images = ready.images;
-                self.submit(uid, Some(ready.arguments));
+                self.submit(uid, ready.arguments);
             }
             Err(held) => {
-                entry.stage = Stage::New;
                 entry.held = held.waiting;
                 // Without a time the pod waits for a change of its own object.
                 let wait = held.retry.unwrap_or(Duration::from_secs(24 * 3600));
@@ -70,26 +72,24 @@ impl Controller {
         }
     }
 
-    /// Begins a submission; without arguments (after a restart) it looks for the job first.
-    pub(super) fn submit(&mut self, uid: &str, arguments: Option<Vec<String>>) {
-        let Some(entry) = self.entries.get_mut(uid) else { return };
-        let first = entry.record.progress == Progress::New;
+    /// Begins a submission: the record says so first.
+    fn submit(&mut self, uid: &str, arguments: Vec<String>) {
+        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.submission == Submission::Clear) else { return };
+        entry.submission.begin();
         entry.record.progress = Progress::Submitting;
-        if let Err(error) = self.ctx.folder(uid).write_record(&entry.record) {
-            // Without a record the job could be submitted twice after a crash.
-            entry.record.progress = Progress::New;
-            entry.stage = Stage::New;
-            entry.retry_at = Some(Instant::now() + Duration::from_secs(20));
-            if let Some(pod) = &entry.pod {
-                self.ctx
-                    .recorder
-                    .pod(pod, Note::warning("FailedSubmit", format!("cannot write the pod's folder: {error}")));
-            }
-            self.advance(uid);
-            return;
+        entry.arguments = arguments;
+        self.save(uid);
+        self.advance(uid);
+    }
+
+    /// The record is on disk: sbatch runs, if the pod is still wanted.
+    pub(super) fn run_sbatch(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let wanted = entry.pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_none());
+        let arguments = std::mem::take(&mut entry.arguments);
+        if entry.submission.recorded(wanted) {
+            tasks::submit(&self.ctx, &self.tx, uid, arguments);
         }
-        entry.stage = Stage::Submitting;
-        tasks::submit(&self.ctx, &self.tx, uid, arguments, !first);
     }
 
     pub(super) fn submitted(&mut self, uid: &str, result: Result<String, SlurmError>) {
@@ -97,44 +97,27 @@ impl Controller {
         let now = Instant::now();
         match result {
             Ok(id) => {
-                tracing::info!(pod = %format!("{}/{}", entry.record.pod.namespace, entry.record.pod.name), job = %id, "job submitted");
+                entry.submission.answered(Answer::Job, now, self.ctx.message_timeout);
                 if let Some(pod) = entry.pod.as_ref().filter(|_| !entry.record.requested.is_empty()) {
                     let text = format!("Slurm job {id}: sbatch {}", entry.record.requested);
                     self.ctx.recorder.pod(pod, Note::normal("SlurmSubmitted", text));
                 }
-                entry.submit_error = None;
-                entry.held.clear();
-                entry.record.progress = Progress::Submitted;
-                entry.record.job_id = Some(id);
-                entry.stage = Stage::Submitted;
-                entry.job_since = now;
-                entry.refresh_at = entry.memory.as_ref().map(|memory| now + refresh::next(memory, None));
-                if let Err(error) = self.ctx.folder(uid).write_record(&entry.record) {
-                    // The comment of the job finds it again.
-                    tracing::error!(%uid, %error, "record not written");
-                }
-            }
-            Err(SlurmError::NoJob) => {
-                entry.record.progress = Progress::New;
-                entry.stage = Stage::New;
-                entry.retry_at = None;
+                self.made(uid, id);
             }
             Err(error) => {
-                let transient = error.is_transient();
-                // A time-out leaves open whether there is a job: the record stays at Submitting, so that it is looked for.
-                if !matches!(error, SlurmError::Timeout { .. }) {
-                    entry.record.progress = Progress::New;
-                    let _ = self.ctx.folder(uid).write_record(&entry.record);
-                }
-                entry.stage = Stage::New;
+                let answer = if error.is_refusal() { Answer::Refused } else { Answer::Lost };
+                entry.submission.answered(answer, now, self.ctx.message_timeout);
                 let failures = entry.memory.as_mut().map_or(1, |m| {
                     m.failures = m.failures.saturating_add(1);
                     m.failures
                 });
-                let base = if transient { 2 } else { 30 };
+                let base = if error.is_transient() { 2 } else { 30 };
                 let wait = Duration::from_secs((base << (failures - 1).min(5)).min(300));
                 entry.retry_at = Some(now + wait);
-                let text = error.to_string();
+                let mut text = error.to_string();
+                if answer == Answer::Lost {
+                    text.push_str(": Slurm may have made a job, which is looked for before sbatch runs again");
+                }
                 if let Some(pod) = &entry.pod {
                     self.ctx.recorder.pod(pod, Note::warning("FailedSubmit", text.clone()));
                 }
@@ -146,4 +129,59 @@ impl Controller {
         }
         self.advance(uid);
     }
+
+    /// A look for the pod's job has ended.
+    pub(super) fn looked(&mut self, uid: &str, finding: Finding, id: Option<String>, asked: Instant) {
+        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.submission.search().is_some()) else { return };
+        entry.submission.looked(finding, asked, Instant::now());
+        match (&entry.submission, id) {
+            (Submission::Made, Some(id)) => {
+                tracing::info!(%uid, job = %id, "job found");
+                self.made(uid, id);
+            }
+            (Submission::Clear, _) => tracing::info!(%uid, "no job found"),
+            _ => return,
+        }
+        self.advance(uid);
+    }
+
+    /// The pod's job is known.
+    pub(super) fn made(&mut self, uid: &str, id: String) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let now = Instant::now();
+        tracing::info!(pod = %format!("{}/{}", entry.record.pod.namespace, entry.record.pod.name), job = %id, "has its job");
+        if let Some(task) = entry.preparing.take() {
+            task.abort();
+            entry.memory = Some(Memory::default());
+        }
+        entry.submit_error = None;
+        entry.held.clear();
+        entry.record.progress = Progress::Submitted;
+        entry.record.job_id = Some(id);
+        entry.job_since = now;
+        entry.refresh_at = entry.memory.as_ref().map(|memory| now + refresh::next(memory, None));
+        if entry.plan.is_none() {
+            take_up(&self.ctx, entry);
+        }
+        self.save(uid);
+    }
+}
+
+/// Reads what an earlier kubelet and the pod's job have left in its folder.
+pub(super) fn take_up(ctx: &Context, entry: &mut Entry) {
+    let home = ctx.folder(&entry.record.pod.uid);
+    entry.plan = home.plan().map(Box::new);
+    entry.launch = home.launch();
+    if let Some(report) = home.status() {
+        entry.sent = report.ephemeral_containers.iter().map(|c| c.name.clone()).collect();
+        entry.take_report(report, Instant::now());
+    }
+    // What runs needs no pull, and no word about one.
+    let had = entry.record.images.iter();
+    entry.images = had
+        .filter_map(|(name, image_ref)| {
+            let config = ctx.images.config(image_ref)?;
+            Some((name.clone(), Image { image_ref: image_ref.clone(), config }))
+        })
+        .collect();
 }

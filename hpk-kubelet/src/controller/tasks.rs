@@ -1,24 +1,26 @@
 //! The controller's effects: each a task that does one thing and reports by an event.
 
 use super::context::Context;
+use super::event::Answers;
 use super::prepare::{self, Memory};
 use super::{Event, Sender};
 use crate::api::node;
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
-use crate::slurm::client::SlurmError;
-use crate::slurm::job::Job;
+use crate::pods::submission::Finding;
+use crate::slurm::job::{self, Job};
 use hpk_api::control::{Answer, Request};
 use hpk_api::link::NetUpdate;
 use hpk_api::plan::{PodRef, SandboxPlan};
 use hpk_control::stream;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Error;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// Runs a future and sends the event that it ends in. A full queue holds the task up, never the controller.
@@ -40,48 +42,23 @@ pub(super) fn prepare(ctx: &Context, tx: &Sender, pod: Arc<Pod>, record: Record,
     })
 }
 
-/// sbatch; `look`: an earlier sbatch may have succeeded without our knowing, so the queue is searched first.
-/// Without arguments nothing is submitted: the pod is prepared anew when no job is found.
-pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Option<Vec<String>>, look: bool) {
+/// sbatch. That it may run is [`crate::pods::submission`]'s to say.
+pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Vec<String>) {
     let (ctx, uid) = (ctx.clone(), uid.to_owned());
     spawn(tx, async move {
-        let result = match find_then_submit(&ctx, &uid, arguments, look).await {
-            Ok(Some(id)) => Ok(id),
-            Ok(None) => Err(SlurmError::NoJob),
-            Err(error) => Err(error),
-        };
+        let result = ctx.slurm.submit(&arguments, &ctx.folder(&uid).script()).await;
         Some(Event::Submitted { uid, result })
     });
 }
 
-async fn find_then_submit(
-    ctx: &Context,
-    uid: &str,
-    arguments: Option<Vec<String>>,
-    look: bool,
-) -> Result<Option<String>, SlurmError> {
-    if look {
-        let jobs = loop {
-            match ctx.slurm.queue(None).await {
-                Ok(jobs) => break jobs,
-                Err(error) if error.is_transient() => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "looking for a pod's job");
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        if let Some(job) =
-            jobs.into_iter().filter(|j| j.comment == uid).max_by_key(|j| j.id.parse::<u64>().unwrap_or(0))
-        {
-            tracing::info!(%uid, job = %job.id, "job found again");
-            return Ok(Some(job.id));
-        }
-    }
-    match arguments {
-        Some(arguments) => ctx.slurm.submit(&arguments, &ctx.folder(uid).script()).await.map(Some),
-        None => Ok(None),
-    }
+/// Writes a record to the shared file system, however long that takes.
+pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
+    let uid = record.pod.uid.clone();
+    let folder = ctx.folder(&uid);
+    spawn(tx, async move {
+        let written = tokio::task::spawn_blocking(move || folder.write_record(&record)).await;
+        Some(Event::Recorded { uid, result: written.unwrap_or_else(|error| Err(error.into())) })
+    });
 }
 
 pub(super) struct Refresh {
@@ -108,6 +85,16 @@ pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
             fresh.update = hpk_api::control::Update::default();
             fresh.plan = None;
             fresh.retry = Some(Duration::from_secs(3));
+        }
+        if let Ok(fresh) = &result
+            && let Some(plan) = fresh.plan.clone()
+        {
+            let folder = ctx.folder(&uid);
+            match tokio::task::spawn_blocking(move || folder.write_plan(&plan)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%uid, %error, "plan not updated"),
+                Err(error) => tracing::error!(%uid, %error, "plan not updated"),
+            }
         }
         Some(Event::Refreshed { uid, result: Box::new(result), memory: Box::new(job.memory) })
     });
@@ -190,47 +177,127 @@ pub(super) fn readmit(ctx: &Context, uid: String) {
     tokio::spawn(async move { links.readmit(&uid).await });
 }
 
-pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, asked: Vec<String>) {
+/// What Slurm is asked, all at once.
+pub(super) struct Question {
+    pub(super) asked: Instant,
+    /// Pods with their jobs' ids.
+    pub(super) known: Vec<(String, String)>,
+    /// Pods whose jobs are sought.
+    pub(super) sought: Vec<Sought>,
+    /// All jobs of the user are wanted.
+    pub(super) all: bool,
+}
+
+impl Question {
+    /// There is nothing to ask; squeue would take it for all jobs of all users.
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.sought.is_empty() && !self.all
+    }
+}
+
+/// A pod whose job is sought.
+pub(super) struct Sought {
+    pub(super) pod: PodRef,
+    /// No job of it is older.
+    pub(super) since: Timestamp,
+}
+
+pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
     let ctx = ctx.clone();
     spawn(tx, async move {
-        let mut found = match ctx.slurm.queue(Some(&asked)).await {
-            Ok(found) => found,
+        let Question { asked, known, sought, all } = question;
+        let ids: Vec<String> = known.iter().map(|(_, id)| id.clone()).collect();
+        let whole = all || !sought.is_empty();
+        let queue = match ctx.slurm.queue((!whole).then_some(ids.as_slice())).await {
+            Ok(queue) => queue,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "squeue");
                 tokio::time::sleep(Duration::from_secs(2)).await;
-                return Some(Event::JobsFailed);
+                return Some(Event::JobsFailed { asked, sought: sought.into_iter().map(|s| s.pod.uid).collect() });
             }
         };
-        let known: HashSet<&str> = found.iter().map(|j| j.id.as_str()).collect();
-        let missing: Vec<String> = asked.iter().filter(|id| !known.contains(id.as_str())).cloned().collect();
-        let mut complete = true;
-        if !missing.is_empty() {
-            match ctx.slurm.accounting(&missing).await {
-                // A job that accounting still holds for alive but squeue does not know has not been written down yet.
-                Ok(Some(jobs)) => found.extend(jobs.into_iter().filter(|j| j.state.is_over())),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "sacct");
-                    complete = false;
-                }
-            }
-        }
-        Some(Event::Jobs { asked, found: newest(found), complete })
+        let (known, complete) = look_up(&ctx, &queue, known).await;
+        let sought = seek(&ctx, &queue, sought).await;
+        Some(Event::Jobs(Answers { asked, known, complete, sought, all: all.then_some(queue) }))
     });
 }
 
-/// A requeued job is listed once for each run: the last one counts.
-fn newest(jobs: Vec<Job>) -> Vec<Job> {
-    let mut by_id: BTreeMap<String, Job> = BTreeMap::new();
-    for job in jobs {
-        match by_id.get(&job.id) {
-            Some(old) if old.ended_at > job.ended_at => {}
-            _ => {
-                by_id.insert(job.id.clone(), job);
+/// What squeue and, of those that it does not know, sacct say of these jobs; false: sacct did not answer.
+async fn look_up(
+    ctx: &Context,
+    queue: &[Job],
+    known: Vec<(String, String)>,
+) -> (Vec<(String, String, Option<Job>)>, bool) {
+    let by_id: HashMap<&str, &Job> = queue.iter().map(|job| (job.id.as_str(), job)).collect();
+    let queued = |uid: &str, id: &str| by_id.get(id).filter(|job| job.is_of(uid)).map(|job| (*job).clone());
+    let mut list: Vec<_> = known
+        .into_iter()
+        .map(|(uid, id)| {
+            let job = queued(&uid, &id);
+            (uid, id, job)
+        })
+        .collect();
+    let missing: Vec<String> = list.iter().filter(|(.., job)| job.is_none()).map(|(_, id, _)| id.clone()).collect();
+    if missing.is_empty() {
+        return (list, true);
+    }
+    match ctx.slurm.accounting(&missing).await {
+        Ok(remembered) => {
+            // A job that accounting still holds for alive but squeue does not know has not been written down yet.
+            let over: Vec<Job> = remembered.into_iter().flatten().filter(|job| job.state.is_over()).collect();
+            for (uid, id, job) in list.iter_mut().filter(|(.., job)| job.is_none()) {
+                // A requeued job is listed once for each run: the last one counts.
+                let runs = over.iter().filter(|job| job.id == *id && job.is_of(uid));
+                *job = runs.max_by_key(|job| job.ended_at).cloned();
             }
+            (list, true)
+        }
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "sacct");
+            (list, false)
         }
     }
-    by_id.into_values().collect()
+}
+
+/// Looks for the jobs of pods in squeue, then in sacct, then in what a supervisor has left in the pod's folder.
+async fn seek(ctx: &Context, queue: &[Job], sought: Vec<Sought>) -> Vec<(String, Finding, Option<String>)> {
+    let of = |jobs: &[Job], uid: &str| job::choose(jobs.iter().filter(|j| j.is_of(uid)).cloned().collect());
+    let (found, missing): (Vec<_>, Vec<_>) =
+        sought.into_iter().map(|s| (of(queue, &s.pod.uid), s)).partition(|(job, _)| job.is_some());
+    let mut list: Vec<_> =
+        found.into_iter().filter_map(|(job, s)| Some((s.pod.uid, Finding::Job, Some(job?.id)))).collect();
+    let Some(since) = missing.iter().map(|(_, s)| s.since).min() else { return list };
+    let names: Vec<String> = missing.iter().map(|(_, s)| format!("{}/{}", s.pod.namespace, s.pod.name)).collect();
+    // The clocks of the machines may differ.
+    let since = since - Duration::from_secs(3600);
+    let remembered = match ctx.slurm.accounting_of_names(&names, since).await {
+        Ok(jobs) => Some(jobs.unwrap_or_default()),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "sacct, looking for pods' jobs");
+            None
+        }
+    };
+    for (_, s) in missing {
+        let uid = s.pod.uid;
+        let folder = ctx.folder(&uid);
+        let word = match tokio::task::spawn_blocking(move || folder.last_word()).await {
+            Ok(Ok(word)) => Some(word),
+            Ok(Err(error)) => {
+                tracing::warn!(%uid, %error, "the supervisor's last word cannot be read");
+                None
+            }
+            Err(_) => None,
+        };
+        let by_accounting = remembered.as_deref().and_then(|jobs| of(jobs, &uid)).map(|job| job.id);
+        let by_word = word.iter().flatten().find_map(|state| state.job_id.clone());
+        let finding = match by_accounting.or(by_word) {
+            Some(id) => (uid, Finding::Job, Some(id)),
+            None if remembered.is_some() && word.is_some() => (uid, Finding::Nothing, None),
+            None => (uid, Finding::Unknown, None),
+        };
+        list.push(finding);
+    }
+    list
 }
 
 pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus, patch: Value) {

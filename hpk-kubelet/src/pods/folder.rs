@@ -22,6 +22,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 /// Longest file that is read back, bytes.
 const MOST: u64 = 64 << 20;
@@ -63,6 +64,9 @@ pub struct Record {
     /// Highest sequence of the supervisor's events that was posted.
     #[serde(default)]
     pub last_event: u64,
+    /// Its job's present run has dialled us: it can.
+    #[serde(default)]
+    pub linked: bool,
     /// When the supervisor began whose job Slurm has put back into its queue: what it says is of a former run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_run: Option<Timestamp>,
@@ -92,6 +96,7 @@ impl Record {
             pod_ips: Vec::new(),
             seen_at: now,
             last_event: 0,
+            linked: false,
             former_run: None,
             images: BTreeMap::new(),
             granted: Granted::new(),
@@ -99,6 +104,29 @@ impl Record {
             ended: None,
         }
     }
+}
+
+/// A record that may be there and cannot be had: what it says is not known, least of all that there is none.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The file system's, for now or for good.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no record.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 /// One pod's folder.
@@ -137,18 +165,27 @@ impl Folder {
         Path::new(files::VOLUMES).join(name)
     }
 
-    /// Writes the record.
+    /// Writes the record. It is on disk then, its name included.
     ///
     /// # Errors
     /// The file system's.
     pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        self.write_json(RECORD, record, 0o600)
+        self.write_json(RECORD, record, 0o600)?;
+        fs::File::open(&self.path)?.sync_all()
     }
 
-    /// Reads the record; None when there is none that can be read.
-    #[must_use]
-    pub fn record(&self) -> Option<Record> {
-        self.read_json(RECORD)
+    /// Reads the record; None when there is none.
+    ///
+    /// # Errors
+    /// There may be one.
+    pub fn record(&self) -> Result<Option<Record>, RecordError> {
+        let path = self.path.join(RECORD);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Read { path, source }),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|source| RecordError::Damaged { path, source })
     }
 
     /// Writes plan and script.
@@ -193,6 +230,18 @@ impl Folder {
         self.read_json(files::STATUS)
     }
 
+    /// The supervisor's last word on disk, where it matters whether there is none.
+    ///
+    /// # Errors
+    /// There may be one.
+    pub fn last_word(&self) -> io::Result<Option<PodState>> {
+        match fs::read(self.path.join(files::STATUS)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// hpk-netns' word on a start that failed.
     #[must_use]
     pub fn launch(&self) -> Option<LaunchReport> {
@@ -232,10 +281,17 @@ impl Folder {
 }
 
 /// Uids of all pod folders.
-#[must_use]
-pub fn all(pods: &Path) -> Vec<String> {
-    let entries = fs::read_dir(pods).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| !n.starts_with('.')).collect()
+///
+/// # Errors
+/// Not all of them can be told. That there is no folder above them is no error: there are none.
+pub fn all(pods: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(pods) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    Ok(names.into_iter().filter_map(|n| n.into_string().ok()).filter(|n| !n.starts_with('.')).collect())
 }
 
 #[cfg(test)]
@@ -264,16 +320,32 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let folder = Folder::at(dir.path().join("u"));
         folder.create().expect("create");
-        assert_eq!(folder.record(), None);
+        assert_eq!(folder.record().expect("none"), None);
         let who = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
         let mut record = Record::new(who, Timestamp::UNIX_EPOCH);
         record.progress = Progress::Submitted;
         record.job_id = Some("7".into());
         folder.write_record(&record).expect("write");
-        assert_eq!(folder.record(), Some(record));
-        assert_eq!(all(dir.path()), ["u"]);
+        assert_eq!(folder.record().expect("one"), Some(record));
+        assert_eq!(all(dir.path()).expect("folders"), ["u"]);
         folder.remove().expect("remove");
         folder.remove().expect("removing what is gone is no error");
-        assert!(all(dir.path()).is_empty());
+        assert!(all(dir.path()).expect("folders").is_empty());
+        assert!(all(&dir.path().join("missing")).expect("folders").is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let folder = Folder::at(dir.path().join("u"));
+        folder.create().expect("create");
+        fs::write(folder.path().join(RECORD), "{").expect("write");
+        assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
+        // A folder in its place stands for whatever a file system may say.
+        fs::remove_file(folder.path().join(RECORD)).expect("remove");
+        fs::create_dir(folder.path().join(RECORD)).expect("folder");
+        assert!(matches!(folder.record(), Err(RecordError::Read { .. })));
+        fs::write(dir.path().join("pods"), "").expect("write");
+        assert!(all(&dir.path().join("pods")).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
 //! Pure: [`address`], [`admit`], [`bandwidth`], [`ephemeral`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
-//! [`reconcile`]. [`folder`] is the pod's folder on disk.
+//! [`reconcile`], [`submission`]. [`folder`] is the pod's folder on disk.
 
 pub mod address;
 pub mod admit;
@@ -17,5 +17,6 @@ pub mod reconcile;
 pub mod resize;
 pub mod security;
 pub mod status;
+pub mod submission;
 pub mod unsupported;
 pub mod verdict;

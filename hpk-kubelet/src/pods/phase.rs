@@ -66,6 +66,11 @@ fn exit(status: &ContainerStatus) -> Option<(i32, bool)> {
     ended.map(|t| (t.exit_code, t.reason.as_deref() == Some("RestartingAllContainers")))
 }
 
+/// The supervisor is about to start it, whatever ended its last run: Slurm has put the job back into its queue, say.
+fn is_due(status: &ContainerStatus, finished: bool) -> bool {
+    !finished && status.state.as_ref().is_some_and(|s| s.waiting.is_some())
+}
+
 fn running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
 }
@@ -82,6 +87,11 @@ pub fn phase(spec: &PodSpec, statuses: &[ContainerStatus], finished: bool, initi
             continue;
         }
         match status.and_then(exit) {
+            Some((code, false))
+                if status.is_some_and(|s| is_due(s, finished)) && !should_restart(container, spec, code) =>
+            {
+                n.pending_init += 1;
+            }
             Some((0, _)) if status.is_some_and(|s| s.state.as_ref().is_some_and(|st| st.terminated.is_some())) => {}
             Some((code, restarting)) if code != 0 => {
                 if !restarting && (finished || !should_restart(container, spec, code)) {
@@ -100,10 +110,13 @@ pub fn phase(spec: &PodSpec, statuses: &[ContainerStatus], finished: bool, initi
         if running(status) {
             n.running += 1;
         } else if let Some((code, restarting)) = exit(status) {
-            n.stopped += 1;
-            if !restarting && !should_restart(container, spec, code) {
-                n.stopped_for_good += 1;
+            let for_good = !restarting && !should_restart(container, spec, code);
+            if for_good && is_due(status, finished) {
+                n.waiting += 1;
+                continue;
             }
+            n.stopped += 1;
+            n.stopped_for_good += u32::from(for_good);
             if code == 0 && status.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
                 n.succeeded += 1;
             }

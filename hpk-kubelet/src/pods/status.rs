@@ -24,6 +24,15 @@ use std::net::IpAddr;
 /// Condition of ours: whether Slurm has started the pod's job, with Slurm's reason while it has not.
 pub const JOB_STARTED: &str = "slurm.hpk.io/JobStarted";
 
+/// Reason of Ready being False: upstream's event about pods of a node that is not heard of.
+pub const SILENT: &str = "NodeNotReady";
+
+/// Whether the status says that the pod is silent.
+#[must_use]
+pub fn is_silent(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.reason.as_deref() == Some(SILENT))
+}
+
 /// Why a container has not been started, as the kubelet itself knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -56,6 +65,10 @@ pub struct Input<'a> {
     pub refused: Option<&'a Refusal>,
     /// sbatch's refusal of the pod's job.
     pub submit_error: Option<&'a str>,
+    /// Slurm has put the job back into its queue, and the pod's next run has not been heard of yet.
+    pub put_back: bool,
+    /// The link is down, and nothing was heard of the supervisor for a while.
+    pub silent: bool,
     /// The Node's address.
     pub host_ip: IpAddr,
     /// When the kubelet first saw the pod.
@@ -98,6 +111,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
     let before = input.previous.phase.as_deref();
     let computed = match &judged {
         Some(_) => "Failed",
+        None if input.put_back => "Pending",
         None => phase::phase(spec, &all, finished, any_regular_started(spec, &all)),
     };
     let computed = if undecided && phase::is_terminal(Some(computed)) { before.unwrap_or("Pending") } else { computed };
@@ -294,10 +308,11 @@ fn settle(current: &mut api::ContainerState, verdict: &Verdict, input: &Input<'_
     if !job_over || finished || !(alive || unheard) {
         return;
     }
-    let never_ran = input.job.is_some_and(|j| j.started_at.is_none());
+    // Accounting gives a job that was cancelled in the queue a start, but no node.
+    let never_ran = input.job.is_some_and(|j| j.started_at.is_none() || matches!(j.nodes.as_str(), "None assigned"));
     let (exit_code, reason, message) = match verdict.containers {
-        // What container runtimes report when a process could not be started.
-        Lost::NeverStarted => (128, "StartError", verdict.message.as_str()),
+        // The pod's message says why; the container waits for ever.
+        Lost::NeverStarted => return,
         _ if unheard && never_ran => return,
         Lost::OutOfMemory => (137, "OOMKilled", ""),
         Lost::Unknown => {
@@ -361,7 +376,12 @@ fn conditions(
     verdict: Option<&Verdict>,
 ) -> Vec<PodCondition> {
     let containers_ready = containers_ready(spec, all, phase);
-    let ready = pod_ready(input.pod, input.previous, spec, &containers_ready);
+    let mut ready = pod_ready(input.pod, input.previous, spec, &containers_ready);
+    if ready.status && input.silent {
+        let node = input.job.map(|job| job.nodes.as_str()).unwrap_or_default();
+        let text = format!("nothing is heard of the pod on node {node}: the node or its network is down");
+        ready = wanted("Ready", false, Some(SILENT), Some(text));
+    }
     let sandbox =
         input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.state.is_over());
     let sandbox_message = input.report.and_then(|r| r.sandbox_error.clone());

@@ -26,7 +26,7 @@ pub enum Lost {
     Unknown,
     /// `OOMKilled`, 137.
     OutOfMemory,
-    /// They never started: left waiting.
+    /// They never started: they wait.
     NeverStarted,
 }
 

@@ -3,6 +3,8 @@
 use super::cluster::{self, Capacity};
 use super::job::{self, Job};
 use super::limits::Site;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -43,9 +45,6 @@ pub enum SlurmError {
         /// Its own words.
         message: String,
     },
-    /// An earlier submission had not happened: the queue holds no such job.
-    #[error("no job was found for the pod")]
-    NoJob,
     /// Answered something unreadable.
     #[error(transparent)]
     Answer(#[from] job::ParseError),
@@ -75,7 +74,44 @@ impl SlurmError {
                 .iter()
                 .any(|t| m.contains(t))
             }
-            Self::NotFound { .. } | Self::NoJob | Self::Answer(_) => false,
+            Self::NotFound { .. } | Self::Answer(_) => false,
+        }
+    }
+
+    /// Of sbatch: slurmctld has answered, or was not reached, so that no job comes of it. Of all else, a time-out, a broken
+    /// connection, words that are not known, it may have made a job, or make one when it has time.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Run { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Timeout { .. } | Self::Answer(_) => false,
+            Self::Refused { message, .. } => {
+                let said = message.to_lowercase();
+                let Some((_, reason)) = said.split_once("batch job submission failed: ") else { return false };
+                // What is said of the connection itself, by Slurm and by the C library; too many words do no harm.
+                let talk = [
+                    "timed out",
+                    "contact",
+                    "connect",
+                    "transmit",
+                    "message",
+                    "protocol",
+                    "communicat",
+                    "receive",
+                    "send",
+                    "socket",
+                    "pipe",
+                    "network",
+                    "host",
+                    "temporar",
+                    "authentic",
+                    "munge",
+                    "interrupt",
+                    "try again",
+                ];
+                reason.contains("(connect failure)") || !talk.iter().any(|word| reason.contains(word))
+            }
         }
     }
 }
@@ -93,6 +129,15 @@ pub struct Client {
     srun: Option<PathBuf>,
     /// Soft limit of open files that jobs are to have, where it is not our own.
     open_files: Option<u64>,
+}
+
+/// Times of a site's Slurm, seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// From Slurm's TERM to its KILL.
+    pub kill_wait: Option<u32>,
+    /// How long its commands wait for slurmctld.
+    pub message_timeout: Option<u32>,
 }
 
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.
@@ -175,6 +220,28 @@ impl Client {
         let Some(sacct) = &self.sacct else { return Ok(None) };
         let mut command = Command::new(sacct);
         command.args(["--json", "--duplicates", "--allocations"]).arg(format!("--jobs={}", ids.join(",")));
+        self.remembered(command).await
+    }
+
+    /// Jobs of these names that accounting remembers since `since`; None: the site has no accounting.
+    ///
+    /// # Errors
+    /// sacct failed.
+    pub async fn accounting_of_names(
+        &self,
+        names: &[String],
+        since: Timestamp,
+    ) -> Result<Option<Vec<Job>>, SlurmError> {
+        let Some(sacct) = &self.sacct else { return Ok(None) };
+        // sacct reads times of this machine's zone.
+        let since = since.to_zoned(TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S").to_string();
+        let mut command = Command::new(sacct);
+        command.args(["--json", "--duplicates", "--allocations"]);
+        command.arg(format!("--name={}", names.join(","))).arg(format!("--starttime={since}"));
+        self.remembered(command).await
+    }
+
+    async fn remembered(&self, command: Command) -> Result<Option<Vec<Job>>, SlurmError> {
         match run("sacct", command).await {
             Ok(output) => Ok(Some(job::from_sacct(&output)?)),
             Err(SlurmError::Refused { message, .. }) if message.contains("accounting storage is disabled") => Ok(None),
@@ -215,16 +282,18 @@ impl Client {
         }
     }
 
-    /// Seconds from Slurm's TERM to its KILL; None: the site does not say.
+    /// Slurm's own times; None: the site does not say.
     ///
     /// # Errors
     /// scontrol failed.
-    pub async fn kill_wait(&self) -> Result<Option<u32>, SlurmError> {
-        let Some(scontrol) = &self.scontrol else { return Ok(None) };
+    pub async fn times(&self) -> Result<Times, SlurmError> {
+        let Some(scontrol) = &self.scontrol else { return Ok(Times::default()) };
         let mut command = Command::new(scontrol);
         command.args(["show", "config"]);
         let output = run("scontrol", command).await?;
-        Ok(cluster::kill_wait(&String::from_utf8_lossy(&output)))
+        let text = String::from_utf8_lossy(&output);
+        let seconds = |name| cluster::seconds(&text, name);
+        Ok(Times { kill_wait: seconds("KillWait"), message_timeout: seconds("MessageTimeout") })
     }
 
     /// Partitions with their limits; None: there is no scontrol.
@@ -415,5 +484,35 @@ mod tests {
             refused("Batch job submission failed: Unable to contact slurm controller (connect failure)").is_transient()
         );
         assert!(!refused("Batch job submission failed: Requested node configuration is not available").is_transient());
+    }
+
+    #[test]
+    fn what_may_have_made_a_job() {
+        let failed = |reason: &str| SlurmError::Refused {
+            command: "sbatch",
+            message: format!("Batch job submission failed: {reason}"),
+        };
+        for reason in [
+            "Requested node configuration is not available",
+            "Invalid account or account/partition combination specified",
+            "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            "Unable to contact slurm controller (connect failure)",
+        ] {
+            assert!(failed(reason).is_refusal(), "{reason}");
+        }
+        for reason in [
+            "Socket timed out on send/recv operation",
+            "Unable to contact slurm controller (receive failure)",
+            "Unable to contact slurm controller (send failure)",
+            "Zero Bytes were transmitted or received",
+            "Unexpected message received",
+            "Connection reset by peer",
+            "Resource temporarily unavailable",
+        ] {
+            assert!(!failed(reason).is_refusal(), "{reason}");
+        }
+        let other = |message: &str| SlurmError::Refused { command: "sbatch", message: message.to_owned() };
+        assert!(!other("signal: 9 (SIGKILL)").is_refusal() && !other("gave no job id but \"\"").is_refusal());
+        assert!(!SlurmError::Timeout { command: "sbatch", limit: LIMIT }.is_refusal());
     }
 }

@@ -37,10 +37,10 @@ pub fn from_sinfo(text: &str) -> Capacity {
     total
 }
 
-/// KillWait of `scontrol show config`, seconds.
+/// A time of `scontrol show config`, seconds: `KillWait`, `MessageTimeout`.
 #[must_use]
-pub fn kill_wait(text: &str) -> Option<u32> {
-    let value = text.lines().find_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == "KillWait"))?.1;
+pub fn seconds(text: &str, name: &str) -> Option<u32> {
+    let value = text.lines().find_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == name))?.1;
     value.trim().strip_suffix("sec").unwrap_or(value).trim().parse().ok()
 }
 
@@ -85,8 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kill_wait_is_read() {
+    fn times_are_read() {
         let text = "Configuration data as of 2026\nKeepAliveTime           = CONFIG\nKillOnBadExit           = 0\nKillWait                = 45 sec\n";
+        let kill_wait = |text| seconds(text, "KillWait");
         assert_eq!((kill_wait(text), kill_wait("KillWait = ?"), kill_wait("")), (Some(45), None, None));
     }
 

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::path::Path;
 use thiserror::Error;
 
 /// A base state of a Slurm job (squeue(1), "JOB STATE CODES").
@@ -50,6 +51,9 @@ pub struct Job {
     pub id: String,
     /// `--comment`: the pod's UID.
     pub comment: String,
+    /// `--chdir`: the pod's folder, which has the pod's UID for its name.
+    #[serde(default)]
+    pub folder: String,
     /// Base state.
     pub state: JobState,
     /// Its processes are being cleaned up (COMPLETING): over, but not gone from the node.
@@ -82,6 +86,7 @@ impl Job {
         Self {
             id: id.to_owned(),
             comment: comment.to_owned(),
+            folder: String::new(),
             state: JobState::Lost,
             completing: false,
             reason: String::new(),
@@ -91,6 +96,22 @@ impl Job {
             ended_at: None,
             killed_by: None,
         }
+    }
+
+    /// Whether it is the job of the pod `uid`: Slurm gives ids again after a crash. Accounting keeps the comment only where it
+    /// is told to, and a site's submit plug-in may write one of its own; the folder stays.
+    #[must_use]
+    pub fn is_of(&self, uid: &str) -> bool {
+        self.comment == uid || Path::new(&self.folder).file_name().is_some_and(|name| name == uid)
+    }
+
+    /// The UID of the pod of ours that it was submitted for: its folder is in `pods` (`HPK_HOME/pods`) and its comment says
+    /// so, too. None: it is not ours, or of another cluster of the user.
+    #[must_use]
+    pub fn pod_in(&self, pods: &Path) -> Option<&str> {
+        let folder = Path::new(&self.folder);
+        let uid = folder.file_name()?.to_str()?;
+        (folder.parent() == Some(pods) && self.comment == uid).then_some(uid)
     }
 
     /// Between `self` and `later`, what was known before and after, the job has been put back into the queue.
@@ -172,6 +193,7 @@ fn squeue_job(value: &Value) -> Option<Job> {
     Some(Job {
         id: number(&value["job_id"])?.to_string(),
         comment: text(&value["comment"]),
+        folder: text(&value["current_working_directory"]),
         state,
         completing,
         reason: text(&value["state_reason"]),
@@ -189,6 +211,7 @@ fn sacct_job(value: &Value) -> Option<Job> {
     Some(Job {
         id: number(&value["job_id"])?.to_string(),
         comment: text(&value["comment"]["job"]),
+        folder: text(&value["working_directory"]),
         state,
         completing,
         reason: text(&value["state"]["reason"]),
@@ -197,6 +220,18 @@ fn sacct_job(value: &Value) -> Option<Job> {
         started_at: time(&value["time"]["start"]).filter(|_| state != JobState::Pending),
         ended_at: time(&value["time"]["end"]).filter(|_| state.is_over()),
         killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
+    })
+}
+
+/// The job that counts of all that were found for one pod: one that is alive before one that is over, a running one before
+/// one that waits, the first of several alive, the last of several that are over.
+#[must_use]
+pub fn choose(jobs: Vec<Job>) -> Option<Job> {
+    let number = |job: &Job| job.id.parse::<i64>().unwrap_or(0);
+    jobs.into_iter().min_by_key(|job| match job.state {
+        JobState::Running => (0, number(job)),
+        JobState::Pending => (1, number(job)),
+        _ => (2, -number(job)),
     })
 }
 
@@ -295,7 +330,7 @@ mod tests {
     fn squeue() {
         let set = |n: i64| json!({"set": true, "infinite": false, "number": n});
         let answer = json!({"jobs": [
-            {"job_id": 7, "comment": "u", "job_state": ["RUNNING"], "state_reason": "None", "nodes": "c1",
+            {"job_id": 7, "comment": "u", "current_working_directory": "/h/pods/u", "job_state": ["RUNNING"], "state_reason": "None", "nodes": "c1",
              "start_time": set(1_700_000_000), "end_time": set(1_800_000_000),
              "exit_code": {"return_code": set(0), "signal": {"id": {"set": false, "number": 0}}}},
             {"job_id": 8, "comment": "v", "job_state": ["PENDING"], "state_reason": "Resources", "start_time": set(0)},
@@ -317,6 +352,7 @@ mod tests {
             ]
         );
         assert_eq!(jobs[0].started_at, Some(Timestamp::from_second(1_700_000_000).expect("time")));
+        assert_eq!(jobs[0].folder, "/h/pods/u");
         assert_eq!(jobs[0].ended_at, None, "the end of a running job is only planned");
         assert_eq!(jobs[1].started_at, None);
         assert!(!jobs[2].is_gone(), "a completing job still holds its node");
@@ -324,14 +360,46 @@ mod tests {
 
     #[test]
     fn sacct() {
-        let answer = json!({"jobs": [{"job_id": 7, "comment": {"job": "u"}, "state": {"current": ["CANCELLED"], "reason": "None"},
+        let answer = json!({"jobs": [{"job_id": 7, "comment": {"job": "u"}, "working_directory": "/h/pods/u", "state": {"current": ["CANCELLED"], "reason": "None"},
             "kill_request_user": "bob", "nodes": "c1", "time": {"start": 1_700_000_000, "end": 1_700_000_060},
             "exit_code": {"return_code": {"set": true, "number": 0}, "signal": {"id": {"set": true, "number": 15}}}}]});
         let jobs = from_sacct(answer.to_string().as_bytes()).expect("jobs");
+        assert_eq!(jobs[0].folder, "/h/pods/u");
         assert_eq!(jobs[0].state, JobState::Cancelled);
         assert_eq!(jobs[0].killed_by.as_deref(), Some("bob"));
         assert_eq!(jobs[0].exit_code, Some(143));
         assert_eq!(jobs[0].ended_at, Some(Timestamp::from_second(1_700_000_060).expect("time")));
+    }
+
+    #[test]
+    fn a_job_is_told_by_its_comment_or_folder_and_not_by_its_id() {
+        let job = |comment: &str, folder: &str| Job { folder: folder.to_owned(), ..Job::lost("7", comment) };
+        for (job, of, ours) in [
+            (job("u", "/h/pods/u"), true, true),
+            (job("", "/h/pods/u"), true, false),
+            (job("of the site", "/h/pods/u"), true, false),
+            (job("u", "/other/pods/u"), true, false),
+            (job("u", ""), true, false),
+            (job("v", "/h/pods/v"), false, true),
+            (job("", "/h"), false, false),
+            (job("", ""), false, false),
+        ] {
+            assert_eq!((job.is_of("u"), job.pod_in(Path::new("/h/pods")).is_some()), (of, ours), "{job:?}");
+        }
+    }
+
+    #[test]
+    fn of_several_jobs_the_living_one_counts() {
+        let job = |id: &str, state| Job { state, ..Job::lost(id, "u") };
+        let (pending, over) = (JobState::Pending, JobState::Failed);
+        for (jobs, id) in [
+            (vec![job("9", over), job("10", over)], "10"),
+            (vec![job("9", over), job("10", pending), job("11", pending)], "10"),
+            (vec![job("9", pending), job("10", JobState::Running), job("11", over)], "10"),
+        ] {
+            assert_eq!(choose(jobs).expect("one").id, id);
+        }
+        assert_eq!(choose(vec![]), None);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::time::Duration;
 /// What is known of one job when the next query is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
+    /// Its job is looked for since this long; bool: nobody has answered yet.
+    Sought(Duration, bool),
     /// Waits in the queue since this long.
     Pending(Duration),
     /// Runs, and its supervisor reports over the link: Slurm's word is needed only for its sudden end.
@@ -27,6 +29,8 @@ pub fn wait(jobs: impl IntoIterator<Item = Interest>) -> Option<Duration> {
 fn of(interest: Interest) -> Duration {
     match interest {
         Interest::Linked => QUIET,
+        Interest::Sought(_, true) => Duration::from_millis(100),
+        Interest::Sought(age, false) => (age / 10).clamp(Duration::from_secs(1), Duration::from_secs(5)),
         // A tenth of the age: a job that has waited long will not mind a little more.
         Interest::Pending(age) => (age / 10).clamp(Duration::from_secs(1), QUIET),
         Interest::Unlinked(age) => (age / 10).clamp(Duration::from_secs(1), QUIET),

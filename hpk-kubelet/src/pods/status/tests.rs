@@ -21,6 +21,8 @@ struct Case {
     granted: Granted,
     refused: Option<Refusal>,
     previous: Option<PodStatus>,
+    put_back: bool,
+    silent: bool,
 }
 
 impl Case {
@@ -34,6 +36,8 @@ impl Case {
             granted: Granted::new(),
             refused: None,
             previous: None,
+            put_back: false,
+            silent: false,
         }
     }
 
@@ -51,6 +55,8 @@ impl Case {
             granted: &self.granted,
             refused: self.refused.as_ref(),
             submit_error: None,
+            put_back: self.put_back,
+            silent: self.silent,
             host_ip: "10.77.0.1".parse().expect("ip"),
             seen_at: at(1000),
             now: at(2000),
@@ -273,6 +279,63 @@ fn lost_node() {
     case.job = None;
     let again = case.status();
     assert_eq!((again.phase.as_deref(), again.reason.as_deref()), (Some("Failed"), Some("NodeLost")));
+}
+
+#[test]
+fn what_never_started_waits() {
+    let mut case = Case::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+    case.job = Some(Job { state: JobState::Failed, started_at: Some(at(1400)), ..Job::lost("7", "u") });
+    case.launch = Some(LaunchReport { step: "apptainer".into(), message: "no".into(), ..LaunchReport::default() });
+    let status = case.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SlurmJobFailed")));
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    for container in all {
+        let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
+        assert_eq!(waiting.and_then(|w| w.reason.as_deref()), Some("PodInitializing"), "{}", container.name);
+    }
+    assert_eq!(condition(&status, "Initialized").0, "False");
+}
+
+#[test]
+fn a_pod_that_is_put_back_is_pending_whatever_its_policy() {
+    for policy in ["Never", "OnFailure", "Always"] {
+        for name in ["i", "a"] {
+            let mut case = Case::new(
+                json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}),
+            );
+            let mut again = ended(name, 137);
+            let RunState::Terminated(end) = again.state.clone() else { panic!("it ended") };
+            again.last_termination = Some(end);
+            again.state = RunState::Waiting { reason: "ContainerCreating".into(), message: String::new() };
+            let mut word = report(vec![again.clone()]);
+            if name == "i" {
+                word = PodState { init_containers: vec![again], ..report(vec![]) };
+            }
+            case.report = Some(word);
+            case.job = Some(Job { state: JobState::Pending, ..Job::lost("7", "u") });
+            case.put_back = true;
+            assert_eq!(case.status().phase.as_deref(), Some("Pending"), "{policy} {name}");
+            // Its next supervisor has spoken, and has not started it yet.
+            case.put_back = false;
+            case.job = Some(Job { state: JobState::Running, ..Job::lost("7", "u") });
+            let phase = case.status().phase;
+            assert!(matches!(phase.as_deref(), Some("Pending" | "Running")), "{policy} {name}: {phase:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_of_a_silent_node_is_not_ready() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.report = Some(report(vec![running("a", true)]));
+    case.job = Some(Job { state: JobState::Running, nodes: "c1".into(), ..Job::lost("7", "u") });
+    assert!(condition(&case.status(), "Ready").0 == "True" && !is_silent(&case.status()));
+    case.silent = true;
+    let status = case.status();
+    let (ready, reason, message) = condition(&status, "Ready");
+    assert_eq!((ready, reason), ("False", Some("NodeNotReady")));
+    assert!(message.is_some_and(|m| m.contains("node c1")) && is_silent(&status));
+    assert_eq!((status.phase.as_deref(), condition(&status, "ContainersReady").0), (Some("Running"), "True"));
 }
 
 #[test]

@@ -1,0 +1,424 @@
+//! When sbatch may run for a pod: never while an earlier sbatch has made a job, or may still make one. Pure.
+//!
+//! ```text
+//!   Clear ──begin──▶ Recording ──on disk──▶ Asking ──job id──▶ Made
+//!    ▲ ▲                │                     │                 ▲
+//!    │ └──not written───┘                     │ refused, lost   │
+//!    │                                        ▼                 │
+//!    └───────no job, for long enough─────── Looking ──a job─────┘
+//! ```
+//! sbatch may give up (`Socket timed out`) on a request that slurmctld carries out later: it had accepted the connection and
+//! comes to it when it has time. So one look that finds no job proves nothing. What proves it: slurmctld answers looks, and
+//! goes on answering for longer than it lets a request wait (`MessageTimeout`), and there is still no job. A look that is
+//! not answered begins that time anew. After a restart of the kubelet an sbatch of the earlier one may even be at work
+//! still, so the time is longer.
+
+use super::folder::Progress;
+use super::phase;
+use super::reconcile::Stage;
+use k8s_openapi::api::core::v1::Pod;
+use std::time::{Duration, Instant};
+
+/// Beyond MessageTimeout.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// How far a pod is on its way to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// There is no job, and none can come.
+    Clear,
+    /// The record that an sbatch is to come is on its way to the disk.
+    Recording,
+    /// sbatch runs.
+    Asking,
+    /// sbatch ran, or may have: its job is looked for.
+    Looking(Search),
+    /// The job is known.
+    Made,
+}
+
+/// How an sbatch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// With the job's id.
+    Job,
+    /// slurmctld has said no.
+    Refused,
+    /// Nobody knows what slurmctld does about it.
+    Lost,
+}
+
+/// What squeue, sacct and the supervisor's word in the pod's folder say of a pod's job, taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// There is one.
+    Job,
+    /// All have answered, and there is none.
+    Nothing,
+    /// Not all have answered, and those that did know of none.
+    Unknown,
+}
+
+/// A search for a job of which only the pod's UID is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// Looks that were begun before this count for nothing.
+    since: Instant,
+    /// How long it must be quiet.
+    window: Duration,
+    /// When the first of an unbroken row of looks that found nothing was answered.
+    quiet_since: Option<Instant>,
+}
+
+impl Submission {
+    /// What a kubelet starts with that finds a pod's record. `job_known`: with its job's id.
+    #[must_use]
+    pub fn found(progress: &Progress, job_known: bool, now: Instant, message_timeout: Duration) -> Self {
+        match progress {
+            Progress::New => Self::Clear,
+            Progress::Submitted if job_known => Self::Made,
+            Progress::Submitting | Progress::Submitted => Self::Looking(Search::new(now, message_timeout * 2 + MARGIN)),
+        }
+    }
+
+    /// For a pod that some kubelet has begun, as the API has it, and that has no record: it is looked for once. A record
+    /// is on disk before sbatch runs, so this is for records that somebody removed.
+    #[must_use]
+    pub fn without_record(now: Instant) -> Self {
+        Self::Looking(Search::new(now, Duration::ZERO))
+    }
+
+    /// The pod is ready for sbatch: its record is to be written. False: not now.
+    pub fn begin(&mut self) -> bool {
+        let clear = *self == Self::Clear;
+        if clear {
+            *self = Self::Recording;
+        }
+        clear
+    }
+
+    /// The record is on disk, or could not be written. True: sbatch is to run now.
+    pub fn recorded(&mut self, written: bool) -> bool {
+        if *self != Self::Recording {
+            return false;
+        }
+        *self = if written { Self::Asking } else { Self::Clear };
+        written
+    }
+
+    /// sbatch has ended.
+    pub fn answered(&mut self, answer: Answer, now: Instant, message_timeout: Duration) {
+        *self = match answer {
+            Answer::Job => Self::Made,
+            Answer::Refused => Self::Looking(Search::new(now, Duration::ZERO)),
+            Answer::Lost => Self::Looking(Search::new(now, message_timeout + MARGIN)),
+        };
+    }
+
+    /// A look that was begun at `asked` has ended.
+    pub fn looked(&mut self, finding: Finding, asked: Instant, now: Instant) {
+        let Self::Looking(search) = self else { return };
+        match finding {
+            Finding::Job => *self = Self::Made,
+            Finding::Unknown => search.quiet_since = None,
+            Finding::Nothing if asked < search.since => {}
+            Finding::Nothing => {
+                let quiet = *search.quiet_since.get_or_insert(now);
+                if search.window.is_zero() || asked.saturating_duration_since(quiet) >= search.window {
+                    *self = Self::Clear;
+                }
+            }
+        }
+    }
+
+    /// A job turned up though none was looked for.
+    pub fn adopt(&mut self) {
+        *self = Self::Made;
+    }
+
+    /// The job is being looked for.
+    #[must_use]
+    pub fn search(&self) -> Option<&Search> {
+        if let Self::Looking(search) = self { Some(search) } else { None }
+    }
+}
+
+impl Search {
+    fn new(since: Instant, window: Duration) -> Self {
+        Self { since, window, quiet_since: None }
+    }
+
+    /// Since when it is looked for.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// No look has been answered since it began.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.quiet_since.is_none()
+    }
+}
+
+/// Whether some kubelet has begun the pod, as the API has it, and has not seen its end.
+#[must_use]
+pub fn was_begun(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|s| s.start_time.is_some() && !phase::is_terminal(s.phase.as_deref()))
+}
+
+/// What to do about a living job of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stray {
+    /// It is where it belongs, or that is being found out.
+    Keep,
+    /// It came later than any job should: it is the pod's.
+    Adopt,
+    /// No pod has it.
+    Cancel,
+}
+
+/// Judges the living job `id`. `pod`: how far its pod is, and with which job; None: there is no such pod.
+#[must_use]
+pub fn stray(id: &str, pod: Option<(Stage, Option<&str>)>) -> Stray {
+    match pod {
+        None => Stray::Cancel,
+        Some((Stage::Submitted, Some(own))) if own == id => Stray::Keep,
+        Some((Stage::Submitted, _)) => Stray::Cancel,
+        Some((Stage::Submitting, _)) => Stray::Keep,
+        Some((Stage::New | Stage::Preparing, _)) => Stray::Adopt,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TIMEOUT: u64 = 30;
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_refusal_takes_one_look_and_a_lost_answer_many() {
+        let t = Instant::now();
+        let mut refused = Submission::Asking;
+        refused.answered(Answer::Refused, t, s(TIMEOUT));
+        refused.looked(Finding::Nothing, t - s(1), t);
+        assert!(refused.search().is_some(), "that look was begun before");
+        refused.looked(Finding::Nothing, t, t + s(1));
+        assert_eq!(refused, Submission::Clear);
+        let lost = || {
+            let mut lost = Submission::Asking;
+            lost.answered(Answer::Lost, t, s(TIMEOUT));
+            lost.looked(Finding::Nothing, t + s(5), t + s(6));
+            lost.looked(Finding::Nothing, t + s(45), t + s(45));
+            assert!(lost.search().is_some(), "6 + 40 s");
+            lost
+        };
+        let mut quiet = lost();
+        quiet.looked(Finding::Nothing, t + s(46), t + s(47));
+        assert_eq!(quiet, Submission::Clear);
+        let mut late = lost();
+        late.looked(Finding::Job, t + s(46), t + s(47));
+        assert_eq!(late, Submission::Made);
+        let mut away = lost();
+        away.looked(Finding::Unknown, t + s(46), t + s(50));
+        away.looked(Finding::Nothing, t + s(50), t + s(51));
+        assert!(away.search().is_some(), "the time begins anew");
+    }
+
+    #[test]
+    fn nothing_is_submitted_but_after_its_record() {
+        let mut new = Submission::Clear;
+        assert!(!new.recorded(true));
+        assert!(new.begin() && !new.begin());
+        assert!(!new.recorded(false));
+        assert_eq!(new, Submission::Clear, "not written");
+        assert!(new.begin() && new.recorded(true));
+        assert_eq!(new, Submission::Asking);
+        let found = |progress, known| Submission::found(&progress, known, Instant::now(), s(TIMEOUT));
+        assert_eq!(found(Progress::New, false), Submission::Clear);
+        assert_eq!(found(Progress::Submitted, true), Submission::Made);
+        assert!(found(Progress::Submitted, false).search().is_some());
+        assert!(found(Progress::Submitting, false).search().is_some());
+    }
+
+    #[test]
+    fn jobs_that_no_pod_has() {
+        assert_eq!(stray("7", None), Stray::Cancel);
+        assert_eq!(stray("7", Some((Stage::Submitted, Some("7")))), Stray::Keep);
+        assert_eq!(stray("7", Some((Stage::Submitted, Some("6")))), Stray::Cancel);
+        assert_eq!(stray("7", Some((Stage::Submitting, None))), Stray::Keep);
+        assert_eq!(stray("7", Some((Stage::Preparing, None))), Stray::Adopt);
+    }
+
+    /// What becomes of one sbatch.
+    #[derive(Clone, Copy, Debug)]
+    enum Fate {
+        Answered,
+        Refused,
+        /// slurmctld never had it.
+        Dropped,
+        /// It makes a job this long after it was sent, or after it came back; the answer is lost.
+        Late(u64),
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Happening {
+        /// Seconds pass, with a look if one is wanted.
+        Time(u64),
+        /// slurmctld is away for as many looks.
+        Away(u8),
+        /// The kubelet is killed; whether the write on its way arrived, and when an sbatch at work sends its request.
+        Restart { written: bool, sends_after: u64 },
+        /// What the next sbatch comes to.
+        Fate(Fate),
+    }
+
+    /// One pod, its record on disk, and a Slurm that is late and loses answers.
+    struct World {
+        now: Instant,
+        up: bool,
+        up_since: Instant,
+        /// When each was sent, and how late it is.
+        late: Vec<(Instant, Duration)>,
+        /// Jobs of the pod that were ever made.
+        made: u32,
+        disk: Progress,
+        known: bool,
+        kubelet: Submission,
+        fate: Fate,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                now,
+                up: true,
+                up_since: now,
+                late: Vec::new(),
+                made: 0,
+                disk: Progress::New,
+                known: false,
+                kubelet: Submission::Clear,
+                fate: Fate::Answered,
+            }
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.now += s(seconds);
+            if self.up {
+                let (now, up_since) = (self.now, self.up_since);
+                let before = self.late.len();
+                self.late.retain(|(sent, delay)| (*sent).max(up_since) + *delay > now);
+                self.made += u32::try_from(before - self.late.len()).unwrap();
+            }
+            self.act();
+        }
+
+        /// The kubelet does what it may, and what it has begun ends.
+        fn act(&mut self) {
+            match &self.kubelet {
+                Submission::Clear => drop(self.kubelet.begin()),
+                Submission::Recording => {
+                    self.disk = Progress::Submitting;
+                    self.kubelet.recorded(true);
+                }
+                Submission::Asking => {
+                    let fate = if self.up { self.fate } else { Fate::Late(TIMEOUT) };
+                    let answer = match fate {
+                        Fate::Answered => {
+                            self.made += 1;
+                            (self.disk, self.known) = (Progress::Submitted, true);
+                            Answer::Job
+                        }
+                        Fate::Refused => Answer::Refused,
+                        Fate::Dropped => Answer::Lost,
+                        Fate::Late(delay) => {
+                            self.late.push((self.now, s(delay)));
+                            Answer::Lost
+                        }
+                    };
+                    self.fate = Fate::Answered;
+                    self.kubelet.answered(answer, self.now, s(TIMEOUT));
+                }
+                Submission::Looking(_) => {
+                    let finding = match (self.up, self.made) {
+                        (false, _) => Finding::Unknown,
+                        (true, 0) => Finding::Nothing,
+                        (true, _) => Finding::Job,
+                    };
+                    self.kubelet.looked(finding, self.now, self.now);
+                }
+                Submission::Made => {}
+            }
+        }
+
+        fn restart(&mut self, written: bool, sends_after: u64) {
+            match self.kubelet {
+                Submission::Recording if written => self.disk = Progress::Submitting,
+                // It goes on without the kubelet.
+                Submission::Asking if !matches!(self.fate, Fate::Dropped | Fate::Refused) => {
+                    self.late.push((self.now + s(sends_after), s(TIMEOUT)));
+                }
+                _ => {}
+            }
+            self.kubelet = Submission::found(&self.disk, self.known, self.now, s(TIMEOUT));
+        }
+
+        fn happen(&mut self, happening: Happening) {
+            match happening {
+                Happening::Time(seconds) => self.pass(seconds),
+                Happening::Away(looks) => {
+                    self.up = false;
+                    for _ in 0..looks {
+                        self.pass(5);
+                    }
+                    (self.up, self.up_since) = (true, self.now);
+                }
+                Happening::Restart { written, sends_after } => self.restart(written, sends_after),
+                Happening::Fate(fate) => self.fate = fate,
+            }
+        }
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let fate = prop_oneof![
+            Just(Fate::Answered),
+            Just(Fate::Refused),
+            Just(Fate::Dropped),
+            (0..=TIMEOUT).prop_map(Fate::Late)
+        ];
+        prop_oneof![
+            8 => (1_u64..=5).prop_map(Happening::Time),
+            1 => (1_u8..10).prop_map(Happening::Away),
+            2 => (any::<bool>(), 0..=TIMEOUT)
+                .prop_map(|(written, sends_after)| Happening::Restart { written, sends_after }),
+            2 => fate.prop_map(Happening::Fate),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(600))]
+
+        /// However late Slurm is, whatever answers it loses, whenever the kubelet is killed: one pod, one job.
+        #[test]
+        fn a_pod_never_gets_a_second_job(story in proptest::collection::vec(happening(), 0..200)) {
+            let mut world = World::new();
+            for happening in story {
+                world.happen(happening);
+                prop_assert!(world.made <= 1, "a second job");
+            }
+            // And it gets one in the end.
+            for _ in 0..200 {
+                world.pass(5);
+                prop_assert!(world.made <= 1, "a second job");
+            }
+            prop_assert_eq!((world.made, &world.kubelet), (1, &Submission::Made));
+        }
+    }
+}
