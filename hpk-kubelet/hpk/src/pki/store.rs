@@ -8,8 +8,10 @@ use super::spec::{Authority, Leaf, Usage};
 use crate::home::{HomeError, replace_file};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,14 @@ pub(crate) enum PkiError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A key that cannot be made again without loss.
+    #[error("{} is damaged ({why}): restore it, or remove the folder {} to make new keys (every kubeconfig handed out becomes void)", path.display(), path.parent().unwrap_or(path).display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        why: String,
     },
     /// An authority's life ends soon.
     #[error("the certificate authority {} has expired or ends within {} days: remove the folder that holds it and run hpk up to make new keys", path.display(), LEAF_LIFE.as_secs() / DAY.as_secs())]
@@ -95,6 +105,17 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
             if ends < seconds(now + LEAF_LIFE) {
                 return Err(PkiError::AuthorityEnds { path: crt });
             }
+            let key = need_key(&dir.join(format!("{name}.key")))?;
+            if !certifies(&crt, &key) {
+                // An authority is its name and its key; what it signed stays good.
+                let fail = |source| PkiError::Make { name: name.into(), source };
+                let not_after = index
+                    .get(name)
+                    .map_or(now + CA_LIFE, |m| SystemTime::UNIX_EPOCH + Duration::from_secs(m.not_after));
+                let cert = authority_params(authority, now, not_after).self_signed(&key).map_err(fail)?;
+                replace_file(&crt, cert.pem().as_bytes())?;
+                made.push(name.into());
+            }
             continue;
         }
         let fail = |source| PkiError::Make { name: name.into(), source };
@@ -110,9 +131,10 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
     }
 
     for leaf in leaves {
-        let files_there =
-            dir.join(format!("{}.crt", leaf.file)).exists() && dir.join(format!("{}.key", leaf.file)).exists();
-        if files_there && index.get(&leaf.file).is_some_and(|m| still_good(m, leaf, now)) {
+        let key = std::fs::read_to_string(dir.join(format!("{}.key", leaf.file))).ok();
+        let key = key.and_then(|pem| KeyPair::from_pem(&pem).ok());
+        let whole = key.is_some_and(|key| certifies(&dir.join(format!("{}.crt", leaf.file)), &key));
+        if whole && index.get(&leaf.file).is_some_and(|m| still_good(m, leaf, now)) {
             continue;
         }
         let not_after = now + LEAF_LIFE;
@@ -122,10 +144,17 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
     }
 
     // The key that signs service account tokens; the API server wants the public half in a file of its own.
-    if !dir.join("sa.key").exists() || !dir.join("sa.pub").exists() {
+    let (key_path, public_path) = (dir.join("sa.key"), dir.join("sa.pub"));
+    let key = if key_path.exists() {
+        need_key(&key_path)?
+    } else {
         let key = KeyPair::generate().map_err(|source| PkiError::Make { name: "sa".into(), source })?;
-        replace_file(&dir.join("sa.pub"), key.public_key_pem().as_bytes())?;
-        replace_file(&dir.join("sa.key"), key.serialize_pem().as_bytes())?;
+        replace_file(&key_path, key.serialize_pem().as_bytes())?;
+        key
+    };
+    let public = key.public_key_pem();
+    if std::fs::read_to_string(&public_path).ok().as_ref() != Some(&public) {
+        replace_file(&public_path, public.as_bytes())?;
         made.push("sa".into());
     }
 
@@ -137,6 +166,19 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
     Ok(Ensured { made, first_end })
 }
 
+/// A key that is there.
+fn need_key(path: &Path) -> Result<KeyPair, PkiError> {
+    let pem = std::fs::read_to_string(path).map_err(|source| PkiError::Read { path: path.to_owned(), source })?;
+    KeyPair::from_pem(&pem).map_err(|e| PkiError::Damaged { path: path.to_owned(), why: e.to_string() })
+}
+
+/// Whether the file holds a certificate of this key. (Its key is in it as it is; what else it says, the index tells.)
+fn certifies(path: &Path, key: &KeyPair) -> bool {
+    let Ok(der) = CertificateDer::from_pem_file(path) else { return false };
+    let public = key.der_bytes();
+    der.windows(public.len()).any(|w| w == public)
+}
+
 /// Whether a certificate made so can stay.
 fn still_good(made: &Made, wanted: &Leaf, now: SystemTime) -> bool {
     made.leaf.as_ref() == Some(wanted) && made.not_after > seconds(now + RENEW_BEFORE)
@@ -144,9 +186,7 @@ fn still_good(made: &Made, wanted: &Leaf, now: SystemTime) -> bool {
 
 fn make_leaf(dir: &Path, leaf: &Leaf, now: SystemTime, not_after: SystemTime) -> Result<(), PkiError> {
     let fail = |source| PkiError::Make { name: leaf.file.clone(), source };
-    let ca_key = dir.join(format!("{}.key", leaf.authority.file()));
-    let pem = std::fs::read_to_string(&ca_key).map_err(|source| PkiError::Read { path: ca_key, source })?;
-    let ca_key = KeyPair::from_pem(&pem).map_err(fail)?;
+    let ca_key = need_key(&dir.join(format!("{}.key", leaf.authority.file())))?;
     // An issuer is its name and its key; both are those the authority's certificate was made with.
     let issuer = Issuer::new(authority_params(leaf.authority, now, not_after), ca_key);
 
@@ -252,6 +292,33 @@ mod tests {
             ensure(dir.path(), &wanted("10.0.0.2"), soon).unwrap().made,
             ["front-proxy-ca", "front-proxy-client"]
         );
+    }
+
+    #[test]
+    fn what_is_damaged_is_made_again_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (now, leaves) = (SystemTime::now(), wanted("10.0.0.1"));
+        ensure(dir.path(), &leaves, now).unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let empty = |name: &str| std::fs::write(file(name), "").unwrap();
+        let made = || ensure(dir.path(), &leaves, now).unwrap().made;
+        for (name, again) in [("etcd.crt", "etcd"), ("admin.key", "admin"), ("ca.crt", "ca"), ("sa.pub", "sa")] {
+            empty(name);
+            assert_eq!(made(), [again], "{name}");
+            assert_eq!(made(), Vec::<String>::new(), "{name}");
+        }
+        // A certificate of another key.
+        std::fs::copy(file("scheduler.crt"), file("kubelet.crt")).unwrap();
+        assert_eq!(made(), ["kubelet"]);
+        // These cannot be made again: the right one is named.
+        for name in ["etcd-ca.key", "sa.key"] {
+            let whole = std::fs::read(file(name)).unwrap();
+            empty(name);
+            let refused = ensure(dir.path(), &leaves, now).unwrap_err().to_string();
+            assert!(refused.contains(&format!("{} is damaged", file(name).display())), "{refused}");
+            std::fs::write(file(name), whole).unwrap();
+        }
+        assert_eq!(made(), Vec::<String>::new());
     }
 
     #[test]
