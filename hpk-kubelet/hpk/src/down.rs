@@ -7,22 +7,23 @@ use crate::cli;
 use crate::home::Home;
 use crate::progress::Progress;
 use crate::site;
-use crate::supervise::control::{Client, ControlError, Phase, Request};
-use anyhow::{Context, Result};
+use crate::supervise::control::{Client, ControlError, Holder, Phase, Request};
+use crate::up::lock_command;
+use anyhow::Result;
+use nix::sys::signal::Signal;
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// For another command to end, and for a supervisor that can only be told by a signal.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `hpk down`.
 pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
     let home = Home::from_env()?;
     home.create()?;
     let progress = Progress::new();
-    let lock_path = home.run().join("up.lock");
-    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&lock_path)?;
-    lock.try_lock()
-        .with_context(|| format!("another hpk up or down is at work ({} is locked)", lock_path.display()))?;
+    let _lock = lock_command(&home, &progress, PATIENCE).await?;
 
     match Client::ask(&home, &site::hostname()?, Request::Stop).await {
         Ok(mut client) => {
@@ -44,6 +45,7 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
             progress.done("the control plane is down; its state is kept");
         }
         Err(ControlError::NotRunning) => progress.done("the control plane is not running"),
+        Err(ControlError::Silent { .. }) => end_silent(&home, &progress).await?,
         Err(e) => return Err(e.into()),
     }
 
@@ -64,6 +66,24 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A supervisor that has no socket any more stops in the same order when it is told by a signal.
+async fn end_silent(home: &Home, progress: &Progress) -> Result<()> {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    let mut told = false;
+    while let Some(holder) = Holder::of(&home.supervisor_lock()) {
+        if !std::mem::replace(&mut told, true) {
+            progress.done(&format!("the control plane does not answer: its process {} is told to stop", holder.pid));
+            holder.signal(Signal::SIGTERM);
+        }
+        if tokio::time::Instant::now() >= give_up {
+            anyhow::bail!("process {} does not end: kill -KILL {0}, then run hpk up", holder.pid);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    progress.done("the control plane is down; its state is kept");
+    Ok(())
 }
 
 /// Ids of this user's jobs whose comment carries the UID of a pod in HPK_HOME.

@@ -5,11 +5,11 @@ use crate::cli::{self, DefaultMemory};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::home::{Home, Install, replace_file};
-use crate::kubeconfig::Kubeconfig;
+use crate::kubeconfig::{self, Kubeconfig};
 use crate::pki;
 use crate::progress::Progress;
 use crate::site;
-use crate::supervise::control::{self, Client, ControlError, Phase, Request, Snapshot};
+use crate::supervise::control::{self, Client, ControlError, Holder, Phase, Request, Snapshot};
 use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
@@ -20,15 +20,20 @@ use hpk_sys::ports::Hold;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime};
+use tokio::signal::unix::SignalKind;
 
 /// What the supervisor writes to its first standard output once its socket is there.
 const LISTENING: &[u8] = b"listening\n";
+/// How often a lock that another has is tried.
+const LOCK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a supervisor that was told to stop, and has closed its socket, may take to be gone.
+const SUPERVISOR_ENDS: Duration = Duration::from_secs(5);
 
 /// `hpk up`.
 pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
@@ -38,12 +43,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     let host = site::hostname()?;
     let timeout = Duration::from_secs(args.timeout);
 
-    let lock_path = home.run().join("up.lock");
-    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&lock_path)?;
-    lock.try_lock()
-        .with_context(|| format!("another hpk up or down is at work ({} is locked)", lock_path.display()))?;
+    let _lock = lock_command(&home, &progress, timeout).await?;
 
-    match Client::ask(&home, &host, Request::Watch).await {
+    match running(&home, &host, &progress).await {
         Ok(client) => {
             refuse_changes(&args, &need_json(&home.cluster_json())?)?;
             progress.done("the control plane is running already");
@@ -52,8 +54,8 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
         Err(ControlError::NotRunning) => {}
         Err(e) => return Err(e.into()),
     }
-    // The supervisor's own lock says it surely: its socket may be gone and it not.
-    drop(lock_supervisor(&home)?);
+    // The supervisor's own lock says it surely: it may have closed its socket and not ended yet.
+    drop(lock_supervisor(&home, &host).await?);
     let strays = strays::end(home.root());
     if strays > 0 {
         progress.done(&format!("{strays} programs of a supervisor that was killed ended"));
@@ -71,6 +73,38 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     start_supervisor(&home)?;
     let client = Client::ask(&home, &host, Request::Watch).await?;
     finish(&home, client, &progress, timeout).await
+}
+
+/// For the life of this command; waits while another hpk up or down is at work.
+pub(crate) async fn lock_command(home: &Home, progress: &Progress, patience: Duration) -> Result<File> {
+    let path = home.command_lock();
+    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
+    let give_up = tokio::time::Instant::now() + patience;
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| path.display().to_string()),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() >= give_up => {
+                bail!("another hpk up or down is still at work ({} is locked)", path.display())
+            }
+            Err(TryLockError::WouldBlock) if !std::mem::replace(&mut told, true) => {
+                progress.done("waiting for another hpk up or down to end");
+            }
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_AGAIN).await,
+        }
+    }
+}
+
+/// A control plane that runs and is to stay. One that is being stopped is waited for.
+async fn running(home: &Home, host: &str, progress: &Progress) -> Result<Client, ControlError> {
+    let mut client = Client::ask(home, host, Request::Watch).await?;
+    if client.peek().await?.is_some_and(|s| !s.stopping) {
+        return Ok(client);
+    }
+    progress.done("the control plane is being stopped; waiting for its end");
+    while client.next().await?.is_some() {}
+    Err(ControlError::NotRunning)
 }
 
 /// What is asked of a control plane that runs must be what it runs with.
@@ -130,7 +164,13 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         bail!("HPK_HOME {}: its path must not contain a comma or a colon", home.root().display());
     }
     let install = Install::from_env()?;
-    let former: Option<ControlPlane> = read_json(&home.control_plane_json());
+    let former: Option<ControlPlane> = match read_json(&home.control_plane_json()) {
+        Ok(former) => former,
+        Err(error) => {
+            progress.done(&format!("{error:#}: ports are chosen anew"));
+            None
+        }
+    };
     let programs = programs(args, &install)?;
     let kubelet = if args.no_kubelet {
         None
@@ -152,7 +192,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     let uid = nix::unistd::geteuid().as_raw();
     let (ports, held) = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     // What the user has set in cluster.json (the network's mode) stays.
-    let before: Option<ClusterConfig> = read_json(&home.cluster_json());
+    let before = choices(home, progress)?;
     let families = Families::decide(args.ip_families, before.as_ref());
     let mut cluster = decide::cluster(&cluster_name, node_ip, families, &ports, &home.pki());
     if let Some(former) = before {
@@ -204,7 +244,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         ports,
         programs,
         kubelet,
-        egress: decide::socket(home.run().join("egress.sock")),
+        egress: decide::socket(home.egress().join("kubelet.sock")),
         nameservers: decide::nameservers(&resolv),
         dns_sign: decide::DnsSign::new(random()?),
         apiserver_flags: args.apiserver_flag.clone(),
@@ -228,6 +268,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     }
     write_json(&home.control_plane_json(), &layout.control_plane)?;
     write_json(&home.cluster_json(), &layout.cluster)?;
+    write_json(&home.cluster_copy(), &layout.cluster)?;
     Ok((layout, held))
 }
 
@@ -278,13 +319,18 @@ fn write_kubeconfigs(layout: &Layout) -> Result<()> {
         ("kubelet", pki.join("kubelet.kubeconfig")),
     ];
     for (name, path) in files {
+        let key_path = pki.join(format!("{name}.key"));
+        let key = String::from_utf8(read(&format!("{name}.key"))?)
+            .ok()
+            .and_then(|pem| kubeconfig::sec1(&rcgen::KeyPair::from_pem(&pem).ok()?))
+            .with_context(|| format!("{}: not a key of the curve P-256", key_path.display()))?;
         let text = Kubeconfig {
             server: &layout.cluster.apiserver_url,
             cluster: &layout.cluster.node_name,
             user: name,
             ca: &ca,
             cert: &read(&format!("{name}.crt"))?,
-            key: &read(&format!("{name}.key"))?,
+            key: key.as_bytes(),
         }
         .render();
         replace_file(&path, text.as_bytes())?;
@@ -321,7 +367,9 @@ fn start_supervisor(home: &Home) -> Result<()> {
 pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
     // Not a session leader only when started by hand from a shell; that is fine too.
     let _ = nix::unistd::setsid();
-    let _lock = lock_supervisor(&home)?;
+    let hangup = tokio::signal::unix::signal(SignalKind::hangup())?;
+    let host = site::hostname()?;
+    let _lock = lock_supervisor(&home, &host).await?;
 
     let layout = Layout {
         cluster: need_json(&home.cluster_json())?,
@@ -331,10 +379,9 @@ pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
     // To the end: its servers come and go beside.
     let _ports = layout.control_plane.ports.hold(layout.cluster.node_ip)?;
     let hpk = std::env::current_exe()?;
-    let host = site::hostname()?;
     let listener = control::listen(&home, &host)?;
     tell_parent()?;
-    let result = Supervisor::new(components::all(&layout, &hpk), home.clone(), hpk, host).run(listener).await;
+    let result = Supervisor::new(components::all(&layout, &hpk), home.clone(), hpk, host).run(listener, hangup).await;
     // Best effort: a record that stays is recognised as stale by its socket.
     let _ = std::fs::remove_file(home.supervisor_json());
     result?;
@@ -342,16 +389,16 @@ pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
 }
 
 /// Held by the supervisor for its life.
-fn lock_supervisor(home: &Home) -> Result<File> {
-    let path = home.run().join("supervisor.lock");
-    let lock = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
-    lock.try_lock().with_context(|| {
-        format!(
-            "another supervisor holds {}: if hpk down does not reach it, end the process hpk supervise",
-            path.display()
-        )
-    })?;
-    Ok(lock)
+async fn lock_supervisor(home: &Home, host: &str) -> Result<File> {
+    let path = home.supervisor_lock();
+    let give_up = tokio::time::Instant::now() + SUPERVISOR_ENDS;
+    loop {
+        match Holder::lock(&path, host).with_context(|| path.display().to_string())? {
+            Some(lock) => return Ok(lock),
+            None if tokio::time::Instant::now() < give_up => tokio::time::sleep(LOCK_AGAIN).await,
+            None => bail!("another supervisor holds {}: run hpk down, which ends it", path.display()),
+        }
+    }
 }
 
 /// Says [`LISTENING`] on standard output and closes it.
@@ -452,8 +499,37 @@ fn why(snapshot: Option<&Snapshot>) -> String {
     text
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+/// What was chosen for this cluster; None: it is new. Damaged, it is refused: the choices would be lost without a word.
+fn choices(home: &Home, progress: &Progress) -> Result<Option<ClusterConfig>> {
+    let (path, copy) = (home.cluster_json(), home.cluster_copy());
+    match read_json(&path) {
+        Ok(Some(cluster)) => Ok(Some(cluster)),
+        Ok(None) => {
+            let cluster = read_json(&copy)?;
+            if cluster.is_some() {
+                progress.done(&format!("{} is gone: taken from {}", path.display(), copy.display()));
+            }
+            Ok(cluster)
+        }
+        Err(error) => Err(error.context(format!(
+            "this cluster's choices (its network, its address families, …) cannot be read: put {copy} in the place of \
+             {path}, or remove both and give the choices again",
+            copy = copy.display(),
+            path = path.display(),
+        ))),
+    }
+}
+
+/// None: there is no such file.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(text) => {
+            let read = serde_json::from_slice(&text);
+            read.map(Some).with_context(|| format!("{} is damaged", path.display()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 /// What an earlier `hpk up` wrote.
@@ -473,6 +549,26 @@ fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[test]
+    fn choices_are_never_reset_without_a_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path().to_owned());
+        let progress = Progress::new();
+        assert_eq!(choices(&home, &progress).unwrap(), None, "a new cluster");
+        let mut cluster = decide::tests::layout().cluster;
+        cluster.plaintext = true;
+        write_json(&home.cluster_json(), &cluster).unwrap();
+        write_json(&home.cluster_copy(), &cluster).unwrap();
+        assert_eq!(choices(&home, &progress).unwrap(), Some(cluster.clone()));
+        for damage in ["", "{", "{\"version\": 1}"] {
+            std::fs::write(home.cluster_json(), damage).unwrap();
+            let refused = format!("{:#}", choices(&home, &progress).unwrap_err());
+            assert!(refused.contains("cluster.json.copy") && refused.contains("is damaged"), "{refused}");
+        }
+        std::fs::remove_file(home.cluster_json()).unwrap();
+        assert_eq!(choices(&home, &progress).unwrap(), Some(cluster));
+    }
 
     fn up(flags: &[&str]) -> cli::Up {
         let cli = cli::Cli::try_parse_from(["hpk", "up"].iter().chain(flags)).unwrap();

@@ -3,10 +3,14 @@
 //! goes. Also `run/supervisor.json`, which says where the socket is and on which host.
 
 use crate::home::{Home, HomeError, replace_file};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
-use std::io;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -107,6 +111,12 @@ pub(crate) enum ControlError {
     /// Nobody there.
     #[error("the control plane is not running: start it with hpk up")]
     NotRunning,
+    /// It holds its lock and cannot be talked to.
+    #[error("the control plane runs (process {pid}) but does not answer: run hpk down, which ends it")]
+    Silent {
+        /// Which.
+        pid: u32,
+    },
     /// Somewhere else.
     #[error("the control plane runs on {host} (process {pid}): use hpk there; if that host is gone for good, remove {} and run hpk up", record.display())]
     OtherHost {
@@ -171,15 +181,88 @@ pub(crate) fn is_ours(stream: &UnixStream) -> bool {
 #[derive(Debug)]
 pub(crate) struct Client {
     lines: tokio::io::Lines<BufReader<UnixStream>>,
+    /// Read already, and not taken.
+    first: Option<Snapshot>,
     log: PathBuf,
 }
 
-impl Client {
-    /// Connects and asks.
+/// Who holds the supervisor's lock: written into it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    /// Process.
+    pub pid: u32,
+    /// Host name.
+    pub host: String,
+}
+
+impl Holder {
+    /// Locks `path` for the supervisor's life; None: somebody else has it.
     ///
     /// # Errors
-    /// [`ControlError::NotRunning`], [`ControlError::OtherHost`] or trouble on the way.
+    /// The file system's.
+    pub(crate) fn lock(path: &Path, host: &str) -> io::Result<Option<File>> {
+        let mut lock = File::options().create(true).read(true).write(true).truncate(false).mode(0o600).open(path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        lock.set_len(0)?;
+        lock.write_all(&serde_json::to_vec(&Self { pid: std::process::id(), host: host.to_owned() })?)?;
+        Ok(Some(lock))
+    }
+
+    /// Who has it now; None: nobody, or not said.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        // Writable: NFS locks no other for one holder alone.
+        let lock = File::options().read(true).write(true).open(path).ok()?;
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => serde_json::from_slice(&std::fs::read(path).ok()?).ok(),
+            Ok(()) | Err(TryLockError::Error(_)) => None,
+        }
+    }
+
+    /// Sends a signal, if the process is a supervisor.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let arguments = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        if arguments.split(|b| *b == 0).any(|word| word == b"supervise") {
+            super::process::signal(self.pid, signal);
+        }
+    }
+}
+
+/// How often a supervisor that was told to make its socket anew is tried, and how long is waited before each.
+const SILENT_TRIES: u32 = 20;
+const SILENT_WAIT: Duration = Duration::from_millis(100);
+
+impl Client {
+    /// Connects and asks. The supervisor's lock says surely whether there is one: when its socket or its record is gone, it
+    /// is told to make them anew.
+    ///
+    /// # Errors
+    /// [`ControlError::NotRunning`], [`ControlError::OtherHost`], [`ControlError::Silent`] or trouble on the way.
     pub(crate) async fn ask(home: &Home, host: &str, request: Request) -> Result<Self, ControlError> {
+        let refused = match Self::try_ask(home, host, request).await {
+            Err(ControlError::NotRunning) => ControlError::NotRunning,
+            other => return other,
+        };
+        let Some(holder) = Holder::of(&home.supervisor_lock()) else { return Err(refused) };
+        let Holder { pid, host: elsewhere } = holder.clone();
+        if elsewhere != host {
+            return Err(ControlError::OtherHost { host: elsewhere, pid, record: home.supervisor_lock() });
+        }
+        holder.signal(Signal::SIGHUP);
+        for _ in 0..SILENT_TRIES {
+            tokio::time::sleep(SILENT_WAIT).await;
+            match Self::try_ask(home, host, request).await {
+                Err(ControlError::NotRunning) => {}
+                other => return other,
+            }
+        }
+        Err(ControlError::Silent { pid })
+    }
+
+    async fn try_ask(home: &Home, host: &str, request: Request) -> Result<Self, ControlError> {
         let Ok(text) = std::fs::read(home.supervisor_json()) else { return Err(ControlError::NotRunning) };
         let Ok(record) = serde_json::from_slice::<Record>(&text) else { return Err(ControlError::NotRunning) };
         if record.host != host {
@@ -196,7 +279,7 @@ impl Client {
         let mut line = serde_json::to_vec(&request).unwrap_or_default();
         line.push(b'\n');
         stream.write_all(&line).await?;
-        Ok(Self { lines: BufReader::new(stream).lines(), log: home.log().join("supervisor.log") })
+        Ok(Self { lines: BufReader::new(stream).lines(), first: None, log: home.log().join("supervisor.log") })
     }
 
     /// The next snapshot; None when the supervisor has gone.
@@ -204,10 +287,22 @@ impl Client {
     /// # Errors
     /// Trouble on the way.
     pub(crate) async fn next(&mut self) -> Result<Option<Snapshot>, ControlError> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
         match self.lines.next_line().await? {
             None => Ok(None),
             Some(line) => Ok(Some(serde_json::from_str(&line).map_err(io::Error::from)?)),
         }
+    }
+
+    /// The next snapshot, which stays the next one; None when the supervisor has gone.
+    ///
+    /// # Errors
+    /// Trouble on the way.
+    pub(crate) async fn peek(&mut self) -> Result<Option<&Snapshot>, ControlError> {
+        self.first = self.next().await?;
+        Ok(self.first.as_ref())
     }
 
     /// The next snapshot, which must come.
@@ -217,5 +312,38 @@ impl Client {
     pub(crate) async fn must(&mut self) -> Result<Snapshot, ControlError> {
         let log = self.log.clone();
         self.next().await?.ok_or(ControlError::Closed { log })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_says_who_has_it_and_whether() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("supervisor.lock");
+        assert_eq!(Holder::of(&path), None);
+        let lock = Holder::lock(&path, "login-with-a-long-name").unwrap().unwrap();
+        drop(lock);
+        assert_eq!(Holder::of(&path), None, "what an earlier one wrote says nothing");
+        let _lock = Holder::lock(&path, "login").unwrap().unwrap();
+        assert!(Holder::lock(&path, "login").unwrap().is_none());
+        assert_eq!(Holder::of(&path), Some(Holder { pid: std::process::id(), host: "login".into() }));
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_without_its_socket_is_not_called_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path().join("h"));
+        home.create().unwrap();
+        let ask = || Client::ask(&home, "login", Request::Status);
+        assert!(matches!(ask().await, Err(ControlError::NotRunning)));
+        let lock = Holder::lock(&home.supervisor_lock(), "login").unwrap().unwrap();
+        // This process is no supervisor: it gets no signal.
+        assert!(matches!(ask().await, Err(ControlError::Silent { pid }) if pid == std::process::id()));
+        drop(lock);
+        let _lock = Holder::lock(&home.supervisor_lock(), "elsewhere").unwrap().unwrap();
+        assert!(matches!(ask().await, Err(ControlError::OtherHost { host, .. }) if host == "elsewhere"));
     }
 }

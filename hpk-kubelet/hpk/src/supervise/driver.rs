@@ -17,12 +17,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+/// SIGHUP: somebody does not find the socket. Listened to before the lock is taken, for it would end the process.
+pub(crate) type Hangup = tokio::signal::unix::Signal;
+
 /// What other tasks tell the owner.
 enum Note {
     Served(Id),
     NotYet(Id, String),
     Ended(Id, std::io::Result<ExitStatus>),
     Stop(&'static str),
+    Listen,
 }
 
 /// The supervisor.
@@ -87,7 +91,15 @@ impl Supervisor {
     ///
     /// # Errors
     /// When the signals cannot be listened to.
-    pub(crate) async fn run(mut self, listener: UnixListener) -> Result<(), ControlError> {
+    pub(crate) async fn run(mut self, listener: UnixListener, mut hangup: Hangup) -> Result<(), ControlError> {
+        let notes = self.notes.clone();
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                if notes.send(Note::Listen).await.is_err() {
+                    return;
+                }
+            }
+        });
         tokio::spawn(serve(listener, self.snapshots.subscribe(), self.notes.clone()));
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
             let (mut stream, notes) = (signal(kind)?, self.notes.clone());
@@ -150,6 +162,17 @@ impl Supervisor {
                 self.messages[id] =
                     if success { String::new() } else { format!("{how}, see {}", self.log(name).display()) };
                 Some(Event::Ended { id, success })
+            }
+            Note::Listen => {
+                // The earlier socket's clients keep it.
+                match control::listen(&self.home, &self.host) {
+                    Ok(listener) => {
+                        say("the socket is made anew");
+                        tokio::spawn(serve(listener, self.snapshots.subscribe(), self.notes.clone()));
+                    }
+                    Err(error) => say(&format!("the socket cannot be made anew: {error}")),
+                }
+                None
             }
             Note::Stop(who) => {
                 if !self.core.stopping() {
