@@ -79,6 +79,12 @@ pub(crate) enum Command {
         /// The parent's process
         #[arg(long)]
         parent: u32,
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+        /// Which component it is: what is left of an earlier one is ended before
+        #[arg(long)]
+        name: String,
         /// The program and its arguments
         #[arg(last = true, required = true)]
         argv: Vec<OsString>,

@@ -23,6 +23,14 @@ pub(crate) enum HomeError {
         #[source]
         source: io::Error,
     },
+    /// A folder above it is.
+    #[error("HPK_HOME: {}, above it, {whose}: others could exchange what is in it; set HPK_HOME to a folder in your home", path.display())]
+    Above {
+        /// Which.
+        path: PathBuf,
+        /// Whose, or how open.
+        whose: String,
+    },
     /// The folder is someone else's.
     #[error("{}: owned by uid {owner}, not by you: set HPK_HOME to a folder of yours", path.display())]
     NotOurs {
@@ -63,9 +71,31 @@ impl Home {
     /// Makes the folders, readable by the owner alone.
     ///
     /// # Errors
-    /// When one cannot be made, or the root is another user's.
+    /// When one cannot be made, or somebody else could put another in the root's place.
     pub(crate) fn create(&self) -> Result<(), HomeError> {
-        let folders = [self.pki(), self.log(), self.run(), self.config(), self.flexvolume(), self.root.join("pods")];
+        let above = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| HomeError::Io { path, source }
+        };
+        let parent = above(&self.root);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(io(&parent))?;
+        // Both ways: by its links, which others could exchange, and where they lead.
+        let real = parent.canonicalize().map_err(io(&parent))?;
+        for folder in parent.ancestors().chain(real.ancestors()) {
+            // Of a link its owner counts; where it leads is looked at by its real path.
+            let meta = fs::symlink_metadata(folder).map_err(io(folder))?;
+            owner_may_be_trusted(folder, &meta)?;
+        }
+        let folders = [
+            self.pki(),
+            self.log(),
+            self.run(),
+            self.config(),
+            self.flexvolume(),
+            self.egress(),
+            self.root.join("pods"),
+        ];
         private_dir(&self.root)?;
         for dir in folders {
             private_dir(&dir)?;
@@ -103,6 +133,11 @@ impl Home {
     pub(crate) fn flexvolume(&self) -> PathBuf {
         self.config().join("flexvolume")
     }
+    /// The socket for the API server's way to pods.
+    #[must_use]
+    pub(crate) fn egress(&self) -> PathBuf {
+        self.run().join("egress")
+    }
     /// etcd's data.
     #[must_use]
     pub(crate) fn etcd(&self) -> PathBuf {
@@ -123,11 +158,49 @@ impl Home {
     pub(crate) fn control_plane_json(&self) -> PathBuf {
         self.root.join("control-plane.json")
     }
+    /// Held by the supervisor for its life.
+    #[must_use]
+    pub(crate) fn supervisor_lock(&self) -> PathBuf {
+        self.run().join("supervisor.lock")
+    }
+    /// Held by hpk up and hpk down while they work.
+    #[must_use]
+    pub(crate) fn command_lock(&self) -> PathBuf {
+        self.run().join("up.lock")
+    }
+    /// What [`Self::cluster_json`] was when it was last written.
+    #[must_use]
+    pub(crate) fn cluster_copy(&self) -> PathBuf {
+        self.root.join("cluster.json.copy")
+    }
     /// Who supervises, where.
     #[must_use]
     pub(crate) fn supervisor_json(&self) -> PathBuf {
         self.run().join("supervisor.json")
     }
+}
+
+/// Whoever may rename what is in a folder above HPK_HOME can put a cluster of his in its place.
+fn owner_may_be_trusted(folder: &Path, meta: &fs::Metadata) -> Result<(), HomeError> {
+    let (us, owner) = (nix::unistd::geteuid().as_raw(), meta.uid());
+    let refuse = |whose: String| Err(HomeError::Above { path: folder.to_owned(), whose });
+    if owner != us && owner != 0 && owner != overflow_uid() {
+        return refuse(format!("belongs to uid {owner}"));
+    }
+    if meta.is_symlink() || meta.mode() & 0o1000 != 0 {
+        return Ok(());
+    }
+    // A user's own folders are often open to a group of that user's alone.
+    let writable = if owner == us { 0o002 } else { 0o022 };
+    if meta.mode() & writable != 0 {
+        return refuse(format!("has mode {:o}", meta.mode() & 0o7777));
+    }
+    Ok(())
+}
+
+/// Who owns what belongs to nobody that this user namespace knows: the system, as seen from a container.
+fn overflow_uid() -> u32 {
+    fs::read_to_string("/proc/sys/kernel/overflowuid").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(65534)
 }
 
 /// Makes `dir` with mode 0700 if it is absent, and makes it so if it is ours and more open.
@@ -205,6 +278,33 @@ impl Install {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_home_below_a_folder_of_others_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let open = tmp.path().join("open");
+        fs::create_dir(&open).unwrap();
+        let mode = |mode| fs::set_permissions(&open, fs::Permissions::from_mode(mode)).unwrap();
+        let home = Home::at(open.join("deep/h"));
+        // The system's, ours: /tmp itself is open to all, and sticky.
+        for good in [0o700, 0o755, 0o775, 0o1777] {
+            mode(good);
+            home.create().unwrap();
+        }
+        mode(0o777);
+        let refused = home.create().unwrap_err().to_string();
+        assert!(refused.contains(&open.display().to_string()) && refused.contains("777"), "{refused}");
+        mode(0o755);
+        // A link that others could exchange.
+        let link = open.join("link");
+        std::os::unix::fs::symlink(open.join("deep"), &link).unwrap();
+        Home::at(link.join("h")).create().unwrap();
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::lchown(&link, Some(4242), None).unwrap();
+            let refused = Home::at(link.join("h")).create().unwrap_err().to_string();
+            assert!(refused.contains("4242"), "{refused}");
+        }
+    }
 
     #[test]
     fn folders_and_files_are_the_owners_alone() {

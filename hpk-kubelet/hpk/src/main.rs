@@ -29,15 +29,17 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("hpk: {e:#}");
+            hpk_api::say!("hpk: {}", hpk_api::say::once(e.chain()));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if let Command::ExecChild { parent, argv } = command {
-        return Err(supervise::process::exec_child(parent, &argv).into());
+    // What is made without a mode of its own is nobody else's, by our programs and by those that they start.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    if let Command::ExecChild { parent, home, name, argv } = command {
+        return Err(supervise::process::exec_child(parent, &home, &name, &argv).into());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

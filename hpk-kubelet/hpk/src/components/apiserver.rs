@@ -70,7 +70,9 @@ pub(super) fn component(l: &Layout) -> Component {
         args.push(format!("--egress-selector-config-file={}", l.config("egress.yaml")));
     }
     args.extend(l.control_plane.apiserver_flags.iter().cloned());
-    let (program, args) = image::command(l, "kube-apiserver", args);
+    // The folder: the kubelet makes its socket anew at each start.
+    let socket = l.control_plane.egress.as_ref().and_then(|s| s.parent()).map(|dir| dir.display().to_string());
+    let (program, args) = image::command(l, "kube-apiserver", args, socket.as_slice());
     Component {
         name: "kube-apiserver",
         needs: &["etcd"],

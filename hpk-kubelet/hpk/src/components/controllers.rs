@@ -40,7 +40,7 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
         ("node-monitor-grace-period", go_seconds(NODE_MONITOR_GRACE)),
     ]);
-    let (program, args) = image::command(l, "kube-controller-manager", args);
+    let (program, args) = image::command(l, "kube-controller-manager", args, &[]);
     service(l, "kube-controller-manager", program, args, port)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn scheduler(l: &Layout) -> Component {
         ("client-ca-file", l.pki("ca.crt")),
         ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
     ]);
-    let (program, args) = image::command(l, "kube-scheduler", args);
+    let (program, args) = image::command(l, "kube-scheduler", args, &[]);
     service(l, "kube-scheduler", program, args, port)
 }
 

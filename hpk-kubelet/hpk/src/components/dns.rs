@@ -14,7 +14,9 @@ pub(super) const NOTHING: (&str, &str) = (
 );
 
 pub(super) fn component(l: &Layout) -> Component {
-    let (program, args) = image::command(l, "coredns", vec!["-conf".into(), l.config("Corefile"), "-quiet".into()]);
+    let args = vec!["-conf".into(), l.config("Corefile"), "-quiet".into()];
+    let files = [l.pki("coredns.kubeconfig"), l.config(NOTHING.0)];
+    let (program, args) = image::command(l, "coredns", args, &files);
     Component {
         name: "coredns",
         needs: &["bootstrap"],

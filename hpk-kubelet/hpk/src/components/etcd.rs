@@ -33,7 +33,7 @@ pub(super) fn component(l: &Layout) -> Component {
         ("auto-compaction-mode", "periodic".into()),
         ("auto-compaction-retention", "1h".into()),
     ]);
-    let (program, args) = image::command(l, "etcd", args);
+    let (program, args) = image::command(l, "etcd", args, &[]);
     Component {
         name: "etcd",
         needs: &[],

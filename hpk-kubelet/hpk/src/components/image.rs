@@ -3,16 +3,17 @@
 use super::Layout;
 use crate::decide::Programs;
 use crate::supervise::strays;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-/// Program and arguments that start control plane program `name` with `args`.
-pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>) -> (PathBuf, Vec<String>) {
+/// Program and arguments that start control plane program `name` with `args`. Of HPK_HOME it gets what its arguments name,
+/// and `files`, which its configuration names; each to read, but for etcd's data.
+pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>, files: &[String]) -> (PathBuf, Vec<String>) {
     match &layout.control_plane.programs {
         Programs::Folder { path } => (path.join(name), args),
         Programs::Image { apptainer, image } => {
-            let home = layout.home.root().display();
-            // No PID namespace: the program is then a plain child, TERM is forwarded to it, and it sees
-            // nothing of the user's home but HPK_HOME, at the same path as outside.
+            // No PID namespace: the program is then a plain child, TERM is forwarded to it, and it sees nothing of the
+            // user's home but what it is given, at the same path as outside.
             let mut wrapped: Vec<String> = ["--silent", "exec", "--contain", "--cleanenv", "--no-home", "--pwd", "/"]
                 .iter()
                 .map(ToString::to_string)
@@ -22,10 +23,51 @@ pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>) -> (PathBu
                 wrapped.push("--no-privs".to_owned());
             }
             wrapped.extend(["--env".into(), strays::mark(layout.home.root())]);
-            wrapped.extend(["--bind".into(), format!("{home}:{home}")]);
+            wrapped.extend(["--env".into(), strays::component_mark(name)]);
+            for (path, mode) in binds(layout.home.root(), &args, files) {
+                wrapped.extend(["--bind".into(), format!("{path}:{path}:{mode}")]);
+            }
             wrapped.extend([image.display().to_string(), format!("/bin/{name}")]);
             wrapped.extend(args);
             (apptainer.clone(), wrapped)
         }
+    }
+}
+
+/// What of `home` is bound, each path once, and how.
+fn binds(home: &Path, args: &[String], files: &[String]) -> BTreeMap<String, &'static str> {
+    let named = args.iter().flat_map(|arg| {
+        let (flag, value) = arg.split_once('=').unwrap_or(("", arg));
+        // A flag may take a list.
+        value.split(',').map(move |path| (flag, path))
+    });
+    named
+        .chain(files.iter().map(|path| ("", path.as_str())))
+        .filter(|(_, path)| Path::new(path).starts_with(home) && Path::new(path) != home)
+        .map(|(flag, path)| (path.to_owned(), if flag == "--data-dir" { "rw" } else { "ro" }))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_gets_what_it_is_told_of_and_nothing_else() {
+        let args = ["--data-dir=/h/.hpk/etcd", "--key=/h/.hpk/pki/a.key", "--x=/etc/passwd", "--home=/h/.hpk", "-conf"];
+        let args: Vec<String> =
+            args.iter().map(ToString::to_string).chain(["/h/.hpk/config/Corefile".into()]).collect();
+        let found =
+            binds(Path::new("/h/.hpk"), &args, &["/h/.hpk/pki/b.kubeconfig".into(), "/h/.hpk/pki/a.key".into()]);
+        let found: Vec<_> = found.iter().map(|(path, mode)| (path.as_str(), *mode)).collect();
+        assert_eq!(
+            found,
+            [
+                ("/h/.hpk/config/Corefile", "ro"),
+                ("/h/.hpk/etcd", "rw"),
+                ("/h/.hpk/pki/a.key", "ro"),
+                ("/h/.hpk/pki/b.kubeconfig", "ro"),
+            ]
+        );
     }
 }

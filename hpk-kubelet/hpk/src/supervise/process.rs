@@ -5,6 +5,7 @@
 
 use crate::components::{Component, Probe};
 use crate::home::Home;
+use crate::supervise::strays;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
@@ -46,6 +47,10 @@ pub(crate) fn start(
         .arg("exec-child")
         .arg("--parent")
         .arg(std::process::id().to_string())
+        .arg("--home")
+        .arg(home.root())
+        .arg("--name")
+        .arg(component.name)
         .arg("--")
         .arg(&component.program)
         .args(&component.args)
@@ -76,7 +81,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 /// `hpk exec-child`: becomes `argv`, with the kernel's promise to send TERM when process `parent` dies.
 /// Returns only the error.
 #[must_use]
-pub(crate) fn exec_child(parent: u32, argv: &[OsString]) -> io::Error {
+pub(crate) fn exec_child(parent: u32, home: &Path, name: &str, argv: &[OsString]) -> io::Error {
     if let Err(e) = prctl::set_pdeathsig(Signal::SIGTERM) {
         return e.into();
     }
@@ -87,6 +92,9 @@ pub(crate) fn exec_child(parent: u32, argv: &[OsString]) -> io::Error {
     let Some((program, args)) = argv.split_first() else {
         return io::Error::from(io::ErrorKind::InvalidInput);
     };
+    if strays::end_component(home, name) > 0 {
+        hpk_api::say!("hpk: what was left of an earlier {name} ended");
+    }
     let error = Command::new(program).args(args).exec();
     io::Error::new(error.kind(), format!("{}: {error}", Path::new(program).display()))
 }

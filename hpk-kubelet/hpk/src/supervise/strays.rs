@@ -20,11 +20,28 @@ pub(crate) fn mark(home: &Path) -> String {
     format!("HPK_SUPERVISED={}", home.display())
 }
 
+/// The mark of one component's program beside that of its HPK_HOME.
+#[must_use]
+pub(crate) fn component_mark(name: &str) -> String {
+    format!("HPK_COMPONENT={name}")
+}
+
 /// Ends every process of this user with the mark of `home`, and returns how many there were.
 /// Only for a caller who knows that no supervisor runs.
 #[must_use]
 pub(crate) fn end(home: &Path) -> usize {
-    let strays = find(&mark(home));
+    end_marked(&[mark(home)])
+}
+
+/// Ends what is left of a component whose first process is gone: Apptainer's own may be killed and its program go on. Two
+/// of one component would share its port. Only for a caller who knows that the component is not started.
+#[must_use]
+pub(crate) fn end_component(home: &Path, name: &str) -> usize {
+    end_marked(&[mark(home), component_mark(name)])
+}
+
+fn end_marked(marks: &[String]) -> usize {
+    let strays = find(marks);
     for stray in &strays {
         let _ = pidfd_send_signal(stray, Signal::TERM);
     }
@@ -39,7 +56,7 @@ pub(crate) fn end(home: &Path) -> usize {
 }
 
 /// A descriptor of each, opened before its environment is read: it cannot come to mean another process.
-fn find(mark: &str) -> Vec<OwnedFd> {
+fn find(marks: &[String]) -> Vec<OwnedFd> {
     std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -49,7 +66,8 @@ fn find(mark: &str) -> Vec<OwnedFd> {
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
             // Other users' environments cannot be read.
             let environ = std::fs::read(entry.path().join("environ")).ok()?;
-            environ.split(|b| *b == 0).any(|e| e == mark.as_bytes()).then_some(fd)
+            let has = |mark: &String| environ.split(|b| *b == 0).any(|e| e == mark.as_bytes());
+            marks.iter().all(has).then_some(fd)
         })
         .collect()
 }
@@ -69,13 +87,17 @@ mod tests {
     #[test]
     fn the_marked_are_ended_and_no_others() {
         let home = tempfile::tempdir().unwrap();
-        let sleeper = |home: &Path| {
-            let (name, value) = mark(home).split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-            Command::new("sleep").arg("1000").env(name, value).spawn().unwrap()
+        let sleeper = |home: &Path, component: &str| {
+            let pair = |mark: String| mark.split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+            Command::new("sleep").arg("1000").envs([pair(mark(home)), pair(component_mark(component))]).spawn().unwrap()
         };
-        let mut ours = sleeper(home.path());
-        let mut other = sleeper(&home.path().join("x"));
+        let mut etcd = sleeper(home.path(), "etcd");
+        let mut ours = sleeper(home.path(), "coredns");
+        let mut other = sleeper(&home.path().join("x"), "etcd");
         // Between fork and exec a process still has its parent's environment; spawn returns after exec.
+        assert_eq!(end_component(home.path(), "etcd"), 1);
+        assert!(!etcd.wait().unwrap().success());
+        assert!(ours.try_wait().unwrap().is_none());
         assert_eq!(end(home.path()), 1);
         assert!(!ours.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
