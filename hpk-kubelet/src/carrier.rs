@@ -54,7 +54,7 @@ impl Carriers {
     pub fn start(links: LinkServer, slurm: Slurm, netns: PathBuf) -> Self {
         let (ask, asked) = mpsc::channel(64);
         let starter = Starter { links: links.clone(), slurm, netns, tell: ask.clone() };
-        tokio::spawn(keep(asked, starter));
+        hpk_link::lasting::spawn("carriers", keep(asked, starter));
         Self { links, ask }
     }
 

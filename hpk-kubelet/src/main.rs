@@ -17,6 +17,7 @@ use hpk_kubelet::pods::folder;
 use hpk_kubelet::slurm::client::{Client as Slurm, Times};
 use hpk_kubelet::slurm::request::Defaults;
 use hpk_kubelet::watch;
+use hpk_link::lasting;
 use hpk_link::server::LinkServer;
 use hpk_server::{ServerConfig, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         return hpk_images::helper::main();
     }
     let args = Args::parse();
+    // What is made without a mode of its own is nobody else's.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     log_to_stderr(args.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -85,7 +88,9 @@ fn log_to_stderr(level: tracing::Level) {
     let ours = ["hpk_kubelet", "hpk_images", "hpk_server", "hpk_link", "hpk_netfacts"];
     let filter =
         Targets::new().with_default(tracing::Level::WARN.min(level)).with_targets(ours.map(|name| (name, level)));
-    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    // What cannot be written, because the home is full, is lost. By default it would be told by eprintln!, which panics.
+    let layer =
+        tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr).log_internal_errors(false);
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 
@@ -169,24 +174,27 @@ async fn run(args: Args) -> Result<()> {
     hpk_server::start(api, server, backend)?;
     let controller = Controller::new(ctx, tx.clone(), seen)
         .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
-    tokio::spawn(collect_images(images.clone(), images_home));
+    lasting::spawn("images", collect_images(images.clone(), images_home));
     let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
-    tokio::spawn(node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender, way_out));
-    tokio::spawn(watch::links(link_events.links, tx.clone()));
+    lasting::spawn("node", node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender, way_out));
+    lasting::spawn("watch of links", watch::links(link_events.links, tx.clone()));
     let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(tell_notices(heard, recorder));
-    tokio::spawn(hpk_netfacts::run(hpk_netfacts::Config {
-        client: client.clone(),
-        links,
-        events: link_events.net,
-        pod_cidr: cluster.pod_cidr.clone(),
-        direct: cluster.network_mode == NetworkMode::Cni,
-        node_ip: cluster.node_ip,
-        notices,
-        outward,
-        member: args.cluster.with_file_name("run").join("member-link.json"),
-    }));
-    tokio::spawn(watch::pods(client, cluster.node_name, tx));
+    lasting::spawn("notices", tell_notices(heard, recorder));
+    lasting::spawn(
+        "network facts",
+        hpk_netfacts::run(hpk_netfacts::Config {
+            client: client.clone(),
+            links,
+            events: link_events.net,
+            pod_cidr: cluster.pod_cidr.clone(),
+            direct: cluster.network_mode == NetworkMode::Cni,
+            node_ip: cluster.node_ip,
+            notices,
+            outward,
+            member: args.cluster.with_file_name("run").join("member-link.json"),
+        }),
+    );
+    lasting::spawn("watch of pods", watch::pods(client, cluster.node_name, tx));
     controller.run(events, stop).await;
     Ok(())
 }

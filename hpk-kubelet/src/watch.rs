@@ -64,7 +64,7 @@ pub fn services(client: Client) -> Store<Service> {
         .default_backoff()
         .reflect(writer)
         .applied_objects();
-    tokio::spawn(async move {
+    hpk_link::lasting::spawn("watch of services", async move {
         let mut stream = std::pin::pin!(stream);
         loop {
             match stream.try_next().await {

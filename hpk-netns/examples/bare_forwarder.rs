@@ -6,6 +6,7 @@
 //! bare_forwarder NETNS DEVICE ADDRESS NODE_IP MTU
 //! ```
 //! Prints `<endpoint> -`; the first line of standard input is the other's endpoint.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_sys::netdev::{Netlink, create_tun};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -5,6 +5,7 @@
 //!     prints {"ip":…,"endpoint":…,"public_key":…} and takes facts (NetUpdate, JSON lines) on standard input
 //! overlay pod <folder> <pod ip> <mtu>                      in the pod's network namespace: TUN eth0, offered to the node
 //! ```
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use hpk_api::net::{NetnsRequest, TunAnswer, TunOffer};

@@ -6,6 +6,7 @@
 //! ```
 //! Runs in the node's network namespace. Prints `<endpoint> <public key or ->` when packets can flow; then takes each line
 //! of standard input as a [`NetUpdate`] in JSON, and ends with it. Questions are answered by nobody: tell peers first.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_api::link::NetUpdate;
 use hpk_netns::datapath::{Config, Datapath, Encryption};

@@ -4,6 +4,7 @@
 //! round_trip echo PORT               answers for ever
 //! round_trip ask ADDRESS:PORT COUNT  prints median and 99th percentile, µs
 //! ```
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use std::error::Error;
 use std::net::UdpSocket;

@@ -8,6 +8,7 @@
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
 //! hpk-netns --version
 //! ```
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_netns::rest::Rest;
 use hpk_netns::{carry, cni::inside, member, probe, run};
@@ -24,6 +25,8 @@ const USAGE: &str = "usage: hpk-netns run <pod folder>
 run starts the pod whose plan.json is in the folder, inside the present Slurm job, and ends with its exit code.";
 
 fn main() -> ExitCode {
+    // What is made without a mode of its own is nobody else's; /tmp is everybody's.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let mut raw = std::env::args_os().skip(1);
     if raw.next().is_some_and(|word| word == inside::COMMAND) {
         let Err(error) = inside::run(&raw.collect::<Vec<_>>(), std::os::unix::process::parent_id());

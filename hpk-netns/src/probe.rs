@@ -6,6 +6,7 @@
 //! host      nothing to try
 //! ```
 //! What it makes goes with the processes that it starts, but for a bridge that a plug-in of the site's makes and keeps.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
 use crate::apptainer::{Site, SiteNetwork};
 use crate::nat;

@@ -3,6 +3,7 @@
 //! It owns one Service of its own, of type NodePort or LoadBalancer, whose listener is made like any other's (by the
 //! control plane's member of the pod network). It carries no traffic itself. The Service is owned by its target, so it
 //! does not outlive it even where this command was killed.
+#![allow(clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
 use crate::bootstrap;
 use crate::cli::{self, Format};

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 fn run(command: Command) -> Result<ExitCode> {
     // What is made without a mode of its own is nobody else's, by our programs and by those that they start.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

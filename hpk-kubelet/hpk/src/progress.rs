@@ -1,5 +1,6 @@
 //! Progress for people: a spinner on a terminal, plain lines with elapsed seconds elsewhere. Writes to
 //! standard error only; results are not its business.
+#![allow(clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;

@@ -1,5 +1,6 @@
 //! `hpk status`: how the supervisor and its components stand, and which network pods are in. Exit code 0 when all serve, 3
 //! when not.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use crate::cli::{self, Format};
 use crate::decide::Families;

@@ -1,5 +1,6 @@
 //! `hpk up`: decides, makes keys and files, starts the detached supervisor, waits until everything serves.
 //! Also `hpk supervise`, the other half.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use crate::cli::{self, DefaultMemory};
 use crate::components::{self, Layout};

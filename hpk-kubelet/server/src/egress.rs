@@ -54,7 +54,7 @@ pub fn start<B: Backend>(path: &Path, backend: Arc<B>) -> io::Result<()> {
     // Left by a kubelet that was killed; the caller holds the home's lock.
     hpk_layout::remove_stale_socket(path)?;
     let listener = UnixListener::bind(path)?;
-    tokio::spawn(accept(listener, backend));
+    hpk_link::lasting::spawn("way of the API server to pods", accept(listener, backend));
     Ok(())
 }
 

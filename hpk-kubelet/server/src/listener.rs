@@ -7,6 +7,7 @@ use crate::respond::{Body, text};
 use crate::service::Service;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use hpk_link::doorway::{Doorway, Visitor};
+use hpk_link::lasting;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
@@ -54,13 +55,13 @@ pub fn start<B: Backend>(listener: TcpListener, config: ServerConfig, backend: A
     let auth = Auth::new(config.client, config.node_name.clone());
     let service = Arc::new(Service::new(config.node_name, auth, backend));
     let refreshed = tls.clone();
-    tokio::spawn(async move {
+    lasting::spawn("certificates of the kubelet API", async move {
         loop {
             tokio::time::sleep(REFRESH).await;
             refreshed.refresh();
         }
     });
-    tokio::spawn(accept(listener, tls, service));
+    lasting::spawn("kubelet API", accept(listener, tls, service));
     Ok(())
 }
 

@@ -61,7 +61,7 @@ impl Recorder {
     #[must_use]
     pub fn start(client: Client, node: String) -> Self {
         let (queue, incoming) = mpsc::channel(QUEUE);
-        tokio::spawn(post_all(client, node, incoming));
+        hpk_link::lasting::spawn("events", post_all(client, node, incoming));
         Self { queue }
     }
 

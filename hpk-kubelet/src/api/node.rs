@@ -5,6 +5,7 @@ use crate::slurm::cluster::Capacity;
 use crate::slurm::limits::Site;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, StoredImage};
+use hpk_link::lasting;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
@@ -94,7 +95,7 @@ pub async fn keep(
     facts: watch::Sender<NodeFacts>,
     way_out: watch::Receiver<BTreeMap<String, bool>>,
 ) {
-    tokio::spawn(keep_lease(client.clone(), cluster.node_name.clone()));
+    lasting::spawn("lease of the node", keep_lease(client.clone(), cluster.node_name.clone()));
     let nodes: Api<Node> = Api::all(client);
     let system = system_info();
     let mut posted: Option<NodeStatus> = None;

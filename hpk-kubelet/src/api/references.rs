@@ -44,7 +44,7 @@ impl Watches {
         R: Future<Output = ()> + Send + 'static,
     {
         let (messages, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(own(client, node, messages.downgrade(), inbox, changed));
+        hpk_link::lasting::spawn("references", own(client, node, messages.downgrade(), inbox, changed));
         Self { messages }
     }
 

@@ -6,7 +6,7 @@
 //!   └─ links pods FOLDER        all pods' ends, in a process of their own, with what production has: mutual TLS 1.3,
 //!                               TCP keep-alive, the hello and the facts stream
 //! ```
-
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use hpk_api::link::{Hello, NetUpdate};

@@ -17,6 +17,7 @@
 pub mod client;
 #[cfg(feature = "server")]
 pub mod doorway;
+pub mod lasting;
 mod line;
 mod mux;
 #[cfg(feature = "server")]

@@ -148,8 +148,8 @@ impl LinkServer {
         let (link_events, links) = mpsc::channel(1024);
         let (net_events, net) = mpsc::channel(1024);
         let out = Out { ask, links: link_events, net: net_events };
-        tokio::spawn(registry(asked));
-        tokio::spawn(accept(listener, acceptor.clone(), out.clone()));
+        crate::lasting::spawn("links", registry(asked));
+        crate::lasting::spawn("link listener", accept(listener, acceptor.clone(), out.clone()));
         Ok((Self { out, acceptor, ca, advertised }, Events { links, net }))
     }
 

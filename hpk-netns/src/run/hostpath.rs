@@ -4,9 +4,9 @@
 //! is missing becomes a folder, as the common runtimes do.
 
 use hpk_api::plan::HostBind;
-use std::fs::{DirBuilder, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a hostPath volume cannot be given to the pod.
@@ -103,12 +103,13 @@ fn ensure(bind: &HostBind, path: &Path) -> Result<bool, HostPathError> {
     match (bind.kind.as_str(), &found) {
         ("", Some(meta)) => Ok(meta.is_dir()),
         ("" | "DirectoryOrCreate", None) => {
-            DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(fail)?;
+            make_folders(path).map_err(fail)?;
             Ok(true)
         }
         ("FileOrCreate", None) => {
             // Parents are not made: upstream does not either.
-            OpenOptions::new().create(true).append(true).mode(0o644).open(path).map_err(fail)?;
+            let file = OpenOptions::new().create(true).append(true).open(path).map_err(fail)?;
+            file.set_permissions(Permissions::from_mode(0o644)).map_err(fail)?;
             Ok(false)
         }
         ("Directory" | "DirectoryOrCreate", _) => of_kind("directory", Metadata::is_dir),
@@ -117,6 +118,20 @@ fn ensure(bind: &HostBind, path: &Path) -> Result<bool, HostPathError> {
         ("CharDevice", _) => of_kind("character device", |m| m.file_type().is_char_device()),
         ("BlockDevice", _) => of_kind("block device", |m| m.file_type().is_block_device()),
         (other, _) => Err(HostPathError::UnknownKind { path: bind.source.clone(), kind: other.to_owned() }),
+    }
+}
+
+/// With upstream's mode, whatever the umask: containers' users are others than this process.
+fn make_folders(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(above) = path.parent() else { return Err(error) };
+            make_folders(above)?;
+            make_folders(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -176,6 +191,10 @@ mod tests {
         for (i, (source, kind, want)) in cases.iter().enumerate() {
             let got = prepare(&bind(source, kind), i, points.path()).ok().map(|p| p.is_dir());
             assert_eq!(got, *want, "case {i}: {} {kind:?}", source.display());
+        }
+        // Other users than ours are in containers.
+        for (made, mode) in [("a", 0o755), ("a/b/c", 0o755), ("newf", 0o644)] {
+            assert_eq!(tmp.path().join(made).metadata().unwrap().permissions().mode() & 0o777, mode, "{made}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! stamp and without a look at its lines. What a log costs beyond this is the log's own. For bench/logs.
 //!
 //! `floor FOLDER MAX_BYTES PROGRAM [ARGUMENT…]`
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use std::fs::File;
 use std::io::{Read, Write};

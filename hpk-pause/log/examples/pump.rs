@@ -1,6 +1,7 @@
 //! Runs a program with its output in a CRI log, as the supervisor does, and tells what that cost: for bench/logs.
 //!
 //! `pump FOLDER MAX_BYTES MAX_FILES PROGRAM [ARGUMENT…]`
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_log::{LogEvent, LogService, LogSettings, LogTarget, Source};
 use std::process::{Command, Stdio};

@@ -4,6 +4,7 @@
 //! `launch ROOTFS SCRATCH` prints one `name microseconds` a line (medians); `launch restarted ROOTFS SCRATCH` only the time to
 //! the command of a container that has what a pod's have, for bench/supervisor. `launch reaper` and `launch orphans N` are
 //! the parts of the reaping measurement that are processes of their own.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hpk_sys::join::{JoinSpec, Joiner};

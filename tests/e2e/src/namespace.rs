@@ -1,4 +1,5 @@
 //! A namespace for one case, gone when the case ends.
+#![allow(clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
 use crate::command::{Run, kubectl, kubectl_with_input, sx};
 use crate::watch::until;

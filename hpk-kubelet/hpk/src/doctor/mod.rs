@@ -1,4 +1,5 @@
 //! `hpk doctor`: checks what HPK needs on this site, each with its result and a remedy.
+#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 mod checks;
 mod network;

@@ -1,4 +1,5 @@
 //! `hpk-image pull REFERENCE STORE`: the image store without a cluster, for tests and for looking at images.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
 use hpk_images::{ImageStore, Keyring, Limits, LocalImages, PullPolicy, Registries, StoreConfig, helper};
 use std::process::ExitCode;
