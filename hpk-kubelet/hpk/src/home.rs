@@ -73,20 +73,10 @@ impl Home {
     /// # Errors
     /// When one cannot be made, or somebody else could put another in the root's place.
     pub(crate) fn create(&self) -> Result<(), HomeError> {
-        let above = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| HomeError::Io { path, source }
-        };
-        let parent = above(&self.root);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(io(&parent))?;
-        // Both ways: by its links, which others could exchange, and where they lead.
-        let real = parent.canonicalize().map_err(io(&parent))?;
-        for folder in parent.ancestors().chain(real.ancestors()) {
-            // Of a link its owner counts; where it leads is looked at by its real path.
-            let meta = fs::symlink_metadata(folder).map_err(io(folder))?;
-            owner_may_be_trusted(folder, &meta)?;
-        }
+        let parent = self.root.parent().unwrap_or(&self.root);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(|source| HomeError::Io { path: parent.to_owned(), source })?;
+        self.check_above()?;
         let folders = [
             self.pki(),
             self.log(),
@@ -99,6 +89,26 @@ impl Home {
         private_dir(&self.root)?;
         for dir in folders {
             private_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nobody else can put another folder in the root's place, which need not be there yet.
+    ///
+    /// # Errors
+    /// [`HomeError::Above`], or the file system's.
+    pub(crate) fn check_above(&self) -> Result<(), HomeError> {
+        let parent = self.root.ancestors().skip(1).find(|p| p.exists()).unwrap_or(Path::new("/"));
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| HomeError::Io { path, source }
+        };
+        // Both ways: by its links, which others could exchange, and where they lead.
+        let real = parent.canonicalize().map_err(io(parent))?;
+        for folder in parent.ancestors().chain(real.ancestors()) {
+            // Of a link its owner counts; where it leads is looked at by its real path.
+            let meta = fs::symlink_metadata(folder).map_err(io(folder))?;
+            owner_may_be_trusted(folder, &meta)?;
         }
         Ok(())
     }

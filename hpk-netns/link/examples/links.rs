@@ -7,7 +7,7 @@
 //!                               TCP keep-alive, the hello and the facts stream
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use hpk_api::link::{Hello, NetUpdate};
 use hpk_link::client::{ClientConfig, keep};

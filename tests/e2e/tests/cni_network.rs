@@ -1,5 +1,6 @@
 //! A network that the site has set up for Apptainer (`hpk up --network cni:NAME`): pods of root's jobs in it, and what an
 //! ordinary user hears whose Apptainer cannot use it.
+#![allow(clippy::print_stderr, reason = "what a failed case leaves is shown")]
 #![allow(clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
 use hpk_e2e::{BUSYBOX, PATIENCE, Run, TOOLBOX, eventually, sx};

@@ -233,6 +233,9 @@ fn home() -> Finding {
         Ok(h) => h,
         Err(e) => return Finding::failed(CHECK, e.to_string(), "set HPK_HOME"),
     };
+    if let Err(e) = home.check_above() {
+        return Finding::failed(CHECK, e.to_string(), "set HPK_HOME to a folder in your home");
+    }
     // It may not be there yet: then its parent tells.
     let place = home.root().ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let kind = match nix::sys::statfs::statfs(place).map(|s| s.filesystem_type()) {

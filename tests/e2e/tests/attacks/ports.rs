@@ -1,6 +1,7 @@
 //! Ports and folders that another user of the machine takes first.
 //!
 //! The victim is a second cluster of alice's on the login node, so that the other cases keep theirs.
+#![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
 use hpk_e2e::{PATIENCE, eventually, sx};
 use serde_json::Value;
