@@ -91,3 +91,29 @@ fn the_api_server_reaches_pods_and_services() {
     let refused = get("pods/web:8081/proxy").err();
     assert!(refused.contains("connection refused"), "{refused}");
 }
+
+#[test]
+fn a_supervisor_whose_socket_is_gone_makes_it_anew() {
+    let before = status();
+    sx("login", Some("alice"), &["rm", ".hpk/run/supervisor.sock", ".hpk/run/supervisor.json"]).ok();
+    let after = status();
+    assert_eq!((&after["pid"], &after["started"]), (&before["pid"], &before["started"]), "{after}");
+}
+
+#[test]
+fn a_name_is_known_as_soon_as_its_service_is() {
+    let ns = Namespace::new("names");
+    let port = ports()["dns"].to_string();
+    let ask = |name: &str| {
+        let line = ["dig", "+noall", "+comments", "+answer", "@10.77.0.1", "-p", &port, name];
+        sx("login", Some("alice"), &line).ok().to_owned()
+    };
+    let name = format!("late.{}.svc.cluster.local.", ns.name());
+    assert!(ask(&name).contains("NXDOMAIN"), "{}", ask(&name));
+    ns.kubectl(&["create", "service", "clusterip", "late", "--tcp=80"]).ok();
+    // Far below the 30 s for which an absent name could be kept.
+    eventually("the name is known", std::time::Duration::from_secs(10), || ask(&name).contains("IN\tA").then_some(()));
+    // The site has no resolver: what nobody knows does not exist.
+    let unknown = ask("nosuchname.");
+    assert!(unknown.contains("NXDOMAIN"), "{unknown}");
+}
