@@ -84,6 +84,8 @@ impl Home {
             self.config(),
             self.flexvolume(),
             self.egress(),
+            // Bound into the container: it must be there.
+            self.etcd(),
             self.root.join("pods"),
         ];
         private_dir(&self.root)?;
