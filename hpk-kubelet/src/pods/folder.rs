@@ -311,7 +311,7 @@ mod tests {
         link(RECORD);
         let who = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
         folder.write_record(&Record::new(who, Timestamp::UNIX_EPOCH)).expect("write");
-        assert!(folder.record().is_some());
+        assert!(folder.record().expect("a record").is_some());
         assert!(fs::read_to_string(&key).expect("key").starts_with(r#"{"node""#), "it is as it was");
     }
 
