@@ -9,6 +9,10 @@
 //! offered ── the other's offer says that it has the key ─▶ known
 //! offered, known ── RENEW_AFTER ─▶ offered, with a new key; the former one is taken until KEPT_FOR
 //! ```
+//! Who makes a key decides how old it gets: he takes nothing with it from [`KEPT_FOR`] on, and tells it to nobody once it is
+//! [`TOLD_FOR`] old, so that whoever was told it, and sends with it for [`USED_FOR`], has stopped before. Asked for a key
+//! later, he makes a new one.
+//!
 //! A number must never be used twice with a key. So a key carries the time when it was made, and none is taken up that is not
 //! newer than all before: an offer that somebody on the way held back brings nothing back. And numbers begin with the time
 //! when a key was taken up: who lost what he knew of the other and is told the same key again goes on with higher ones.
@@ -17,7 +21,8 @@
 //! has no such instructions, or is of another version. Once a second a packet takes the tunnel all the same: WireGuard's
 //! timers go by what it carries, so its handshakes, and with them what is known of a dead peer, stay as they are.
 //!
-//! Messages are laid out as WireGuard's data messages and told from them by their type. Why: docs/adr/0013.
+//! Messages are laid out as WireGuard's data messages and told from them by their type. Why: docs/adr/0013. To the byte, with
+//! vectors: docs/spec-bulk-cipher.md.
 
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::time::{Duration, Instant};
@@ -34,6 +39,9 @@ const RENEW_AFTER: Duration = Duration::from_secs(120);
 const USED_FOR: Duration = Duration::from_secs(150);
 /// How long a key is taken, from when it was made (WireGuard: 180 s).
 const KEPT_FOR: Duration = Duration::from_secs(180);
+/// How long a key is told, from when it was made: told then, it is sent with until just before [`KEPT_FOR`]. What is left is
+/// for the way.
+const TOLD_FOR: Duration = Duration::from_secs(25);
 /// Between two offers of one key.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Offers of one key: who does not answer has no use for it.
@@ -74,7 +82,8 @@ pub(super) struct Bulk {
     began: Instant,
     made: u8,
     current: Option<Inbound>,
-    former: Option<Inbound>,
+    /// Older ones that the other may still send with: one as a rule, more when offers get lost.
+    former: Vec<Inbound>,
     outbound: Option<Outbound>,
     /// When the newest key that we were told of was made, by the other's clock, nanoseconds.
     newest: Option<u64>,
@@ -109,7 +118,7 @@ impl Bulk {
     /// For the peer of this slot; `began`: the datapath.
     pub(super) fn new(slot: usize, began: Instant) -> Self {
         let slot = u32::try_from(slot).unwrap_or(0) << 8;
-        Self { slot, began, made: 0, current: None, former: None, outbound: None, newest: None, pulsed: None }
+        Self { slot, began, made: 0, current: None, former: Vec::new(), outbound: None, newest: None, pulsed: None }
     }
 
     /// Whether packets may go past the tunnel now. Not when one is due to take it.
@@ -143,12 +152,16 @@ impl Bulk {
         true
     }
 
-    /// The packet in a message for one of our keys, once.
-    pub(super) fn open<'a>(&mut self, message: &'a mut [u8]) -> Option<&'a mut [u8]> {
+    /// The packet in a message for one of our keys, once, and while the key is not too old.
+    pub(super) fn open<'a>(&mut self, message: &'a mut [u8], now: Instant) -> Option<&'a mut [u8]> {
         let index = receiver(message)?;
         let (head, sealed) = message.split_first_chunk_mut::<HEAD>()?;
         let number: [u8; 8] = *head.last_chunk()?;
-        let inbound = [&mut self.current, &mut self.former].into_iter().flatten().find(|i| i.index == index)?;
+        let inbound = self
+            .current
+            .iter_mut()
+            .chain(&mut self.former)
+            .find(|i| i.index == index && now.duration_since(i.born) < KEPT_FOR)?;
         let n = u64::from_le_bytes(number);
         if !inbound.window.is_new(n) {
             return None;
@@ -160,24 +173,16 @@ impl Bulk {
 
     /// What is to be said to the other now; to be asked whenever something came by the tunnel. `fresh` makes a key.
     pub(super) fn offer(&mut self, now: Instant, fresh: impl FnOnce() -> Option<Secret>) -> Option<Offer> {
-        if self.former.as_ref().is_some_and(|k| now.duration_since(k.born) >= KEPT_FOR) {
-            self.former = None;
-        }
-        if self.current.as_ref().is_none_or(|k| now.duration_since(k.born) >= RENEW_AFTER) {
-            let secret = fresh()?;
-            let index = self.slot | u32::from(self.made);
-            self.made = self.made.wrapping_add(1);
-            let made = Inbound {
-                index,
-                secret,
-                key: key(&secret)?,
-                window: Window::default(),
-                born: now,
-                offered: None,
-                tries: 0,
-                known: false,
-            };
-            self.former = self.current.replace(made).filter(|k| now.duration_since(k.born) < KEPT_FOR);
+        self.former.retain(|key| now.duration_since(key.born) < KEPT_FOR);
+        match &self.current {
+            Some(key) if now.duration_since(key.born) < RENEW_AFTER => {
+                // Offers have been lost, or nothing was said meanwhile.
+                if !key.known && key.tries < TRIES && now.duration_since(key.born) >= TOLD_FOR {
+                    let tries = key.tries;
+                    self.make(now, fresh, tries)?;
+                }
+            }
+            _ => self.make(now, fresh, 0)?,
         }
         let current = self.current.as_mut()?;
         let waits = current.offered.is_some_and(|at| now.duration_since(at) < AGAIN);
@@ -186,6 +191,26 @@ impl Bulk {
         }
         (current.offered, current.tries) = (Some(now), current.tries + 1);
         self.say()
+    }
+
+    /// A new key; the present one becomes a former one. `tries`: offers without an answer so far.
+    fn make(&mut self, now: Instant, fresh: impl FnOnce() -> Option<Secret>, tries: u8) -> Option<()> {
+        let secret = fresh()?;
+        let index = self.slot | u32::from(self.made);
+        self.made = self.made.wrapping_add(1);
+        let made = Inbound {
+            index,
+            secret,
+            key: key(&secret)?,
+            window: Window::default(),
+            born: now,
+            offered: None,
+            tries,
+            known: false,
+        };
+        self.former.extend(self.current.replace(made));
+        self.former.retain(|key| now.duration_since(key.born) < KEPT_FOR);
+        Some(())
     }
 
     /// Our key, and which of the other's we have.
@@ -206,9 +231,15 @@ impl Bulk {
         Some(offer)
     }
 
-    /// A packet that came through the tunnel from no pod's address. Returns what is to be answered at once, with the key
-    /// that there is: the other has not heard yet that we have its own, or has not got ours.
-    pub(super) fn hear(&mut self, packet: &[u8], now: Instant) -> Option<Offer> {
+    /// A packet that came through the tunnel from no pod's address. Returns what is to be answered at once: the other has
+    /// not heard yet that we have its own key, or has not got ours. `fresh` makes a key, if the one that there is must not
+    /// be told any more.
+    pub(super) fn hear(
+        &mut self,
+        packet: &[u8],
+        now: Instant,
+        fresh: impl FnOnce() -> Option<Secret>,
+    ) -> Option<Offer> {
         let said = packet.strip_prefix(&[0x45]).and_then(|_| packet.get(IP_HEADER..OFFER))?;
         let (born, rest) = said.strip_prefix(&MAGIC)?.split_first_chunk::<8>()?;
         let (index, rest) = rest.split_first_chunk::<4>()?;
@@ -222,14 +253,18 @@ impl Bulk {
             let first = first_number(now.duration_since(self.began))?;
             self.outbound = Some(Outbound { index, key: key(secret)?, told: now, first, next: first });
         }
-        let lacks = match &mut self.current {
-            Some(current) => {
-                current.known |= current.index == has;
-                !current.known
-            }
-            None => false,
-        };
-        if new || lacks { self.say() } else { None }
+        let current = self.current.as_mut()?;
+        let has_it = current.index == has;
+        current.known |= has_it;
+        if !new && current.known {
+            return None;
+        }
+        // Who has it takes nothing from the answer but that his own has come.
+        let too_old = !has_it && now.duration_since(current.born) >= TOLD_FOR;
+        if too_old {
+            self.make(now, fresh, 0)?;
+        }
+        self.say()
     }
 }
 
@@ -326,7 +361,7 @@ mod tests {
         let (mut from, mut to) = (a, b);
         for _ in 0..5 {
             let Some(offer) = said else { return };
-            said = to.hear(&offer, now).or_else(|| to.offer(now, fresh));
+            said = to.hear(&offer, now, fresh).or_else(|| to.offer(now, fresh));
             (from, to) = (to, from);
         }
         panic!("they do not come to an end");
@@ -348,15 +383,15 @@ mod tests {
             for changed in [0, 4, 8, sealed.len() - 1] {
                 let mut other = sealed.clone();
                 other[changed] ^= 1;
-                assert_eq!(b.open(&mut other), None, "byte {changed}");
+                assert_eq!(b.open(&mut other, now), None, "byte {changed}");
             }
-            assert_eq!(b.open(&mut sealed[..sealed.len() - 1].to_vec()), None);
-            assert_eq!(b.open(&mut sealed.clone()).as_deref(), Some(packet));
-            assert_eq!(b.open(&mut sealed.clone()), None, "a second time");
-            assert_eq!(a.open(&mut sealed.clone()), None, "its own");
+            assert_eq!(b.open(&mut sealed[..sealed.len() - 1].to_vec(), now), None);
+            assert_eq!(b.open(&mut sealed.clone(), now).as_deref(), Some(packet));
+            assert_eq!(b.open(&mut sealed.clone(), now), None, "a second time");
+            assert_eq!(a.open(&mut sealed.clone(), now), None, "its own");
         }
         let answer = message(&mut b, b"answer");
-        assert_eq!(a.open(&mut answer.clone()).as_deref(), Some(&b"answer"[..]));
+        assert_eq!(a.open(&mut answer.clone(), now).as_deref(), Some(&b"answer"[..]));
     }
 
     #[test]
@@ -389,19 +424,41 @@ mod tests {
         tell(&mut b, &mut a, after(120));
         let new = message(&mut a, b"new");
         assert_ne!(receiver(&new), receiver(&late));
-        assert!(b.open(&mut late.clone()).is_some() && b.open(&mut new.clone()).is_some());
+        assert!(b.open(&mut late.clone(), after(179)).is_some() && b.open(&mut new.clone(), after(179)).is_some());
+        assert_eq!(b.open(&mut too_late.clone(), after(180)), None, "whether anything came by the tunnel or not");
         b.offer(after(180), fresh);
-        assert_eq!(b.open(&mut too_late.clone()), None);
+        assert_eq!(b.open(&mut too_late.clone(), after(180)), None);
+        // No offer of the other comes through any more: the present key grows old just so.
+        let newer = message(&mut a, b"newer");
+        let much_newer = message(&mut a, b"much newer");
+        assert!(b.open(&mut newer.clone(), after(120 + 179)).is_some());
+        assert_eq!(b.open(&mut much_newer.clone(), after(120 + 180)), None);
+    }
+
+    #[test]
+    fn a_key_is_told_while_it_is_young_and_made_anew_for_who_asks_late() {
+        let (mut a, _) = two(after(0));
+        for (late, same) in [(24, true), (25, false), (119, false)] {
+            let before = a.current.as_ref().map(|key| key.index);
+            let born = a.current.as_ref().unwrap().born;
+            // Who has lost all that he knew asks.
+            let mut b = Bulk::new(7, after(0));
+            let now = born + Duration::from_secs(late);
+            tell(&mut b, &mut a, now);
+            assert_eq!(a.current.as_ref().map(|key| key.index) == before, same, "{late} s old");
+            let last = message(&mut b, b"at the end");
+            assert!(a.open(&mut last.clone(), now + USED_FOR).is_some());
+        }
     }
 
     #[test]
     fn an_end_that_lost_its_keys_is_understood_again() {
         let (mut a, _) = two(after(0));
         let mut b = Bulk::new(7, after(0));
-        assert_eq!(b.open(&mut message(&mut a, b"lost")), None);
+        assert_eq!(b.open(&mut message(&mut a, b"lost"), after(0)), None);
         tell(&mut b, &mut a, after(1));
-        assert!(b.open(&mut message(&mut a, b"here")).is_some());
-        assert!(a.open(&mut message(&mut b, b"there")).is_some());
+        assert!(b.open(&mut message(&mut a, b"here"), after(1)).is_some());
+        assert!(a.open(&mut message(&mut b, b"there"), after(1)).is_some());
     }
 
     /// Of a message's head.
@@ -417,7 +474,7 @@ mod tests {
         tell(&mut a, &mut b, after(0) + Duration::from_micros(50));
         let again = message(&mut a, b"x");
         assert!(number(&again) > last);
-        assert!(b.open(&mut again.clone()).is_some());
+        assert!(b.open(&mut again.clone(), after(1)).is_some());
         assert_eq!(first_number(Duration::from_hours(24 * 300)), None);
     }
 
@@ -425,16 +482,43 @@ mod tests {
     fn an_offer_that_was_held_back_brings_no_key_back() {
         let (mut a, mut b) = (Bulk::new(1, after(0)), Bulk::new(7, after(0)));
         let [first, again] = [0, 1].map(|s| a.offer(after(s), fresh).unwrap());
-        b.hear(&first, after(1));
+        b.hear(&first, after(1), fresh);
         message(&mut b, b"number 0");
         tell(&mut a, &mut b, after(120));
         let index = receiver(&message(&mut b, b"number 0 of another key")).unwrap();
         for held in [again, first] {
-            b.hear(&held, after(121));
+            b.hear(&held, after(121), fresh);
             let next = message(&mut b, b"number 1");
             assert_eq!(receiver(&next), Some(index));
-            assert!(a.open(&mut next.clone()).is_some());
+            assert!(a.open(&mut next.clone(), after(121)).is_some());
         }
+    }
+
+    /// Those of docs/spec-bulk-cipher.md, made by another implementation of AES-GCM.
+    #[test]
+    fn vectors() {
+        const MESSAGE: &str =
+            "050000000107000000001000000000009c88f31f6e7efe81db261fd21785f379be78079ab1c19083f21c1e7c5be2bb5f";
+        const EMPTY: &str = "05000000010700000100100000000000ea11180a4474ef3a2efba9beec3b14c0";
+        const OFFER: &str = "450000380000000000fd0000000000000000000068706b01002f6859000000000107\
+                             0000ffffffff000102030405060708090a0b0c0d0e0f";
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let secret: Secret = std::array::from_fn(|n| u8::try_from(n).unwrap());
+        // The second key of the peer in slot 7, one and a half seconds after the datapath began.
+        let mut b = Bulk { made: 1, ..Bulk::new(7, after(0)) };
+        let made_at = after(1) + Duration::from_millis(500);
+        let offer = b.offer(made_at, || Some(secret)).unwrap();
+        assert_eq!(hex(&offer), OFFER);
+        // Taken up one second after the other's datapath began.
+        let mut a = Bulk::new(1, after(1));
+        a.hear(&offer, after(2), fresh);
+        let first = 1_000_000 << 20;
+        assert_eq!(a.outbound.as_ref().map(|key| (key.index, key.next)), Some((0x701, first)));
+        a.outbound.as_mut().unwrap().next = 1 << 20;
+        let (message, empty) = (message(&mut a, b"the first packet"), message(&mut a, b""));
+        assert_eq!((hex(&message).as_str(), hex(&empty).as_str()), (MESSAGE, EMPTY));
+        assert_eq!(b.open(&mut message.clone(), after(3)).as_deref(), Some(&b"the first packet"[..]));
+        assert_eq!(b.open(&mut empty.clone(), after(3)).as_deref(), Some(&b""[..]));
     }
 
     #[test]
@@ -451,9 +535,37 @@ mod tests {
             if let Some(first) = packet.first_mut() {
                 *first = 0x45;
             }
-            prop_assert!(a.hear(&packet, after(0)).is_none());
+            prop_assert!(a.hear(&packet, after(0), fresh).is_none());
             prop_assert!(!a.carries(after(0)));
-            prop_assert_eq!(a.open(&mut packet), None);
+            prop_assert_eq!(a.open(&mut packet, after(0)), None);
+        }
+
+        /// Offers get lost, the tunnel is silent for a while, and a packet is under way for up to four seconds: whatever is
+        /// sent with a key is taken, and nothing that is older than a key may be.
+        #[test]
+        fn whatever_is_sent_with_a_key_is_taken(
+            steps in proptest::collection::vec((0..30_u64, any::<bool>(), 0..4_u8, 0..5_u64), 1..200),
+        ) {
+            let (mut a, mut b) = (Bulk::new(1, after(0)), Bulk::new(7, after(0)));
+            let mut seconds = 0;
+            for (wait, swap, heard, way) in steps {
+                seconds += wait;
+                let now = after(seconds);
+                let (from, to) = if swap { (&mut b, &mut a) } else { (&mut a, &mut b) };
+                // How many of the words between them arrive.
+                let mut said = from.offer(now, fresh);
+                for turn in 0..heard {
+                    let Some(offer) = said else { break };
+                    let hears = if turn % 2 == 0 { &mut *to } else { &mut *from };
+                    said = hears.hear(&offer, now, fresh);
+                }
+                if from.carries(now) {
+                    let sealed = message(from, b"x");
+                    let arrives = after(seconds + way);
+                    prop_assert!(to.open(&mut sealed.clone(), arrives).is_some(), "after {} s", seconds);
+                    prop_assert!(to.open(&mut message(from, b"y"), now + KEPT_FOR).is_none());
+                }
+            }
         }
 
         #[test]

@@ -160,7 +160,7 @@ impl Engine {
                 TunnResult::WriteToTunnelV4(bytes, source) if source.is_unspecified() => {
                     // No pod's: it is the other datapath that speaks.
                     peer.heard = now;
-                    let answer = peer.bulk.as_mut().and_then(|bulk| bulk.hear(bytes, now));
+                    let answer = peer.bulk.as_mut().and_then(|bulk| bulk.hear(bytes, now, keys::fresh));
                     return self.offer_bulk(index, answer, plain);
                 }
                 TunnResult::WriteToTunnelV4(bytes, _) | TunnResult::WriteToTunnelV6(bytes, _) => {
@@ -178,8 +178,9 @@ impl Engine {
 
     /// A message past the tunnel of a peer.
     fn open_bulk(&mut self, index: usize, message: &mut [u8]) {
+        let now = self.now;
         let Some(bulk) = self.peers.get(index).and_then(|peer| peer.bulk.as_mut()) else { return };
-        let Some(packet) = bulk.open(message) else { return };
+        let Some(packet) = bulk.open(message, now) else { return };
         self.deliver_from(index, packet);
     }
 
