@@ -37,7 +37,10 @@ pub enum RequestError {
     #[error("the pod's supervisor answered nonsense: {0}")]
     Protocol(String),
     /// The supervisor is silent.
-    #[error("the pod's supervisor did not answer within {0} s")]
+    #[error(
+        "the pod's supervisor does not answer (waited {0} s): it is stopped (SIGSTOP, a debugger), or its node is stuck; see \
+         the node, or delete the pod, which ends it all the same"
+    )]
     Timeout(u64),
 }
 

@@ -10,8 +10,10 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
-/// A supervisor that says nothing for this long after a request is not going to.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A supervisor that says nothing for this long after a request is not going to: it answers within milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same when it dials somebody first, who may take his time.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the supervisor sends.
 #[derive(Debug)]
@@ -48,8 +50,9 @@ pub async fn request<S: AsyncRead + AsyncWrite>(
             }
         }
     };
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
-    let answer = answer.map_err(|_| RequestError::Timeout(ANSWER_TIMEOUT.as_secs()))??;
+    let patience = if matches!(request, Request::Dial { .. }) { DIAL_TIMEOUT } else { ANSWER_TIMEOUT };
+    let answer = tokio::time::timeout(patience, exchange).await;
+    let answer = answer.map_err(|_| RequestError::Timeout(patience.as_secs()))??;
     Ok((answer, reader, Writer { io: out }))
 }
 
@@ -161,8 +164,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_supervisor_is_given_up() {
-        let (ours, _theirs) = tokio::io::duplex(4096);
-        assert!(matches!(request(ours, &Request::Stats).await, Err(RequestError::Timeout(30))));
+    async fn a_supervisor_that_is_stopped_is_told_as_such_soon() {
+        // Its socket takes the request, and nobody reads it.
+        for (asked, seconds) in [(Request::Stats, 10), (Request::Dial { address: "10.0.0.1:80".parse().unwrap() }, 30)]
+        {
+            let (ours, _theirs) = tokio::io::duplex(4096);
+            let began = tokio::time::Instant::now();
+            let error = request(ours, &asked).await.err().unwrap().to_string();
+            assert_eq!(began.elapsed().as_secs(), seconds);
+            assert!(error.contains("supervisor does not answer") && error.contains("SIGSTOP"), "{error}");
+        }
     }
 }
