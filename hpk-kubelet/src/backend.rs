@@ -1,6 +1,5 @@
 //! The kubelet behind its HTTPS API: pods as the controller sees them, supervisors through the link.
 
-use crate::carrier::Carriers;
 use crate::controller::Pods;
 use crate::controller::context::Context;
 use hpk_link::server::OpenError;
@@ -17,15 +16,13 @@ pub struct Kubelet {
     ctx: Context,
     pods: watch::Receiver<Pods>,
     started_at: Timestamp,
-    carriers: Carriers,
 }
 
 impl Kubelet {
     /// A backend that reads the controller's published pods.
     #[must_use]
     pub fn new(ctx: Context, pods: watch::Receiver<Pods>) -> Self {
-        let carriers = Carriers::start(ctx.links.clone(), ctx.slurm.clone(), ctx.install.netns.clone());
-        Self { ctx, pods, started_at: Timestamp::now(), carriers }
+        Self { ctx, pods, started_at: Timestamp::now() }
     }
 
     fn all(&self) -> watch::Ref<'_, Pods> {
@@ -61,7 +58,7 @@ impl Backend for Kubelet {
         match (self.ctx.links.open_supervisor(uid).await, job) {
             (Ok(stream), _) => Ok(Box::new(stream)),
             (Err(OpenError::NoLink { .. }), Some(job)) => {
-                self.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await?;
+                self.ctx.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await?;
                 self.open_supervisor(uid).await
             }
             (Err(error), _) => Err(error.to_string()),

@@ -5,10 +5,10 @@
 //!                                        └─ comes by itself: nothing to do                  └─ ends with the job
 //! ```
 //! One task owns which pods have a carrier. A carrier costs a Slurm step and a process on this node, so it is started
-//! only when somebody wants a session; it then stays, and serves whatever comes later. A pod that manages to dial us
-//! takes over from it.
+//! when somebody wants a session or a pod stays without its link, of the latter only so many; it then stays, and serves
+//! whatever comes later.
 
-use crate::slurm::client::Client as Slurm;
+use crate::slurm::client::{Client as Slurm, SlurmError};
 use hpk_link::server::LinkServer;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 const ON_ITS_WAY: Duration = Duration::from_secs(3);
 /// Longest wait for a carrier: Slurm starts a step.
 const PATIENCE: Duration = Duration::from_secs(45);
+/// Carriers at once that nobody waits for: each is a process here and a step there.
+const UNASKED: usize = 32;
 /// How much of srun's own words is kept, bytes.
 const WORDS: u64 = 4096;
 
@@ -42,6 +44,12 @@ enum Ask {
         folder: PathBuf,
         ended: oneshot::Sender<String>,
     },
+    /// Start one, if there is none and there are not too many.
+    Offer {
+        uid: String,
+        job: String,
+        folder: PathBuf,
+    },
     Ended {
         uid: String,
         why: String,
@@ -56,6 +64,11 @@ impl Carriers {
         let starter = Starter { links: links.clone(), slurm, netns, tell: ask.clone() };
         hpk_link::lasting::spawn("carriers", keep(asked, starter));
         Self { links, ask }
+    }
+
+    /// Brings a link to the pod, which runs as `job`, if that can be done: nobody waits for it.
+    pub async fn offer(&self, uid: String, job: String, folder: PathBuf) {
+        let _ = self.ask.send(Ask::Offer { uid, job, folder }).await;
     }
 
     /// Returns when a link of the pod, which runs as `job`, stands.
@@ -93,6 +106,21 @@ struct Starter {
     tell: mpsc::Sender<Ask>,
 }
 
+impl Starter {
+    /// One carrier, which tells its end.
+    fn start(&self, uid: &str, job: &str, folder: &Path) -> Result<(), SlurmError> {
+        let child = self.slurm.step(job, &self.netns, folder)?;
+        tracing::info!(%uid, %job, "no link: srun carries it");
+        let (links, tell, uid) = (self.links.clone(), self.tell.clone(), uid.to_owned());
+        tokio::spawn(async move {
+            let why = carry(&links, child).await;
+            tracing::info!(%uid, why, "the carrier ended");
+            let _ = tell.send(Ask::Ended { uid, why }).await;
+        });
+        Ok(())
+    }
+}
+
 async fn keep(mut asked: mpsc::Receiver<Ask>, starter: Starter) {
     let mut running: HashMap<String, Vec<oneshot::Sender<String>>> = HashMap::new();
     while let Some(ask) = asked.recv().await {
@@ -102,19 +130,18 @@ async fn keep(mut asked: mpsc::Receiver<Ask>, starter: Starter) {
                     waiting.retain(|w| !w.is_closed());
                     waiting.push(ended);
                 }
-                None => match starter.slurm.step(&job, &starter.netns, &folder) {
-                    Ok(child) => {
-                        tracing::info!(%uid, %job, "no link: srun carries it");
-                        running.insert(uid.clone(), vec![ended]);
-                        let (links, tell) = (starter.links.clone(), starter.tell.clone());
-                        tokio::spawn(async move {
-                            let why = carry(&links, child).await;
-                            tracing::info!(%uid, why, "the carrier ended");
-                            let _ = tell.send(Ask::Ended { uid, why }).await;
-                        });
-                    }
+                None => match starter.start(&uid, &job, &folder) {
+                    Ok(()) => drop(running.insert(uid, vec![ended])),
                     Err(error) => drop(ended.send(error.to_string())),
                 },
+            },
+            Ask::Offer { uid, .. } if running.contains_key(&uid) => {}
+            Ask::Offer { uid, .. } if running.len() >= UNASKED => {
+                tracing::debug!(%uid, carriers = running.len(), "no carrier: there are enough");
+            }
+            Ask::Offer { uid, job, folder } => match starter.start(&uid, &job, &folder) {
+                Ok(()) => drop(running.insert(uid, Vec::new())),
+                Err(error) => tracing::warn!(%uid, error = &error as &dyn std::error::Error, "no carrier"),
             },
             Ask::Ended { uid, why } => {
                 for waiting in running.remove(&uid).unwrap_or_default() {

@@ -73,6 +73,12 @@ impl Home {
         self.root.join("pki")
     }
 
+    /// `run/member-link.json`: what the control plane's member links with.
+    #[must_use]
+    pub fn member_link(&self) -> PathBuf {
+        self.root.join("run/member-link.json")
+    }
+
     /// Takes the home for this process: two kubelets would submit every pod twice.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod carrier;
 pub mod controller;
 pub mod descriptors;
 pub mod home;
+pub mod link_port;
 pub mod pods;
 pub mod quantity;
 pub mod render;

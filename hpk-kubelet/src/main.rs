@@ -3,16 +3,19 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use hpk_api::cluster::ClusterConfig;
+use hpk_api::link::LinkCredentials;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
 use hpk_images::{ImageStore, Limits, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
+use hpk_kubelet::carrier::Carriers;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::descriptors;
 use hpk_kubelet::home::{Home, Install};
+use hpk_kubelet::link_port;
 use hpk_kubelet::pods::folder;
 use hpk_kubelet::slurm::client::{Client as Slurm, Times};
 use hpk_kubelet::slurm::request::Defaults;
@@ -20,6 +23,7 @@ use hpk_kubelet::watch;
 use hpk_link::lasting;
 use hpk_link::server::LinkServer;
 use hpk_server::{ServerConfig, TlsFiles};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -121,10 +125,8 @@ async fn run(args: Args) -> Result<()> {
         registries: Registries::load(&home.registries())?,
         limits: Limits::default(),
     })?;
-    let listener = listen(cluster.link_addr).with_context(|| {
-        format!("cannot listen for links on {}: is another hpk-kubelet running?", cluster.link_addr)
-    })?;
-    let (links, link_events) = LinkServer::start(listener, cluster.link_addr, &home.pki())?;
+    let (links, link_events) = LinkServer::start(cluster.link_addr, &home.pki())?;
+    let taken = link_port::open(&links, cluster.link_addr, last_link_address(&home))?;
     let times = slurm.times().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "Slurm's times are not known: usual ones are assumed");
         Times::default()
@@ -133,6 +135,20 @@ async fn run(args: Args) -> Result<()> {
     tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
     let (facts_sender, node) = tokio::sync::watch::channel(facts);
     let recorder = Recorder::start(client.clone(), cluster.node_name.clone());
+    if let Some(taken) = taken {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(cluster.node_name.clone()),
+            uid: Some(cluster.node_name.clone()),
+            ..ObjectReference::default()
+        };
+        tracing::warn!("{taken}");
+        recorder.tell(about, Note::warning("LinkPortTaken", taken.to_string()));
+        tokio::spawn(link_port::regain(links.clone(), cluster.link_addr));
+    }
+    let member_link = home.member_link();
+    let carriers = Carriers::start(links.clone(), slurm.clone(), install.netns.clone());
     let ctx = Context {
         recorder: recorder.clone(),
         services: watch::services(client.clone()),
@@ -141,6 +157,7 @@ async fn run(args: Args) -> Result<()> {
         slurm: slurm.clone(),
         images: images.clone(),
         links: links.clone(),
+        carriers,
         node,
         defaults: Arc::new(Defaults {
             memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
@@ -191,7 +208,7 @@ async fn run(args: Args) -> Result<()> {
             node_ip: cluster.node_ip,
             notices,
             outward,
-            member: args.cluster.with_file_name("run").join("member-link.json"),
+            member: member_link,
         }),
     );
     lasting::spawn("watch of pods", watch::pods(client, cluster.node_name, tx));
@@ -210,6 +227,12 @@ async fn tell_notices(mut heard: tokio::sync::mpsc::UnboundedReceiver<hpk_netfac
 /// Beside the control plane's supervisor, which holds the port so that nobody else gets it.
 fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(hpk_sys::ports::listen_beside(at)?)
+}
+
+/// Where pods' links came when a kubelet ran here last.
+fn last_link_address(home: &Home) -> Option<SocketAddr> {
+    let text = std::fs::read(home.member_link()).ok()?;
+    serde_json::from_slice::<LinkCredentials>(&text).ok().map(|credentials| credentials.address)
 }
 
 /// What user and site have chosen that pods are to know.

@@ -8,6 +8,7 @@ pub mod member;
 mod nat;
 pub mod network;
 mod node;
+mod outage;
 mod outward;
 pub mod probe;
 pub mod requests;

@@ -10,12 +10,13 @@ use crate::cni;
 use crate::datapath::{Config, Datapath, Encryption};
 use crate::nat::{self, Heard, Progress};
 use crate::node;
+use crate::outage::Outage;
 use crate::outward::{NotHad, Outward};
 use crate::requests::{self, Asked, answer};
 use hpk_api::link::{Hello, NetQuestion, NetUpdate};
 use hpk_api::net::{HostPort, NetnsRequest, NetworkList, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;
-use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use std::io;
 use std::io::Write;
 use std::net::IpAddr;
@@ -287,8 +288,7 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
-    let mut refused = false;
-    let mut said = false;
+    let mut outage = Outage::default();
     let (synced_in, synced) = watch::channel(false);
     // Requests are received beside; what they bring comes here.
     let (asked_in, mut asked) = mpsc::channel::<Asked>(4);
@@ -298,24 +298,15 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     }
     loop {
         tokio::select! {
-            end = &mut link, if !refused => match end {
-                Kept::Refused(why) => {
-                    hpk_api::say!("hpk-netns: the kubelet refused the link: {why}");
-                    refused = true;
-                }
-                Kept::Left => return,
-            },
-            () = leave.cancelled(), if refused => return,
+            () = &mut link => return,
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => {
-                    said = false;
+                    outage.over();
                     carrier.fresh();
                 }
-                // Once for each outage: the job's output is not a log of dials.
                 ClientEvent::Down { reason } => {
-                    if !said {
+                    if outage.is_news(&reason) {
                         hpk_api::say!("hpk-netns: link to the kubelet: {reason}; dialling on");
-                        said = true;
                     }
                 }
                 ClientEvent::Net(NetUpdate::Sweep) => sweep(),

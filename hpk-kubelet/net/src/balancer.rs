@@ -5,7 +5,7 @@
 
 use crate::services::{self, is_ours};
 use crate::world::World;
-use hpk_api::link::NetQuestion;
+use hpk_api::link::{MEMBER, NetQuestion};
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
@@ -71,6 +71,8 @@ impl Balancer {
         tracing::warn!(?service, uid, %at, ?protocol, %message, "no listener");
         let message = format!("{} {at}: {message}", format!("{protocol:?}").to_uppercase());
         match service {
+            // Services' ports are the member's alone.
+            Some(_) if uid != MEMBER => {}
             Some(key) => {
                 if let Some(service) = world.known_service(key) {
                     self.tell(service, true, "PortNotAvailable", message);

@@ -7,7 +7,7 @@ use crate::unenforced::Unenforced;
 use crate::world::{Push, To, World};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use hpk_api::link::{LinkCredentials, MEMBER};
+use hpk_api::link::MEMBER;
 use hpk_link::server::{LinkServer, NetEvent};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -16,10 +16,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -63,12 +61,11 @@ enum Change {
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
     let Config { client, links, mut events, pod_cidr, direct, node_ip, notices, outward, member } = config;
-    match links.issue(MEMBER).map_err(std::io::Error::other).and_then(|credentials| write(&member, &credentials)) {
-        Ok(()) => {}
-        Err(error) => {
-            tracing::error!(%error, path = %member.display(), "pods will not reach the API server and DNS: no credentials for the member")
-        }
-    }
+    links.adopt(
+        MEMBER,
+        member,
+        hpk_api::net::ranges(&pod_cidr).iter().flatten().map(hpk_api::net::first_host).collect(),
+    );
     let mut world = World::new(&pod_cidr, node_ip).direct(direct);
     let mut unenforced = direct.then(|| Unenforced::new(notices.clone()));
     let mut balancer = Balancer::new(client.clone(), node_ip, notices);
@@ -137,17 +134,6 @@ pub async fn run(config: Config) {
             }
         }
     }
-}
-
-/// By rename, 0600: the member may read at any time.
-fn write(path: &Path, credentials: &LinkCredentials) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec(credentials)?)?;
-    std::fs::rename(&temporary, path)
 }
 
 fn on_link(world: &mut World, event: &NetEvent) -> Vec<Push> {

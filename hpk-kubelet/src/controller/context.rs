@@ -2,6 +2,7 @@
 
 use crate::api::events::Recorder;
 use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
+use crate::carrier::Carriers;
 use crate::home::{Home, Install};
 use crate::pods::bandwidth;
 use crate::pods::folder::Folder;
@@ -39,6 +40,8 @@ pub struct Context {
     pub images: ImageStore,
     /// Links to pods.
     pub links: LinkServer,
+    /// Links that Slurm carries.
+    pub carriers: Carriers,
     /// Events.
     pub recorder: Recorder,
     /// All services, for environment variables.

@@ -1,6 +1,7 @@
 //! One pod as the controller knows it. Plain data; only the controller's task changes it.
 
 use super::prepare::Memory;
+use super::unlinked::Unlinked;
 use crate::pods::admit::Refusal;
 use crate::pods::folder::Record;
 use crate::pods::phase;
@@ -10,6 +11,7 @@ use crate::pods::status::{self, Waiting};
 use crate::pods::submission::Submission;
 use crate::slurm::job::{Job, JobState};
 use crate::slurm::pace::Interest;
+use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::{LaunchReport, PodState, RunState, StopCause};
 use jiff::Timestamp;
@@ -98,6 +100,12 @@ pub struct Entry {
     pub link: Option<AbortHandle>,
     /// Last news of its supervisor, or of its link.
     pub heard_at: Instant,
+    /// The link server was told that the pod may link.
+    pub may_link: bool,
+    /// What is done while it runs without a link.
+    pub unlinked: Unlinked,
+    /// What was told of addresses that it has not.
+    pub claimed: Option<String>,
     /// The stop.
     pub stop: Stop,
     /// The plan in force.
@@ -155,6 +163,9 @@ impl Entry {
             missed: 0,
             link: None,
             heard_at: Instant::now(),
+            may_link: false,
+            unlinked: Unlinked::default(),
+            claimed: None,
             stop: Stop::default(),
             plan: None,
             images: BTreeMap::new(),
@@ -296,6 +307,42 @@ impl Entry {
             },
             posted: self.settled,
         }
+    }
+
+    /// Whether it may have a link: as long as there is, or may be, a job of its that runs or will.
+    #[must_use]
+    pub fn is_to_link(&self) -> bool {
+        match self.stage() {
+            Stage::New => false,
+            // The preparation issues what the job finds.
+            Stage::Preparing => self.may_link,
+            Stage::Submitting | Stage::Submitted => !self.job.as_ref().is_some_and(Job::is_gone),
+        }
+    }
+
+    /// Its network, as its job was begun.
+    #[must_use]
+    pub fn network_mode(&self) -> Option<NetworkMode> {
+        self.plan.as_ref().map(|plan| plan.network.mode)
+    }
+
+    /// Whether an address is its own; one of the node's network is not.
+    #[must_use]
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        let lives = self.stage() != Stage::New && !self.job.as_ref().is_some_and(Job::is_gone);
+        let said = self.report.as_ref().filter(|_| self.network_mode() != Some(NetworkMode::Host));
+        lives && (self.record.pod_ips.contains(&ip) || said.is_some_and(|report| report.pod_ips.contains(&ip)))
+    }
+
+    /// It runs, is not being ended, and has no link.
+    #[must_use]
+    pub fn lacks_link(&self) -> bool {
+        let runs = self.job.as_ref().is_some_and(|job| job.state == JobState::Running);
+        self.stage() == Stage::Submitted
+            && runs
+            && self.link.is_none()
+            && self.finished_at.is_none()
+            && self.stop.since.is_none()
     }
 
     /// Whether the Node's ports that it asks for are its own: from when it was taken until it has ended.

@@ -21,6 +21,7 @@ mod refresh;
 mod reports;
 mod submission;
 mod tasks;
+mod unlinked;
 
 pub use event::{Event, Sender};
 
@@ -136,6 +137,10 @@ impl Controller {
 
     /// Runs until `stop`. Jobs go on without it.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+        for uid in self.entries.keys().cloned().collect::<Vec<_>>() {
+            // Before anything else: running pods find this kubelet by it.
+            self.see_to_link(&uid);
+        }
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -250,6 +255,7 @@ impl Controller {
                 entry.memory = Some(Memory::default());
             }
         }
+        self.judge_addresses(&uid);
         self.admit(&uid, &pod);
         self.advance(&uid);
     }
@@ -297,6 +303,7 @@ impl Controller {
                 self.perform(uid, step);
             }
         }
+        self.see_to_link(uid);
         self.refresh(uid);
         self.post(uid);
     }

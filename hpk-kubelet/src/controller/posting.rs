@@ -82,7 +82,7 @@ impl Controller {
                 task.abort();
             }
         }
-        tasks::readmit(&self.ctx, uid.to_owned());
+        self.ctx.links.withdraw(uid);
         self.publish(uid);
     }
 

@@ -131,22 +131,19 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         return Err(Held { waiting, retry });
     }
     let text = script::script(&record.pod, &ctx.install.netns, folder.path(), &request.arguments);
-    let link = match ctx.links.issue(&record.pod.uid) {
-        Ok(link) => link,
-        Err(error) => {
-            tell(Note::warning("FailedCreatePodSandBox", format!("no link credentials: {error}")));
-            return Err(Held { retry: retry(memory), ..Held::default() });
-        }
-    };
     let written = folder
         .create()
         .and_then(|()| write_volumes(ctx, record, &made.payloads))
-        .and_then(|()| folder.write_job(&made.plan, &text, Some(&link)));
+        .and_then(|()| folder.write_job(&made.plan, &text));
     if let Err(error) = written {
         tell(Note::warning(
             "FailedMount",
             format!("cannot write the pod's folder {}: {error}", folder.path().display()),
         ));
+        return Err(Held { retry: retry(memory), ..Held::default() });
+    }
+    if let Err(error) = ctx.links.issue(&record.pod.uid, folder.link(), record.pod_ips.clone()).await {
+        tell(Note::warning("FailedCreatePodSandBox", format!("no link credentials: {error}")));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
     memory.failures = 0;

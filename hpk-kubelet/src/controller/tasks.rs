@@ -3,7 +3,8 @@
 use super::context::Context;
 use super::event::Answers;
 use super::prepare::{self, Memory};
-use super::{Event, Sender};
+use super::{Event, Sender, reports};
+use crate::api::events::Note;
 use crate::api::node;
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
@@ -167,14 +168,20 @@ async fn follow(ctx: &Context, tx: &Sender, uid: &str) -> anyhow::Result<()> {
     }
 }
 
-pub(super) fn refuse(ctx: &Context, uid: String) {
-    let links = ctx.links.clone();
-    tokio::spawn(async move { links.refuse(&uid, "this pod is not known to the kubelet").await });
+/// Tells a pod's owner that its link is away: why, in the words of its node, and what to do.
+pub(super) fn tell_unlinked(ctx: &Context, pod: Arc<Pod>, uid: &str, node: Option<String>) {
+    let (recorder, folder, address) = (ctx.recorder.clone(), ctx.folder(uid), ctx.links.address());
+    tokio::task::spawn_blocking(move || {
+        let output = folder.output_tail(4096);
+        let note = Note::warning("NoLink", reports::no_link(&output, address, node.as_deref()));
+        recorder.pod(&pod, note);
+    });
 }
 
-pub(super) fn readmit(ctx: &Context, uid: String) {
-    let links = ctx.links.clone();
-    tokio::spawn(async move { links.readmit(&uid).await });
+/// Has Slurm carry a pod's link.
+pub(super) fn carry(ctx: &Context, uid: &str, job: String) {
+    let (carriers, uid, folder) = (ctx.carriers.clone(), uid.to_owned(), ctx.home.pod(uid));
+    tokio::spawn(async move { carriers.offer(uid, job, folder).await });
 }
 
 /// What Slurm is asked, all at once.

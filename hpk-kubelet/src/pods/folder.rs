@@ -8,7 +8,6 @@
 use super::resize::Granted;
 use crate::slurm::job::Job;
 use hpk_api::files;
-use hpk_api::link::LinkCredentials;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
 use hpk_sys::beneath;
@@ -18,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -188,15 +187,32 @@ impl Folder {
         serde_json::from_slice(&text).map(Some).map_err(|source| RecordError::Damaged { path, source })
     }
 
+    /// Path of the link's credentials, which are the link server's to write.
+    #[must_use]
+    pub fn link(&self) -> PathBuf {
+        self.path.join(files::LINK)
+    }
+
+    /// The end of what the job has printed.
+    #[must_use]
+    pub fn output_tail(&self, bytes: u64) -> String {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = fs::File::open(self.path.join(files::JOB_OUTPUT))?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+            let mut tail = Vec::new();
+            file.take(bytes).read_to_end(&mut tail)?;
+            Ok(tail)
+        };
+        String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+    }
+
     /// Writes plan and script.
     ///
     /// # Errors
     /// The file system's.
-    pub fn write_job(&self, plan: &SandboxPlan, script: &str, link: Option<&LinkCredentials>) -> io::Result<()> {
+    pub fn write_job(&self, plan: &SandboxPlan, script: &str) -> io::Result<()> {
         self.write_json(files::PLAN, plan, 0o600)?;
-        if let Some(link) = link {
-            self.write_json(files::LINK, link, 0o600)?;
-        }
         // Slurm appends to it and would make it for all to read.
         let mut output = fs::OpenOptions::new();
         output.create(true).append(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());

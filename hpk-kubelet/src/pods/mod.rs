@@ -6,6 +6,7 @@
 pub mod address;
 pub mod admit;
 pub mod bandwidth;
+pub mod claim;
 pub mod ephemeral;
 pub mod folder;
 pub mod launcher;

@@ -70,12 +70,12 @@ async fn kubelet(links: u32, seconds: u64) {
     std::fs::create_dir_all(&tmp).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (server, mut events) = LinkServer::start(listener, address, &tmp.join("pki")).unwrap();
+    let (server, mut events) = LinkServer::start(address, &tmp.join("pki")).unwrap();
+    server.listen(listener);
     tokio::spawn(async move { while events.net.recv().await.is_some() {} });
     for n in 0..links {
         let uid = format!("uid-{n}");
-        let credentials = server.issue(&uid).unwrap();
-        std::fs::write(tmp.join(format!("{uid}.json")), serde_json::to_vec(&credentials).unwrap()).unwrap();
+        server.issue(&uid, tmp.join(format!("{uid}.json")), Vec::new()).await.unwrap();
     }
     let before = resident();
     let began = Instant::now();
@@ -89,6 +89,7 @@ async fn kubelet(links: u32, seconds: u64) {
         match events.links.recv().await.expect("events") {
             LinkEvent::Up { .. } => up += 1,
             LinkEvent::Down { uid, reason } => eprintln!("{uid} went down: {reason}"),
+            LinkEvent::Refused { uid, why } => eprintln!("{uid} was refused: {why}"),
         }
     }
     let all_up = began.elapsed();

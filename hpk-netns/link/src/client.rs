@@ -3,10 +3,12 @@
 //! ```text
 //!        ┌──────────── failed, cut: wait (back-off with jitter) ───────────┐
 //!        ▼                                                                 │
-//!   read link.json ─▶ dial ─▶ TLS ─▶ hello ─▶ up: streams, net facts ──────┘
-//!                      ▲                └─ refused for good ─▶ end
+//!   read link.json ─▶ dial ─▶ TLS ─▶ hello ─▶ up: streams, net facts ──────┤
+//!                      ▲                └─ refused ────────────────────────┘
 //!                      └─ or a carrier: a connection that the kubelet made to come here by other means
 //! ```
+//! Nothing that a kubelet says ends it: the next one may say otherwise.
+//!
 //! Asked to leave, it lets the streams that are under way come to their end first, for a while: a process's last words
 //! may still be on their way when its supervisor is gone.
 //!
@@ -35,6 +37,8 @@ use tokio_util::task::AbortOnDropHandle;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause between two dials.
 const PAUSE_LONGEST: Duration = Duration::from_secs(15);
+/// Pause when the kubelet does not fit: it is a matter of somebody replacing it.
+const PAUSE_REFUSED: Duration = Duration::from_secs(60);
 /// A link that held this long starts the pauses anew.
 const HELD: Duration = Duration::from_secs(30);
 /// Dial, TLS and hello together.
@@ -87,22 +91,15 @@ enum LinkError {
     Hello(LineError),
     #[error("refused: {0}")]
     Refused(String),
+    #[error("refused for now: {0}")]
+    NotNow(String),
     #[error("the link went down: {0}")]
     Down(String),
     #[error("left")]
     Left,
 }
 
-/// How [`keep`] ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
-    /// The kubelet refused the link for good, for this reason.
-    Refused(String),
-    /// It was asked to leave and has.
-    Left,
-}
-
-/// Keeps the link until the kubelet refuses it for good, `leave` is cancelled, or the future is dropped.
+/// Keeps the link until `leave` is cancelled, or the future is dropped.
 ///
 /// Questions are taken from `questions` while the link is up; those asked while it is down wait in the queue.
 /// `carriers` lies in a folder of the user's own.
@@ -112,7 +109,7 @@ pub async fn keep(
     mut questions: mpsc::Receiver<NetQuestion>,
     carriers: Option<UnixListener>,
     leave: CancellationToken,
-) -> Kept {
+) {
     let mut pause = PAUSE_FIRST;
     let mut carrier = None;
     loop {
@@ -124,19 +121,18 @@ pub async fn keep(
                 continue;
             }
         };
-        match error {
-            LinkError::Refused(message) => return Kept::Refused(message),
-            LinkError::Left => return Kept::Left,
-            _ => {}
+        if matches!(error, LinkError::Left) {
+            return;
         }
         let _ = events.send(ClientEvent::Down { reason: error.to_string() }).await;
         if began.elapsed() >= HELD {
             pause = PAUSE_FIRST;
         }
+        let pause_now = if matches!(error, LinkError::Refused(_)) { PAUSE_REFUSED } else { pause };
         tokio::select! {
-            () = tokio::time::sleep(jittered(pause, random())) => {}
+            () = tokio::time::sleep(jittered(pause_now, random())) => {}
             stream = arrival(carriers.as_ref()) => carrier = Some(stream),
-            () = leave.cancelled() => return Kept::Left,
+            () = leave.cancelled() => return,
         }
         pause = (pause * 2).min(PAUSE_LONGEST);
     }
@@ -210,6 +206,7 @@ async fn live(
         match line::read_one::<Welcome>(&mut first).await.map_err(LinkError::Hello)? {
             Welcome::Ok { .. } => {}
             Welcome::Refused { message } => return Err(LinkError::Refused(message)),
+            Welcome::NotNow { message } => return Err(LinkError::NotNow(message)),
         }
         let mut net = opener.open().await.map_err(|gone| LinkError::Down(gone.to_string()))?;
         line::write(&mut net, &StreamOpen::Net).await.map_err(LinkError::Hello)?;

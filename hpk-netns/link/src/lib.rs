@@ -4,7 +4,7 @@
 //!  hpk-netns (client)                                hpk-kubelet (server)
 //!  dial ── TCP keep-alive, TLS 1.3 both ways ──────▶ listener
 //!  yamux ══════════════════════════════════════════ yamux
-//!    hello ─────────────────────────────────────────▶ registry: event Up   (or refused for good)
+//!    hello ─────────────────────────────────────────▶ registry: event Up   (or refused)
 //!    net   ─── questions ──▶   ◀── updates ─────────  event Subscribed, LinkServer::push
 //!    supervisor ◀───────────────────────────────────  LinkServer::open_supervisor
 //! ```
@@ -17,11 +17,15 @@
 pub mod client;
 #[cfg(feature = "server")]
 pub mod doorway;
+#[cfg(feature = "server")]
+mod grants;
 pub mod lasting;
 mod line;
 mod mux;
 #[cfg(feature = "server")]
 pub mod pki;
+#[cfg(feature = "server")]
+mod registry;
 mod relay;
 #[cfg(feature = "server")]
 pub mod server;
@@ -33,10 +37,11 @@ pub use mux::LinkStream;
 /// Name in the kubelet's certificate.
 pub const SERVER_NAME: &str = "kubelet.link.hpk";
 
-/// Name in a pod's certificate: what ties a connection to the pod that it says it is.
+/// Name in the certificate of a pod, or of the control plane's member: what ties a connection to who it says it is. No pod
+/// can have the member's.
 #[must_use]
-pub fn pod_name(uid: &str) -> String {
-    format!("{uid}.pod.link.hpk")
+pub fn link_name(uid: &str) -> String {
+    if uid == hpk_api::link::MEMBER { format!("{uid}.link.hpk") } else { format!("{uid}.pod.link.hpk") }
 }
 
 /// Whether a pod UID can be a label of a DNS name: what Kubernetes gives always can.

@@ -1,10 +1,11 @@
 //! The link's own certificate authority: made once, kept in two files, known to nobody else.
 //!
-//! It signs one certificate for the kubelet and one for each pod. A pod's certificate is good for as long as the
-//! kubelet knows the pod: the registry, not an expiry date, is what revokes it.
+//! It signs one certificate for the kubelet and one for each pod, both for days. What revokes a pod's certificate sooner
+//! is [`crate::grants`], which knows the one that is valid.
 
-use crate::{SERVER_NAME, is_uid, pod_name};
+use crate::{SERVER_NAME, is_uid, link_name};
 use hpk_api::link::LinkCredentials;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -12,6 +13,17 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+
+/// How long a pod's certificate and the kubelet's own live.
+const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// A certificate with less than this left is renewed. Half of its life: a kubelet that is away over a long weekend renews
+/// in time.
+const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(84);
+/// How long a new authority lives.
+const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 366 * 24);
+/// How much the clocks of two nodes may differ.
+const CLOCKS: SignedDuration = SignedDuration::from_hours(24);
 
 /// File with the authority's certificate.
 const CERTIFICATE: &str = "link-ca.crt";
@@ -40,6 +52,15 @@ pub enum PkiError {
         /// What was given.
         uid: String,
     },
+    /// The clock says a time that no certificate can hold.
+    #[error("link certificates: the clock says {now}: set it")]
+    Clock {
+        /// What it says.
+        now: Timestamp,
+    },
+    /// The task that issues is gone: the kubelet ends.
+    #[error("link certificates: the kubelet is ending")]
+    Ending,
 }
 
 /// The authority.
@@ -82,7 +103,9 @@ impl LinkCa {
     }
 
     fn certify(key: &KeyPair, path: &Path) -> Result<String, PkiError> {
-        let certificate = authority().self_signed(key)?.pem();
+        let mut params = authority();
+        live(&mut params, Timestamp::now(), AUTHORITY_LIFE)?;
+        let certificate = params.self_signed(key)?.pem();
         write(path, &certificate)?;
         Ok(certificate)
     }
@@ -93,24 +116,32 @@ impl LinkCa {
         &self.certificate
     }
 
-    /// Credentials for one pod that dials `address`.
+    /// Credentials for one pod, or the control plane's member, that dials `address`.
     ///
     /// # Errors
     /// A UID that is none.
-    pub fn issue(&self, uid: &str, address: SocketAddr) -> Result<LinkCredentials, PkiError> {
+    pub fn issue(&self, uid: &str, address: SocketAddr, now: Timestamp) -> Result<LinkCredentials, PkiError> {
         if !is_uid(uid) {
             return Err(PkiError::BadUid { uid: uid.to_owned() });
         }
-        let (cert, key) = self.leaf(uid, pod_name(uid), ExtendedKeyUsagePurpose::ClientAuth)?;
-        Ok(LinkCredentials { address, server_name: SERVER_NAME.to_owned(), ca: self.certificate.clone(), cert, key })
+        let (cert, key) = self.leaf(uid, link_name(uid), ExtendedKeyUsagePurpose::ClientAuth, now)?;
+        Ok(LinkCredentials {
+            address,
+            server_name: SERVER_NAME.to_owned(),
+            ca: self.certificate.clone(),
+            cert,
+            key,
+            expires_at: Some(end(now)?),
+        })
     }
 
-    /// The kubelet's certificate and key, PEM; made anew at each start.
+    /// The kubelet's certificate and key, PEM, and the certificate's end; made anew at each start.
     ///
     /// # Errors
     /// The signing itself.
-    pub fn server(&self) -> Result<(String, String), PkiError> {
-        self.leaf("hpk-kubelet", SERVER_NAME.to_owned(), ExtendedKeyUsagePurpose::ServerAuth)
+    pub fn server(&self, now: Timestamp) -> Result<(String, String, Timestamp), PkiError> {
+        let (cert, key) = self.leaf("hpk-kubelet", SERVER_NAME.to_owned(), ExtendedKeyUsagePurpose::ServerAuth, now)?;
+        Ok((cert, key, end(now)?))
     }
 
     fn leaf(
@@ -118,15 +149,37 @@ impl LinkCa {
         common_name: &str,
         name: String,
         usage: ExtendedKeyUsagePurpose,
+        now: Timestamp,
     ) -> Result<(String, String), PkiError> {
         let mut params = CertificateParams::new(vec![name])?;
         params.distinguished_name.remove(DnType::CommonName);
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.extended_key_usages = vec![usage];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        live(&mut params, now, LEAF_LIFE)?;
         let key = KeyPair::generate()?;
         Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
     }
+}
+
+/// Whether a certificate with this end has half of its life before it. None: its issuer set no end.
+pub(crate) fn is_fresh(expires_at: Option<Timestamp>, now: Timestamp) -> bool {
+    // One from the future was made by a clock that has been set back since, and may not be valid yet.
+    expires_at.is_some_and(|end| (RENEW_BEFORE..=LEAF_LIFE).contains(&now.duration_until(end)))
+}
+
+fn end(now: Timestamp) -> Result<Timestamp, PkiError> {
+    now.checked_add(LEAF_LIFE).map_err(|_| PkiError::Clock { now })
+}
+
+/// Valid for `life` from now on, and a little before: a node's clock may be behind.
+fn live(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) -> Result<(), PkiError> {
+    let at = |moment: SignedDuration| {
+        let seconds = now.as_second().saturating_add(moment.as_secs());
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| PkiError::Clock { now })
+    };
+    (params.not_before, params.not_after) = (at(-CLOCKS)?, at(life)?);
+    Ok(())
 }
 
 /// The same parameters each time: the issuer's name and key identifier are all that leaf certificates refer to.
@@ -139,7 +192,7 @@ fn authority() -> CertificateParams {
     params
 }
 
-fn read(path: &Path) -> Result<Option<String>, PkiError> {
+pub(crate) fn read(path: &Path) -> Result<Option<String>, PkiError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -147,8 +200,8 @@ fn read(path: &Path) -> Result<Option<String>, PkiError> {
     }
 }
 
-/// By rename: an interrupted start leaves no half file.
-fn write(path: &Path, text: &str) -> Result<(), PkiError> {
+/// By rename, 0600: no reader sees half a file.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), PkiError> {
     let temporary = path.with_extension("new");
     let io = || -> std::io::Result<()> {
         let mut file =
@@ -186,8 +239,22 @@ mod tests {
         let ca = LinkCa::load_or_create(tmp.path()).unwrap();
         let address = "127.0.0.1:1".parse().unwrap();
         for bad in ["", "a.b", "A", "-a", "a*", &"a".repeat(64)] {
-            assert!(matches!(ca.issue(bad, address), Err(PkiError::BadUid { .. })), "{bad:?}");
+            assert!(matches!(ca.issue(bad, address, Timestamp::now()), Err(PkiError::BadUid { .. })), "{bad:?}");
         }
-        assert!(ca.issue("0f3c-11", address).is_ok());
+        assert!(ca.issue("0f3c-11", address, Timestamp::now()).is_ok());
+    }
+
+    #[test]
+    fn credentials_live_for_days_and_are_renewed_at_half() {
+        let tmp = tempfile::tempdir().unwrap();
+        let ca = LinkCa::load_or_create(tmp.path()).unwrap();
+        let now: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
+        let hours = |n: i64| now + SignedDuration::from_hours(n);
+        let credentials = ca.issue("u", "127.0.0.1:1".parse().unwrap(), now).unwrap();
+        assert_eq!(credentials.expires_at, Some(hours(7 * 24)));
+        let fresh = |at| is_fresh(credentials.expires_at, at);
+        assert_eq!([0, 83, 84, 85, 7 * 24, 9000].map(|n| fresh(hours(n))), [true, true, true, false, false, false]);
+        assert!(!fresh(hours(-1)), "issued by a clock that was wrong");
+        assert!(!is_fresh(None, now), "of a kubelet that set no end");
     }
 }

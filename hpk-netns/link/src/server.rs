@@ -1,29 +1,30 @@
-//! The kubelet's end of the link: listener, registry of the links that stand, facts to them.
+//! The kubelet's end of the link: listeners, the links that stand, facts to them.
 //!
 //! ```text
-//! accept ─▶ TLS (deadline, few at once) ─▶ hello: name in certificate = pod UID ─▶ registry ─▶ events
-//!                                                                                    │ one task owns it
-//! LinkServer::{open_supervisor, push, broadcast, refuse} ───────── asks ─────────────┘
+//! accept ─▶ TLS (deadline, few at once) ─▶ hello: whose certificate, what it says ─▶ registry ─▶ events
+//!                                                                                      ▲  one task owns it
+//! LinkServer::{open_supervisor, push, broadcast} ─────────── asks ─────────────────────┤
+//! LinkServer::{issue, adopt, withdraw, advertise} ─▶ grants: who may link, its file ───┘
 //! ```
-//! A newer connection of the same pod replaces the older one. A link whose queue of facts is full is cut: it
-//! redials and is told everything again.
+//! A link whose queue of facts is full is cut: it redials and is told everything again.
 
 use crate::doorway::Doorway;
+use crate::grants::{self, Order};
 use crate::line::{self, Lines};
 use crate::mux::{LinkStream, Mode, Mux, Opener};
 use crate::pki::{LinkCa, PkiError};
-use crate::tls::{self, TlsError};
-use crate::{is_uid, pod_name, transport};
-use hpk_api::link::{Hello, LinkCredentials, MEMBER, NetQuestion, NetUpdate, StreamOpen, Welcome};
-use rustls::pki_types::{CertificateDer, ServerName};
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::path::Path;
+use crate::registry::{self, Arrival, Ask, Refusal, Taken};
+use crate::tls::{self, Identity, TlsError};
+use crate::transport;
+use hpk_api::link::{Hello, MEMBER, NetQuestion, NetUpdate, StreamOpen, Welcome};
+use jiff::Timestamp;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +35,12 @@ const SET_UP: Duration = Duration::from_secs(10);
 const CARRIED_SET_UP: Duration = Duration::from_secs(60);
 /// Handshakes at once: what strangers can occupy. Some 20 KiB each.
 const HANDSHAKES: usize = 256;
+/// How long a refused client may take to read why.
+const READ: Duration = Duration::from_secs(2);
+/// How long a link that stands may take to show that it is alive when a second one comes.
+const PROBE: Duration = Duration::from_secs(3);
+/// The end of a link is known to the registry this long after it was seen.
+const SETTLES: Duration = Duration::from_millis(200);
 /// Chunks of facts that wait for one link.
 const FACTS_QUEUE: usize = 256;
 
@@ -82,6 +89,13 @@ pub enum LinkEvent {
         /// Why.
         reason: String,
     },
+    /// Somebody who has the pod's certificate was refused for what he said.
+    Refused {
+        /// Pod UID.
+        uid: String,
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// What the pods' networks need, for the owner of the network facts. Of one pod they come in order.
@@ -125,32 +139,75 @@ pub struct Events {
 pub struct LinkServer {
     out: Out,
     acceptor: tokio_rustls::TlsAcceptor,
-    ca: Arc<LinkCa>,
-    advertised: SocketAddr,
+    orders: mpsc::UnboundedSender<Order>,
+    advertised: Arc<watch::Sender<SocketAddr>>,
 }
 
 impl std::fmt::Debug for LinkServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkServer").field("advertised", &self.advertised).finish_non_exhaustive()
+        f.debug_struct("LinkServer").field("advertised", &self.address()).finish_non_exhaustive()
     }
 }
 
 impl LinkServer {
-    /// Serves links on `listener`. Pods are told to dial `advertised`. The authority is kept in `pki` (0600).
+    /// A server that tells pods to dial `advertised`, where [`Self::listen`] makes it listen. The authority is kept in
+    /// `pki` (0600).
     ///
     /// # Errors
     /// The authority's files, or TLS settings.
-    pub fn start(listener: TcpListener, advertised: SocketAddr, pki: &Path) -> Result<(Self, Events), StartError> {
+    pub fn start(advertised: SocketAddr, pki: &Path) -> Result<(Self, Events), StartError> {
         let ca = Arc::new(LinkCa::load_or_create(pki)?);
-        let (cert, key) = ca.server()?;
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server(ca.certificate(), &cert, &key)?));
+        let (cert, key, end) = ca.server(Timestamp::now())?;
+        let identity = Arc::new(Identity::new(&cert, &key)?);
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server(ca.certificate(), identity.clone())?));
         let (ask, asked) = mpsc::channel(1024);
         let (link_events, links) = mpsc::channel(1024);
         let (net_events, net) = mpsc::channel(1024);
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let (advertised, told) = watch::channel(advertised);
+        crate::lasting::spawn("links", registry::run(asked));
+        crate::lasting::spawn("grants of links", grants::keep(ca, identity, end, ordered, told, ask.clone()));
         let out = Out { ask, links: link_events, net: net_events };
-        crate::lasting::spawn("links", registry(asked));
-        crate::lasting::spawn("link listener", accept(listener, acceptor.clone(), out.clone()));
-        Ok((Self { out, acceptor, ca, advertised }, Events { links, net }))
+        Ok((Self { out, acceptor, orders, advertised: Arc::new(advertised) }, Events { links, net }))
+    }
+
+    /// Serves the links that come here, too.
+    pub fn listen(&self, listener: TcpListener) {
+        crate::lasting::spawn("link listener", accept(listener, self.acceptor.clone(), self.out.clone()));
+    }
+
+    /// From now on pods are to dial this address: every `link.json` is written again.
+    pub fn advertise(&self, address: SocketAddr) {
+        self.advertised.send_if_modified(|now| std::mem::replace(now, address) != address);
+    }
+
+    /// Where pods dial.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        *self.advertised.borrow()
+    }
+
+    /// Lets a pod, or the control plane's [`MEMBER`], link: puts credentials into `file` (0600), if those there are not good
+    /// for long enough, and keeps them so. Its datapath may have no other addresses than these.
+    ///
+    /// # Errors
+    /// A UID that is none, or the file system's; it is tried again until [`Self::withdraw`].
+    pub async fn issue(&self, uid: &str, file: PathBuf, addresses: Vec<IpAddr>) -> Result<(), PkiError> {
+        let (answer, issued) = oneshot::channel();
+        let order = Order::Grant { uid: uid.to_owned(), file, addresses, answer: Some(answer) };
+        self.orders.send(order).map_err(|_| PkiError::Ending)?;
+        issued.await.map_err(|_| PkiError::Ending)?
+    }
+
+    /// [`Self::issue`] for a pod that has been begun: nobody waits for the outcome.
+    pub fn adopt(&self, uid: &str, file: PathBuf, addresses: Vec<IpAddr>) {
+        // Without a receiver the kubelet ends.
+        let _ = self.orders.send(Order::Grant { uid: uid.to_owned(), file, addresses, answer: None });
+    }
+
+    /// Takes that back: what was issued is worth nothing from now on, and the pod's link is cut.
+    pub fn withdraw(&self, uid: &str) {
+        let _ = self.orders.send(Order::Withdraw { uid: uid.to_owned() });
     }
 
     /// Serves a link that came by other means than our listener, until it ends; the text says why it did.
@@ -165,12 +222,6 @@ impl LinkServer {
         }
     }
 
-    /// Where pods dial.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.advertised
-    }
-
     /// Returns when a link of the pod stands.
     pub async fn up(&self, uid: &str) {
         let (answer, up) = oneshot::channel();
@@ -179,14 +230,6 @@ impl LinkServer {
             // The registry is gone: the runtime ends.
             std::future::pending::<()>().await;
         }
-    }
-
-    /// Credentials for a pod, to be written to its `link.json` (0600). They stay valid across kubelet restarts.
-    ///
-    /// # Errors
-    /// A UID that is none.
-    pub fn issue(&self, uid: &str) -> Result<LinkCredentials, PkiError> {
-        self.ca.issue(uid, self.advertised)
     }
 
     /// A new connection to the pod's supervisor socket: write the greeting and request lines of
@@ -218,17 +261,6 @@ impl LinkServer {
         }
     }
 
-    /// Refuses a pod for good: its link is cut, and its next dial is told not to come back. For pods that the
-    /// kubelet does not know; [`Self::readmit`] takes it back.
-    pub async fn refuse(&self, uid: &str, message: &str) {
-        let _ = self.out.ask.send(Ask::Refuse { uid: uid.to_owned(), message: Some(message.to_owned()) }).await;
-    }
-
-    /// Takes back [`Self::refuse`], and frees its memory once the pod's job is gone.
-    pub async fn readmit(&self, uid: &str) {
-        let _ = self.out.ask.send(Ask::Refuse { uid: uid.to_owned(), message: None }).await;
-    }
-
     /// How many links stand, for metrics.
     pub async fn count(&self) -> usize {
         let (answer, count) = oneshot::channel();
@@ -245,108 +277,6 @@ fn chunk(facts: &[NetUpdate]) -> Option<Arc<[u8]>> {
         bytes.extend(line::encode(fact).unwrap_or_default());
     }
     if bytes.is_empty() { None } else { Some(bytes.into()) }
-}
-
-/// What the registry is asked and told.
-enum Ask {
-    Connected { uid: String, opener: Opener, cut: CancellationToken, answer: oneshot::Sender<Result<u64, String>> },
-    Subscribed { uid: String, id: u64, facts: mpsc::Sender<Arc<[u8]>>, done: oneshot::Sender<()> },
-    Ended { uid: String, id: u64, answer: oneshot::Sender<bool> },
-    Opener { uid: String, answer: oneshot::Sender<Option<Opener>> },
-    Await { uid: String, answer: oneshot::Sender<()> },
-    Push { uid: String, chunk: Arc<[u8]> },
-    Broadcast { chunk: Arc<[u8]> },
-    Refuse { uid: String, message: Option<String> },
-    Count { answer: oneshot::Sender<usize> },
-}
-
-struct Entry {
-    id: u64,
-    opener: Opener,
-    cut: CancellationToken,
-    facts: Option<mpsc::Sender<Arc<[u8]>>>,
-}
-
-impl Entry {
-    fn send(&self, chunk: &Arc<[u8]>) {
-        if let Some(facts) = &self.facts
-            && facts.try_send(chunk.clone()).is_err()
-        {
-            self.cut.cancel();
-        }
-    }
-}
-
-/// The one task that knows which links stand.
-async fn registry(mut asked: mpsc::Receiver<Ask>) {
-    let mut links: HashMap<String, Entry> = HashMap::new();
-    let mut refused: HashMap<String, String> = HashMap::new();
-    let mut awaited: HashMap<String, Vec<oneshot::Sender<()>>> = HashMap::new();
-    let mut next_id = 0_u64;
-    while let Some(ask) = asked.recv().await {
-        match ask {
-            Ask::Connected { uid, opener, cut, answer } => {
-                if let Some(message) = refused.get(&uid) {
-                    let _ = answer.send(Err(message.clone()));
-                    continue;
-                }
-                next_id += 1;
-                for waiting in awaited.remove(&uid).unwrap_or_default() {
-                    let _ = waiting.send(());
-                }
-                if let Some(old) = links.insert(uid, Entry { id: next_id, opener, cut, facts: None }) {
-                    old.cut.cancel();
-                }
-                let _ = answer.send(Ok(next_id));
-            }
-            Ask::Subscribed { uid, id, facts, done } => {
-                if let Some(entry) = links.get_mut(&uid).filter(|e| e.id == id) {
-                    entry.facts = Some(facts);
-                }
-                let _ = done.send(());
-            }
-            Ask::Ended { uid, id, answer } => {
-                let current = links.get(&uid).is_some_and(|e| e.id == id);
-                if current {
-                    links.remove(&uid);
-                }
-                let _ = answer.send(current);
-            }
-            Ask::Opener { uid, answer } => {
-                let _ = answer.send(links.get(&uid).map(|e| e.opener.clone()));
-            }
-            Ask::Await { uid, answer } => {
-                if links.contains_key(&uid) {
-                    let _ = answer.send(());
-                    continue;
-                }
-                // Those who gave up are not kept.
-                awaited.retain(|_, waiting| {
-                    waiting.retain(|w| !w.is_closed());
-                    !waiting.is_empty()
-                });
-                awaited.entry(uid).or_default().push(answer);
-            }
-            Ask::Push { uid, chunk } => {
-                if let Some(entry) = links.get(&uid) {
-                    entry.send(&chunk);
-                }
-            }
-            Ask::Broadcast { chunk } => links.values().for_each(|entry| entry.send(&chunk)),
-            Ask::Refuse { uid, message: Some(message) } => {
-                if let Some(entry) = links.get(&uid) {
-                    entry.cut.cancel();
-                }
-                refused.insert(uid, message);
-            }
-            Ask::Refuse { uid, message: None } => {
-                refused.remove(&uid);
-            }
-            Ask::Count { answer } => {
-                let _ = answer.send(links.len());
-            }
-        }
-    }
 }
 
 /// Where connections report to.
@@ -410,44 +340,69 @@ where
     let mut first = inbound.recv().await?;
     let StreamOpen::Hello(hello) = line::read_one(&mut first).await.ok()? else { return None };
     let cut = CancellationToken::new();
-    let admitted = match check(&hello, &certificate) {
-        Ok(()) => {
-            let (answer, admitted) = oneshot::channel();
-            out.ask.send(Ask::Connected { uid: hello.pod_uid.clone(), opener, cut: cut.clone(), answer }).await.ok()?;
-            admitted.await.ok()?
-        }
-        Err(message) => Err(message),
-    };
-    match admitted {
+    let arrival = Arrival { hello: hello.clone(), certificate, opener: opener.clone(), cut: cut.clone() };
+    match admit(arrival, out).await? {
         Ok(id) => {
             let link = Link { uid: hello.pod_uid.clone(), id, hello, carried: false, driver, inbound, cut };
             // A failed write is found again by whoever reads the link next.
             let _ = line::write(&mut first, &Welcome::Ok { version: hpk_api::VERSION }).await;
             Some(link)
         }
-        Err(message) => {
-            let _ = line::write(&mut first, &Welcome::Refused { message }).await;
-            // The answer must leave before the connection does: the client closes once it has read it.
-            let _ = driver.await;
+        Err(refusal) => {
+            let message = refusal.to_string();
+            tracing::debug!(uid = %hello.pod_uid, why = %message, "link refused");
+            if refusal.is_a_lie() {
+                let _ = out.links.send(LinkEvent::Refused { uid: hello.pod_uid, why: message.clone() }).await;
+            }
+            let welcome = match refusal {
+                Refusal::Version { .. } => Welcome::Refused { message },
+                _ => Welcome::NotNow { message },
+            };
+            let _ = line::write(&mut first, &welcome).await;
+            // The answer must arrive before the connection ends: the client ends it once it has read that, and without an
+            // opener we would.
+            let _ = tokio::time::timeout(READ, driver).await;
+            drop(opener);
             None
         }
     }
 }
 
-/// A hello must be of our version, and of the pod that the certificate was issued for.
-fn check(hello: &Hello, certificate: &CertificateDer<'_>) -> Result<(), String> {
-    if hello.version > hpk_api::VERSION {
-        return Err(format!("hpk-netns speaks version {}, this kubelet {}", hello.version, hpk_api::VERSION));
+/// The registry's decision; None: it is gone.
+async fn admit(arrival: Arrival, out: &Out) -> Option<Result<u64, Refusal>> {
+    let mut dead = None;
+    let mut answered = None;
+    loop {
+        let (answer, taken) = oneshot::channel();
+        out.ask.send(Ask::Connect { arrival: arrival.clone(), dead, answer }).await.ok()?;
+        match taken.await.ok()? {
+            Taken::Yes(id) => return Some(Ok(id)),
+            Taken::No(refusal) => return Some(Err(refusal)),
+            Taken::Occupied(id, _) if answered == Some(id) => return Some(Err(Refusal::Second)),
+            Taken::Occupied(id, opener) => {
+                if is_alive(&opener).await {
+                    // Its last word may have been its end.
+                    answered = Some(id);
+                    tokio::time::sleep(SETTLES).await;
+                } else {
+                    dead = Some(id);
+                }
+            }
+        }
     }
-    let names_it = || {
-        let name = ServerName::try_from(pod_name(&hello.pod_uid)).ok()?;
-        let parsed = rustls::server::ParsedCertificate::try_from(certificate).ok()?;
-        rustls::client::verify_server_name(&parsed, &name).ok()
+}
+
+/// Whether the other end of a link that stands does anything at all with a stream.
+async fn is_alive(opener: &Opener) -> bool {
+    let reaction = async {
+        let Ok(mut stream) = opener.open().await else { return false };
+        if line::write(&mut stream, &StreamOpen::Probe).await.is_err() {
+            return false;
+        }
+        let _ = stream.read(&mut [0]).await;
+        true
     };
-    if !is_uid(&hello.pod_uid) || names_it().is_none() {
-        return Err("the certificate was issued for another pod".to_owned());
-    }
-    Ok(())
+    tokio::time::timeout(PROBE, reaction).await.unwrap_or(false)
 }
 
 /// Serves a link to its end; says why it ended.

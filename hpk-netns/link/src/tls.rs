@@ -52,16 +52,48 @@ pub(crate) fn client(ca: &str, cert: &str, key_pem: &str) -> Result<ClientConfig
     Ok(config)
 }
 
+/// The kubelet's certificate and key, which can be renewed while links come.
+#[cfg(feature = "server")]
+#[derive(Debug)]
+pub(crate) struct Identity(std::sync::RwLock<Arc<rustls::sign::CertifiedKey>>);
+
+#[cfg(feature = "server")]
+impl Identity {
+    pub(crate) fn new(cert: &str, key_pem: &str) -> Result<Self, TlsError> {
+        Ok(Self(std::sync::RwLock::new(certified(cert, key_pem)?)))
+    }
+
+    /// For all links from now on.
+    pub(crate) fn replace(&self, cert: &str, key_pem: &str) -> Result<(), TlsError> {
+        let fresh = certified(cert, key_pem)?;
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+}
+
+#[cfg(feature = "server")]
+fn certified(cert: &str, key_pem: &str) -> Result<Arc<rustls::sign::CertifiedKey>, TlsError> {
+    let chain = vec![certificate("certificate", cert)?];
+    Ok(Arc::new(rustls::sign::CertifiedKey::from_der(chain, key(key_pem)?, &provider())?))
+}
+
+#[cfg(feature = "server")]
+impl rustls::server::ResolvesServerCert for Identity {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
+    }
+}
+
 /// The kubelet's side.
 #[cfg(feature = "server")]
-pub(crate) fn server(ca: &str, cert: &str, key_pem: &str) -> Result<rustls::ServerConfig, TlsError> {
+pub(crate) fn server(ca: &str, identity: Arc<Identity>) -> Result<rustls::ServerConfig, TlsError> {
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
         .build()
         .map_err(|e| TlsError::Verifier(e.to_string()))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate("certificate", cert)?], key(key_pem)?)?;
+        .with_cert_resolver(identity);
     // Links are few and long: no tickets, no memory of sessions.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use hpk_api::link::{Hello, NetQuestion, NetUpdate};
-use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
+use hpk_api::link::{Hello, LinkCredentials, MEMBER, NetQuestion, NetUpdate};
+use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use hpk_link::server::{Events, LinkEvent, LinkServer, NetEvent, OpenError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const LONG: Duration = Duration::from_secs(20);
 struct Pod {
     events: mpsc::Receiver<ClientEvent>,
     questions: mpsc::Sender<NetQuestion>,
-    task: tokio::task::JoinHandle<Kept>,
+    task: tokio::task::JoinHandle<()>,
     leave: CancellationToken,
 }
 
@@ -32,22 +32,36 @@ impl Pod {
 async fn server(folder: &Path, address: &str) -> (LinkServer, Events, SocketAddr) {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (server, events) = LinkServer::start(listener, address, &folder.join("pki")).unwrap();
+    let (server, events) = LinkServer::start(address, &folder.join("pki")).unwrap();
+    server.listen(listener);
     (server, events, address)
 }
 
-fn write_credentials(folder: &Path, name: &str, credentials: &hpk_api::link::LinkCredentials) -> PathBuf {
-    let path = folder.join(format!("{name}.json"));
-    std::fs::write(&path, serde_json::to_vec(credentials).unwrap()).unwrap();
-    path
+/// The file with what the server has issued to a pod.
+async fn issue(server: &LinkServer, folder: &Path, uid: &str, ips: &[&str]) -> PathBuf {
+    let file = folder.join(format!("{uid}.json"));
+    server.issue(uid, file.clone(), ips.iter().map(|ip| ip.parse().unwrap()).collect()).await.unwrap();
+    file
+}
+
+fn credentials(file: &Path) -> LinkCredentials {
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+/// A copy that leads elsewhere.
+fn through(file: &Path, address: SocketAddr) -> PathBuf {
+    let copy = file.with_extension("copy");
+    let changed = LinkCredentials { address, ..credentials(file) };
+    std::fs::write(&copy, serde_json::to_vec(&changed).unwrap()).unwrap();
+    copy
 }
 
 fn pod(uid: &str, credentials: PathBuf, supervisor: PathBuf) -> Pod {
     pod_with(uid, credentials, supervisor, None)
 }
 
-fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Option<UnixListener>) -> Pod {
-    let hello = Hello {
+fn hello(uid: &str) -> Hello {
+    Hello {
         version: hpk_api::VERSION,
         pod_uid: uid.to_owned(),
         job_id: "1".to_owned(),
@@ -56,7 +70,14 @@ fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Opti
         public_key: None,
         pod_ips: Vec::new(),
         outward: None,
-    };
+    }
+}
+
+fn pod_with(uid: &str, credentials: PathBuf, supervisor: PathBuf, carriers: Option<UnixListener>) -> Pod {
+    pod_as(hello(uid), credentials, supervisor, carriers)
+}
+
+fn pod_as(hello: Hello, credentials: PathBuf, supervisor: PathBuf, carriers: Option<UnixListener>) -> Pod {
     let (events_in, events) = mpsc::channel(64);
     let (questions, asked) = mpsc::channel(64);
     let leave = CancellationToken::new();
@@ -88,7 +109,7 @@ async fn link_event(events: &mut Events) -> LinkEvent {
 async fn streams_facts_and_questions() {
     let tmp = tempfile::tempdir().unwrap();
     let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
-    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-1").unwrap());
+    let credentials = issue(&server, tmp.path(), "uid-1", &[]).await;
     let mut pod = pod("uid-1", credentials, echo_socket(tmp.path()));
     assert!(matches!(pod.event().await, ClientEvent::Up));
     assert!(
@@ -148,7 +169,7 @@ async fn streams_facts_and_questions() {
 async fn a_hang_up_is_seen_by_a_supervisor_that_does_not_read() {
     let tmp = tempfile::tempdir().unwrap();
     let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
-    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let credentials = issue(&server, tmp.path(), "uid-7", &[]).await;
     let path = tmp.path().join("supervisor.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let _pod = pod("uid-7", credentials, path);
@@ -185,9 +206,7 @@ async fn a_carrier_brings_the_link_where_the_kubelet_cannot_be_dialled() {
     let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
     // Nothing listens at the address that the pod knows.
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let mut credentials = server.issue("uid-8").unwrap();
-    credentials.address = closed;
-    let credentials = write_credentials(tmp.path(), "link", &credentials);
+    let credentials = through(&issue(&server, tmp.path(), "uid-8", &[]).await, closed);
     let path = tmp.path().join("link.sock");
     let carriers = UnixListener::bind(&path).unwrap();
     let mut pod = pod_with("uid-8", credentials, echo_socket(tmp.path()), Some(carriers));
@@ -233,14 +252,28 @@ async fn wire(to: SocketAddr) -> (SocketAddr, mpsc::Sender<()>) {
     (address, cut)
 }
 
+/// A wire that falls silent when told, both ends staying open.
+async fn silent_wire(to: SocketAddr) -> (SocketAddr, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (silence, mut silenced) = mpsc::channel::<()>(1);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut on = TcpStream::connect(to).await.unwrap();
+        tokio::select! {
+            _ = copy_bidirectional(&mut stream, &mut on) => {}
+            _ = silenced.recv() => std::future::pending::<()>().await,
+        }
+    });
+    (address, silence)
+}
+
 #[tokio::test]
 async fn a_cut_link_ends_its_sessions_and_comes_back() {
     let tmp = tempfile::tempdir().unwrap();
     let (server, mut events, address) = server(tmp.path(), "127.0.0.1:0").await;
-    let (through, cut) = wire(address).await;
-    let mut credentials = server.issue("uid-2").unwrap();
-    credentials.address = through;
-    let credentials = write_credentials(tmp.path(), "link", &credentials);
+    let (wired, cut) = wire(address).await;
+    let credentials = through(&issue(&server, tmp.path(), "uid-2", &[]).await, wired);
     let mut pod = pod("uid-2", credentials, echo_socket(tmp.path()));
     assert!(matches!(pod.event().await, ClientEvent::Up));
     assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
@@ -260,36 +293,139 @@ async fn a_cut_link_ends_its_sessions_and_comes_back() {
     }
 }
 
-#[tokio::test]
-async fn a_restarted_kubelet_is_found_again_with_the_same_credentials() {
-    let tmp = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let pki = tmp.path().join("pki");
-    // Nobody listens yet: credentials come from an authority that is kept on disk.
-    drop(listener);
-    let ca = hpk_link::pki::LinkCa::load_or_create(&pki).unwrap();
-    let credentials = write_credentials(tmp.path(), "link", &ca.issue("uid-3", address).unwrap());
-    let mut pod = pod("uid-3", credentials, echo_socket(tmp.path()));
-    assert!(matches!(pod.event().await, ClientEvent::Down { .. }));
-    let (_server, mut events, _) = server(tmp.path(), &address.to_string()).await;
-    loop {
-        if matches!(pod.event().await, ClientEvent::Up) {
-            break;
-        }
-    }
-    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+/// A kubelet that is gone with all its connections, but its files.
+async fn runs_once(folder: &Path, address: SocketAddr, uid: &str, file: &Path) {
+    let (server, _events) = LinkServer::start(address, &folder.join("pki")).unwrap();
+    server.issue(uid, file.to_path_buf(), Vec::new()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_refused_pod_does_not_come_back() {
+async fn a_restarted_kubelet_is_found_again_wherever_it_listens() {
     let tmp = tempfile::tempdir().unwrap();
-    let (server, _events, _) = server(tmp.path(), "127.0.0.1:0").await;
-    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-4").unwrap());
-    server.refuse("uid-4", "no such pod").await;
-    let pod = pod("uid-4", credentials, echo_socket(tmp.path()));
-    let why = tokio::time::timeout(LONG, pod.task).await.expect("ends").unwrap();
-    assert_eq!(why, Kept::Refused("no such pod".to_owned()));
+    // Another program has the port meanwhile, and whoever dials it gets nothing that he takes.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = tmp.path().join("link.json");
+    runs_once(tmp.path(), taken.local_addr().unwrap(), "uid-3", &file).await;
+    let issued = credentials(&file);
+    let mut pod = pod("uid-3", file.clone(), echo_socket(tmp.path()));
+    for _ in 0..2 {
+        drop(taken.accept().await.unwrap());
+        assert!(matches!(pod.event().await, ClientEvent::Down { .. }));
+    }
+    let (server, mut events, address) = server(tmp.path(), "127.0.0.1:0").await;
+    server.adopt("uid-3", file.clone(), Vec::new());
+    while !matches!(pod.event().await, ClientEvent::Up) {}
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    assert_eq!(credentials(&file), LinkCredentials { address, ..issued }, "nothing else has changed");
+
+    // It moves while it runs: the link stands, and the next dial goes to the new place.
+    let second = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let moved = second.local_addr().unwrap();
+    server.listen(second);
+    server.advertise(moved);
+    let told = async {
+        while credentials(&file).address != moved {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, told).await.expect("the file is written again");
+    assert_eq!((server.address(), server.count().await), (moved, 1));
+}
+
+/// Whether a hello with these credentials is taken; else what was said.
+async fn says(file: &Path, uid: &str, ips: &[&str], key: Option<&str>) -> Result<(), String> {
+    let hello = Hello {
+        pod_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        public_key: key.map(str::to_owned),
+        ..hello(uid)
+    };
+    let mut pod = pod_as(hello, file.to_path_buf(), PathBuf::from("/none"), None);
+    let said = match pod.event().await {
+        ClientEvent::Up => Ok(()),
+        ClientEvent::Down { reason } => Err(reason),
+        other => panic!("{other:?}"),
+    };
+    pod.leave.cancel();
+    pod.task.await.unwrap();
+    said
+}
+
+#[tokio::test]
+async fn a_leaked_credential_opens_nothing_but_its_own_pods_link() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
+    let a = issue(&server, tmp.path(), "a", &["10.244.1.1"]).await;
+    let member = issue(&server, tmp.path(), MEMBER, &["10.244.0.1"]).await;
+    issue(&server, tmp.path(), "b", &["10.244.1.2"]).await;
+    let refused = |said: Result<(), String>, word: &str| {
+        let why = said.expect_err(word);
+        assert!(why.contains(word), "{why}");
+    };
+    for claim in ["10.244.1.2", "10.244.0.1", "10.244.77.1", "10.96.0.1"] {
+        refused(says(&a, "a", &["10.244.1.1", claim], None).await, claim);
+        assert!(
+            matches!(link_event(&mut events).await, LinkEvent::Refused { uid, why } if uid == "a" && why.contains(claim))
+        );
+    }
+    for name in ["b", MEMBER] {
+        refused(says(&a, name, &[], None).await, "another pod");
+    }
+    refused(says(&member, "a", &[], None).await, "another pod");
+    assert_eq!(says(&member, MEMBER, &["10.244.0.1"], Some("K")).await, Ok(()));
+    refused(says(&a, "a", &[], Some("K")).await, "key");
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Refused { .. }));
+    assert_eq!(says(&a, "a", &["10.244.1.1"], None).await, Ok(()));
+
+    // The pod is deleted: what it had is worth nothing, for it and for others, after a restart too.
+    let leaked = tmp.path().join("leaked.json");
+    std::fs::copy(&a, &leaked).unwrap();
+    server.withdraw("a");
+    refused(says(&leaked, "a", &["10.244.1.1"], None).await, "no such pod");
+    // A pod of that name that runs again, as after a requeue, has its own credentials from then on.
+    std::fs::remove_file(&a).unwrap();
+    issue(&server, tmp.path(), "a", &["10.244.1.1"]).await;
+    refused(says(&leaked, "a", &["10.244.1.1"], None).await, "replaced");
+    assert_eq!(says(&a, "a", &["10.244.1.1"], None).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_withdrawn_pod_is_cut_and_comes_back_when_it_may() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
+    let file = issue(&server, tmp.path(), "uid-4", &[]).await;
+    let mut pod = pod("uid-4", file.clone(), echo_socket(tmp.path()));
+    assert!(matches!(pod.event().await, ClientEvent::Up));
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    server.withdraw("uid-4");
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Down { .. }));
+    assert!(matches!(pod.event().await, ClientEvent::Down { .. }));
+    assert!(matches!(pod.event().await, ClientEvent::Down { reason } if reason.contains("no such pod")));
+    server.adopt("uid-4", file, Vec::new());
+    while !matches!(pod.event().await, ClientEvent::Up) {}
+}
+
+#[tokio::test]
+async fn a_second_link_cuts_off_nobody_who_is_alive() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (server, mut events, address) = server(tmp.path(), "127.0.0.1:0").await;
+    let file = issue(&server, tmp.path(), "uid-9", &[]).await;
+    let (wired, silence) = silent_wire(address).await;
+    let mut first = pod("uid-9", through(&file, wired), echo_socket(tmp.path()));
+    assert!(matches!(first.event().await, ClientEvent::Up));
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    let why = says(&file, "uid-9", &[], None).await.unwrap_err();
+    assert!(why.contains("a link of this pod stands"), "{why}");
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Refused { .. }));
+    let mut session = server.open_supervisor("uid-9").await.unwrap();
+    session.write_all(b"x").await.unwrap();
+    assert_eq!(session.read_u8().await.unwrap(), b'x', "the first one serves on");
+
+    // Its node has gone without a word: who comes then takes its place.
+    silence.send(()).await.unwrap();
+    let mut second = pod_with("uid-9", file, tmp.path().join("none"), None);
+    assert!(matches!(second.event().await, ClientEvent::Up));
+    assert!(matches!(link_event(&mut events).await, LinkEvent::Up { .. }));
+    assert_eq!(server.count().await, 1);
 }
 
 /// The supervisor speaks its last words and is gone, with most of them still on their way.
@@ -298,7 +434,7 @@ async fn last_words_arrive_before_the_pod_leaves() {
     const LENGTH: usize = 8 << 20;
     let tmp = tempfile::tempdir().unwrap();
     let (server, mut events, _) = server(tmp.path(), "127.0.0.1:0").await;
-    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let credentials = issue(&server, tmp.path(), "uid-7", &[]).await;
     let path = tmp.path().join("speaks.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let mut pod = pod("uid-7", credentials, path);
@@ -333,7 +469,7 @@ async fn last_words_arrive_before_the_pod_leaves() {
     }
     assert_eq!(got, LENGTH);
     drop(stream);
-    assert_eq!(tokio::time::timeout(LONG, pod.task).await.expect("ends").unwrap(), Kept::Left);
+    tokio::time::timeout(LONG, pod.task).await.expect("ends").unwrap();
 }
 
 #[tokio::test]
@@ -341,17 +477,14 @@ async fn strangers_get_nothing() {
     let tmp = tempfile::tempdir().unwrap();
     let (server, mut events, address) = server(tmp.path(), "127.0.0.1:0").await;
 
-    // One pod with another's certificate.
-    let credentials = write_credentials(tmp.path(), "mine", &server.issue("uid-5").unwrap());
-    let liar = pod("uid-6", credentials, echo_socket(tmp.path()));
-    let why = tokio::time::timeout(LONG, liar.task).await.expect("ends").unwrap();
-    assert!(matches!(&why, Kept::Refused(why) if why.contains("another pod")), "{why:?}");
-
-    // A certificate of another authority.
-    let other = hpk_link::pki::LinkCa::load_or_create(&tmp.path().join("other")).unwrap();
-    let mut forged = other.issue("uid-5", address).unwrap();
-    forged.ca = server.issue("uid-5").unwrap().ca;
-    let mut stranger = pod("uid-5", write_credentials(tmp.path(), "forged", &forged), tmp.path().join("none"));
+    // A certificate of another authority, in the name of a pod that may come.
+    let real = issue(&server, tmp.path(), "uid-5", &[]).await;
+    let (other, _events) = LinkServer::start(address, &tmp.path().join("other")).unwrap();
+    let forged = tmp.path().join("forged.json");
+    other.issue("uid-5", forged.clone(), Vec::new()).await.unwrap();
+    let mixed = LinkCredentials { ca: credentials(&real).ca, ..credentials(&forged) };
+    std::fs::write(&forged, serde_json::to_vec(&mixed).unwrap()).unwrap();
+    let mut stranger = pod("uid-5", forged, tmp.path().join("none"));
     assert!(matches!(stranger.event().await, ClientEvent::Down { .. }));
     stranger.task.abort();
 
@@ -384,7 +517,7 @@ async fn a_crowd_of_strangers_keeps_no_pod_out() {
         crowd.push(stream);
     }
     let began = std::time::Instant::now();
-    let credentials = write_credentials(tmp.path(), "link", &server.issue("uid-7").unwrap());
+    let credentials = issue(&server, tmp.path(), "uid-7", &[]).await;
     let mut pod = pod("uid-7", credentials, echo_socket(tmp.path()));
     assert!(matches!(pod.event().await, ClientEvent::Up), "the first dial is answered");
     assert!(began.elapsed() < Duration::from_secs(5), "and soon: {:?}", began.elapsed());

@@ -2,13 +2,14 @@
 //! none. What is left are the login node's listeners for NodePort and LoadBalancer; its own routes lead to pods, if any do.
 
 use super::{CREDENTIALS, Helper, MemberError, Ready, listen};
+use crate::outage::Outage;
 use hpk_api::link::{Hello, MEMBER, NetUpdate};
-use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use std::path::Path;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Runs until the link is refused.
+/// Runs until it is ended.
 pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Infallible, MemberError> {
     let (questions, asked) = mpsc::channel(256);
     let mut listeners = listen::Listeners::new(Helper { socket: None }, questions);
@@ -26,16 +27,21 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
     let mut ready = Ready::default();
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
+    let mut outage = Outage::default();
     loop {
         tokio::select! {
-            end = &mut link => return Err(MemberError::Refused(match end {
-                Kept::Refused(why) => why,
-                Kept::Left => "left".to_owned(),
-            })),
+            () = &mut link => return Err(MemberError::Left),
             Some(event) = events.recv() => match event {
-                ClientEvent::Down { reason } => hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Down { reason } => {
+                    if outage.is_news(&reason) {
+                        hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}; dialling on");
+                    }
+                }
                 ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
-                ClientEvent::Up => ready.say(),
+                ClientEvent::Up => {
+                    outage.over();
+                    ready.say();
+                }
                 ClientEvent::Net(_) => {}
             },
             () = listeners.due() => listeners.again().await,

@@ -17,12 +17,13 @@ mod spread;
 
 use crate::datapath::{Config, Datapath, Encryption};
 use crate::node;
+use crate::outage::Outage;
 use crate::requests::receive_tun;
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
 use hpk_api::net::{NetworkMode, first_host, ranges};
-use hpk_link::client::{ClientConfig, ClientEvent, Kept, keep};
+use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
 use std::io;
@@ -53,8 +54,8 @@ enum MemberError {
     Io { what: String, source: io::Error },
     #[error("the helper in the member's namespace ended: {0}; are user namespaces allowed here? `hpk doctor` says")]
     Helper(String),
-    #[error("the kubelet refused the link: {0}")]
-    Refused(String),
+    #[error("the link has ended")]
+    Left,
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> MemberError {
@@ -189,18 +190,23 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
+    let mut outage = Outage::default();
     let mut ready = Ready::default();
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {
-            end = &mut link => return Err(MemberError::Refused(match end {
-                Kept::Refused(why) => why,
-                Kept::Left => "left".to_owned(),
-            })),
+            () = &mut link => return Err(MemberError::Left),
             ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
             Some(event) = events.recv() => match event {
-                ClientEvent::Up => datapath.fresh(),
-                ClientEvent::Down { reason } => hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}"),
+                ClientEvent::Up => {
+                    outage.over();
+                    datapath.fresh();
+                }
+                ClientEvent::Down { reason } => {
+                    if outage.is_news(&reason) {
+                        hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}; dialling on");
+                    }
+                }
                 ClientEvent::Net(NetUpdate::Relays(wanted)) => {
                     set_relays(&mut relays, &wanted, &helper, &ips).await;
                     // An empty set may be of a kubelet that does not know its services yet.

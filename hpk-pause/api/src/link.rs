@@ -4,7 +4,11 @@
 //! subject is the pod's UID) and the connection is multiplexed by yamux. Each stream begins with one JSON
 //! line, [`StreamOpen`]. Streams opened by the kubelet carry one connection to the supervisor's socket;
 //! streams opened by hpk-netns ask the kubelet for network facts.
+//!
+//! The kubelet writes `link.json` again whenever its address changes or a certificate is to be renewed; hpk-netns reads
+//! it before each dial. Only the certificate that was written last is accepted.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,6 +25,9 @@ pub struct LinkCredentials {
     pub cert: String,
     /// Its key, PEM.
     pub key: String,
+    /// End of the certificate's life. None: issued by a kubelet that set no end.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// First line of every stream.
@@ -31,6 +38,9 @@ pub enum StreamOpen {
     Supervisor,
     /// Opened by hpk-netns, once, first: who is there. The kubelet answers with one JSON line [`Welcome`].
     Hello(Hello),
+    /// Opened by the kubelet when a second link of the pod comes: whether anybody is still there. Whatever the other end
+    /// does with this stream, closing it included, says yes.
+    Probe,
     /// Opened by hpk-netns, long-lived: network facts flow from the kubelet as JSON lines [`NetUpdate`],
     /// questions to it as JSON lines [`NetQuestion`].
     Net,
@@ -53,7 +63,7 @@ pub struct Hello {
     /// WireGuard public key (base64) of this pod's datapath.
     #[serde(default)]
     pub public_key: Option<String>,
-    /// The pod's addresses, when the network is an overlay.
+    /// The pod's addresses, when the network is an overlay. Only those that the kubelet gave it are accepted.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
     /// Whether this node has a program that leads out of the cluster; None: not looked for.
@@ -73,8 +83,13 @@ pub enum Welcome {
         /// Version of the kubelet's contract.
         version: u32,
     },
-    /// Refused for good (unknown pod, version): do not redial.
+    /// The two ends do not fit (version): dial again seldom, since either may be replaced.
     Refused {
+        /// Why.
+        message: String,
+    },
+    /// Refused as things are now (a certificate that was replaced, a second link): read `link.json` and dial again.
+    NotNow {
         /// Why.
         message: String,
     },

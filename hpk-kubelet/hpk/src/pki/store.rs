@@ -213,7 +213,8 @@ fn make_leaf(dir: &Path, leaf: &Leaf, now: SystemTime, not_after: SystemTime) ->
 fn authority_params(authority: Authority, now: SystemTime, not_after: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = name(authority.common_name(), &[]);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // It signs for programs and users; nobody whom it signed for may sign in its name.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.not_before = backdated(now);
     params.not_after = offset(not_after);
