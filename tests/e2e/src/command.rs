@@ -85,6 +85,21 @@ pub fn sx(node: &str, user: Option<&str>, command: &[&str]) -> Run {
     }
 }
 
+/// The process id of a node's first process, as this machine sees it: for entering its namespaces.
+pub fn node_pid(node: &str) -> u32 {
+    site_is_up();
+    let common = sx_path().with_file_name("common.sh");
+    let script = format!(". {} && node_pid {node}", common.display());
+    let run = match Command::new("bash").args(["-c", &script]).output() {
+        Ok(output) => Run::new(script, output),
+        Err(error) => panic!("bash: {error}"),
+    };
+    match run.ok().parse() {
+        Ok(pid) => pid,
+        Err(error) => panic!("{run:?}: {error}"),
+    }
+}
+
 /// Runs kubectl as alice on the login node.
 pub fn kubectl(args: &[&str]) -> Run {
     kubectl_with_input(args, "")

@@ -12,7 +12,7 @@ mod slurm;
 mod terminal;
 mod watch;
 
-pub use command::{Run, kubectl, kubectl_with_input, sx};
+pub use command::{Run, kubectl, kubectl_with_input, node_pid, sx};
 pub use namespace::Namespace;
 pub use slurm::{Job, job_of, jobs, processes, sacct};
 pub use terminal::{Step, at_terminal};

@@ -1,5 +1,6 @@
 //! The kubelet is killed while pods run and finish. A test program of its own, whose cases take turns: cargo
 //! runs it alone, so nothing else depends on the kubelet meanwhile.
+#![allow(clippy::expect_used, reason = "a failed helper is a failed case")]
 
 use hpk_e2e::{Namespace, PATIENCE, eventually, job_of, sacct, sx};
 use serde_json::{Value, json};
@@ -311,6 +312,124 @@ fn a_restarted_kubelet_says_nothing_of_images_that_run() {
     ]);
     let counts: Vec<&str> = pulled.ok().lines().filter(|l| l.starts_with("Pull")).collect();
     assert_eq!(counts, ["Pulled=1"], "{}", pulled.stdout);
+}
+
+/// Where a pod's credentials say that the kubelet is.
+fn link_address(uid: &str) -> String {
+    let path = format!("/home/alice/.hpk/pods/{uid}/link.json");
+    sx("login", Some("alice"), &["jq", "-r", ".address", &path]).ok().to_owned()
+}
+
+/// A connection from this node to that address stands.
+fn is_linked(node: &str, address: &str) -> Option<()> {
+    let run = sx(node, None, &["ss", "-Htn", "state", "established", "dst", address]);
+    (!run.ok().is_empty()).then_some(())
+}
+
+/// Another user's program, which has a port until this is dropped.
+struct Stranger {
+    pid: String,
+}
+
+impl Stranger {
+    fn at(ip: &str, port: u16) -> Self {
+        let program =
+            format!("import socket\ns = socket.create_server(('{ip}', {port}))\nwhile True:\n s.accept()[0].close()\n");
+        let script = "python3 -c \"$0\" > /dev/null 2>&1 & echo $!";
+        let pid = sx("login", Some("bob"), &["bash", "-c", script, &program]).ok().to_owned();
+        let stranger = Self { pid };
+        eventually("the stranger has the port", PATIENCE, || {
+            let run = sx("login", None, &["ss", "-Htlnp", "src", &format!("{ip}:{port}")]);
+            run.ok().contains(&format!("pid={},", stranger.pid)).then_some(())
+        });
+        stranger
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        sx("login", Some("bob"), &["kill", "-KILL", &self.pid]);
+    }
+}
+
+/// Another address of the login node, with links there, as when the node has moved; as before when this is dropped.
+struct Moved {
+    device: String,
+    before: String,
+}
+
+impl Moved {
+    const IP: &str = "10.77.0.98";
+    const PORT: u16 = 31998;
+
+    fn new(before: &str) -> Self {
+        let (ip, _) = before.rsplit_once(':').expect("a port");
+        let device = sx("login", None, &["ip", "-o", "-4", "addr", "show", "to", ip]);
+        let device = device.ok().split_whitespace().nth(1).expect("a device").to_owned();
+        sx("login", None, &["ip", "addr", "add", &format!("{}/24", Self::IP), "dev", &device]).ok();
+        Self { device, before: before.to_owned() }
+    }
+
+    /// What `hpk up` writes when it finds itself elsewhere, and the kubelet's restart.
+    fn advertise(address: &str) {
+        let edit =
+            format!("cd ~/.hpk && jq '.link_addr = \"{address}\"' cluster.json > moved && mv moved cluster.json");
+        sx("login", Some("alice"), &["bash", "-c", &edit]).ok();
+        signal_kubelet("-KILL");
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        Self::advertise(&self.before);
+        sx("login", None, &["ip", "addr", "del", &format!("{}/24", Self::IP), "dev", &self.device]);
+    }
+}
+
+#[test]
+fn pods_find_a_kubelet_whose_address_and_port_have_changed() {
+    let _turn = turn();
+    let ns = Namespace::new("moved");
+    ns.run_script("pod", "Never", "sleep 600");
+    ns.wait_ready("pod");
+    let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    let node = job_of(ns.name(), "pod").expect("the job").node;
+    let first = link_address(&uid);
+    let moved = Moved::new(&first);
+    let wanted = format!("{}:{}", Moved::IP, Moved::PORT);
+
+    // Where links are to come, another user is already: the kubelet takes another port.
+    let stranger = Stranger::at(Moved::IP, Moved::PORT);
+    Moved::advertise(&wanted);
+    let other = eventually("running pods are told of another port", PATIENCE, || {
+        Some(link_address(&uid)).filter(|address| address.starts_with(Moved::IP) && *address != wanted)
+    });
+    eventually("the pod has found it", PATIENCE, || is_linked(&node, &other));
+    assert_eq!(ns.kubectl(&["exec", "pod", "--", "echo", "goes on"]).ok(), "goes on");
+    drop(stranger);
+    eventually("the port is had", PATIENCE, || (link_address(&uid) == wanted).then_some(()));
+    is_linked(&node, &other).expect("a link that stands stays");
+
+    drop(moved);
+    eventually("and back", PATIENCE, || is_linked(&node, &first));
+    assert_eq!(ns.get("pod", "pod")["status"]["containerStatuses"][0]["restartCount"], json!(0));
+}
+
+/// Nobody asks for the pod: its owner is told all the same, and Slurm carries the link.
+#[test]
+fn a_pod_that_stays_without_its_link_is_told_and_carried() {
+    let _turn = turn();
+    let ns = Namespace::new("nolink");
+    ns.run_script("pod", "Never", "sleep 600");
+    ns.wait_ready("pod");
+    let unreachable = Unreachable::make();
+    signal_kubelet("-KILL");
+    let told = ns.until_event("pod", "NoLink", "srun --overlap");
+    assert!(told.contains("Connection refused"), "in the node's own words: {told}");
+    let steps = || ns.shell("squeue --steps --noheader --format=%j").stdout.contains("hpk-link").then_some(());
+    eventually("a step carries it", PATIENCE, steps);
+    ns.until_event("pod", "LinkBack", "");
+    drop(unreachable);
 }
 
 /// Nodes whose packets to the link's port are refused, until this is dropped.

@@ -2,7 +2,7 @@
 //!
 //! Who attacks: `bob`, another user of the machine; the *pod-maker*, a user of the cluster who may only create pods in
 //! one namespace; a hostile image. SECURITY.md says what is promised to whom.
-#![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failed helper is a failed case")]
 
 mod flags;
 mod folder;
