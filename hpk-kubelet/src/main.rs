@@ -123,7 +123,7 @@ async fn run(args: Args) -> Result<()> {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),
         registries: Registries::load(&home.registries())?,
-        limits: Limits::default(),
+        limits: Limits::from(&cluster.images),
     })?;
     let (links, link_events) = LinkServer::start(cluster.link_addr, &home.pki())?;
     let taken = link_port::open(&links, cluster.link_addr, last_link_address(&home))?;

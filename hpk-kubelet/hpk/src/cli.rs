@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::ContainerLogs;
+use hpk_api::images::{ImageRules, LocalChoice};
 use hpk_api::net::NetworkMode;
 use hpk_api::pod_flags::PodFlags;
 use hpk_api::quantity;
@@ -100,6 +101,7 @@ pub(crate) enum Command {
   hpk up --container-log-max-size 100Mi           keep more of what containers print
   hpk up --pod-flags list                         pods of others: no flags that take more of the cluster
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
+  hpk up --local-images /scratch/me/images        image files from there only
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -155,6 +157,18 @@ pub(crate) struct Up {
     /// [default: allow]
     #[arg(long, value_name = "WHICH", value_enum)]
     pub pod_flags: Option<PodFlagsChoice>,
+    /// A folder below which pods may name images in files (`oci:/DIR/x`, `/DIR/x.sif` …); may be repeated; kept until it is
+    /// given again. any: whatever a pod may reach by hostPath too; none: no files. Pods of namespaces that enforce PodSecurity
+    /// restricted get none, whatever is said here [default: any]
+    #[arg(long, value_name = "DIR|any|none", value_parser = ImageRules::parse_local)]
+    pub local_images: Vec<LocalChoice>,
+    /// Refuse images whose files take more than this, in bytes, as a Kubernetes quantity; kept until it is given again
+    /// [default: 100Gi]
+    #[arg(long, value_name = "QUANTITY", value_parser = ImageRules::parse_max_size)]
+    pub image_max_size: Option<u64>,
+    /// Refuse images that have more files, folders and links than this; kept until it is given again [default: 2000000]
+    #[arg(long, value_name = "N", value_parser = ImageRules::parse_max_files)]
+    pub image_max_files: Option<u64>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,

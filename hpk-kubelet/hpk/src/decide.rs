@@ -5,6 +5,7 @@
 //! meanwhile is replaced, all others stay.
 
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
+use hpk_api::images::ImageRules;
 use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
 use serde::{Deserialize, Serialize};
@@ -263,6 +264,7 @@ pub(crate) fn cluster(
         default_memory: None,
         priority_classes: std::collections::BTreeMap::new(),
         pod_flags: PodFlags::default(),
+        images: ImageRules::default(),
         pki_dir: pki_dir.display().to_string(),
     }
 }

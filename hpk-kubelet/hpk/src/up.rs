@@ -13,8 +13,9 @@ use crate::site;
 use crate::supervise::control::{self, Client, ControlError, Holder, Phase, Request, Snapshot};
 use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
+use hpk_api::images::ImageRules;
 use hpk_api::net::NetworkMode;
 use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
@@ -129,7 +130,11 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
         bail!("--priority-class: the control plane is running with other flags: run hpk down first");
     }
     let logs = container_logs(args, runs.container_logs);
+    let images = images(args, &runs.images)?;
     for (flag, same) in [
+        ("--local-images", images.local == runs.images.local),
+        ("--image-max-size", images.max_bytes == runs.images.max_bytes),
+        ("--image-max-files", images.max_files == runs.images.max_files),
         ("--container-log-max-size", logs.max_bytes == runs.container_logs.max_bytes),
         ("--container-log-max-files", logs.max_files == runs.container_logs.max_files),
     ] {
@@ -154,6 +159,21 @@ fn container_logs(args: &cli::Up, former: ContainerLogs) -> ContainerLogs {
         max_bytes: args.container_log_max_size.unwrap_or(former.max_bytes),
         max_files: args.container_log_max_files.unwrap_or(former.max_files),
     }
+}
+
+/// As asked for, else as it was.
+fn images(args: &cli::Up, former: &ImageRules) -> Result<ImageRules> {
+    let asked = ImageRules::local_of(&args.local_images).map_err(|why| anyhow!("--local-images: {why}"))?;
+    for folder in asked.iter().flatten().flatten() {
+        if !folder.is_dir() {
+            bail!("--local-images {}: there is no such folder", folder.display());
+        }
+    }
+    Ok(ImageRules {
+        local: asked.unwrap_or_else(|| former.local.clone()),
+        max_bytes: args.image_max_size.unwrap_or(former.max_bytes),
+        max_files: args.image_max_files.unwrap_or(former.max_files),
+    })
 }
 
 /// Apptainer takes paths in lists separated by these.
@@ -218,6 +238,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.pod_flags = former.pod_flags;
         cluster.default_memory = former.default_memory;
         cluster.priority_classes = former.priority_classes;
+        cluster.images = former.images;
     }
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
@@ -230,6 +251,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     if let Some(DefaultMemory(bytes)) = args.default_memory {
         cluster.default_memory = bytes;
     }
+    cluster.images = images(args, &cluster.images)?;
     if let Some(choice) = args.pod_flags {
         cluster.pod_flags = choice.into();
     }
@@ -593,6 +615,19 @@ mod tests {
         assert_eq!(container_logs(&up(&[]), asked), asked);
         let files = container_logs(&up(&["--container-log-max-files=2"]), asked);
         assert_eq!(files, ContainerLogs { max_bytes: 1 << 20, max_files: 2 });
+    }
+
+    #[test]
+    fn rules_for_images_are_kept_until_they_are_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().display().to_string();
+        let asked = images(&up(&["--local-images", &dir, "--image-max-size=2Gi"]), &ImageRules::default()).unwrap();
+        assert_eq!((asked.local.as_deref(), asked.max_bytes), (Some(&[folder.path().to_owned()][..]), 2 << 30));
+        assert_eq!(images(&up(&[]), &asked).unwrap(), asked);
+        assert_eq!(images(&up(&["--local-images=any"]), &asked).unwrap().local, None);
+        let missing = images(&up(&["--local-images", &format!("{dir}/none")]), &asked).unwrap_err().to_string();
+        assert!(missing.contains("/none: there is no such folder"), "{missing}");
+        assert!(images(&up(&["--local-images=any", "--local-images", &dir]), &asked).is_err());
     }
 
     #[test]

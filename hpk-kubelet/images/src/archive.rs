@@ -24,7 +24,7 @@ pub(crate) struct Resolved {
 }
 
 /// Documents are read whole; none is honestly larger than this (bytes).
-const MAX_DOCUMENT: u64 = 8 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// Bytes of headers that are read from a tar: enough for a hundred thousand members.
 const MAX_HEADERS: u64 = 64 << 20;

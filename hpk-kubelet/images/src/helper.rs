@@ -16,6 +16,7 @@ use crate::pass;
 use crate::region::Region;
 use crate::tree::{Limits, Report};
 use crate::unpack;
+use hpk_api::subids::{self, SubIds};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
@@ -179,49 +180,14 @@ pub(crate) enum HelperError {
     Job(String),
 }
 
-/// The user's subordinate ids, as /etc/subuid and /etc/subgid grant them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SubIds {
-    uid: (u32, u32),
-    gid: (u32, u32),
-}
-
-impl SubIds {
-    /// The first range of each file; None when the user has none or the tools to use them are missing.
-    pub(crate) fn of_current_user() -> Option<Self> {
-        let uid = Uid::current();
-        let name = user_name(&std::fs::read_to_string("/etc/passwd").ok()?, uid.as_raw());
-        let range = |file: &str| {
-            let text = std::fs::read_to_string(file).ok()?;
-            range_of(&text, name.as_deref(), uid.as_raw())
-        };
-        which::which("newuidmap").ok()?;
-        which::which("newgidmap").ok()?;
-        Some(Self { uid: range("/etc/subuid")?, gid: range("/etc/subgid")? })
-    }
-}
-
-fn user_name(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
-        (id.parse() == Ok(uid)).then(|| name.to_owned())
-    })
-}
-
-/// First `name:start:count` line for the user (by name or number) that is large enough to be of use.
-fn range_of(file: &str, name: Option<&str>, uid: u32) -> Option<(u32, u32)> {
-    let number = uid.to_string();
-    file.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let owner = fields.next()?;
-        if Some(owner) != name && owner != number {
-            return None;
-        }
-        let start = fields.next()?.trim().parse().ok()?;
-        let count = fields.next()?.trim().parse().ok()?;
-        (count > 0).then_some((start, count))
-    })
+/// The user's subordinate ids; None when there are none or the tools to use them are missing.
+pub(crate) fn subordinate_ids() -> Option<SubIds> {
+    which::which("newuidmap").ok()?;
+    which::which("newgidmap").ok()?;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let uid = Uid::current().as_raw();
+    let name = subids::name_of(&read("/etc/passwd"), uid).or_else(|| std::env::var("USER").ok());
+    SubIds::choose(&read("/etc/subuid"), &read("/etc/subgid"), uid, name.as_deref())
 }
 
 /// Runs one job in a helper process. Killed with it when the future is dropped.
@@ -288,8 +254,8 @@ async fn map_ids(pid: u32, ids: Option<&SubIds>) -> std::io::Result<()> {
         tokio::fs::write(format!("/proc/{pid}/setgroups"), "deny").await?;
         return tokio::fs::write(format!("/proc/{pid}/gid_map"), format!("0 {gid} 1")).await;
     };
-    map_by_tool("newuidmap", pid, uid, ids.uid).await?;
-    map_by_tool("newgidmap", pid, gid, ids.gid).await
+    map_by_tool("newuidmap", pid, uid, ids.uids).await?;
+    map_by_tool("newgidmap", pid, gid, ids.gids).await
 }
 
 async fn map_by_tool(tool: &str, pid: u32, own: u32, range: (u32, u32)) -> std::io::Result<()> {
@@ -310,19 +276,4 @@ async fn map_by_tool(tool: &str, pid: u32, own: u32, range: (u32, u32)) -> std::
 #[must_use]
 pub fn command_of(program: &OsStr) -> Vec<OsString> {
     vec![program.to_owned(), OsString::from("image-helper")]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subordinate_ranges_are_found_by_name_or_number() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
-        assert_eq!(user_name(passwd, 1000).as_deref(), Some("alice"));
-        let subuid = "bob:200000:65536\nalice:100000:65536\nalice:900000:10\n";
-        assert_eq!(range_of(subuid, Some("alice"), 1000), Some((100_000, 65536)));
-        assert_eq!(range_of("1000:300000:65536\n", None, 1000), Some((300_000, 65536)));
-        assert_eq!(range_of("bob:1:2\nalice:x:y\n", Some("alice"), 1000), None);
-    }
 }

@@ -1,6 +1,7 @@
 //! Registry credentials from imagePullSecrets, matched to images as upstream does
 //! (kubernetes pkg/credentialprovider/keyring.go: globs per host label, path prefixes, longest first).
 
+use crate::error::json_fault;
 use base64::Engine;
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
@@ -29,12 +30,17 @@ struct Pattern {
 /// A secret that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// Not JSON of the expected shape.
+    /// Not JSON of the expected shape; where, and no word of it.
     #[error("registry credentials are malformed: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(String),
     /// `auth` is not base64 of `user:password`.
     #[error("registry credentials for {0}: auth is not base64 of user:password")]
     Auth(String),
+}
+
+/// A secret's text must not show in an event.
+fn fault(e: serde_json::Error) -> KeyringError {
+    KeyringError::Json(json_fault(&e))
 }
 
 #[derive(Deserialize)]
@@ -58,7 +64,7 @@ impl Keyring {
             #[serde(default)]
             auths: BTreeMap<String, Login>,
         }
-        self.add(serde_json::from_slice::<File>(json)?.auths)
+        self.add(serde_json::from_slice::<File>(json).map_err(fault)?.auths)
     }
 
     /// Adds a secret of type `kubernetes.io/dockercfg` (key `.dockercfg`).
@@ -66,7 +72,7 @@ impl Keyring {
     /// # Errors
     /// When it cannot be read; the keyring is unchanged then.
     pub fn add_dockercfg(&mut self, json: &[u8]) -> Result<(), KeyringError> {
-        self.add(serde_json::from_slice(json)?)
+        self.add(serde_json::from_slice(json).map_err(fault)?)
     }
 
     fn add(&mut self, logins: BTreeMap<String, Login>) -> Result<(), KeyringError> {
@@ -199,6 +205,7 @@ mod tests {
         assert_eq!(keyring.entries[0].password, "p:q");
         assert!(!format!("{keyring:?}").contains("p:q"));
         assert!(matches!(keyring.add_dockercfg(br#"{"h":{"auth":"!!"}}"#), Err(KeyringError::Auth(_))));
-        assert!(keyring.add_docker_config_json(b"nope").is_err());
+        let error = keyring.add_docker_config_json(br#"{"auths": "s3cret"}"#).unwrap_err().to_string();
+        assert!(error.contains("line 1") && !error.contains("s3cret"), "{error}");
     }
 }

@@ -73,6 +73,12 @@ impl Source {
         Ok(Self::Registry(reference))
     }
 
+    /// Whether it is in the user's files.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+
     /// The reference in full, as the store's index knows it.
     #[must_use]
     pub fn normalized(&self) -> String {

@@ -4,9 +4,9 @@
 //! {"insecure": ["login:5000"], "ca_files": ["/home/me/site-ca.pem"]}
 //! ```
 //! A registry is asked over https. Plain http is tried second, and only when the registry is listed under
-//! `insecure`, is `localhost`, or when every address its name resolves to is loopback or private
-//! (RFC 1918, RFC 4193, link-local): an HPC site's own registry. Credentials follow the same rule, so a
-//! registry on the internet never sees them in the clear.
+//! `insecure`, or when there are no credentials for it and it is `localhost` or every address its name resolves to is
+//! loopback or private (RFC 1918, RFC 4193, link-local): an HPC site's own registry. Credentials go out in the clear to
+//! registries under `insecure` alone, and whoever makes TLS fail cannot answer in the place of a registry that has some.
 
 use serde::Deserialize;
 use std::net::IpAddr;
@@ -69,8 +69,8 @@ impl Registries {
     }
 
     /// Schemes to try, in order.
-    pub(crate) async fn schemes(&self, registry: &str) -> Vec<Scheme> {
-        if self.insecure.iter().any(|h| h == registry) || is_near(registry).await {
+    pub(crate) async fn schemes(&self, registry: &str, has_credentials: bool) -> Vec<Scheme> {
+        if self.insecure.iter().any(|h| h == registry) || (!has_credentials && is_near(registry).await) {
             vec![Scheme::Https, Scheme::Http]
         } else {
             vec![Scheme::Https]
@@ -115,10 +115,12 @@ mod tests {
         let both = [Scheme::Https, Scheme::Http];
         for near in ["localhost", "localhost:5000", "127.0.0.1:1", "10.77.0.1:5000", "192.168.1.1", "203.0.113.9:5000"]
         {
-            assert_eq!(listed.schemes(near).await, both, "{near}");
+            assert_eq!(listed.schemes(near, false).await, both, "{near}");
+            let with_credentials = if near.starts_with("203") { &both[..] } else { &both[..1] };
+            assert_eq!(listed.schemes(near, true).await, with_credentials, "{near}");
         }
         for far in ["203.0.113.9", "8.8.8.8:5000", "172.32.0.1", "does-not-exist.invalid"] {
-            assert_eq!(listed.schemes(far).await, [Scheme::Https], "{far}");
+            assert_eq!(listed.schemes(far, false).await, [Scheme::Https], "{far}");
         }
     }
 

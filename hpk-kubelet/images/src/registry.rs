@@ -8,8 +8,12 @@ use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientP
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::AsyncWrite;
 use tokio_util::io::InspectWriter;
 
 /// A registry that answered, with the scheme and credentials that it accepted.
@@ -27,8 +31,11 @@ pub(crate) async fn open(
     registries: &Registries,
 ) -> Result<(Session, Vec<u8>, String), SourceError> {
     let mut last = SourceError::Unavailable("no way to reach it".to_owned());
-    for scheme in registries.schemes(reference.resolve_registry()).await {
-        for auth in keyring.candidates(reference.registry(), reference.repository()) {
+    let candidates = keyring.candidates(reference.registry(), reference.repository());
+    let has_credentials = candidates.len() > 1;
+    let schemes = registries.schemes(reference.resolve_registry(), has_credentials).await;
+    for &scheme in &schemes {
+        for auth in candidates.clone() {
             // A client of its own: the library caches the first credentials it sees for a registry.
             let session = Session { client: client(scheme, registries).await?, auth, reference: reference.clone() };
             match session.manifest(reference).await {
@@ -48,7 +55,16 @@ pub(crate) async fn open(
             break;
         }
     }
-    Err(last)
+    Err(match last {
+        SourceError::Unavailable(cause) if has_credentials && !schemes.contains(&Scheme::Http) => {
+            SourceError::Unavailable(format!(
+                "{cause}; credentials are sent by https only, unless {:?} is listed under \"insecure\" in \
+                 HPK_HOME/registries.json",
+                reference.resolve_registry()
+            ))
+        }
+        last => last,
+    })
 }
 
 async fn client(scheme: Scheme, registries: &Registries) -> Result<Client, SourceError> {
@@ -82,16 +98,42 @@ impl Session {
         Ok(self.manifest(&self.reference.clone_with_digest(digest.to_owned())).await?.0)
     }
 
-    /// Writes a blob to `path`; `progress` gets the number of bytes of each part.
+    /// Writes a blob to `path`, at most `limit` bytes; `progress` gets the number of bytes of each part.
     pub(crate) async fn blob(
         &self,
         descriptor: &Descriptor,
         path: PathBuf,
+        limit: u64,
         progress: &(dyn Fn(usize) + Send + Sync),
     ) -> Result<(), SourceError> {
         let file = tokio::fs::File::create(&path).await.map_err(SourceError::io("create", &path))?;
-        let out = InspectWriter::new(file, |bytes: &[u8]| progress(bytes.len()));
+        let out = InspectWriter::new(Bounded { file, left: limit }, |bytes: &[u8]| progress(bytes.len()));
         self.client.pull_blob(&self.reference, descriptor.digest.as_str(), out).await.map_err(error)
+    }
+}
+
+/// A file that takes no more than so many bytes: a registry could send for ever.
+struct Bounded {
+    file: tokio::fs::File,
+    left: u64,
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.len() as u64 > self.left {
+            return Poll::Ready(Err(io::Error::other("the registry sends more than the manifest says")));
+        }
+        let written = std::task::ready!(Pin::new(&mut self.file).poll_write(cx, bytes))?;
+        self.left -= written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.file).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.file).poll_shutdown(cx)
     }
 }
 

@@ -17,7 +17,7 @@ use std::rc::Rc;
 pub(crate) enum SquashError {
     #[error("the SquashFS partition is damaged: {0}")]
     Damaged(&'static str),
-    #[error("its SquashFS is compressed by {0}; build the image again with gzip or zstd")]
+    #[error("its SquashFS is compressed by {0}; build the image again with gzip, lz4 or zstd")]
     Compression(&'static str),
     #[error("reading the SquashFS partition: {0}")]
     Io(#[source] io::Error),
@@ -38,6 +38,8 @@ type Result<T> = std::result::Result<T, SquashError>;
 const MAX_LISTING: u32 = 64 << 20;
 /// Fragment blocks kept; a file's tail shares one with its neighbours.
 const FRAGMENTS_KEPT: usize = 16;
+/// Memory for one zstd block.
+const MAX_WINDOW: u64 = 8 << 20;
 const NO_FRAGMENT: u32 = u32::MAX;
 const FRAGMENT_ENTRY: usize = 16;
 const METADATA_BLOCK: u64 = 8192;
@@ -45,6 +47,7 @@ const METADATA_BLOCK: u64 = 8192;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compressor {
     Gzip,
+    Lz4,
     Zstd,
 }
 
@@ -56,22 +59,30 @@ impl Compressor {
             2 => Err(SquashError::Compression("lzma")),
             3 => Err(SquashError::Compression("lzo")),
             4 => Err(SquashError::Compression("xz")),
-            5 => Err(SquashError::Compression("lz4")),
+            5 => Ok(Self::Lz4),
             _ => Err(SquashError::Damaged("unknown compression")),
         }
     }
 
     /// At most `most` bytes from a compressed block.
     fn expand(self, packed: &[u8], most: usize) -> Result<Vec<u8>> {
-        let broken = |_| SquashError::Damaged("a compressed block cannot be read");
-        let mut plain = Vec::with_capacity(most);
-        let limit = most as u64 + 1;
-        match self {
-            Self::Gzip => flate2::read::ZlibDecoder::new(packed).take(limit).read_to_end(&mut plain).map_err(broken)?,
+        const BROKEN: SquashError = SquashError::Damaged("a compressed block cannot be read");
+        let read = |reader: &mut dyn Read| {
+            let mut plain = Vec::with_capacity(most);
+            reader.take(most as u64 + 1).read_to_end(&mut plain).map_err(|_| BROKEN)?;
+            Ok::<_, SquashError>(plain)
+        };
+        let plain = match self {
+            Self::Gzip => read(&mut flate2::read::ZlibDecoder::new(packed))?,
             Self::Zstd => {
-                let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, 8 << 20)
-                    .map_err(|_| SquashError::Damaged("a compressed block cannot be read"))?;
-                decoder.take(limit).read_to_end(&mut plain).map_err(broken)?
+                let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, MAX_WINDOW);
+                read(&mut decoder.map_err(|_| BROKEN)?)?
+            }
+            Self::Lz4 => {
+                let mut plain = vec![0; most];
+                let length = lz4_flex::block::decompress_into(packed, &mut plain).map_err(|_| BROKEN)?;
+                plain.truncate(length);
+                plain
             }
         };
         if plain.len() > most {

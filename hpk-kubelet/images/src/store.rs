@@ -4,7 +4,7 @@ use crate::archive::{self, Resolved};
 use crate::blobs::{Blobs, digest_of, digest_of_reader, folder_name, verify};
 use crate::config::ImageConfig;
 use crate::error::{PullError, SourceError};
-use crate::helper::{self, HelperError, Job, SubIds};
+use crate::helper::{self, HelperError, Job};
 use crate::keyring::Keyring;
 use crate::local::{self, LocalImages, Node, Opened};
 use crate::manifest::{Document, Manifest, go_arch, select};
@@ -15,6 +15,7 @@ use crate::tree::{Limits, Report, TreeError};
 use crate::{lock, registry, sif};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
+use hpk_api::subids::SubIds;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -182,7 +183,7 @@ impl ImageStore {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let blobs = Blobs::new(root.join(".blobs"), root.join(".locks"));
         let inner =
-            Inner { config, ids: SubIds::of_current_user(), blobs, turns: Mutex::default(), serial: AtomicU64::new(0) };
+            Inner { config, ids: helper::subordinate_ids(), blobs, turns: Mutex::default(), serial: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -416,25 +417,30 @@ impl Inner {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Resolved, SourceError> {
         let wanted = manifest.layers.iter().chain([&manifest.config]);
-        let size = wanted.clone().map(|d| d.size).sum();
+        let size = wanted.clone().fold(0u64, |sum, d| sum.saturating_add(d.size));
         let mut missing = 0;
         for blob in wanted {
             let path = self.config.root.join(".blobs").join(folder_name(&blob.digest)?);
-            missing += if path.exists() { 0 } else { blob.size };
+            missing = if path.exists() { missing } else { blob.size.saturating_add(missing) };
+        }
+        if size > self.config.limits.bytes {
+            return Err(SourceError::Unpack(TreeError::Bytes(self.config.limits.bytes).to_string()));
         }
         progress(Progress::Resolved { total: missing });
         let count = |bytes: usize| progress(Progress::Downloaded { bytes: bytes as u64 });
-        let fetch = |descriptor| async move {
+        let fetch = |descriptor, most| async move {
             let descriptor: &crate::manifest::Descriptor = descriptor;
-            self.blobs.ensure(&descriptor.digest, |path| session.blob(descriptor, path, &count)).await
+            // Some tools leave sizes out.
+            let limit = if descriptor.size > 0 { descriptor.size.min(most) } else { most };
+            self.blobs.ensure(&descriptor.digest, |path| session.blob(descriptor, path, limit, &count)).await
         };
-        let config_path = fetch(&manifest.config).await?;
+        let config_path = fetch(&manifest.config, archive::MAX_DOCUMENT).await?;
         let config = tokio::fs::read(&config_path).await.map_err(SourceError::io("read", config_path))?;
         verify(&manifest.config.digest, &config)?;
         // Boxed one by one: a stream over a borrowing closure would not be Send for callers that spawn this.
         let mut fetches = Vec::new();
         for layer in &manifest.layers {
-            fetches.push(fetch(layer).boxed());
+            fetches.push(fetch(layer, self.config.limits.bytes).boxed());
         }
         let paths: Vec<PathBuf> = futures::stream::iter(fetches).buffered(PARALLEL_DOWNLOADS).try_collect().await?;
         let mut layers = Vec::new();

@@ -3,6 +3,7 @@
 //! Absolute paths, `..` and symbolic links therefore stay inside whatever an image says. This module counts what it makes
 //! and ends at the limits; it knows nothing of the format that the files come from.
 
+use hpk_api::images::ImageRules;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
@@ -37,10 +38,15 @@ pub struct Limits {
     pub inodes: u64,
 }
 
+impl From<&ImageRules> for Limits {
+    fn from(rules: &ImageRules) -> Self {
+        Self { bytes: rules.max_bytes, inodes: rules.max_files }
+    }
+}
+
 impl Default for Limits {
-    /// Generous: the largest images that are in use have a fifth of it.
     fn default() -> Self {
-        Self { bytes: 100 << 30, inodes: 2_000_000 }
+        Self::from(&ImageRules::default())
     }
 }
 
@@ -54,9 +60,9 @@ pub(crate) enum TreeError {
         #[source]
         source: io::Error,
     },
-    #[error("the image takes more than {0} bytes, which is the limit")]
+    #[error("the image takes more than {0} bytes; `hpk up --image-max-size` allows more")]
     Bytes(u64),
-    #[error("the image has more than {0} files and folders, which is the limit")]
+    #[error("the image has more than {0} files, folders and links; `hpk up --image-max-files` allows more")]
     Inodes(u64),
 }
 

@@ -276,3 +276,195 @@ async fn a_fifo_is_refused_at_once() {
         assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 }
+
+/// One entry of a layer: `text` is its content or target.
+struct Item<'a> {
+    kind: tar::EntryType,
+    path: &'a str,
+    text: &'a str,
+    mode: u32,
+    time: i64,
+}
+
+fn file<'a>(path: &'a str, text: &'a str) -> Item<'a> {
+    Item { kind: tar::EntryType::Regular, path, text, mode: 0o640, time: 1_000_000_000 }
+}
+
+fn dir(path: &str, mode: u32) -> Item<'_> {
+    Item { kind: tar::EntryType::Directory, path, text: "", mode, time: 1_000_000_000 }
+}
+
+fn link<'a>(path: &'a str, target: &'a str) -> Item<'a> {
+    Item { kind: tar::EntryType::Symlink, path, text: target, mode: 0o777, time: 1_000_000_000 }
+}
+
+fn hard<'a>(path: &'a str, target: &'a str) -> Item<'a> {
+    Item { kind: tar::EntryType::Link, path, text: target, mode: 0o644, time: 1_000_000_000 }
+}
+
+fn layer(items: &[Item<'_>]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for item in items {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(item.kind);
+        header.set_mode(item.mode);
+        // Negative ones in base 256, as GNU tar writes them.
+        let mut time = [0xff; 12];
+        time[4..].copy_from_slice(&item.time.to_be_bytes());
+        match item.time {
+            0.. => header.set_mtime(item.time.unsigned_abs()),
+            _ => header.as_old_mut().mtime = time,
+        }
+        let is_file = item.kind == tar::EntryType::Regular;
+        if !is_file {
+            header.set_link_name_literal(item.text).unwrap();
+        }
+        let content = if is_file { item.text.as_bytes() } else { b"" };
+        header.set_size(content.len() as u64);
+        header.as_old_mut().name[..item.path.len()].copy_from_slice(item.path.as_bytes());
+        header.set_cksum();
+        builder.append(&header, content).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+impl Place {
+    async fn unpacked(&self, layers: &[Vec<u8>]) -> PathBuf {
+        self.layout("layers", layers);
+        self.rootfs(&format!("oci:{}", self.path("layers").display())).await
+    }
+}
+
+fn mode(path: PathBuf) -> u32 {
+    std::fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o7777
+}
+
+fn text(path: PathBuf) -> String {
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_a_layer_implies_are_roots_and_0755() {
+    let place = place();
+    let root =
+        place.unpacked(&[layer(&[file("root/.ssh/keys/one", "1"), dir("etc", 0o711), file("etc/a/b", "")])]).await;
+    for (path, expected) in [("root", 0o755), ("root/.ssh", 0o755), ("root/.ssh/keys", 0o755), ("etc", 0o711)] {
+        assert_eq!(mode(root.join(path)), expected, "{path}");
+    }
+    assert_eq!((mode(root.join("etc/a")), mode(root.join("etc/a/b"))), (0o755, 0o640));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_before_1970_are_kept() {
+    let place = place();
+    let mut old = file("old", "x");
+    old.time = -86_400;
+    let mut folder = dir("folder", 0o755);
+    folder.time = -1;
+    let mut far = file("far", "x");
+    far.time = i64::MIN;
+    let root = place.unpacked(&[layer(&[folder, old, far, link("link", "old")])]).await;
+    let time = |path: &str| std::fs::symlink_metadata(root.join(path)).unwrap().mtime();
+    assert_eq!((time("old"), time("folder"), time("link")), (-86_400, -1, 1_000_000_000));
+    assert!(root.join("far").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_target_of_a_dangling_link_is_made_inside() {
+    let place = place();
+    let base = layer(&[link("opt", "/usr/opt"), link("up", "../../../outside"), link("loop", "loop")]);
+    let top = layer(&[file("opt/tool", "tool"), file("up/deep/x", "x")]);
+    let root = place.unpacked(&[base, top]).await;
+    assert_eq!(text(root.join("usr/opt/tool")), "tool");
+    assert_eq!(text(root.join("outside/deep/x")), "x");
+    assert_eq!(std::fs::read_link(root.join("opt")).unwrap(), Path::new("/usr/opt"));
+    place.layout("bad", &[layer(&[link("loop", "loop"), file("loop/x", "x")])]);
+    let error = place.pull(&format!("oci:{}", place.path("bad").display())).await.unwrap_err();
+    assert!(error.to_string().contains("follow /loop"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whiteouts_hide_lower_layers_only() {
+    let place = place();
+    let base = layer(&[
+        file("gone", ""),
+        file("twice", "lower"),
+        file("tree/lower/a", ""),
+        file("opaque/lower/b", ""),
+        file("opaque/both/c", ""),
+        dir("real", 0o755),
+        file("real/lower", ""),
+        link("alias", "real"),
+        file("stays", ""),
+    ]);
+    let top = layer(&[
+        file(".wh.gone", ""),
+        // Of the same layer, before and after its whiteout.
+        file("twice", "upper"),
+        file(".wh.twice", ""),
+        file(".wh.tree", ""),
+        file("tree/upper", ""),
+        file("opaque/both/d", ""),
+        file("opaque/.wh..wh..opq", ""),
+        // Through a link.
+        file("alias/upper", ""),
+        file("alias/.wh..wh..opq", ""),
+        file(".wh..", ""),
+        file(".wh...", ""),
+        file(".wh.never-was", ""),
+        file("absent/.wh.x", ""),
+    ]);
+    let root = place.unpacked(&[base, top]).await;
+    assert_eq!(text(root.join("twice")), "upper");
+    for present in ["tree/upper", "opaque/both/d", "real/upper", "stays", "alias"] {
+        assert!(std::fs::symlink_metadata(root.join(present)).is_ok(), "{present} is gone");
+    }
+    for absent in ["gone", "tree/lower", "opaque/lower", "opaque/both/c", "real/lower", "absent", ".wh.gone"] {
+        assert!(std::fs::symlink_metadata(root.join(absent)).is_err(), "{absent} is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hard_links_reach_into_lower_layers() {
+    let place = place();
+    let base = layer(&[file("usr/bin/tool", "one"), link("bin", "usr/bin")]);
+    let middle = layer(&[hard("usr/bin/alias", "bin/tool"), hard("usr/bin/tool", "bin/tool")]);
+    let top = layer(&[file("usr/bin/tool", "two")]);
+    let root = place.unpacked(&[base, middle, top]).await;
+    assert_eq!((text(root.join("usr/bin/alias")), text(root.join("usr/bin/tool"))), ("one".into(), "two".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_ends_at_the_limits() {
+    let limits = Limits { bytes: 1 << 20, inodes: 50 };
+    let place = place_with(limits);
+    let many: Vec<String> = (0..60).map(|n| format!("d{n}")).collect();
+    let many: Vec<_> = many.iter().map(|path| dir(path, 0o755)).collect();
+    let big = "x".repeat(600 << 10);
+    let gzip = |bytes: &[u8]| {
+        use std::io::Write;
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    };
+    for (layers, words) in [
+        (vec![layer(&many)], "more than 50 files"),
+        (vec![layer(&[file("a/b/c/d", "")]), layer(&many[..48])], "more than 50 files"),
+        // Each is small enough; what a later layer replaces counts too.
+        (vec![gzip(&layer(&[file("a", &big)])), gzip(&layer(&[file("a", &big)]))], "more than 1048576 bytes"),
+    ] {
+        std::fs::remove_dir_all(place.path("bomb")).ok();
+        place.layout("bomb", &layers);
+        let error = place.pull(&format!("oci:{}", place.path("bomb").display())).await.unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("hpk up --image-max-"), "{error}");
+        assert!(place.is_clean());
+    }
+    let zeros = squashfs(|w| w.push_file(Cursor::new(vec![0; 2 << 20]), "zeros", header(0o644, 0)).unwrap());
+    std::fs::write(place.path("bomb.sif"), sif(&zeros)).unwrap();
+    let error = place.pull(place.path("bomb.sif").to_str().unwrap()).await.unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 bytes"), "{error}");
+    // A sparse file of any length is not even hashed.
+    std::fs::File::create(place.path("sparse.sif")).unwrap().set_len(1 << 40).unwrap();
+    let error = place.pull(place.path("sparse.sif").to_str().unwrap()).await.unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 bytes"), "{error}");
+}

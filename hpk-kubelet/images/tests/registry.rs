@@ -144,10 +144,14 @@ async fn push(reference: &str, layers: Vec<Vec<u8>>, auth: &RegistryAuth) {
 }
 
 fn store(root: &Path) -> ImageStore {
+    store_with(root, Registries::default())
+}
+
+fn store_with(root: &Path, registries: Registries) -> ImageStore {
     ImageStore::new(StoreConfig {
         root: root.to_owned(),
         helper: helper::command_of(env!("CARGO_BIN_EXE_hpk-image").as_ref()),
-        registries: Registries::default(),
+        registries,
         limits: Limits::default(),
     })
     .unwrap()
@@ -309,6 +313,12 @@ async fn failures_have_upstreams_reasons_and_name_the_image() {
     let mut keyring = Keyring::default();
     let json = format!(r#"{{"auths":{{"{}":{{"username":"alice","password":"secret"}}}}}}"#, registry.host);
     keyring.add_docker_config_json(json.as_bytes()).unwrap();
+    // The registry speaks plain http: it must be listed before credentials go there.
+    let error = store.pull(&image, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap_err();
+    assert_eq!(error.reason(), "RegistryUnavailable", "{error}");
+    assert!(error.to_string().contains("credentials are sent by https only"), "{error}");
+    let store =
+        store_with(folder.path(), Registries { insecure: vec![registry.host.clone()], ..Registries::default() });
     store.pull(&image, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap();
     let missing = format!("{}/none:1", registry.host);
     let error = store.pull(&missing, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap_err();

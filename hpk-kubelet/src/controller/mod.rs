@@ -13,6 +13,7 @@ pub mod context;
 pub mod entry;
 mod event;
 mod jobs;
+mod local_images;
 mod posting;
 pub mod prepare;
 pub mod pull;

@@ -3,12 +3,13 @@
 //! A failed pull is tried again after 10 s, 20 s … 300 s, per pod and image.
 
 use super::context::Context;
+use super::local_images;
 use crate::api::events::Note;
 use crate::pods::ephemeral::as_container;
 use crate::pods::plan::Image;
 use hpk_api::go_duration;
 use hpk_api::plan::{Blocked, ImageRef};
-use hpk_images::{Keyring, LocalImages, PullPolicy, PulledImage};
+use hpk_images::{Keyring, LocalImages, PullPolicy, PulledImage, Source};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -161,9 +162,14 @@ pub async fn pull(
             }
             put(&mut images, &want, Err(blocked));
         } else {
-            pulls.push(pull_one(ctx, pod, want, &keyring));
+            pulls.push(want);
         }
     }
+    let local = match pulls.iter().any(|want| Source::parse(&want.image).is_ok_and(|source| source.is_local())) {
+        true => local_images::of(ctx, pod).await,
+        false => LocalImages::Nowhere("no image of the pod is in a file".to_owned()),
+    };
+    let pulls = pulls.into_iter().map(|want| pull_one(ctx, pod, want, &keyring, &local));
     for (want, result) in futures::future::join_all(pulls).await {
         match result {
             Ok(pulled) => {
@@ -200,11 +206,12 @@ async fn pull_one(
     pod: &Pod,
     want: Want,
     keyring: &Keyring,
+    local: &LocalImages,
 ) -> (Want, Result<PulledImage, (&'static str, String)>) {
     let started = Instant::now();
     let here = match want.policy {
         PullPolicy::Always => None,
-        _ => ctx.images.present(&want.image, &LocalImages::Anywhere).await,
+        _ => ctx.images.present(&want.image, local).await,
     };
     let tell = |note: Note| ctx.recorder.pod(pod, if want.is_volume { note } else { note.of(&want.name) });
     if let Some(image) = here {
@@ -214,7 +221,7 @@ async fn pull_one(
     if want.policy != PullPolicy::Never {
         tell(Note::normal("Pulling", format!("Pulling image {:?}", want.image)));
     }
-    match ctx.images.pull(&want.image, want.policy, keyring, &LocalImages::Anywhere, &|_| {}).await {
+    match ctx.images.pull(&want.image, want.policy, keyring, local, &|_| {}).await {
         Ok(image) => {
             let took = go_duration::format(Duration::from_millis(
                 u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),

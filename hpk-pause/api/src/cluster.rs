@@ -1,5 +1,6 @@
 //! `HPK_HOME/cluster.json`: what `hpk up` decided for this cluster and the other programs read.
 
+use crate::images::ImageRules;
 use crate::pod_flags::PodFlags;
 use crate::quantity;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct ClusterConfig {
     /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
     #[serde(default)]
     pub pod_flags: PodFlags,
+    /// Which images pods may have.
+    #[serde(default)]
+    pub images: ImageRules,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
 }

@@ -15,6 +15,7 @@ pub mod control;
 pub mod cri_log;
 pub mod frame;
 pub mod go_duration;
+pub mod images;
 pub mod link;
 pub mod net;
 pub mod plan;
@@ -23,6 +24,7 @@ pub mod probe;
 pub mod quantity;
 pub mod say;
 pub mod state;
+pub mod subids;
 
 /// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.
 pub const VERSION: u32 = 1;

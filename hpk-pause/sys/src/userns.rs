@@ -10,6 +10,7 @@ use crate::ids::Ids;
 use crate::launch::native::pipe;
 use crate::program::{CStrings, OpKind, Program, Step};
 use crate::spawn::{self, LaunchError, Namespaces};
+use hpk_api::subids;
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Pid, Uid};
@@ -21,51 +22,16 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use thiserror::Error;
 
-/// A user's ranges in /etc/subuid and /etc/subgid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SubIds {
-    /// First subordinate user id and how many.
-    pub uids: (u32, u32),
-    /// First subordinate group id and how many.
-    pub gids: (u32, u32),
-}
+pub use hpk_api::subids::SubIds;
 
-impl SubIds {
-    /// Of this user, by name or number; None when either file has no range. The largest range of each counts.
-    #[must_use]
-    pub fn of(uid: u32, name: Option<&str>) -> Option<Self> {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        Some(Self { uids: largest(&read("/etc/subuid"), uid, name)?, gids: largest(&read("/etc/subgid"), uid, name)? })
-    }
-
-    /// Of the calling user; the name is looked up in /etc/passwd and taken from `$USER` otherwise.
-    #[must_use]
-    pub fn of_self() -> Option<Self> {
-        let uid = Uid::current().as_raw();
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let name = passwd.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            let matches = fields.get(2)?.parse() == Ok(uid);
-            if matches { fields.first().map(|&name| name.to_owned()) } else { None }
-        });
-        let name = name.or_else(|| std::env::var("USER").ok());
-        Self::of(uid, name.as_deref())
-    }
-}
-
-fn largest(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {
-    let uid = uid.to_string();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.trim().split(':');
-            let who = fields.next()?;
-            if who != uid && Some(who) != name {
-                return None;
-            }
-            Some((fields.next()?.parse().ok()?, fields.next()?.parse::<u32>().ok()?))
-        })
-        .filter(|&(_, count)| count > 0)
-        .max_by_key(|&(_, count)| count)
+/// The caller's subordinate ids; None when it has none. Its name is looked up in /etc/passwd and taken from `$USER`
+/// otherwise.
+#[must_use]
+pub fn own_subids() -> Option<SubIds> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let uid = Uid::current().as_raw();
+    let name = subids::name_of(&read("/etc/passwd"), uid).or_else(|| std::env::var("USER").ok());
+    SubIds::choose(&read("/etc/subuid"), &read("/etc/subgid"), uid, name.as_deref())
 }
 
 /// Why a program could not be run in a user namespace.
@@ -118,7 +84,7 @@ impl Users {
     /// The most that the calling user can have: a range where there is one and newuidmap is installed.
     #[must_use]
     pub fn most() -> Self {
-        SubIds::of_self().filter(|_| has_mappers()).map_or(Self::One, Self::Range)
+        own_subids().filter(|_| has_mappers()).map_or(Self::One, Self::Range)
     }
 }
 
@@ -403,17 +369,4 @@ pub fn remove_tree(path: &Path) -> Result<i32, UsernsError> {
         return Ok(0);
     }
     run(Path::new("/bin/rm"), &["-rf".into(), "--".into(), path.as_os_str().to_owned()])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_range_counts() {
-        let text = "root:1:5\nalice:100000:65536\n1000:200000:70000\nbob:300000:99999\nalice:bad:1\n";
-        assert_eq!(largest(text, 1000, Some("alice")), Some((200_000, 70_000)));
-        assert_eq!(largest(text, 1001, Some("bob")), Some((300_000, 99_999)));
-        assert_eq!(largest(text, 1002, Some("carol")), None);
-    }
 }

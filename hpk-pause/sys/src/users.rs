@@ -72,18 +72,20 @@ struct Entry<'a> {
 
 fn entries(passwd: &str) -> impl Iterator<Item = Entry<'_>> {
     passwd.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields.as_slice() else { return None };
-        Some(Entry { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
+        let mut fields = line.trim().split(':');
+        let (name, _, uid) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
+        // Lines may end early; what is missing is 0 or empty, as in engines.
+        let gid = fields.next().map_or(Some(0), |gid| gid.parse().ok())?;
+        Some(Entry { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
     })
 }
 
 /// Name, id and members of each line of group.
 fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, gid, members, ..] = fields.as_slice() else { return None };
-        Some((*name, gid.parse().ok()?, *members))
+        let mut fields = line.trim().split(':');
+        let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
+        Some((name, gid, fields.next().unwrap_or_default()))
     })
 }
 
@@ -145,6 +147,21 @@ mod tests {
         assert_eq!(user("1000").map(|u| u.uid), Ok(7));
         assert_eq!(user("nobody"), Err(UserError::NoUser("nobody".to_owned())));
         assert_eq!(user("web:nogroup"), Err(UserError::NoGroup("nogroup".to_owned())));
+    }
+
+    #[test]
+    fn short_lines_name_users_and_groups() {
+        let passwd = "# made by hand\n\napp:x:1234:1234\nlone:x:5\nbad:x\nworse:x:5:x\n  far:x:6:7:gecos  \n";
+        let group = "extra:x:4321\nmore:x:44:app\n";
+        let user = |user| resolve_in(passwd, group, user);
+        let app = User { uid: 1234, gid: 1234, groups: vec![44], home: None };
+        assert_eq!(user("app"), Ok(app.clone()));
+        assert_eq!(user("app:extra"), Ok(User { gid: 4321, groups: vec![], ..app }));
+        assert_eq!(user("lone"), Ok(User { uid: 5, ..User::default() }));
+        assert_eq!(user("far"), Ok(User { uid: 6, gid: 7, ..User::default() }));
+        for unknown in ["bad", "worse", "# made by hand"] {
+            assert_eq!(user(unknown), Err(UserError::NoUser(unknown.to_owned())));
+        }
     }
 
     #[test]

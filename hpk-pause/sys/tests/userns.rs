@@ -27,7 +27,7 @@ fn a_range_gives_other_owners() {
         panic!("newuidmap and newgidmap are needed (apt-get install uidmap)");
     }
     // Root may map what /etc/subuid gives it.
-    let Some(ids) = SubIds::of_self() else {
+    let Some(ids) = userns::own_subids() else {
         // Without a range there is a clear error for a made-up one.
         let error = sh("true", Users::Range(SubIds { uids: (100_000, 65_536), gids: (100_000, 65_536) }))
             .expect_err("no range");

@@ -1,7 +1,7 @@
 //! Against images that the crate backhand writes, and against damaged ones.
 
 use super::*;
-use backhand::compression::Compressor as Written;
+use backhand::compression::{CompressionOptions, Compressor as Written, Lz4};
 use backhand::{FilesystemCompressor, FilesystemWriter, NodeHeader};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -27,7 +27,8 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 
 fn image(compressor: Written, block_size: u32, many: u32) -> Vec<u8> {
     let mut writer = FilesystemWriter::default();
-    writer.set_compressor(FilesystemCompressor::new(compressor, None).unwrap());
+    let options = (compressor == Written::Lz4).then_some(CompressionOptions::Lz4(Lz4 { version: 1, flags: 0 }));
+    writer.set_compressor(FilesystemCompressor::new(compressor, options).unwrap());
     writer.set_block_size(block_size);
     writer.set_root_mode(0o755);
     let header = |mode, id| NodeHeader::new(mode, id, id + 1, 1_000_000_000);
@@ -91,7 +92,9 @@ fn read_all(image: &Vec<u8>) -> Result<Found> {
 
 #[test]
 fn what_was_written_is_read() {
-    for (compressor, block_size) in [(Written::Gzip, 4096), (Written::Zstd, 4096), (Written::Gzip, 131_072)] {
+    for (compressor, block_size) in
+        [(Written::Gzip, 4096), (Written::Zstd, 4096), (Written::Lz4, 4096), (Written::Gzip, 131_072)]
+    {
         let found = read_all(&image(compressor, block_size, 3000)).unwrap();
         let mut expected = Found::new();
         for (path, content) in files() {
