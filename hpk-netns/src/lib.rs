@@ -11,6 +11,8 @@ mod node;
 mod outage;
 mod outward;
 pub mod probe;
+pub mod rank;
 pub mod requests;
 pub mod rest;
 pub mod run;
+mod step;

@@ -3,6 +3,7 @@
 //! ```text
 //! hpk-netns run <pod folder>     the whole job: hpk-netns work, and clearing up after it
 //! hpk-netns work <pod folder>    start the pod's parent container and carry its network and its link
+//! hpk-netns rank <pod folder> <n>  one rank of the MPI step of instance n, started by srun
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
@@ -11,7 +12,7 @@
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_netns::rest::Rest;
-use hpk_netns::{carry, cni::inside, member, probe, run};
+use hpk_netns::{carry, cni::inside, member, probe, rank, run};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
                 }
             }
         }
+        ["rank", pod, instance] => match instance.parse() {
+            Ok(instance) => exit_code(rank::run(Path::new(pod), instance)),
+            Err(_) => ExitCode::from(2),
+        },
         ["carry", pod] => match carry::run(Path::new(pod)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -285,6 +285,7 @@ impl Carrier {
 
 async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListener, NetworkError>, node_ip: IpAddr) {
     let LinkParts { config, carriers, questions, sweep, leave } = link;
+    let pod = config.credentials.parent().unwrap_or(Path::new("/")).to_owned();
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
@@ -327,7 +328,12 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
             }
             Some(asked) = asked.recv() => {
                 let ready = Ready { node: node.clone(), node_ip: Some(node_ip), sandbox: asked.sandbox(), ..Ready::default() };
-                request(&mut carrier, asked, ready, synced.clone());
+                match asked {
+                    Asked { request: NetnsRequest::Step(start), fds, stream } => {
+                        drop(tokio::spawn(crate::step::run(pod.clone(), *start, fds, stream)));
+                    }
+                    asked => request(&mut carrier, asked, ready, synced.clone()),
+                }
             }
         }
     }

@@ -196,6 +196,9 @@ impl Driver {
         let mut actions = std::mem::take(&mut self.actions);
         let now = self.now();
         self.supervisor.step(now, event, &mut actions);
+        if self.supervisor.state().stopping.is_some() {
+            self.performer.give_up_forming();
+        }
         for action in actions.drain(..) {
             self.perform(action);
         }
@@ -245,15 +248,13 @@ impl Driver {
 
     /// An outcome becomes an event, and so do ends that were waiting for it.
     fn came(&mut self, outcome: Option<Outcome>) {
-        if let Some(outcome) = outcome {
+        let mut next = outcome;
+        while let Some(outcome) = next.take().or_else(|| self.performer.ended_without_log()) {
             self.events.push_back(match outcome {
                 Outcome::Launched(container, instance, user) => Event::Launched { container, instance, user },
                 Outcome::Failed(container, instance, failure) => Event::LaunchFailed { container, instance, failure },
                 Outcome::Exited(container, instance, exit) => Event::Exited { container, instance, exit },
             });
-        }
-        while let Some(Outcome::Exited(container, instance, exit)) = self.performer.ended_without_log() {
-            self.events.push_back(Event::Exited { container, instance, exit });
         }
     }
 
@@ -322,6 +323,10 @@ impl Driver {
                     let grace_seconds = Some(EVICTION_GRACE_SECONDS);
                     self.events.push_back(Event::Stop { cause: StopCause::Evicted(message), grace_seconds });
                 }
+            }
+            Happening::Step(container, instance, news) => {
+                let outcome = self.performer.step_news(container, instance, news);
+                self.came(outcome);
             }
             Happening::HookFellBack(message) => {
                 let reason = "LifecycleHTTPFallback".to_owned();

@@ -19,6 +19,7 @@ pub mod paths;
 pub mod perform;
 pub mod probe;
 pub mod process;
+pub mod ranks;
 pub mod sandbox;
 pub mod spec;
 pub mod status;

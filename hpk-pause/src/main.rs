@@ -32,6 +32,17 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Ok(Command::Keep) => match hpk_sys::launch::keep() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Ok(Command::Ranks(ranks)) => match hpk_pause::ranks::make(&ranks) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                hpk_api::say!("{error}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(Command::Version) => {
             println!("hpk-pause {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -94,6 +94,18 @@ impl Paths {
         self.scratch.join("etc").join(name)
     }
 
+    /// A file for /etc of the ranks of an MPI step, which are in the node's network.
+    #[must_use]
+    pub fn step_etc(&self, name: &str) -> PathBuf {
+        self.scratch.join("etc").join(format!("step-{name}"))
+    }
+
+    /// What every rank of an MPI step reads.
+    #[must_use]
+    pub fn step_file(&self, instance: u32) -> PathBuf {
+        self.pod.join(files::step(instance))
+    }
+
     /// The pod's /dev/shm.
     #[must_use]
     pub fn shm(&self) -> PathBuf {

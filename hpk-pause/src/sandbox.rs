@@ -70,6 +70,21 @@ fn fs_group(group: u32, ids: &Ids) -> Result<(), SandboxError> {
     Err(SandboxError::Group(hpk_sys::launch::LaunchError::IdNotMapped { field, id: group, range }))
 }
 
+/// What of it a container needs on a node that is not the pod's own: one where ranks of its MPI step run. emptyDir volumes
+/// are that node's, and a host path is where it is there.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_for_ranks(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+    volumes(plan, paths)?;
+    etc(plan, paths, pod_ips)?;
+    for (index, bind) in plan.host_binds.iter().enumerate() {
+        let link = paths.host.join(index.to_string());
+        std::os::unix::fs::symlink(&bind.source, &link).map_err(at(&link))?;
+    }
+    Ok(())
+}
+
 fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
     for folder in
         [paths.scratch.join("volumes"), paths.scratch.join("containers"), paths.scratch.join("etc"), paths.shm()]
@@ -134,11 +149,15 @@ fn own(path: &Path, group: u32, read_only: bool) {
 }
 
 fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
-    let write = |name: &str, content: &str| {
-        let path = paths.etc(name);
+    let put = |path: PathBuf, content: &str| {
         fs::write(&path, content).map_err(at(&path))?;
         fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(at(&path))
     };
+    let write = |name: &str, content: &str| put(paths.etc(name), content);
+    if let Some(step) = plan.containers.iter().find_map(|container| container.step.as_ref()) {
+        put(paths.step_etc("hosts"), &fill(&step.etc_hosts, pod_ips))?;
+        put(paths.step_etc("resolv.conf"), &step.resolv_conf)?;
+    }
     if let Some(hosts) = &plan.etc_hosts {
         write("hosts", &fill(hosts, pod_ips))?;
     }

@@ -84,6 +84,12 @@ impl Specs {
         self.users = users;
     }
 
+    /// Addresses of the pod.
+    #[must_use]
+    pub fn pod_ips(&self) -> &[IpAddr] {
+        &self.pod_ips
+    }
+
     /// Resolves one container.
     ///
     /// # Errors
@@ -119,6 +125,8 @@ impl Specs {
             tty: container.tty,
             rlimits: Vec::new(),
             oom_score_adj: Some(oom_score_adj(container)),
+            keeper: None,
+            identity: None,
         };
         // Runtimes tell the primary group among the others, first.
         let groups = std::iter::once(spec.security.gid).chain(spec.security.groups.iter().copied()).collect();
@@ -240,10 +248,12 @@ impl Specs {
                 _ => true,
             };
             if known && free(path) {
-                mounts.push(Mount {
-                    read_only: container.security.read_only_rootfs,
-                    ..Mount::new(self.paths.etc(file), path)
-                });
+                let source = match (&container.step, path) {
+                    (Some(_), "/etc/hosts" | "/etc/resolv.conf") => self.paths.step_etc(file),
+                    _ => self.paths.etc(file),
+                };
+                let read_only = container.security.read_only_rootfs;
+                mounts.push(Mount { read_only, ..Mount::new(source, path) });
             }
         }
         let target = &container.termination_message_path;

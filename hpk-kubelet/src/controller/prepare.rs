@@ -92,7 +92,6 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
     }
     let (annotations, policy) = (pod.metadata.annotations.as_ref(), ctx.cluster.pod_flags);
-    // Those of steps have no effect yet, and are held to the same rule.
     let asked = flags::of_step(annotations, policy).and_then(|_| {
         let mut list = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
         list.extend(flags::of_job(annotations, policy)?);

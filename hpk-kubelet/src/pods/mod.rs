@@ -18,6 +18,7 @@ pub mod reconcile;
 pub mod resize;
 pub mod security;
 pub mod status;
+pub mod step;
 pub mod submission;
 pub mod unsupported;
 pub mod verdict;

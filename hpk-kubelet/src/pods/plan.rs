@@ -4,7 +4,7 @@
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
 use super::ephemeral::as_container;
-use super::{launcher, oom, probes, security};
+use super::{launcher, oom, probes, security, step};
 use crate::quantity;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
@@ -12,6 +12,7 @@ use crate::render::expand::{expand, try_expand};
 use crate::render::sources::Sources;
 use crate::render::volumes::{self, Payload, VolumeError};
 use crate::render::{hosts, resolv};
+use crate::slurm::flags;
 use crate::slurm::request::amounts;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::{NetworkMode, NetworkPlan};
@@ -19,6 +20,7 @@ use hpk_api::plan::{
     Blocked, ContainerPlan, ExitCodeOperator, HostBind, ImageRef, MountPlan, POD_IP_PLACEHOLDER, PodRef, Resources,
     RestartAction, RestartPolicy, RestartRule, SandboxPlan, Settings, TerminationMessagePolicy, VolumePlan,
 };
+use hpk_api::step::StepPlan;
 use hpk_images::ImageConfig;
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use std::collections::BTreeMap;
@@ -115,7 +117,11 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let mut warnings = Vec::new();
     let mut make = |c: &Container| container(&input, c, &mut warnings);
     let init_containers: Vec<_> = spec.init_containers.iter().flatten().map(&mut make).collect();
-    let containers: Vec<_> = spec.containers.iter().map(&mut make).collect();
+    let mut containers: Vec<_> = spec.containers.iter().map(&mut make).collect();
+    let ranks = step::container(input.pod).map(|container| container.name.as_str());
+    for container in containers.iter_mut().filter(|container| Some(container.name.as_str()) == ranks) {
+        container.step = Some(step_plan(&input));
+    }
     for container in init_containers.iter().chain(&containers) {
         for mount in &container.mounts {
             if !volumes.contains_key(&mount.volume) {
@@ -164,6 +170,23 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
         },
     };
     Ok(Planned { plan, payloads, warnings })
+}
+
+/// Of the container that is an MPI step. Its ranks are in the network of their nodes, and look there for names.
+fn step_plan(input: &Input<'_>) -> StepPlan {
+    let mut of_node = input.pod.clone();
+    if let Some(spec) = of_node.spec.as_mut().filter(|spec| spec.dns_policy.as_deref() != Some("None")) {
+        spec.dns_policy = Some("Default".to_owned());
+    }
+    let cluster = input.cluster;
+    let dns = resolv::render(&of_node, &cluster.dns_service_ip.to_string(), &cluster.cluster_domain, input.node_resolv);
+    StepPlan {
+        // Judged before there is a plan.
+        flags: flags::of_step(input.pod.metadata.annotations.as_ref(), cluster.pod_flags).unwrap_or_default(),
+        root: step::root(input.pod) == Ok(true),
+        etc_hosts: hosts::host_network(input.pod, input.node_hosts),
+        resolv_conf: dns.text,
+    }
 }
 
 /// spec.terminationGracePeriodSeconds, 30 when absent.
@@ -287,6 +310,7 @@ fn skeleton(container: &Container) -> ContainerPlan {
             limits: amounts(resources.and_then(|r| r.limits.as_ref())),
         },
         target: None,
+        step: None,
         blocked: None,
     }
 }

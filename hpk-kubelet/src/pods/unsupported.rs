@@ -4,9 +4,8 @@
 //! Kubernetes' API gains a field.
 
 use super::ephemeral::as_container;
-use super::{bandwidth, launcher, oom};
+use super::{bandwidth, launcher, oom, step};
 use crate::render::certificate;
-use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
 use std::borrow::Cow;
 
@@ -37,15 +36,8 @@ impl Unsupported {
 #[must_use]
 pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
-    let mut list = Vec::new();
+    let mut list = step::unsupported(pod);
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
-    if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(pod_flags::MPI_FLAGS)) {
-        tell(
-            false,
-            format!("metadata.annotations[{}]", pod_flags::MPI_FLAGS),
-            "a pod runs on one node: mpirun in the container starts its ranks there",
-        );
-    }
     if launcher::asked(pod).is_err() {
         let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
         tell(true, field, "write auto, native or apptainer, or leave it out");

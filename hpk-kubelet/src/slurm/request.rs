@@ -3,6 +3,7 @@
 use super::flags;
 use super::limits::{Limits, Site, SiteMemory, TimeLimit};
 use super::script::quote;
+use crate::pods::step;
 use crate::quantity;
 use hpk_api::plan::PodRef;
 use hpk_api::pod_flags;
@@ -181,17 +182,25 @@ pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site
     let mut warnings = Vec::new();
     let mut asked = Vec::new();
     // sbatch refuses some flags beside others, so what is told in other words is left out.
-    if !has(&["nodes"]) {
+    // What an MPI step asks for is one rank's, and how many there are is the user's to say.
+    let step = step::container(pod).is_some();
+    if !has(&["nodes"]) && !step {
         asked.push("--nodes=1".to_owned());
     }
-    if !has(&["ntasks", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu"]) {
+    let counted = has(&["ntasks", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu"]) || (step && has(&["nodes"]));
+    if !counted {
         asked.push("--ntasks=1".to_owned());
     }
     if !has(&["cpus-per-task", "cpus-per-gpu", "tres-per-task"]) {
         asked.push(format!("--cpus-per-task={}", needs.cpus));
     }
     if !has(&["mem", "mem-per-cpu", "mem-per-gpu"]) {
-        asked.push(format!("--mem={}M", needs.memory_mib));
+        asked.push(if step {
+            // It goes with the rank's CPUs, on whichever node.
+            format!("--mem-per-cpu={}M", needs.memory_mib.div_ceil(needs.cpus))
+        } else {
+            format!("--mem={}M", needs.memory_mib)
+        });
     }
     let time = time(pod, defaults, limits, given, &mut warnings);
     if let Some(minutes) = time.minutes {

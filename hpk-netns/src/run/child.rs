@@ -85,6 +85,7 @@ impl Start {
             host_name: self.namespaces.is_some(),
             network: self.namespaces.is_some_and(|n| n.network),
             mounts: false,
+            ipc: false,
             env: Some(&self.env),
             folder: Some(Path::new("/")),
             stdin: Some(stdin.into()),

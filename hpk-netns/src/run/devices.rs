@@ -26,8 +26,13 @@ pub(crate) const PASSED_ON: [&str; 5] = [
     "GPU_DEVICE_ORDINAL",
 ];
 
-/// Nodes that every pod gets where the node has them: Apptainer's own /dev lacks the first, and the second is RDMA.
-const ALWAYS: [&str; 2] = ["/dev/full", "/dev/infiniband"];
+/// Nodes that every pod gets where the node has them: Apptainer's own /dev lacks the first, the others are RDMA and what
+/// MPI libraries copy memory by.
+const ALWAYS: [&str; 5] = ["/dev/full", "/dev/infiniband", "/dev/xpmem", "/dev/knem", "/dev/gdrdrv"];
+/// Adapters of Slingshot and Omni-Path, numbered from 0.
+const ADAPTERS: [&str; 3] = ["/dev/cxi", "/dev/hfi1_", "/dev/hfi1"];
+/// Most adapters of a node that are looked for.
+const MOST: usize = 16;
 
 /// Flags and binds of the parent container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +63,9 @@ impl Devices {
         }
         for path in ALWAYS {
             bind(path);
+        }
+        for adapter in ADAPTERS {
+            let _ = (0..MOST).take_while(|number| bind(&format!("{adapter}{number}"))).count();
         }
         // A job without GPUs on a node with some: an empty value, or this word.
         let given = |name: &str| variable(name).is_some_and(|value| !value.is_empty() && value != "NoDevFiles");

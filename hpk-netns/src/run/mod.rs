@@ -11,14 +11,14 @@
 
 mod child;
 mod devices;
-mod hostpath;
+pub(crate) mod hostpath;
 mod hostport;
 mod keep;
-mod layout;
+pub(crate) mod layout;
 mod nested;
 mod parent;
 mod report;
-mod scratch;
+pub(crate) mod scratch;
 
 use crate::apptainer::Site;
 use hostport::HostPorts;

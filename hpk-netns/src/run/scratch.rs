@@ -41,7 +41,7 @@ pub(crate) enum ScratchError {
 }
 
 /// A file in a pod's folder that its hpk-netns keeps locked: whoever gets the lock knows that it is dead.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 /// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first. It is ours until
 /// the file is closed.
@@ -130,6 +130,12 @@ pub(crate) fn sweep(user: &Path) {
             hpk_api::say!("hpk-netns: {error}");
         }
     }
+}
+
+/// A folder below [`Layout::user`] that several processes share: it stays as it is found.
+pub(crate) fn keep(layout: &Layout, folder: &Path, uid: u32) -> Result<(), ScratchError> {
+    user_folder(layout, uid)?;
+    private(folder, uid)
 }
 
 /// [`Layout::local`], emptied, and [`Layout::user`] above it, for what no pod has.

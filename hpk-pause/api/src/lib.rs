@@ -24,6 +24,7 @@ pub mod probe;
 pub mod quantity;
 pub mod say;
 pub mod state;
+pub mod step;
 pub mod subids;
 
 /// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.
@@ -72,4 +73,9 @@ pub mod files {
     pub const LOGS: &str = "logs";
     /// Folder of volumes that the kubelet fills: `volumes/<name>/`.
     pub const VOLUMES: &str = "volumes";
+    /// Written by hpk-pause for the ranks of an MPI step: [`crate::step::StepFile`].
+    #[must_use]
+    pub fn step(instance: u32) -> String {
+        format!("step-{instance}.json")
+    }
 }

@@ -118,6 +118,8 @@ pub enum NetnsRequest {
     Given(GivenOffer),
     /// CHECK of every plug-in of the list.
     Check,
+    /// Start an MPI step; the connection stays, see [`crate::step`].
+    Step(Box<crate::step::StepStart>),
 }
 
 /// Descriptors of the pod's namespaces, in this order: user, network.

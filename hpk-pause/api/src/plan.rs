@@ -242,6 +242,9 @@ pub struct ContainerPlan {
     /// Ephemeral containers only: container whose namespaces are joined (`kubectl debug --target`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// It is an MPI step: as many processes as the job has tasks, on all of its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<crate::step::StepPlan>,
     /// Set when the kubelet could not make this container's configuration (a missing configMap key, an image
     /// that cannot be pulled after the start …): it is not started and waits with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,6 +10,10 @@ pub const OLD_FLAGS: &str = "slurm.hpk.io/flags";
 pub const MPI_FLAGS: &str = "slurm-job.hpk.io/mpi-flags";
 /// Written by hpk-kubelet: what was asked of Slurm for the pod, as flags of sbatch.
 pub const REQUESTED: &str = "slurm-job.hpk.io/requested";
+/// Which container is an MPI step, where it is not the first.
+pub const MPI_CONTAINER: &str = "slurm-job.hpk.io/mpi-container";
+/// Who the ranks of an MPI step are: `user` (the default) or `root`.
+pub const MPI_USER: &str = "slurm-job.hpk.io/mpi-user";
 /// All that ask for flags.
 pub const ANNOTATIONS: [&str; 3] = [OLD_FLAGS, FLAGS, MPI_FLAGS];
 

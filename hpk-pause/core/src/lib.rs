@@ -40,6 +40,7 @@ mod probe;
 mod record;
 mod requeue;
 mod settle;
+mod step;
 mod storage;
 mod supervisor;
 mod text;
@@ -56,6 +57,7 @@ mod testing;
 mod world;
 
 pub use memory::{MemoryFinding, MemoryRule, MemoryUse, ProcessUse};
+pub use step::{Gang, GangChange};
 pub use storage::{ContainerUse, EVICTION_GRACE_SECONDS, StorageLimits, StorageUse};
 pub use supervisor::{Identity, Supervisor};
 pub use types::{Action, ContainerIndex, Event, Exit, ExitCause, Hook, HookFailure, LaunchFailure, Now, ProbeOutcome};

@@ -26,6 +26,7 @@ pub(crate) fn container(name: &str) -> ContainerPlan {
         termination_message_policy: hpk_api::plan::TerminationMessagePolicy::File,
         resources: hpk_api::plan::Resources::default(),
         target: None,
+        step: None,
         blocked: None,
     }
 }

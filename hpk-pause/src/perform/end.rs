@@ -1,5 +1,6 @@
 //! Ends: signals to containers, children reaped, output drained, and what is kept of each end.
 
+use super::step::StepEnd;
 use super::{Draining, Outcome, Owner, Performer};
 use hpk_core::{ContainerIndex, Exit, ExitCause};
 use hpk_log::LogEvent;
@@ -38,16 +39,35 @@ impl Performer {
 
     /// The first process of a container has ended: its output is drained next.
     pub(super) fn main_ended(&mut self, container: ContainerIndex, cause: hpk_sys::reap::ExitCause) {
+        if let Some(step) = self.running.get_mut(&container).and_then(|running| running.step.as_mut())
+            && !step.keeper_ended()
+        {
+            return;
+        }
         let cause = match cause {
             hpk_sys::reap::ExitCause::Exited(code) => ExitCause::Code(code),
             hpk_sys::reap::ExitCause::Signaled { signal, .. } => ExitCause::Signal(signal),
         };
+        self.container_ended(container, cause);
+    }
+
+    /// Nothing of a container is left, or it is ended here: its output is drained next.
+    pub(super) fn container_ended(&mut self, container: ContainerIndex, cause: ExitCause) {
         let members = self.members();
-        let Some(running) = self.running.remove(&container) else { return };
+        let Some(mut running) = self.running.remove(&container) else { return };
+        let step = running.step.take().and_then(|step| step.end);
         let killed = cause.code() == 137 && !running.killed;
         let oom = running.out_of_memory || self.memory.ended(container, killed, self.whole, &members);
         // Where it ended by itself before it could be killed, it is told as the kernel's group kill would have it.
         let cause = if oom { ExitCause::Signal(Signal::SIGKILL as i32) } else { cause };
+        let (cause, oom) = match &step {
+            // Of a step it is the ranks' nodes that know.
+            Some(StepEnd::Exited(exit)) => {
+                (exit.cause, exit.oom || (running.out_of_memory && exit.cause.code() == cause.code()))
+            }
+            Some(StepEnd::Failed(_)) => (cause, false),
+            None => (cause, oom),
+        };
         for task in &running.tasks {
             task.abort();
         }
@@ -69,6 +89,7 @@ impl Performer {
             want_tail,
             message_file: running.message_file,
             writable: running.writable,
+            step,
         };
         if let Some(id) = running.log {
             self.log.exited(id, want_tail);
@@ -114,6 +135,11 @@ impl Performer {
         }
         self.discard(ended.writable);
         let message = String::from_utf8_lossy(&message).into_owned();
+        let message = match ended.step {
+            Some(StepEnd::Failed(failure)) => return Outcome::Failed(ended.container, ended.instance, failure),
+            Some(StepEnd::Exited(exit)) if message.is_empty() => exit.message,
+            _ => message,
+        };
         let exit = Exit { cause: ended.cause, oom: ended.oom, message, at: Some(ended.at) };
         Outcome::Exited(ended.container, ended.instance, exit)
     }
@@ -130,15 +156,14 @@ impl Performer {
     pub fn signal(&mut self, container: ContainerIndex, instance: u32, number: i32) {
         if let Some(running) = self.running.get_mut(&container).filter(|r| r.instance == instance) {
             running.killed |= number == Signal::SIGKILL as i32;
-            // It may have ended by itself just now.
-            let _ = signals::send(running.pidfd.as_fd(), number);
+            running.send(number);
         }
     }
 
     /// SIGKILL to all of a container.
     pub fn kill(&mut self, container: ContainerIndex, instance: u32) {
         self.signal(container, instance, Signal::SIGKILL as i32);
-        if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance)
+        if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance && r.step.is_none())
             && !matches!(running.pid_namespace, PidNamespace::Own)
             && let Some(ns) = running.mount_ns
         {

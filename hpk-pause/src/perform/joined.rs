@@ -39,6 +39,8 @@ impl Performer {
             tty,
             size: (0, 0),
             oom_score_adj: running.oom_score_adj,
+            inherit: Vec::new(),
+            identity: running.identity,
         };
         let starting = self.joiner.start(running.pidfd.as_fd(), &spec)?;
         let (ended, exit) = oneshot::channel();

@@ -4,13 +4,14 @@
 //! order are the core's. Never waits: what takes time reports by [`Happening`].
 //!
 //! `start`: a container to its command; `end`: signals, deaths and what is kept of them; `joined`: probes, hooks and
-//! sessions; `answers`: what control clients ask for; `launcher`: who makes the containers.
+//! sessions; `answers`: what control clients ask for; `launcher`: who makes the containers; `step`: MPI steps.
 
 mod answers;
 mod end;
 mod joined;
 mod launcher;
 mod start;
+mod step;
 
 use crate::helper::Helper;
 use crate::memory::{Members, Memory};
@@ -21,6 +22,7 @@ use crate::spec::{Prepared, Specs, Users};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use hpk_api::probe::ProbeKind;
 use hpk_api::state::ContainerUser;
+use hpk_api::step::StepNews;
 use hpk_core::{ContainerIndex, Exit, ExitCause, Hook, HookFailure, LaunchFailure, MemoryFinding, ProbeOutcome};
 use hpk_log::{LogEvent, LogHandle, LogId};
 use hpk_sys::join::Joiner;
@@ -56,6 +58,8 @@ pub enum Happening {
     Log(LogEvent),
     /// What the pod has on disk, and how long it took to measure.
     Stored(hpk_core::StorageUse, Duration),
+    /// From the ranks of a step.
+    Step(ContainerIndex, u32, StepNews),
     /// Network, volumes and the images' users, or why not.
     Sandbox(Result<(Network, Users), String>),
 }
@@ -103,6 +107,8 @@ struct Pending {
     /// None: it was gone before anybody looked.
     mount_ns: Option<MountNs>,
     ended: Option<hpk_sys::reap::ExitCause>,
+    /// Of a step's container.
+    keeper: Option<OwnedFd>,
 }
 
 struct Running {
@@ -121,6 +127,7 @@ struct Running {
     env: Vec<(String, String)>,
     working_dir: Option<String>,
     security: Security,
+    identity: Option<(u32, u32)>,
     oom_score_adj: Option<i32>,
     pid_namespace: PidNamespace,
     stdin_once: bool,
@@ -133,6 +140,8 @@ struct Running {
     killed: bool,
     /// All of it was killed, since one of its processes was for memory.
     out_of_memory: bool,
+    /// It is an MPI step: the process is the container's keeper, and its end is the step's to tell.
+    step: Option<step::Step>,
 }
 
 struct Draining {
@@ -144,6 +153,8 @@ struct Draining {
     want_tail: bool,
     message_file: PathBuf,
     writable: PathBuf,
+    /// How a step ended, in place of the cause.
+    step: Option<step::StepEnd>,
 }
 
 /// Performs the core's actions.

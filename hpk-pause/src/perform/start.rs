@@ -1,8 +1,10 @@
 //! Starts: from a plan to a running command with its log.
 
+use super::step::Beginning;
 use super::{Happening, Outcome, Owner, Pending, Performer, Running};
 use crate::process;
 use hpk_api::plan::{ContainerPlan, SandboxPlan, TerminationMessagePolicy};
+use hpk_api::step::StepFile;
 use hpk_core::{ContainerIndex, LaunchFailure};
 use hpk_log::{LogTarget, Source};
 use hpk_sys::launch::{FailureKind, Io, LaunchError, Launched, PidNamespace};
@@ -24,6 +26,13 @@ impl Performer {
             Ok(prepared) => prepared,
             Err(failure) => return Some(Outcome::Failed(container, instance, failure)),
         };
+        let keeper = match plan.step.is_some().then(|| self.keeper_input()).transpose() {
+            Ok(pipe) => pipe.map(|(input, keeper)| {
+                crate::ranks::keep(&mut prepared, plan, input);
+                keeper
+            }),
+            Err(failure) => return Some(Outcome::Failed(container, instance, failure)),
+        };
         let folder = self.paths.instance(&plan.name, instance);
         if let Err(error) = std::fs::create_dir_all(&folder) {
             let failure = LaunchFailure::Create(format!("{}: {error}", folder.display()));
@@ -35,7 +44,9 @@ impl Performer {
                 let pid = starting.pid();
                 // Now, when it is far from its command: one that ends at once cannot be asked after its start.
                 let mount_ns = MountNs::of(pid).ok();
-                let pending = Pending { container, instance, prepared, plan: plan.clone(), mount_ns, ended: None };
+                prepared.spec.keeper = None;
+                let plan = plan.clone();
+                let pending = Pending { container, instance, prepared, plan, mount_ns, ended: None, keeper };
                 self.processes.insert(pid, Owner::Starting(Box::new(pending)));
                 let happenings = self.happenings.clone();
                 tokio::spawn(async move {
@@ -70,7 +81,7 @@ impl Performer {
     /// A start came to its end.
     pub fn started(&mut self, pid: Pid, result: Result<Launched, LaunchError>) -> Option<Outcome> {
         let Some(Owner::Starting(pending)) = self.processes.remove(&pid) else { return None };
-        let Pending { container, instance, prepared, plan, mount_ns, ended } = *pending;
+        let Pending { container, instance, prepared, plan, mount_ns, ended, keeper } = *pending;
         let launched = match result {
             Ok(launched) => launched,
             Err(error) => {
@@ -81,9 +92,32 @@ impl Performer {
                 return Some(Outcome::Failed(container, instance, failure(&error)));
             }
         };
-        let (stdin, terminal, source) = match launched.io {
-            Io::Pipes { stdin, stdout, stderr } => (stdin, None, Some(Source::Pipes { stdout, stderr })),
-            Io::Pty { master } => (None, Some(master), None),
+        let mut step = None;
+        let (stdin, terminal, source) = if let Some(keeper) = keeper {
+            let file = StepFile {
+                container: plan.name.clone(),
+                rank: crate::ranks::plan(&prepared, &plan),
+                pod_ips: self.specs.pod_ips().to_vec(),
+            };
+            let beginning = Beginning { file, user: prepared.user.clone(), keeper };
+            match self.begin_step(container, instance, &plan, &launched.pidfd, beginning) {
+                Ok((begun, source)) => {
+                    step = Some(begun);
+                    (None, None, Some(source))
+                }
+                Err(error) => {
+                    // The end of its input has ended the keeper.
+                    self.processes.insert(pid, Owner::Nobody);
+                    self.discard(prepared.spec.upper.clone());
+                    let failure = LaunchFailure::Create(format!("descriptors for an MPI step: {error}"));
+                    return Some(Outcome::Failed(container, instance, failure));
+                }
+            }
+        } else {
+            match launched.io {
+                Io::Pipes { stdin, stdout, stderr } => (stdin, None, Some(Source::Pipes { stdout, stderr })),
+                Io::Pty { master } => (None, Some(master), None),
+            }
         };
         let source = source.or_else(|| terminal.as_ref().and_then(|t| t.try_clone().ok()).map(Source::Pty));
         let target = LogTarget { dir: self.paths.logs(&plan.name), restart_count: instance };
@@ -110,6 +144,7 @@ impl Performer {
             env: prepared.spec.env,
             working_dir: prepared.spec.working_dir,
             security: prepared.spec.security,
+            identity: prepared.spec.identity,
             oom_score_adj: prepared.spec.oom_score_adj,
             pid_namespace: prepared.spec.pid,
             stdin_once: plan.stdin_once,
@@ -119,7 +154,9 @@ impl Performer {
             tasks: Vec::new(),
             killed: false,
             out_of_memory: false,
+            step,
         };
+        let a_step = running.step.is_some();
         self.running.insert(container, running);
         match ended {
             None => {
@@ -127,7 +164,8 @@ impl Performer {
             }
             Some(cause) => self.main_ended(container, cause),
         }
-        Some(Outcome::Launched(container, instance, user))
+        // A step has started when its ranks have.
+        (!a_step).then_some(Outcome::Launched(container, instance, user))
     }
 }
 

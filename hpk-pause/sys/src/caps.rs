@@ -72,6 +72,12 @@ impl CapSet {
         Ok(Self(bits))
     }
 
+    /// By the kernel's bits, bit 0 is CAP_CHOWN.
+    #[must_use]
+    pub const fn of_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Bit n is capability n of `linux/capability.h`.
     #[must_use]
     pub const fn bits(self) -> u64 {

@@ -29,6 +29,19 @@ impl IdMap {
         Self { ranges }
     }
 
+    /// A map of a namespace below this one, as text and as it is seen there: id 0 of this one, which is the user, has the
+    /// number `own`; the others fill the numbers around it.
+    fn with_own(&self, own: u32) -> (String, Self) {
+        let total = u32::try_from(self.count()).unwrap_or(u32::MAX);
+        // Lines of inside, outside, count.
+        let below = own.min(total.saturating_sub(1));
+        let above = total.saturating_sub(own).saturating_sub(1);
+        let lines = [(0, 1, below), (own, 0, 1), (own.saturating_add(1), own.saturating_add(1), above)];
+        let lines = lines.into_iter().filter(|(_, _, count)| *count > 0);
+        let text = lines.clone().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
+        (text, Self { ranges: lines.map(|(inside, _, count)| (inside, count)).collect() })
+    }
+
     /// Whether files and processes can have this id.
     #[must_use]
     pub fn contains(&self, id: u32) -> bool {
@@ -69,6 +82,27 @@ pub struct Ids {
 }
 
 impl Ids {
+    /// Texts of uid_map and gid_map for a namespace below this one in which the user has these ids, and what there is then.
+    #[must_use]
+    pub fn with_own(&self, (uid, gid): (u32, u32)) -> ((String, String), Self) {
+        let (uid_map, uids) = self.uids.with_own(uid);
+        let (gid_map, gids) = self.gids.with_own(gid);
+        ((uid_map, gid_map), Self { uids, gids, setgroups: self.setgroups })
+    }
+
+    /// The ids that uid and gid 0 have outside of the calling process' user namespace: the user's own in a pod.
+    #[must_use]
+    pub fn outside() -> Option<(u32, u32)> {
+        let of = |name: &str| {
+            let text = std::fs::read_to_string(Path::new("/proc/self").join(name)).ok()?;
+            text.lines().find_map(|line| {
+                let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+                (fields.next()? == Ok(0)).then(|| fields.next()?.ok()).flatten()
+            })
+        };
+        Some((of("uid_map")?, of("gid_map")?))
+    }
+
     /// Of the calling process.
     ///
     /// # Errors
@@ -91,6 +125,18 @@ impl Ids {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_users_own_number_below() {
+        let below = |text: &str, own| IdMap::parse(text).with_own(own);
+        let (text, map) = below("0 1000 1\n1 100000 65536", 1000);
+        assert_eq!(text, "0 1 1000\n1000 0 1\n1001 1001 64536\n");
+        assert!(map.contains(0) && map.contains(1000) && map.contains(65536) && !map.contains(65537));
+        assert_eq!(map.count(), 65537);
+        assert_eq!(below("0 1000 1", 1000).0, "1000 0 1\n");
+        assert_eq!(below("0 5 1\n1 100000 10", 70_000).0, "0 1 10\n70000 0 1\n");
+        assert_eq!(below("0 0 4294967295", 0).0, "0 0 1\n1 1 4294967294\n");
+    }
 
     #[test]
     fn a_map_of_one_id_and_a_range() {

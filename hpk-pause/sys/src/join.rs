@@ -7,7 +7,7 @@ use crate::launch::native::pipes;
 use crate::launch::{LaunchError, Places, Security, Starting, compile_join};
 use crate::pidns::Home;
 use crate::spawn::{self, Namespaces};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// What to run in a container. It shares the container's namespaces, nothing else is inherited: environment and rights are
 /// the caller's to pass on.
@@ -31,6 +31,10 @@ pub struct JoinSpec {
     pub size: (u16, u16),
     /// As the container's.
     pub oom_score_adj: Option<i32>,
+    /// Open descriptors of the caller that the command is to have, by the same numbers.
+    pub inherit: Vec<RawFd>,
+    /// As the container's ([`crate::launch::LaunchSpec::identity`]): its user namespace is joined, too.
+    pub identity: Option<(u32, u32)>,
 }
 
 impl JoinSpec {
@@ -47,6 +51,8 @@ impl JoinSpec {
             tty: false,
             size: (0, 0),
             oom_score_adj: None,
+            inherit: Vec::new(),
+            identity: None,
         }
     }
 }

@@ -34,6 +34,7 @@ pub mod ports;
 pub mod procfs;
 pub mod program;
 pub mod pty;
+pub mod rank;
 pub mod reap;
 pub mod seccomp;
 pub mod signals;

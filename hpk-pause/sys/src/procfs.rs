@@ -29,6 +29,13 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<Pid> {
     (number > 0).then(|| Pid::from_raw(number))
 }
 
+/// When a process was started, field 22 of proc_pid_stat(5): with its number it is one process for as long as the node is up.
+#[must_use]
+pub fn start_time(pid: Pid) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
 /// Use of everything in a mount namespace.
 #[must_use]
 pub fn usage(ns: MountNs) -> Usage {

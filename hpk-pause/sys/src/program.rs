@@ -236,6 +236,16 @@ pub(crate) enum OpKind {
         argv: CStrings,
         envp: CStrings,
     },
+    /// Executes a program that [`OpKind::Hold`] has opened: it need not be in the container.
+    ExecHeld {
+        slot: Slot,
+        argv: CStrings,
+        envp: CStrings,
+    },
+    /// An inherited descriptor that stays open at exec, after [`OpKind::CloseRest`].
+    Inherit {
+        fd: c_int,
+    },
     /// Waits for a byte; an end without one ends the child. `other` is the parent's end, closed first.
     WaitGo {
         fd: c_int,

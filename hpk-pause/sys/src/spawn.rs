@@ -382,6 +382,7 @@ pub(crate) struct Namespaces {
     pub(crate) user: bool,
     pub(crate) network: bool,
     pub(crate) host_name: bool,
+    pub(crate) ipc: bool,
 }
 
 /// As [`start`], of a program that ends in Apptainer, which runs the inner one.
@@ -421,6 +422,9 @@ pub(crate) fn start(
     }
     if namespaces.host_name {
         flags |= libc::CLONE_NEWUTS as u64;
+    }
+    if namespaces.ipc {
+        flags |= libc::CLONE_NEWIPC as u64;
     }
     let report_fd = childs.as_raw_fd();
     let (pid, pidfd) = match clone(flags).map_err(LaunchError::Clone)? {

@@ -99,6 +99,8 @@ pub struct Surroundings<'a> {
     pub network: bool,
     /// A host name of its own.
     pub host_name: bool,
+    /// System V IPC and message queues of its own.
+    pub ipc: bool,
     /// The whole environment.
     pub env: Option<&'a [(OsString, OsString)]>,
     /// Working directory.
@@ -220,6 +222,7 @@ pub fn begin(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Res
         user: around.users != Users::Callers,
         network: around.network,
         host_name: around.host_name,
+        ipc: around.ipc,
         pid: false,
     };
     let starting = spawn::start(steps, namespaces, None, vec![go_read]).map_err(|error| match error {

@@ -27,6 +27,11 @@ fn launcher(places: Places) -> Box<dyn Launcher> {
     }
 }
 
+/// Nested Apptainer makes no user namespaces of containers.
+fn nested() -> bool {
+    std::env::var_os("HPK_SYS_APPTAINER").is_some()
+}
+
 fn start(spec: &LaunchSpec) -> Result<Launched, LaunchError> {
     launcher(Places::default()).launch(spec)
 }
@@ -448,6 +453,37 @@ fn a_session_joins_a_container() {
     assert_eq!(wait(container.pid), ExitCause::Signaled { signal: 9, core: false });
     let gone = joiner.start(container.pidfd.as_fd(), &spec).and_then(|s| s.wait());
     assert_eq!(gone.expect_err("no session"), LaunchError::NotRunning);
+}
+
+/// In a user namespace of its own the caller has another number there, and so have sessions that join it.
+#[test]
+fn a_container_of_the_users_own_number() {
+    if nested() {
+        return;
+    }
+    let world = World::new();
+    let own = Some((1234, 1234));
+    let mut spec = world.sh("id -u; touch /mine; stat -c %u /mine /etc/passwd; sleep 1000 & echo up; wait");
+    spec.identity = own;
+    (spec.security.uid, spec.security.gid) = (1234, 1234);
+    let container = start(&spec).expect("a container");
+    let hpk_sys::launch::Io::Pipes { stdout, .. } = &container.io else { panic!("pipes") };
+    let mut text = String::new();
+    while !text.contains("up") {
+        let mut some = [0u8; 64];
+        let n = nix::unistd::read(stdout, &mut some).expect("its word");
+        assert!(n > 0, "{text}");
+        text.push_str(std::str::from_utf8(&some[..n]).expect("text"));
+    }
+    assert_eq!(text, "1234\n1234\n1234\nup\n");
+    let joiner = Joiner::new().expect("a joiner");
+    let mut session = JoinSpec { identity: own, ..join_spec(&["sh", "-c", "id -u; id -g; stat -c %u /mine"]) };
+    (session.security.uid, session.security.gid) = (1234, 1234);
+    let (out, err, _) =
+        finish(joiner.start(container.pidfd.as_fd(), &session).and_then(|s| s.wait()).expect("a session"));
+    assert_eq!(out, "1234\n1234\n1234\n", "{err}");
+    signals::send(container.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
+    wait(container.pid);
 }
 
 #[test]

@@ -226,3 +226,28 @@ fn tasks_that_nobody_starts_are_told() {
     pod.metadata.annotations = Some([(pod_flags::MPI_FLAGS.to_owned(), "--mpi=pmix".to_owned())].into());
     assert_eq!(idle_tasks(&pod, &["--ntasks=4".to_owned()]), None);
 }
+
+#[test]
+fn an_mpi_step_asks_for_each_of_its_ranks() {
+    let annotations = json!({"slurm-job.hpk.io/mpi-flags": ""});
+    let spec = json!({"containers": [container("a", json!({"requests": {"cpu": "3", "memory": "1Gi"}}))]});
+    let pod: Pod =
+        serde_json::from_value(json!({"metadata": {"annotations": annotations}, "spec": spec})).expect("pod");
+    let asked = |given: &[&str]| {
+        let given: Vec<String> = given.iter().map(|&flag| flag.to_owned()).collect();
+        let site = Site::default();
+        request(&pod, &PodRef::default(), Path::new("/f"), &Defaults::default(), &site, &given).asked
+    };
+    // A third of 1 GiB and the supervisor's share, rounded up.
+    let each = (1024
+        + of(&json!({"containers": [container("a", json!({"requests": {"memory": "1Gi"}}))]}), SiteMemory::default())
+            .memory_mib
+        - 1024)
+        .div_ceil(3);
+    assert_eq!(
+        asked(&["--ntasks=8", "--nodes=2"]),
+        format!("--cpus-per-task=3 --mem-per-cpu={each}M --ntasks=8 --nodes=2")
+    );
+    assert_eq!(asked(&["--nodes=2"]), format!("--cpus-per-task=3 --mem-per-cpu={each}M --nodes=2"));
+    assert_eq!(asked(&[]), format!("--ntasks=1 --cpus-per-task=3 --mem-per-cpu={each}M"));
+}

@@ -235,6 +235,19 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             }
             Err(worst)
         }
+        OpKind::ExecHeld { slot: index, argv, envp } => {
+            let fd = slot(slots, index.0)?;
+            // SAFETY: both arrays are NULL-terminated and live until exec.
+            check_long(unsafe {
+                libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH)
+            })?;
+            Ok(())
+        }
+        OpKind::Inherit { fd } => {
+            // SAFETY: plain system call.
+            check(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
+            Ok(())
+        }
         OpKind::Unmount { path } => {
             // SAFETY: a C string.
             check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })?;

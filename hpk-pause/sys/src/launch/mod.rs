@@ -7,16 +7,18 @@
 //! ([`LaunchSpec::upper`]) remains, which the caller removes.
 
 mod compile;
+mod keeper;
 pub mod native;
 pub mod nested;
 mod node;
 
-pub(crate) use compile::compile_join;
+pub(crate) use compile::{compile_join, process as compile_process};
 pub(crate) use node::Node;
 pub use node::Places;
 
 pub use crate::program::Step;
 pub use crate::spawn::{FailureKind, InnerProcess, Io, LaunchError, Launched, Starting};
+pub use keeper::{KEEP, keep};
 pub use native::Native;
 pub use nested::NestedApptainer;
 
@@ -33,6 +35,11 @@ pub trait Launcher {
     /// # Errors
     /// When the spec is impossible or no process could be made.
     fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError>;
+
+    /// Whether it heeds [`LaunchSpec::keeper`].
+    fn makes_keepers(&self) -> bool {
+        false
+    }
 
     /// As [`Launcher::start`], and waits until the command executes. Blocks for as long as the set-up takes.
     ///
@@ -77,6 +84,12 @@ pub struct LaunchSpec {
     pub rlimits: Vec<Rlimit>,
     /// Only higher values than the supervisor's own can be had; lower ones are left at the supervisor's.
     pub oom_score_adj: Option<i32>,
+    /// In place of the command [`keep`] is executed, by the caller's own program: the container is there for processes that
+    /// join it. This is the keeper's standard input, whose end is the container's. For the native launcher alone.
+    pub keeper: Option<Arc<OwnedFd>>,
+    /// The caller's own uid and gid have these numbers in the container, in a user namespace of its own; None: it has the
+    /// caller's. For the native launcher alone.
+    pub identity: Option<(u32, u32)>,
 }
 
 impl LaunchSpec {
@@ -103,6 +116,8 @@ impl LaunchSpec {
             tty: false,
             rlimits: Vec::new(),
             oom_score_adj: None,
+            keeper: None,
+            identity: None,
         }
     }
 }

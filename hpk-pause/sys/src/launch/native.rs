@@ -68,8 +68,22 @@ impl Native {
 }
 
 impl Launcher for Native {
+    fn makes_keepers(&self) -> bool {
+        true
+    }
+
     fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError> {
-        let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
+        let (pipes, mut ends) = pipes(spec.stdin && spec.keeper.is_none(), spec.tty && spec.keeper.is_none())?;
+        if let Some(input) = &spec.keeper {
+            let failed = |e: std::io::Error| LaunchError::Resources {
+                what: "duplicate a descriptor",
+                errno: nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+            };
+            ends.stdin = Some(input.try_clone().map_err(failed)?);
+        }
+        if let Some(identity) = spec.identity {
+            return self.start_as(spec, identity, pipes, ends);
+        }
         let program = compile::compile(spec, &self.node, ends.io())?;
         let pid = matches!(spec.pid, PidNamespace::Own);
         let start =
@@ -78,6 +92,42 @@ impl Launcher for Native {
             PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start),
             PidNamespace::Own | PidNamespace::Pod => start(),
         }
+    }
+}
+
+impl Native {
+    /// In a user namespace in which the caller's ids have the numbers of `identity`.
+    fn start_as(
+        &self,
+        spec: &LaunchSpec,
+        identity: (u32, u32),
+        pipes: Option<Pipes>,
+        ends: ChildEnds,
+    ) -> Result<Starting, LaunchError> {
+        let (maps, ids) = self.node.ids.with_own(identity);
+        let mut program = compile::compile(spec, &Node { ids, ..self.node.clone() }, ends.io())?;
+        let (go_read, go_write) = pipe()?;
+        let wait = OpKind::WaitGo { fd: go_read.as_raw_fd(), other: go_write.as_raw_fd() };
+        program.push(Step::Namespaces, "wait for id maps", wait);
+        program.ops.rotate_right(1);
+        let pid = matches!(spec.pid, PidNamespace::Own);
+        let namespaces = Namespaces { mount: true, pid, user: true, ..Namespaces::default() };
+        let mut childs = ends.fds();
+        childs.push(go_read);
+        let start = || spawn::start(program, namespaces, pipes, childs);
+        let starting = match &spec.pid {
+            PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start)?,
+            PidNamespace::Own | PidNamespace::Pod => start()?,
+        };
+        // Without the byte the child ends by itself.
+        let failed = |what| move |errno| LaunchError::Resources { what, errno };
+        for (name, map) in [("uid_map", &maps.0), ("gid_map", &maps.1)] {
+            let written = std::fs::write(format!("/proc/{}/{name}", starting.pid()), map);
+            let errno = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            written.map_err(|e| failed("give the container the user's own ids")(errno(e)))?;
+        }
+        nix::unistd::write(&go_write, b"g").map_err(failed("start the container"))?;
+        Ok(starting)
     }
 }
 

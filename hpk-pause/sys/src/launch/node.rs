@@ -8,8 +8,24 @@ use std::path::{Path, PathBuf};
 
 /// Nodes that every container gets where the parent has them, as container engines give them; the last ones are GPUs and fast
 /// networks.
-const DEVICES: [&str; 11] =
-    ["null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun", "dri", "kfd", "infiniband"];
+const DEVICES: [&str; 14] = [
+    "null",
+    "zero",
+    "full",
+    "random",
+    "urandom",
+    "tty",
+    "fuse",
+    "net/tun",
+    "dri",
+    "kfd",
+    "infiniband",
+    "xpmem",
+    "knem",
+    "gdrdrv",
+];
+/// How the names of further ones begin: GPUs, Slingshot and Omni-Path adapters.
+const NUMBERED: [&str; 3] = ["nvidia", "cxi", "hfi1"];
 /// Where Apptainer's --nv and --rocm put libraries, in the parent and so in its containers.
 const GPU_LIBS: &str = "/.singularity.d/libs";
 /// Programs that Apptainer's --nv and --rocm bring (nvliblist.conf, rocmliblist.conf), below /usr/bin.
@@ -102,8 +118,8 @@ impl Node {
 fn devices(dev: &Path) -> Vec<Handed> {
     let mut names: Vec<String> = DEVICES.iter().map(|&name| name.to_owned()).collect();
     if let Ok(entries) = std::fs::read_dir(dev) {
-        let nvidia = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names.extend(nvidia.filter(|name| name.starts_with("nvidia")));
+        let all = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.extend(all.filter(|name| NUMBERED.iter().any(|begin| name.starts_with(begin))));
     }
     let handed = names.into_iter().filter_map(|name| Handed::look(dev.join(&name), format!("/dev/{name}")));
     handed.collect()

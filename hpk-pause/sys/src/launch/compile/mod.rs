@@ -21,7 +21,7 @@ pub(crate) use root::overlay;
 use super::node::Node;
 use super::{LaunchSpec, Mount, Security};
 use crate::ids::Ids;
-use crate::program::{OpKind, Program, Slot, Step};
+use crate::program::{CStrings, OpKind, Program, Slot, Step};
 use crate::spawn::LaunchError;
 pub(crate) use kernel_fs::MASKED;
 use kernel_fs::{dev, proc_and_sys};
@@ -64,14 +64,30 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
     stdin_from_null(p, spec, io)?;
     let mut mounts = ordered(&spec.mounts);
     let attached = open_sources(p, spec, node, &mut mounts, true)?;
+    let own = spec.keeper.is_some().then(|| hold_own_program(p)).transpose()?;
     let targets: Vec<(Slot, String)> =
         attached.mounts.iter().zip(&mounts).map(|(slot, mount)| (*slot, mount.target.clone())).collect();
     root_file_system(p, spec, &targets)?;
     inside(p, spec, node, &mounts, &attached, io)?;
+    match own {
+        Some(slot) => {
+            let argv = vec![c("keeper", "hpk-pause")?, c("keeper", super::KEEP)?];
+            let kind = OpKind::ExecHeld { slot, argv: CStrings::new(argv), envp: CStrings::new(Vec::new()) };
+            p.push(Step::Exec, "the container's keeper", kind);
+        }
+        None => exec(p, &spec.argv, environment(spec, node))?,
+    }
     Ok(program)
 }
 
-/// From the new root to the command.
+/// This very program, found before the pivot takes it out of sight.
+fn hold_own_program(p: &mut Program) -> Result<Slot, LaunchError> {
+    let slot = p.slot();
+    p.push(Step::Source, "hpk-pause", OpKind::Hold { slot, path: c("keeper", "/proc/self/exe")? });
+    Ok(slot)
+}
+
+/// From the new root to what comes before the command.
 fn inside(
     p: &mut Program,
     spec: &LaunchSpec,
@@ -136,7 +152,7 @@ fn inside(
     p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
     p.push(Step::Process, "umask", OpKind::Umask(0o022));
     rights(p, &spec.security, node);
-    exec(p, &spec.argv, environment(spec, node))
+    Ok(())
 }
 
 /// securityContext against the ids that exist here.
@@ -189,7 +205,8 @@ pub(crate) fn compile_join(
     target: RawFd,
     io: Option<ChildIo>,
 ) -> Result<Program, LaunchError> {
-    identity(&spec.security, &node.ids)?;
+    let joined = spec.identity.map(|own| node.ids.with_own(own).1);
+    identity(&spec.security, joined.as_ref().unwrap_or(&node.ids))?;
     let mut program = Program::default();
     let p = &mut program;
     process(p, node.ignored_signals);
@@ -199,8 +216,12 @@ pub(crate) fn compile_join(
     if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
         p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
     }
-    p.push(Step::Namespaces, "mount namespace", OpKind::Setns { fd: target, flags: libc::CLONE_NEWNS });
+    let user = if spec.identity.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    p.push(Step::Namespaces, "mount namespace", OpKind::Setns { fd: target, flags: libc::CLONE_NEWNS | user });
     standard_io(p, &spec.security, spec.tty, false, spec.size, io);
+    for fd in &spec.inherit {
+        p.push(Step::Stdio, format!("descriptor {fd}"), OpKind::Inherit { fd: *fd });
+    }
     let working_dir = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
     p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
     p.push(Step::Process, "umask", OpKind::Umask(0o022));

@@ -7,7 +7,7 @@
 
 use super::root::layers;
 use super::sources::{new_proc, open_sources, ordered};
-use super::{ChildIo, c, inside, oom_score_adj, process};
+use super::{ChildIo, c, environment, exec, inside, oom_score_adj, process};
 use crate::launch::node::Node;
 use crate::launch::{LaunchSpec, PidNamespace};
 use crate::program::{CStrings, OpKind, Program, Step};
@@ -112,6 +112,7 @@ pub(crate) fn compile_nested(
     p.push_optional(Step::Proc, "/proc", OpKind::Unmount { path: c("proc", "/proc")? });
     let io = io.map(|io| ChildIo { stdin: io.stdin.and(INNER_IO.stdin), ..INNER_IO });
     inside(p, spec, node, &mounts, &sources, io)?;
+    exec(p, &spec.argv, environment(spec, node))?;
     Ok((outer, inner))
 }
 

@@ -1,0 +1,116 @@
+//! What a rank's command gets of the job's environment, beside its container's own. Pure.
+
+use std::path::PathBuf;
+
+/// Names that begin so are facts of the step: they win over the container's.
+const FACTS: [&str; 4] = ["SLURM_", "SLURMD_", "PMIX_", "PMI_"];
+/// Names that begin so are settings of MPI libraries and fabrics: the container's own win.
+const SETTINGS: [&str; 9] = ["UCX_", "FI_", "OMPI_", "PRTE_", "I_MPI_", "MPICH_", "SLINGSHOT_", "MV2_", "PSM"];
+/// Of GPUs, by which programs number them; Slurm sets them for each step.
+const DEVICES: [&str; 5] = [
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "GPU_DEVICE_ORDINAL",
+];
+
+/// Open MPI's tcp transport ends a job where some nodes have IPv6 and others have not ("Unable to find reachable pairing").
+const ONE_FAMILY: (&str, &str) = ("OMPI_MCA_btl_tcp_disable_family", "6");
+
+/// The environment of a rank's command. `job`: of the process that Slurm has started; `nodes`: of the step.
+pub(crate) fn environment(
+    container: &[(String, String)],
+    job: impl Iterator<Item = (String, String)>,
+    nodes: u32,
+) -> Vec<(String, String)> {
+    let begins = |name: &str, with: &[&str]| with.iter().any(|begin| name.starts_with(begin));
+    let mut env = container.to_vec();
+    let own = |name: &str| container.iter().any(|(known, _)| known == name);
+    for (name, value) in job {
+        let setting = begins(&name, &SETTINGS) || DEVICES.contains(&name.as_str());
+        if begins(&name, &FACTS) || (setting && !own(&name)) {
+            env.push((name, value));
+        }
+    }
+    if nodes > 1 && !env.iter().any(|(name, _)| name == ONE_FAMILY.0) {
+        env.push((ONE_FAMILY.0.to_owned(), ONE_FAMILY.1.to_owned()));
+    }
+    env
+}
+
+/// Folders that PMIx's server on this node shares with its clients, where it may have them.
+pub(crate) fn folders<'a>(variable: impl Fn(&str) -> Option<&'a str>, uid: u32) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = variable("PMIX_SERVER_TMPDIR").map(PathBuf::from).into_iter().collect();
+    if let (Some(job), Some(step)) = (variable("SLURM_JOB_ID"), variable("SLURM_STEP_ID")) {
+        let bases = ["SLURM_PMIX_TMPDIR", "PMIX_SYSTEM_TMPDIR", "TMPDIR"].map(&variable);
+        for base in bases.into_iter().flatten().chain(["/tmp"]) {
+            let folder = PathBuf::from(base).join(format!("spmix_appdir_{uid}_{job}.{step}"));
+            if !folders.contains(&folder) {
+                folders.push(folder);
+            }
+        }
+    }
+    folders.retain(|folder| folder.is_absolute());
+    folders
+}
+
+/// The descriptor by which a client of PMI-1 and PMI-2 speaks to Slurm.
+pub(crate) fn pmi_descriptor<'a>(variable: impl Fn(&str) -> Option<&'a str>) -> Option<i32> {
+    variable("PMI_FD")?.parse().ok().filter(|fd| *fd > 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn facts_win_and_settings_give_way() {
+        let own = pairs(&[("PATH", "/bin"), ("UCX_TLS", "tcp"), ("SLURM_JOB_ID", "forged")]);
+        let job = [
+            ("SLURM_JOB_ID", "7"),
+            ("PMIX_RANK", "0"),
+            ("UCX_TLS", "all"),
+            ("FI_PROVIDER", "cxi"),
+            ("HOME", "/root"),
+            ("PATH", "/x"),
+        ];
+        let env = environment(&own, pairs(&job).into_iter(), 1);
+        let last = |name: &str| env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        assert_eq!(last("SLURM_JOB_ID"), Some("7"));
+        assert_eq!(last("UCX_TLS"), Some("tcp"));
+        assert_eq!(
+            (last("FI_PROVIDER"), last("PMIX_RANK"), last("PATH"), last("HOME")),
+            (Some("cxi"), Some("0"), Some("/bin"), None)
+        );
+        assert_eq!(last(ONE_FAMILY.0), None);
+    }
+
+    #[test]
+    fn one_family_where_the_step_has_several_nodes() {
+        let env = environment(&[], std::iter::empty(), 2);
+        assert_eq!(env, pairs(&[ONE_FAMILY]));
+        let own = pairs(&[(ONE_FAMILY.0, "4")]);
+        assert_eq!(environment(&own, std::iter::empty(), 2), own);
+    }
+
+    #[test]
+    fn folders_of_pmix() {
+        let variable = |name: &str| match name {
+            "PMIX_SERVER_TMPDIR" => Some("/var/spool/slurm/d/pmix.1.0/"),
+            "SLURM_JOB_ID" => Some("1"),
+            "SLURM_STEP_ID" => Some("0"),
+            "PMIX_SYSTEM_TMPDIR" => Some("/tmp"),
+            _ => None,
+        };
+        let want: Vec<PathBuf> = vec!["/var/spool/slurm/d/pmix.1.0/".into(), "/tmp/spmix_appdir_1000_1.0".into()];
+        assert_eq!(folders(variable, 1000), want);
+        assert_eq!(folders(|_| None, 1000), Vec::<PathBuf>::new());
+        assert_eq!(pmi_descriptor(|_| Some("16")), Some(16));
+        assert_eq!(pmi_descriptor(|_| Some("1")), None);
+    }
+}
