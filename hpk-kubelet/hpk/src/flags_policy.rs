@@ -16,7 +16,9 @@ pub(crate) fn policy(labels: &Value) -> Value {
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {"resourceRules": [{
-                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["pods"],
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
+                // A binding hands its annotations on to its pod.
+                "resources": ["pods", "pods/status", "pods/binding", "bindings"],
             }]},
             "variables": [
                 {"name": "now", "expression": "object.metadata.?annotations.orValue({})"},
@@ -49,7 +51,9 @@ pub(crate) fn binding(labels: &Value) -> Value {
             "policyName": NAME,
             "validationActions": ["Deny"],
             "matchResources": {"namespaceSelector": {"matchExpressions": [
-                {"key": "pod-security.kubernetes.io/enforce", "operator": "In", "values": ["baseline", "restricted"]},
+                {"key": "pod-security.kubernetes.io/enforce", "operator": "Exists"},
+                // A level that is none is taken for restricted by PodSecurity.
+                {"key": "pod-security.kubernetes.io/enforce", "operator": "NotIn", "values": ["privileged"]},
                 {"key": EXCEPTION, "operator": "NotIn", "values": ["allow"]},
             ]}},
         },
