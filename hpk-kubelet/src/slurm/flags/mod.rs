@@ -126,7 +126,9 @@ fn parse(text: &str, known: &'static [Flag], policy: PodFlags) -> Result<Vec<Str
             (Value::Needed, Some(text)) if text.is_empty() => return Err(Problem::NoValue(name)),
             (Value::None, Some(_)) => return Err(Problem::HasValue(name)),
             // A node's name has no slash, and with one Slurm opens the file of that name.
-            (_, Some(text)) if flag.name == "nodelist" && text.contains('/') => return Err(Problem::FileName(name)),
+            (_, Some(text)) if matches!(flag.name, "nodelist" | "exclude") && text.contains('/') => {
+                return Err(Problem::FileName(name));
+            }
             _ => {}
         }
         list.push(match value {

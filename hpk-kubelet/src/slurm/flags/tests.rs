@@ -49,6 +49,7 @@ fn what_is_refused_is_named_with_a_remedy() {
         ("--partition=", "--partition needs a value"),
         ("--requeue=1", "--requeue takes no value"),
         ("-w /home/alice/.netrc", "--nodelist with a file name"),
+        ("--exclude=./nodes", "--exclude with a file name"),
         ("--extra='a\nb'", "a line break"),
     ] {
         let error = job(text).expect_err(text).to_string();
