@@ -153,7 +153,7 @@ impl JobMemory {
     pub fn view(&self, memory: Option<u64>, milli_cpus: Option<u64>) -> View {
         const PERIOD_US: u64 = 100_000;
         let memory = [memory, self.limit()].into_iter().flatten().min();
-        let quota = milli_cpus.map(|milli| milli * PERIOD_US / 1000);
+        let quota = milli_cpus.map(|milli| milli.saturating_mul(PERIOD_US / 1000));
         let mut view = View { folders: vec![(self.own.clone(), self.root.clone())], files: Vec::new() };
         let mut put =
             |folder: &Path, file: &str, text: String| view.files.push((folder.join(file), format!("{text}\n")));
