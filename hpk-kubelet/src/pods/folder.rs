@@ -12,6 +12,7 @@ use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
 use hpk_sys::beneath;
 use jiff::Timestamp;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -179,9 +180,13 @@ impl Folder {
     /// There may be one.
     pub fn record(&self) -> Result<Option<Record>, RecordError> {
         let path = self.path.join(RECORD);
-        let text = match fs::read(&path) {
+        let text = match beneath::read(&self.path, Path::new(RECORD), MOST) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // The folder is there, and something else has the record's name: that is this pod's damage alone.
+            Err(error) if not_a_file(&error) => {
+                return Err(RecordError::Damaged { path, source: serde::de::Error::custom(error) });
+            }
             Err(source) => return Err(RecordError::Read { path, source }),
         };
         serde_json::from_slice(&text).map(Some).map_err(|source| RecordError::Damaged { path, source })
@@ -197,7 +202,10 @@ impl Folder {
     #[must_use]
     pub fn output_tail(&self, bytes: u64) -> String {
         let read = || -> io::Result<Vec<u8>> {
-            let mut file = fs::File::open(self.path.join(files::JOB_OUTPUT))?;
+            // A pod can have put anything there.
+            let mut open = fs::OpenOptions::new();
+            open.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+            let mut file = open.open(self.path.join(files::JOB_OUTPUT))?;
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
             let mut tail = Vec::new();
@@ -251,7 +259,7 @@ impl Folder {
     /// # Errors
     /// There may be one.
     pub fn last_word(&self) -> io::Result<Option<PodState>> {
-        match fs::read(self.path.join(files::STATUS)) {
+        match beneath::read(&self.path, Path::new(files::STATUS), MOST) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -310,6 +318,13 @@ pub fn all(pods: &Path) -> io::Result<Vec<String>> {
     Ok(names.into_iter().filter_map(|n| n.into_string().ok()).filter(|n| !n.starts_with('.')).collect())
 }
 
+/// Something is there that is no regular file of ours: a folder, a link, a pipe.
+fn not_a_file(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, IsADirectory, NotADirectory};
+    matches!(error.kind(), InvalidInput | IsADirectory | NotADirectory)
+        || error.raw_os_error() == Some(Errno::ELOOP as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,10 +372,25 @@ mod tests {
         folder.create().expect("create");
         fs::write(folder.path().join(RECORD), "{").expect("write");
         assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
-        // A folder in its place stands for whatever a file system may say.
-        fs::remove_file(folder.path().join(RECORD)).expect("remove");
-        fs::create_dir(folder.path().join(RECORD)).expect("folder");
-        assert!(matches!(folder.record(), Err(RecordError::Read { .. })));
+        // What a pod can put in its place damages this pod's record alone, and nobody waits for a pipe's writer.
+        let record = folder.path().join(RECORD);
+        fs::remove_file(&record).expect("remove");
+        fs::create_dir(&record).expect("folder");
+        assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
+        fs::remove_dir(&record).expect("remove");
+        std::os::unix::fs::symlink(RECORD, &record).expect("link");
+        assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
+        for name in [RECORD, files::STATUS, files::JOB_OUTPUT] {
+            let _ = fs::remove_file(folder.path().join(name));
+            nix::unistd::mkfifo(&folder.path().join(name), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+        }
+        assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
+        assert!(folder.last_word().is_err());
+        assert_eq!(folder.output_tail(10), "");
+        // Its folder's name leads elsewhere: that is no word of this pod's.
+        fs::rename(folder.path(), dir.path().join("v")).expect("rename");
+        fs::write(folder.path(), "").expect("write");
+        assert!(folder.record().is_err());
         fs::write(dir.path().join("pods"), "").expect("write");
         assert!(all(&dir.path().join("pods")).is_err());
     }
