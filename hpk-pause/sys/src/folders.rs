@@ -1,15 +1,16 @@
 //! A folder of one's own below one that everybody may write, such as `/tmp`.
 
+use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Who takes more names than this fills the file system for all.
-const NAMES: u32 = 10_000;
+/// How often a name that is free may be taken before it is made: somebody takes them on purpose.
+const TRIES: u32 = 100;
 
-/// Absent names that are looked at for one of ours behind them.
-const BEYOND: u32 = 16;
+/// Names that are looked at where `base` cannot be listed.
+const UNLISTED: u32 = 64;
 
 /// The user's folder `hpk-UID` below `base`, made if it is absent. A name that is not a real folder of this user with mode
 /// 0700 is passed over for `hpk-UID.1` and so on: somebody else may have taken it first. One that is there already wins
@@ -19,33 +20,50 @@ const BEYOND: u32 = 16;
 /// None can be made.
 pub fn own(base: &Path, uid: u32) -> io::Result<PathBuf> {
     std::fs::create_dir_all(base)?;
-    let names = || {
-        let first = std::iter::once(format!("hpk-{uid}"));
-        first.chain((1..NAMES).map(|n| format!("hpk-{uid}.{n}"))).map(|name| base.join(name))
-    };
-    let mut free = None;
-    let mut beyond = 0;
-    for path in names() {
-        match std::fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o777 == 0o700 => return Ok(path),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                free.get_or_insert(path);
-                beyond += 1;
-                if beyond == BEYOND {
-                    break;
-                }
+    for _ in 0..TRIES {
+        let taken = taken(base, uid)?;
+        for &number in &taken {
+            let path = base.join(name(uid, number));
+            match std::fs::symlink_metadata(&path) {
+                Ok(meta) if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o777 == 0o700 => return Ok(path),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
+        }
+        let Some(free) = (0..u32::MAX).find(|number| !taken.contains(number)) else { break };
+        let path = base.join(name(uid, free));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            // Another program of ours has made it, or somebody else.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
     }
-    // A name before it may have come to be between, by another program of ours or by somebody else.
-    let Some(path) = free else { return Err(io::Error::from(io::ErrorKind::AlreadyExists)) };
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Ok(()) => Ok(path),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => own(base, uid),
-        Err(error) => Err(error),
-    }
+    Err(io::Error::from(io::ErrorKind::AlreadyExists))
+}
+
+fn name(uid: u32, number: u32) -> String {
+    if number == 0 { format!("hpk-{uid}") } else { format!("hpk-{uid}.{number}") }
+}
+
+/// Numbers of the names that are there.
+fn taken(base: &Path, uid: u32) -> io::Result<BTreeSet<u32>> {
+    let listing = match std::fs::read_dir(base) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok((0..UNLISTED).filter(|n| base.join(name(uid, *n)).symlink_metadata().is_ok()).collect());
+        }
+        Err(error) => return Err(error),
+    };
+    let (first, prefix) = (name(uid, 0), format!("hpk-{uid}."));
+    let numbers = listing.filter_map(|entry| {
+        let found = entry.ok()?.file_name().into_string().ok()?;
+        let number = if found == first { 0 } else { found.strip_prefix(&prefix)?.parse().ok()? };
+        // `.01` is no name of ours.
+        (name(uid, number) == found).then_some(number)
+    });
+    Ok(numbers.collect())
 }
 
 #[cfg(test)]
@@ -70,6 +88,13 @@ mod tests {
         std::fs::remove_dir(name("")).unwrap();
         assert_eq!(own(tmp.path(), uid).unwrap(), name(".3"));
         assert!(!name("").exists());
+        // However many they had.
+        std::fs::rename(name(".3"), name(".4000")).unwrap();
+        assert_eq!(own(tmp.path(), uid).unwrap(), name(".4000"));
+        std::fs::rename(name(".4000"), name(".01")).unwrap();
+        assert_eq!(own(tmp.path(), uid).unwrap(), name(""), "a name that is none of ours");
+        std::fs::remove_dir(name("")).unwrap();
+        std::fs::rename(name(".01"), name(".3")).unwrap();
         assert_eq!(name(".3").metadata().unwrap().mode() & 0o777, 0o700);
         // As somebody else would see all of them.
         std::fs::create_dir(tmp.path().join(format!("hpk-{}", uid + 1))).unwrap();
