@@ -64,7 +64,12 @@ pub(crate) enum TreeError {
     Bytes(u64),
     #[error("the image has more than {0} files, folders and links; `hpk up --image-max-files` allows more")]
     Inodes(u64),
+    #[error("the paths of the image's files take more than {0} bytes together; use shorter ones, or fewer files")]
+    Paths(u64),
 }
+
+/// Bytes of all paths together: they are held in memory until the image is unpacked.
+const MOST_PATHS: u64 = 256 << 20;
 
 pub(crate) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> TreeError + 'a {
     move |source| TreeError::Entry { action, path: path.to_owned(), source }
@@ -97,6 +102,8 @@ pub(crate) struct Tree {
     folders: Vec<(PathBuf, Time)>,
     /// The last folder that was looked up and where it really is.
     last: Option<(PathBuf, PathBuf)>,
+    /// Bytes of the paths of what was made.
+    paths: u64,
 }
 
 /// An absolute path whose text has no `.` and `..`; None for the root itself.
@@ -117,7 +124,7 @@ const MAX_LINKS: u32 = 40;
 
 impl Tree {
     pub(crate) fn new(owners: bool, limits: Limits) -> Self {
-        Self { owners, limits, report: Report::default(), folders: Vec::new(), last: None }
+        Self { owners, limits, report: Report::default(), folders: Vec::new(), last: None, paths: 0 }
     }
 
     /// Where the folder `path` really is, its links followed. What is missing is made, when `make`, as root's and with
@@ -174,6 +181,10 @@ impl Tree {
     /// Room for a new file at `path`: what is there goes, except a folder when a folder is to come (true then).
     fn room(&mut self, path: &Path, folder: bool) -> Result<bool, TreeError> {
         self.count()?;
+        self.paths = self.paths.saturating_add(u64::try_from(path.as_os_str().len()).unwrap_or(u64::MAX));
+        if self.paths > MOST_PATHS {
+            return Err(TreeError::Paths(MOST_PATHS));
+        }
         let present = fs::symlink_metadata(path).ok();
         let keep = folder && present.as_ref().is_some_and(fs::Metadata::is_dir);
         if present.is_some() && !keep {
@@ -325,4 +336,19 @@ fn queue(ahead: &mut VecDeque<OsString>, path: &Path) {
 fn set_time(path: &Path, time: Time) {
     let time = TimeSpec::new(time.seconds, i64::from(time.nanos));
     let _ = utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_fill_the_memory_are_refused() {
+        let path = Path::new("/no-file-of-this-name");
+        let length = u64::try_from(path.as_os_str().len()).unwrap();
+        let mut tree = Tree::new(false, Limits::default());
+        tree.paths = MOST_PATHS - length;
+        assert!(matches!(tree.room(path, false), Ok(false)));
+        assert!(matches!(tree.room(path, false), Err(TreeError::Paths(_))));
+    }
 }

@@ -49,7 +49,9 @@ pub(crate) fn layers(layers: &[(Region, String)], owners: bool, limits: Limits) 
             (_, Some(Fault::TooLong)) => return Err(TreeError::Bytes(limits.bytes).into()),
             (_, Some(Fault::Io(errno))) => return Err(reading(io::Error::from_raw_os_error(errno))),
             (_, Some(Fault::Damaged)) => return Err(UnpackError::Compressed { layer: n }),
-            (Err(LayerError::Tree(e @ (TreeError::Bytes(_) | TreeError::Inodes(_)))), None) => return Err(e.into()),
+            (Err(LayerError::Tree(e @ (TreeError::Bytes(_) | TreeError::Inodes(_) | TreeError::Paths(_)))), None) => {
+                return Err(e.into());
+            }
             (Err(cause), None) => return Err(UnpackError::Layer { layer: n, cause }),
             (Ok(()), None) => {}
         }
