@@ -1,6 +1,6 @@
 //! Flags of sbatch in annotations: nothing of the job that HPK needs can be changed by them.
 
-use hpk_e2e::{Namespace, PATIENCE, Run, eventually, job_of, sx};
+use hpk_e2e::{NODE, Namespace, PATIENCE, Run, eventually, job_of, sx};
 use serde_json::{Value, json};
 
 const FLAGS: &str = "slurm-job.hpk.io/flags";
@@ -127,6 +127,19 @@ fn a_pod_maker_in_a_restricted_namespace_gives_no_flags() {
     let mut plain = pod.clone();
     plain["metadata"]["annotations"] = json!({});
     as_maker(&plain).ok();
+    // The API server copies a binding's annotations into the pod.
+    plain["metadata"]["name"] = json!("bound");
+    plain["spec"]["schedulerName"] = json!("nobody");
+    ns.apply(&plain.to_string());
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding",
+        "metadata": {"name": "bound", "annotations": {FLAGS: "--cpus-per-task=32"}},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+    });
+    let path = format!("/api/v1/namespaces/{}/pods/bound/binding", ns.name());
+    let bound = ns.kubectl_with_input(&["create", "--raw", &path, "-f", "-"], &binding.to_string()).err();
+    assert!(bound.contains(&words), "{bound}");
+
     // Whoever may label the namespace can let them through.
     label("slurm.hpk.io/pod-flags=allow");
     eventually("the exception holds", PATIENCE, || (as_maker(&pod).code == Some(0)).then_some(()));
