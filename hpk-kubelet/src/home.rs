@@ -17,7 +17,6 @@ pub enum LockError {
     Io {
         /// Lock file.
         path: PathBuf,
-        /// Cause.
         #[source]
         source: std::io::Error,
     },

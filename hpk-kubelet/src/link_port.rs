@@ -28,9 +28,7 @@ pub enum ListenError {
     /// All else.
     #[error("cannot listen for links on {at}")]
     Io {
-        /// Where.
         at: SocketAddr,
-        /// Why.
         #[source]
         source: io::Error,
     },

@@ -25,7 +25,6 @@ pub enum Command {
 /// How to supervise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Folders.
     pub paths: Paths,
     /// Do not insist on being PID 1 (tests): orphans come by PR_SET_CHILD_SUBREAPER.
     pub allow_not_init: bool,
@@ -34,7 +33,6 @@ pub struct Run {
 /// See [`Command::Ranks`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ranks {
-    /// Folders.
     pub paths: Paths,
     /// Which instance of the step's container.
     pub instance: u32,

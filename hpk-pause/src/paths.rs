@@ -16,7 +16,6 @@ pub struct Paths {
     pub scratch: PathBuf,
     /// hostPath binds.
     pub host: PathBuf,
-    /// Sockets.
     pub run: PathBuf,
 }
 

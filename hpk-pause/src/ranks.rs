@@ -24,12 +24,7 @@ use std::sync::Arc;
 pub enum RanksError {
     /// A file.
     #[error("{}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Cause.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// Volumes or files of /etc.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),

@@ -18,19 +18,13 @@ pub enum SandboxError {
     /// A folder or file.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
         path: PathBuf,
         /// The system's word.
         source: io::Error,
     },
     /// A tmpfs.
     #[error("emptyDir {name}: cannot mount a tmpfs: {errno}")]
-    Tmpfs {
-        /// Volume.
-        name: String,
-        /// Cause.
-        errno: hpk_sys::Errno,
-    },
+    Tmpfs { name: String, errno: hpk_sys::Errno },
     /// A group that the pod has not.
     #[error(transparent)]
     Group(hpk_sys::launch::LaunchError),

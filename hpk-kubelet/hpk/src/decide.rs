@@ -89,10 +89,7 @@ pub(crate) enum Programs {
         image: PathBuf,
     },
     /// A folder that has them.
-    Folder {
-        /// Which.
-        path: PathBuf,
-    },
+    Folder { path: PathBuf },
 }
 
 /// `HPK_HOME/control-plane.json`.

@@ -17,28 +17,20 @@ pub(crate) enum HomeError {
     /// A folder or file of ours cannot be made.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// A folder above it is.
     #[error("HPK_HOME: {}, above it, {whose}: others could exchange what is in it; set HPK_HOME to a folder in your home", path.display())]
     Above {
-        /// Which.
         path: PathBuf,
         /// Whose, or how open.
         whose: String,
     },
     /// The folder is someone else's.
     #[error("{}: owned by uid {owner}, not by you: set HPK_HOME to a folder of yours", path.display())]
-    NotOurs {
-        /// Which.
-        path: PathBuf,
-        /// Whose.
-        owner: u32,
-    },
+    NotOurs { path: PathBuf, owner: u32 },
 }
 
 /// HPK_HOME and the names below it.

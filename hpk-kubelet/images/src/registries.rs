@@ -32,7 +32,6 @@ pub enum RegistriesError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -41,7 +40,6 @@ pub enum RegistriesError {
     Parse {
         /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: serde_json::Error,
     },

@@ -29,7 +29,6 @@ use std::time::{Duration, SystemTime};
 /// Layers of one image that are downloaded at a time (upstream's containerd default).
 const PARALLEL_DOWNLOADS: usize = 3;
 
-/// imagePullPolicy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PullPolicy {
     /// Ask the registry each time; content that is present is not fetched again.

@@ -27,7 +27,6 @@ pub struct Notice {
     pub about: ObjectReference,
     /// Warning instead of Normal.
     pub warning: bool,
-    /// CamelCase.
     pub reason: &'static str,
     /// For people.
     pub message: String,

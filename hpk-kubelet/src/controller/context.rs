@@ -28,21 +28,15 @@ use tokio::sync::watch;
 pub struct Context {
     /// API server.
     pub client: Client,
-    /// Cluster.
     pub cluster: ClusterConfig,
-    /// HPK_HOME.
     pub home: Home,
-    /// Programs.
     pub install: Install,
-    /// Slurm.
     pub slurm: Slurm,
-    /// Images.
     pub images: ImageStore,
     /// Links to pods.
     pub links: LinkServer,
     /// Links that Slurm carries.
     pub carriers: Carriers,
-    /// Events.
     pub recorder: Recorder,
     /// All services, for environment variables.
     pub services: Store<Service>,

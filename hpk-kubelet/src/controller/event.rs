@@ -24,41 +24,28 @@ pub enum Event {
     Listed(HashSet<String>),
     /// An attempt to prepare ended.
     Prepared {
-        /// Pod.
         uid: String,
-        /// How.
         result: Box<Result<Ready, Held>>,
         /// For the next attempt.
         memory: Box<Memory>,
     },
     /// sbatch ended.
     Submitted {
-        /// Pod.
         uid: String,
         /// Job id.
         result: Result<String, SlurmError>,
     },
     /// A refresh of a running pod ended.
     Refreshed {
-        /// Pod.
         uid: String,
-        /// How.
         result: Box<Result<Refreshed, Held>>,
         /// For the next one.
         memory: Box<Memory>,
     },
     /// An object that this pod refers to is not what the pod has read.
-    ReferencesChanged {
-        /// Pod.
-        uid: String,
-    },
+    ReferencesChanged { uid: String },
     /// A write of the pod's record ended.
-    Recorded {
-        /// Pod.
-        uid: String,
-        /// How.
-        result: io::Result<()>,
-    },
+    Recorded { uid: String, result: io::Result<()> },
     /// Slurm answered.
     Jobs(Answers),
     /// Slurm did not answer.
@@ -72,14 +59,12 @@ pub enum Event {
     Link(LinkEvent),
     /// A supervisor reports.
     Report {
-        /// Pod.
         uid: String,
         /// Its word.
         state: Box<PodState>,
     },
     /// A status patch ended.
     Posted {
-        /// Pod.
         uid: String,
         /// What was posted.
         status: Box<PodStatus>,
@@ -87,13 +72,9 @@ pub enum Event {
         retry: Option<Duration>,
     },
     /// A request to the supervisor to stop failed.
-    StopFailed {
-        /// Pod.
-        uid: String,
-    },
+    StopFailed { uid: String },
     /// Folder and object are gone, or not yet.
     Removed {
-        /// Pod.
         uid: String,
         /// Whether all is gone.
         done: bool,

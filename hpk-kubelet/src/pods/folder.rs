@@ -112,18 +112,14 @@ pub enum RecordError {
     /// The file system's, for now or for good.
     #[error("cannot read {}", path.display())]
     Read {
-        /// File.
         path: PathBuf,
-        /// Cause.
         #[source]
         source: io::Error,
     },
     /// It is no record.
     #[error("{} is damaged", path.display())]
     Damaged {
-        /// File.
         path: PathBuf,
-        /// Cause.
         #[source]
         source: serde_json::Error,
     },

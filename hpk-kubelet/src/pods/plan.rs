@@ -50,9 +50,7 @@ pub struct Input<'a> {
     pub volume_images: &'a BTreeMap<String, ImageRef>,
     /// Addresses and sizes.
     pub facts: &'a Facts,
-    /// Network.
     pub network: &'a NetworkPlan,
-    /// Cluster.
     pub cluster: &'a ClusterConfig,
     /// The node's resolv.conf.
     pub node_resolv: &'a resolv::Resolv,
@@ -87,12 +85,7 @@ pub enum PlanError {
     Security(#[from] security::SecurityError),
     /// A mount of a volume that the pod has not.
     #[error("volumeMounts of container {container} name volume {volume}, which spec.volumes does not have")]
-    NoVolume {
-        /// Container.
-        container: String,
-        /// Volume.
-        volume: String,
-    },
+    NoVolume { container: String, volume: String },
 }
 
 impl PlanError {

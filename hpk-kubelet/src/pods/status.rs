@@ -73,7 +73,6 @@ pub struct Input<'a> {
     pub host_ip: IpAddr,
     /// When the kubelet first saw the pod.
     pub seen_at: Timestamp,
-    /// Now.
     pub now: Timestamp,
 }
 

@@ -16,31 +16,20 @@ use tokio::process::{Child, Command};
 pub enum SlurmError {
     /// Not installed.
     #[error("{command} is not found in PATH: load the site's Slurm module or install Slurm's client commands")]
-    NotFound {
-        /// Command.
-        command: &'static str,
-    },
+    NotFound { command: &'static str },
     /// Could not be run.
     #[error("cannot run {command}")]
     Run {
-        /// Command.
         command: &'static str,
-        /// Cause.
         #[source]
         source: std::io::Error,
     },
     /// Took too long.
     #[error("{command} gave no answer within {} s", limit.as_secs())]
-    Timeout {
-        /// Command.
-        command: &'static str,
-        /// Limit.
-        limit: Duration,
-    },
+    Timeout { command: &'static str, limit: Duration },
     /// Said no.
     #[error("{command}: {message}")]
     Refused {
-        /// Command.
         command: &'static str,
         /// Its own words.
         message: String,

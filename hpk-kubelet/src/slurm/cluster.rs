@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 /// What all nodes have together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// CPUs.
     pub cpus: u64,
     /// MiB.
     pub memory_mib: u64,

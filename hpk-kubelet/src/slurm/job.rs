@@ -24,7 +24,6 @@ pub enum JobState {
     Deadline,
     /// Killed for memory.
     OutOfMemory,
-    /// Preempted.
     Preempted,
     /// A node died.
     NodeFail,
@@ -68,10 +67,8 @@ pub struct Job {
     /// Exit code of the batch script.
     #[serde(default)]
     pub exit_code: Option<i32>,
-    /// Start.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
-    /// End.
     #[serde(default)]
     pub ended_at: Option<Timestamp>,
     /// Who cancelled it: `uid` as a number, when known.
@@ -149,18 +146,13 @@ pub enum ParseError {
     /// No JSON.
     #[error("{command} --json did not answer in JSON")]
     Json {
-        /// Command.
         command: &'static str,
-        /// Cause.
         #[source]
         source: serde_json::Error,
     },
     /// No list of jobs in it.
     #[error("the answer of {command} --json has no list \"jobs\"")]
-    NoJobs {
-        /// Command.
-        command: &'static str,
-    },
+    NoJobs { command: &'static str },
 }
 
 /// Jobs of `squeue --json`.

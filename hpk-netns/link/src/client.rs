@@ -64,10 +64,7 @@ pub enum ClientEvent {
     /// The link stands; facts will follow.
     Up,
     /// The link is down; what was learnt stays valid until corrected.
-    Down {
-        /// Why.
-        reason: String,
-    },
+    Down { reason: String },
     /// A network fact.
     Net(NetUpdate),
 }

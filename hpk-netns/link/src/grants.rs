@@ -33,7 +33,6 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(crate) enum Order {
     /// Credentials for this pod in this file, and these addresses for its datapath.
     Grant {
-        /// Pod.
         uid: String,
         /// Its `link.json`.
         file: PathBuf,
@@ -43,10 +42,7 @@ pub(crate) enum Order {
         answer: Option<oneshot::Sender<Result<(), PkiError>>>,
     },
     /// No link for this pod any more.
-    Withdraw {
-        /// Pod.
-        uid: String,
-    },
+    Withdraw { uid: String },
 }
 
 /// What is kept of one grant.

@@ -77,7 +77,6 @@ pub enum OpenError {
 pub enum LinkEvent {
     /// A link stands; replaces an earlier one of the pod.
     Up {
-        /// Who.
         hello: Hello,
         /// It came over [`LinkServer::carry`]: its node may not be able to dial.
         carried: bool,
@@ -86,7 +85,6 @@ pub enum LinkEvent {
     Down {
         /// Pod UID.
         uid: String,
-        /// Why.
         reason: String,
     },
     /// Somebody who has the pod's certificate was refused for what he said.
@@ -102,10 +100,7 @@ pub enum LinkEvent {
 #[derive(Clone, Debug)]
 pub enum NetEvent {
     /// Where a pod's datapath is now.
-    Up {
-        /// Who.
-        hello: Hello,
-    },
+    Up { hello: Hello },
     /// The pod's facts stream stands: send it everything ([`LinkServer::push`]).
     Subscribed {
         /// Pod UID.

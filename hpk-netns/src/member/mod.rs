@@ -227,7 +227,6 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
 struct Ready(bool);
 
 impl Ready {
-    /// Once.
     fn say(&mut self) {
         if !std::mem::replace(&mut self.0, true) {
             use std::io::Write;

@@ -15,9 +15,7 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// Resident anonymous and shared memory, bytes: what cannot be dropped.
     pub working_set_bytes: u64,
-    /// Processes.
     pub processes: u32,
-    /// Threads.
     pub threads: u32,
 }
 

@@ -46,7 +46,6 @@ pub enum Step {
     WorkingDir,
     /// User, groups.
     Identity,
-    /// Capabilities.
     Capabilities,
     /// Seccomp filter and no_new_privs.
     Seccomp,

@@ -51,11 +51,9 @@ pub enum LaunchError {
     /// A stage of the set-up failed. The container does not exist.
     #[error("cannot {} {path}: {}", .step.words(), .errno.desc())]
     Setup {
-        /// Stage.
         step: Step,
         /// Path or other subject.
         path: String,
-        /// Cause.
         errno: Errno,
     },
     /// The command could not be executed.
@@ -63,7 +61,6 @@ pub enum LaunchError {
     Exec {
         /// argv[0].
         command: String,
-        /// Cause.
         errno: Errno,
     },
     /// Nested Apptainer ended before it came to the container's command.
@@ -77,7 +74,6 @@ pub enum LaunchError {
     Resources {
         /// What was tried.
         what: &'static str,
-        /// Cause.
         errno: Errno,
     },
     /// The container to join has ended.

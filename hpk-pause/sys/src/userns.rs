@@ -57,7 +57,6 @@ pub enum UsernsError {
     WriteMap {
         /// File below /proc.
         path: String,
-        /// Cause.
         source: io::Error,
     },
     /// The program itself.

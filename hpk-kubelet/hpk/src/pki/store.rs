@@ -32,9 +32,7 @@ pub(crate) enum PkiError {
     /// From the library.
     #[error("making certificate {name}: {source}")]
     Make {
-        /// Which.
         name: String,
-        /// Why.
         #[source]
         source: rcgen::Error,
     },
@@ -44,20 +42,13 @@ pub(crate) enum PkiError {
     /// A key file is unreadable.
     #[error("{}: {source}: restore it, or remove the folder {} to make new keys (every kubeconfig handed out becomes void)", path.display(), path.parent().unwrap_or(path).display())]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A key that cannot be made again without loss.
     #[error("{} is damaged ({why}): restore it, or remove the folder {} to make new keys (every kubeconfig handed out becomes void)", path.display(), path.parent().unwrap_or(path).display())]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// How.
-        why: String,
-    },
+    Damaged { path: PathBuf, why: String },
     /// An authority's life ends soon.
     #[error("the certificate authority {} has expired or ends within {} days: remove the folder that holds it and run hpk up to make new keys", path.display(), LEAF_LIFE.as_secs() / DAY.as_secs())]
     AuthorityEnds {

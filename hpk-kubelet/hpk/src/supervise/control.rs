@@ -29,9 +29,7 @@ pub(crate) enum Request {
 /// The whole supervisor at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
-    /// Process.
     pub pid: u32,
-    /// Host.
     pub host: String,
     /// Since, RFC 3339.
     pub started: String,
@@ -46,7 +44,6 @@ pub(crate) struct Snapshot {
 /// One component at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ComponentStatus {
-    /// Name.
     pub name: String,
     /// Where it stands.
     pub phase: Phase,
@@ -68,7 +65,6 @@ pub(crate) enum Phase {
     Waiting,
     /// Started, does not serve yet.
     Starting,
-    /// Serves.
     Ready,
     /// Ended; will be started again.
     Backoff,
@@ -76,7 +72,6 @@ pub(crate) enum Phase {
     Done,
     /// Told to stop.
     Stopping,
-    /// Ended.
     Stopped,
 }
 
@@ -97,7 +92,6 @@ impl std::fmt::Display for Phase {
 /// `run/supervisor.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// Process.
     pub pid: u32,
     /// Host name.
     pub host: String,
@@ -113,16 +107,11 @@ pub(crate) enum ControlError {
     NotRunning,
     /// It holds its lock and cannot be talked to.
     #[error("the control plane runs (process {pid}) but does not answer: run hpk down, which ends it")]
-    Silent {
-        /// Which.
-        pid: u32,
-    },
+    Silent { pid: u32 },
     /// Somewhere else.
     #[error("the control plane runs on {host} (process {pid}): use hpk there; if that host is gone for good, remove {} and run hpk up", record.display())]
     OtherHost {
-        /// Where.
         host: String,
-        /// Which.
         pid: u32,
         /// The file that says so.
         record: PathBuf,
@@ -189,7 +178,6 @@ pub(crate) struct Client {
 /// Who holds the supervisor's lock: written into it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holder {
-    /// Process.
     pub pid: u32,
     /// Host name.
     pub host: String,

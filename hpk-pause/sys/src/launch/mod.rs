@@ -155,7 +155,6 @@ pub struct Mount {
     pub read_only: bool,
     /// Read-only with everything mounted below it.
     pub recursive_read_only: bool,
-    /// Propagation.
     pub propagation: Propagation,
     /// An empty file with this mode is made at `source` when there is none (termination log).
     pub create_file: Option<u32>,
@@ -184,7 +183,6 @@ pub enum Propagation {
     Private,
     /// `HostToContainer`: sees what is mounted later in the source, see [`crate::mounts::make_shared`].
     Slave,
-    /// `Bidirectional`.
     Shared,
 }
 
@@ -205,7 +203,6 @@ pub struct Security {
     pub no_new_privs: bool,
     /// None: unconfined.
     pub seccomp: Option<Arc<Filter>>,
-    /// readOnlyRootFilesystem.
     pub read_only_rootfs: bool,
     /// Leave /proc and /sys unmasked (procMount: Unmasked, privileged).
     pub unmasked: bool,
