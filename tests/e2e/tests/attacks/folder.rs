@@ -16,7 +16,10 @@ fn a_log_that_is_a_link_shows_no_other_file() {
     let ns = Namespace::new("planted-log");
     ns.shell("echo '2026-01-01T00:00:00Z stdout F the secret' > ~/key-$NS").ok();
     let key = ns.shell("echo ~/key-$NS").ok().trim().to_owned();
-    let script = format!("cd /proc/1/root/hpk/pod/logs/main && rm 0.log && ln -s {key} 0.log && ls -l 0.log >&2");
+    // The log is there once something is in it.
+    let logs = "/proc/1/root/hpk/pod/logs/main";
+    let wait = format!("echo begun; until [ -s {logs}/0.log ]; do sleep 0.05; done");
+    let script = format!("{wait}; cd {logs} && rm 0.log && ln -s {key} 0.log && ls -l 0.log >&2");
     ns.apply(&tracer(&ns, "planter", &script).to_string());
     let pod = ns.until_pod("planter", PATIENCE, |pod| pod["status"]["phase"] == "Succeeded");
     let uid = pod["metadata"]["uid"].as_str().expect("a uid").to_owned();
