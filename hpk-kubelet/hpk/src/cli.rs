@@ -234,11 +234,11 @@ fn priority_class(text: &str) -> Result<(String, String), String> {
 /// `--pod-flags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PodFlagsChoice {
-    /// All of the guide's.
+    /// All flags that the guide lists.
     Allow,
-    /// Where and when a job runs.
+    /// Only flags that say where and when a job runs.
     List,
-    /// None.
+    /// No flag at all.
     Deny,
 }
 

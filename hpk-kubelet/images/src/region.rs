@@ -21,9 +21,9 @@ pub(crate) trait ReadAt {
 #[derive(Clone, Debug)]
 pub(crate) struct Region {
     pub(crate) file: Arc<File>,
-    /// Bytes.
+    /// Where it begins in the file, in bytes.
     pub(crate) offset: u64,
-    /// Bytes.
+    /// How long it is, in bytes.
     pub(crate) length: u64,
 }
 

@@ -388,7 +388,7 @@ fn pass_on(mut reader: LogReader, mut skip: usize, sender: &Parts) -> Option<boo
 
 /// Reads the supervisor's last word on a container.
 fn has_ended(pod: &Path, container: &str, restart_count: u32) -> bool {
-    /// Bytes.
+    /// Most of the status that is read, in bytes.
     const MOST: u64 = 64 << 20;
     let status = beneath::read(pod, Path::new(hpk_api::files::STATUS), MOST).ok();
     let Some(state) = status.and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else { return false };

@@ -85,12 +85,12 @@ pub enum Welcome {
     },
     /// The two ends do not fit (version): dial again seldom, since either may be replaced.
     Refused {
-        /// Why.
+        /// The reason, for the log of the pod and its events.
         message: String,
     },
     /// Refused as things are now (a certificate that was replaced, a second link): read `link.json` and dial again.
     NotNow {
-        /// Why.
+        /// The reason, for the log of the pod and its events.
         message: String,
     },
 }
