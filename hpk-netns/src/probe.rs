@@ -10,8 +10,8 @@
 
 use crate::apptainer::{Site, SiteNetwork};
 use crate::nat;
+use hpk_sys::error::LaunchError;
 use hpk_sys::netdev::{self, NetError, Netlink, Rule, TABLE_LOCAL};
-use hpk_sys::spawn::LaunchError;
 use hpk_sys::userns::{self, Surroundings, UsernsError, Users};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};

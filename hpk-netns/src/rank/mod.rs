@@ -19,7 +19,7 @@ use hpk_api::plan::SandboxPlan;
 use hpk_api::step::{Keeper, Rank, RankPlan, StepFile, StepNews};
 use hpk_sys::caps::CapSet;
 use hpk_sys::cgroup::JobMemory;
-use hpk_sys::join::JoinSpec;
+use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{LaunchError, Launched, Security};
 use hpk_sys::rank::Entered;
 use hpk_sys::userns::{self, Surroundings, UsernsError, Users};

@@ -8,7 +8,7 @@ use crate::process::{self, Joined};
 use hpk_api::control::{ControlError, ErrorCode, ExecOptions};
 use hpk_api::probe::{Handler, Probe};
 use hpk_core::{ContainerIndex, Hook, ProbeOutcome};
-use hpk_sys::join::JoinSpec;
+use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{Io, LaunchError, PidNamespace};
 use hpk_sys::signals;
 use nix::sys::signal::Signal;

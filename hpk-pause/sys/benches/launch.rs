@@ -7,7 +7,8 @@
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use hpk_sys::join::{JoinSpec, Joiner};
+use hpk_sys::join::Joiner;
+use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{LaunchSpec, Launched, Launcher, Mount, Native, PidNamespace};
 use hpk_sys::reap::{self, Poll, Reaper};
 use hpk_sys::signals;

@@ -20,6 +20,7 @@ pub mod beneath;
 pub mod caps;
 pub mod cgroup;
 mod child;
+pub mod error;
 pub mod fdpass;
 pub mod folders;
 pub mod ids;

@@ -3,7 +3,7 @@
 //! setns(2) with a PID namespace changes where the calling *thread's next child* is born, not the thread itself. So a process
 //! of another namespace is made with one fork, and is still the supervisor's own child, reaped like any other.
 
-use crate::spawn::LaunchError;
+use crate::error::LaunchError;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;

@@ -4,7 +4,7 @@
 //! to a user namespace that its own user has made. It enters those of users, IPC and (for its children) processes for good;
 //! its command enters the mount namespace as well. Network and host name stay the node's.
 
-use crate::join::JoinSpec;
+use crate::launch::JoinSpec;
 use crate::launch::native::{pipe, pipes};
 use crate::launch::{LaunchError, Node, Places, Starting, compile_join};
 use crate::program::{OpKind, Program, Step};

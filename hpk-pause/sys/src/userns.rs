@@ -6,10 +6,11 @@
 //! child:  waits for "go" ─▶ becomes uid 0 ─▶ exec
 //! ```
 
+use crate::error::LaunchError;
 use crate::ids::Ids;
 use crate::launch::native::pipe;
 use crate::program::{CStrings, OpKind, Program, Step};
-use crate::spawn::{self, LaunchError, Namespaces};
+use crate::spawn::{self, Namespaces};
 use hpk_api::subids;
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};

@@ -8,7 +8,8 @@ mod common;
 
 use common::{World, finish, output, wait};
 use hpk_sys::caps::CapSet;
-use hpk_sys::join::{JoinSpec, Joiner};
+use hpk_sys::join::Joiner;
+use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{
     FailureKind, LaunchError, LaunchSpec, Launched, Launcher, Mount, Native, NestedApptainer, PidNamespace, Places,
     Propagation, Rlimit, Security, Shown, Step,

@@ -1,10 +1,13 @@
 //! The native launcher: a container of our own making in the pod's user namespace, with no process beside it.
 
+use super::Launcher;
 use super::compile::{self, ChildIo};
 use super::node::{Node, Places};
-use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting};
+use crate::error::LaunchError;
+use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::pidns::Home;
 use crate::program::{OpKind, Program, Step};
+use crate::spawn::Starting;
 use crate::spawn::{self, Namespaces, Pipes};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;

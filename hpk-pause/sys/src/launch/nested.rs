@@ -8,14 +8,17 @@
 //! Volumes, devices, rights and errors are the very operations of the native launcher; only the overlay is Apptainer's. A
 //! process that joins such a container needs nothing of Apptainer: it has the pidfd of the command's process.
 
+use super::Launcher;
 use super::compile::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compile_nested};
 use super::native::pipes;
 use super::node::{Node, Places};
-use super::{LaunchError, LaunchSpec, Launcher, PidNamespace, Starting};
 use crate::child;
+use crate::error::LaunchError;
+use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::pidns::Home;
 use crate::program::{Op, OpKind, Program, Step};
 use crate::signals::{self, MountNs};
+use crate::spawn::Starting;
 use crate::spawn::{self, Inner, Namespaces};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -80,7 +83,7 @@ impl Launcher for NestedApptainer {
         let labels = write(&mut file, inner)?;
         let mut childs = ends.fds();
         childs.push(file.into());
-        let inner = Inner { words, labels };
+        let inner = Inner { ended: Box::new(move || LaunchError::Apptainer(last_words(words))), labels };
         let start =
             || spawn::start_nested(outer, Namespaces { mount: true, ..Namespaces::default() }, pipes, childs, inner);
         match &spec.pid {
@@ -165,9 +168,9 @@ fn pidfd_of_self() -> Result<OwnedFd, Errno> {
 }
 
 /// Apptainer's last words, without its colours.
-pub(crate) fn last_words(file: &mut File) -> String {
+fn last_words(mut file: File) -> String {
     let mut text = Vec::new();
-    let read = file.seek(SeekFrom::Start(0)).and_then(|_| std::io::Read::read_to_end(file, &mut text));
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| std::io::Read::read_to_end(&mut file, &mut text));
     let text = String::from_utf8_lossy(&text);
     let plain: String = text.split('\u{1b}').map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
     let plain = if text.contains('\u{1b}') { plain } else { text.into_owned() };

@@ -1,7 +1,7 @@
 //! What is known of the node and the pod's namespaces before the first launch.
 
-use super::LaunchError;
 use crate::caps;
+use crate::error::LaunchError;
 use crate::ids::Ids;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};

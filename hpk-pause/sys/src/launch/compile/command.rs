@@ -1,10 +1,10 @@
 //! Standard streams, rights, environment and command: what joining processes have as well.
 
 use super::{ChildIo, c};
+use crate::error::LaunchError;
 use crate::launch::node::Node;
-use crate::launch::{LaunchSpec, Security};
+use crate::launch::spec::{LaunchSpec, Security};
 use crate::program::{CStrings, OpKind, Program, Step};
-use crate::spawn::LaunchError;
 
 pub(crate) fn standard_io(
     p: &mut Program,

@@ -2,10 +2,10 @@
 
 use super::sources::Sources;
 use super::{c, c_opt};
-use crate::launch::LaunchSpec;
+use crate::error::LaunchError;
 use crate::launch::node::Node;
+use crate::launch::spec::LaunchSpec;
 use crate::program::{OpKind, Program, Step};
-use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
 
 /// Paths that container engines hide (containerd, moby: `DefaultSpec`).

@@ -19,10 +19,10 @@ pub(crate) use nested::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compil
 pub(crate) use root::overlay;
 
 use super::node::Node;
-use super::{LaunchSpec, Mount, Security};
+use crate::error::LaunchError;
 use crate::ids::Ids;
+use crate::launch::spec::{JoinSpec, LaunchSpec, Mount, Security};
 use crate::program::{CStrings, OpKind, Program, Slot, Step};
-use crate::spawn::LaunchError;
 pub(crate) use kernel_fs::MASKED;
 use kernel_fs::{dev, proc_and_sys};
 use root::root_file_system;
@@ -200,7 +200,7 @@ fn stdin_from_null(p: &mut Program, spec: &LaunchSpec, io: Option<ChildIo>) -> R
 }
 /// The program of a process that joins the container of `target`, a pidfd.
 pub(crate) fn compile_join(
-    spec: &crate::join::JoinSpec,
+    spec: &JoinSpec,
     node: &Node,
     target: RawFd,
     io: Option<ChildIo>,

@@ -8,10 +8,10 @@
 use super::root::layers;
 use super::sources::{new_proc, open_sources, ordered};
 use super::{ChildIo, c, environment, exec, inside, oom_score_adj, process};
+use crate::error::LaunchError;
 use crate::launch::node::Node;
-use crate::launch::{LaunchSpec, PidNamespace};
+use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::program::{CStrings, OpKind, Program, Step};
-use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
 use std::ffi::OsString;
 use std::os::fd::RawFd;

@@ -3,9 +3,9 @@
 use super::kernel_fs::fs;
 use super::sources::in_kernel_fs;
 use super::{c, c_opt};
-use crate::launch::LaunchSpec;
+use crate::error::LaunchError;
+use crate::launch::spec::LaunchSpec;
 use crate::program::{OpKind, Program, Slot, Step};
-use crate::spawn::LaunchError;
 use libc::{MS_NODEV, MS_NOSUID};
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;

@@ -2,10 +2,10 @@
 
 use super::c;
 use super::kernel_fs::PROC_ATTRIBUTES;
+use crate::error::LaunchError;
 use crate::launch::node::{Handed, Node};
-use crate::launch::{LaunchSpec, Mount, Propagation};
+use crate::launch::spec::{LaunchSpec, Mount, Propagation};
 use crate::program::{OpKind, Program, Slot, Step};
-use crate::spawn::LaunchError;
 use libc::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE};
 use std::ffi::CString;
 
