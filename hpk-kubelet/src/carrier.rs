@@ -8,7 +8,7 @@
 //! when somebody wants a session or a pod stays without its link, of the latter only so many; it then stays, and serves
 //! whatever comes later.
 
-use crate::slurm::client::{Client as Slurm, SlurmError};
+use crate::executor::slurm::client::{Client as Slurm, SlurmError};
 use hpk_link::server::LinkServer;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

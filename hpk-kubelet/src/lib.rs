@@ -1,6 +1,6 @@
 //! hpk-kubelet: translates pods into Slurm jobs and reports what becomes of them.
 //!
-//! Pure: [`render`], [`slurm`] but its client, [`pods`] but its folder; decisions are functions of data.
+//! Pure: [`render`], [`executor`] but its edges, [`pods`] but its folder; decisions are functions of data.
 //! The controller's one task owns all state; everything that waits is a task that sends it an event.
 //! It decides nothing about a running pod: that is the supervisor's part.
 
@@ -9,10 +9,11 @@ pub mod backend;
 pub mod carrier;
 pub mod controller;
 pub mod descriptors;
+pub mod executor;
 pub mod home;
 pub mod link_port;
 pub mod pods;
 pub mod quantity;
 pub mod render;
-pub mod slurm;
+
 pub mod watch;

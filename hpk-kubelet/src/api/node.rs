@@ -1,8 +1,8 @@
 //! The Node object and its lease: the whole Slurm cluster as one node.
 
-use crate::slurm::client::Client as Slurm;
-use crate::slurm::cluster::Capacity;
-use crate::slurm::limits::Site;
+use crate::executor::slurm::client::Client as Slurm;
+use crate::executor::slurm::cluster::Capacity;
+use crate::executor::slurm::limits::Site;
 use hpk_api::cluster::ClusterConfig;
 use hpk_images::{ImageStore, StoredImage};
 use hpk_link::lasting;

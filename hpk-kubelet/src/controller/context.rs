@@ -3,13 +3,13 @@
 use crate::api::events::Recorder;
 use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
 use crate::carrier::Carriers;
+use crate::executor::slurm::client::Client as Slurm;
+use crate::executor::slurm::request::Defaults;
 use crate::home::{Home, Install};
 use crate::pods::bandwidth;
 use crate::pods::folder::Folder;
 use crate::render::downward::Facts;
 use crate::render::resolv::Resolv;
-use crate::slurm::client::Client as Slurm;
-use crate::slurm::request::Defaults;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::{HostPort, NetworkList, NetworkMode, NetworkPlan};
 use hpk_api::plan::Settings;

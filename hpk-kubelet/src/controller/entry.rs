@@ -2,6 +2,8 @@
 
 use super::prepare::Memory;
 use super::unlinked::Unlinked;
+use crate::executor::run::{Run, RunPhase};
+use crate::executor::slurm::pace::Interest;
 use crate::pods::admit::Refusal;
 use crate::pods::folder::Record;
 use crate::pods::phase;
@@ -9,8 +11,6 @@ use crate::pods::plan::Image;
 use crate::pods::reconcile::{Stage, Stopping, View};
 use crate::pods::status::{self, Waiting};
 use crate::pods::submission::Submission;
-use crate::slurm::job::{Job, JobState};
-use crate::slurm::pace::Interest;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::state::{LaunchReport, PodState, RunState, StopCause};
@@ -89,7 +89,7 @@ pub struct Entry {
     /// hpk-netns' word.
     pub launch: Option<LaunchReport>,
     /// Slurm's newest word.
-    pub job: Option<Job>,
+    pub job: Option<Run>,
     /// When the job came into its present state.
     pub job_since: Instant,
     /// Slurm has put it back into its queue, and its next supervisor has not spoken yet.
@@ -197,7 +197,7 @@ impl Entry {
     /// the kubelet there is no link to lose, and of a quiet pod no news.
     #[must_use]
     pub fn silent_since(&self) -> Option<Instant> {
-        let runs = self.stage() == Stage::Submitted && self.job.as_ref().is_none_or(|j| j.state == JobState::Running);
+        let runs = self.stage() == Stage::Submitted && self.job.as_ref().is_none_or(|j| j.phase == RunPhase::Running);
         let lost = runs && self.record.linked && self.link.is_none() && self.finished_at.is_none();
         lost.then_some(self.heard_at)
     }
@@ -217,7 +217,7 @@ impl Entry {
         self.finished_at = report.finished.then(|| self.finished_at.unwrap_or(now));
         self.report = Some(report);
         // The last word of a supervisor whose job Slurm has put back meanwhile.
-        if self.job.as_ref().is_some_and(|j| j.state == JobState::Pending) && self.ended_by_slurm() {
+        if self.job.as_ref().is_some_and(|j| j.phase == RunPhase::Pending) && self.ended_by_slurm() {
             self.requeued();
         }
         true
@@ -229,21 +229,21 @@ impl Entry {
     }
 
     /// Takes Slurm's word. Returns whether it says something new.
-    pub fn take_job(&mut self, job: Job, now: Instant) -> bool {
+    pub fn take_job(&mut self, job: Run, now: Instant) -> bool {
         self.missed = 0;
         if self.job.as_ref() == Some(&job) {
             return false;
         }
-        if self.job.as_ref().is_none_or(|j| j.state != job.state) {
+        if self.job.as_ref().is_none_or(|j| j.phase != job.phase) {
             self.job_since = now;
         }
         // A job that waits has no supervisor: what ended in its name was an earlier run.
-        let waits_again = job.state == JobState::Pending && self.ended_by_slurm();
+        let waits_again = job.phase == RunPhase::Pending && self.ended_by_slurm();
         if waits_again || self.job.as_ref().is_some_and(|old| old.was_requeued(&job)) {
             self.requeued();
         }
         // Until its next supervisor speaks.
-        self.put_back &= !job.state.is_over();
+        self.put_back &= !job.phase.is_over();
         self.job = Some(job);
         true
     }
@@ -296,7 +296,7 @@ impl Entry {
                 .is_some_and(|s| phase::is_terminal(s.phase.as_deref())),
             refused: self.refused.is_some(),
             stage: self.stage(),
-            job: self.job.as_ref().map(|j| (j.state, j.is_gone())),
+            job: self.job.as_ref().map(|j| (j.phase, j.is_gone())),
             finished: age(self.finished_at),
             linked: self.link.is_some(),
             stopping: Stopping {
@@ -316,7 +316,7 @@ impl Entry {
             Stage::New => false,
             // The preparation issues what the job finds.
             Stage::Preparing => self.may_link,
-            Stage::Submitting | Stage::Submitted => !self.job.as_ref().is_some_and(Job::is_gone),
+            Stage::Submitting | Stage::Submitted => !self.job.as_ref().is_some_and(Run::is_gone),
         }
     }
 
@@ -329,7 +329,7 @@ impl Entry {
     /// Whether an address is its own; one of the node's network is not.
     #[must_use]
     pub fn has_address(&self, ip: IpAddr) -> bool {
-        let lives = self.stage() != Stage::New && !self.job.as_ref().is_some_and(Job::is_gone);
+        let lives = self.stage() != Stage::New && !self.job.as_ref().is_some_and(Run::is_gone);
         let said = self.report.as_ref().filter(|_| self.network_mode() != Some(NetworkMode::Host));
         lives && (self.record.pod_ips.contains(&ip) || said.is_some_and(|report| report.pod_ips.contains(&ip)))
     }
@@ -337,7 +337,7 @@ impl Entry {
     /// It runs, is not being ended, and has no link.
     #[must_use]
     pub fn lacks_link(&self) -> bool {
-        let runs = self.job.as_ref().is_some_and(|job| job.state == JobState::Running);
+        let runs = self.job.as_ref().is_some_and(|job| job.phase == RunPhase::Running);
         self.stage() == Stage::Submitted
             && runs
             && self.link.is_none()
@@ -356,18 +356,18 @@ impl Entry {
     #[must_use]
     pub fn left_on(&self) -> Option<String> {
         let job = self.job.as_ref().filter(|job| job.is_gone())?;
-        let by_itself = matches!(job.state, JobState::Completed | JobState::Failed);
+        let by_itself = matches!(job.phase, RunPhase::Completed | RunPhase::Failed);
         let in_order = by_itself && self.report.as_ref().is_some_and(|report| report.finished);
         if in_order { None } else { job.batch_host() }
     }
 
-    /// For [`crate::slurm::pace`]; None: Slurm need not be asked about it.
+    /// For [`crate::executor::slurm::pace`]; None: Slurm need not be asked about it.
     #[must_use]
     pub fn interest(&self, now: Instant) -> Option<Interest> {
         if let Some(search) = self.submission.search() {
             return Some(Interest::Sought(now.saturating_duration_since(search.since()), search.is_fresh()));
         }
-        if self.stage() != Stage::Submitted || self.job.as_ref().is_some_and(Job::is_gone) {
+        if self.stage() != Stage::Submitted || self.job.as_ref().is_some_and(Run::is_gone) {
             return None;
         }
         let age = now.saturating_duration_since(self.job_since);
@@ -375,8 +375,8 @@ impl Entry {
             return Some(Interest::Ending(now.saturating_duration_since(at)));
         }
         Some(match &self.job {
-            Some(job) if job.state.is_over() => Interest::Ending(age),
-            Some(job) if job.state == JobState::Running => {
+            Some(job) if job.phase.is_over() => Interest::Ending(age),
+            Some(job) if job.phase == RunPhase::Running => {
                 if self.link.is_some() {
                     Interest::Linked
                 } else {
@@ -428,8 +428,8 @@ mod tests {
         Entry::new(record, Submission::Made)
     }
 
-    fn job(state: JobState) -> Job {
-        Job { state, ..Job::lost("7", "") }
+    fn job(state: RunPhase) -> Run {
+        Run { phase: state, ..Run::lost("7", "") }
     }
 
     /// Of the run that began at second `run`; `finished` because Slurm told it to end.
@@ -474,20 +474,20 @@ mod tests {
         let now = Instant::now();
         for slurm_first in [false, true] {
             let mut entry = entry();
-            entry.take_job(job(JobState::Running), now);
+            entry.take_job(job(RunPhase::Running), now);
             entry.take_report(report(1, 5, false), now);
             if slurm_first {
-                entry.take_job(job(JobState::Pending), now);
+                entry.take_job(job(RunPhase::Pending), now);
             }
             entry.take_report(report(1, 6, true), now);
             if !slurm_first {
                 assert!(entry.finished_at.is_some());
-                entry.take_job(job(JobState::Pending), now);
+                entry.take_job(job(RunPhase::Pending), now);
             }
             assert!(waits(&entry) && entry.put_back, "{slurm_first}");
             // As it stays on disk, seen when the job runs again and its supervisor has not spoken yet.
             assert!(!entry.take_report(report(1, 6, true), now) && waits(&entry));
-            entry.take_job(job(JobState::Running), now);
+            entry.take_job(job(RunPhase::Running), now);
             assert!(entry.take_report(report(2, 7, false), now) && !entry.put_back);
             let now_runs = &entry.report.as_ref().unwrap().containers[0].state;
             assert!(matches!(now_runs, RunState::Running { .. }), "{now_runs:?}");
@@ -500,19 +500,19 @@ mod tests {
         let left = |state, finished, completing| {
             let mut entry = entry();
             entry.take_report(report(1, 5, finished), now);
-            entry.take_job(Job { nodes: "c[1-2]".to_owned(), completing, ..job(state) }, now);
+            entry.take_job(Run { nodes: "c[1-2]".to_owned(), completing, ..job(state) }, now);
             entry.left_on()
         };
-        for state in [JobState::Completed, JobState::Failed] {
+        for state in [RunPhase::Completed, RunPhase::Failed] {
             assert_eq!(left(state, true, false), None, "{state:?}");
             assert_eq!(left(state, false, false).as_deref(), Some("c1"), "{state:?}: nobody saw its end");
         }
         // Its supervisor had the time to end, what came after it perhaps not.
-        for state in [JobState::Timeout, JobState::Cancelled, JobState::OutOfMemory, JobState::Lost] {
+        for state in [RunPhase::Timeout, RunPhase::Cancelled, RunPhase::OutOfMemory, RunPhase::Lost] {
             assert_eq!(left(state, true, false).as_deref(), Some("c1"), "{state:?}");
             assert_eq!(left(state, true, true), None, "{state:?}: not yet");
         }
-        assert_eq!(left(JobState::Running, false, false), None);
+        assert_eq!(left(RunPhase::Running, false, false), None);
     }
 
     #[test]
@@ -534,11 +534,11 @@ mod tests {
         let mut entry = entry();
         // From the disk, before Slurm was asked.
         entry.take_report(report(1, 6, true), now);
-        entry.take_job(job(JobState::Pending), now);
+        entry.take_job(job(RunPhase::Pending), now);
         assert!(waits(&entry) && entry.put_back);
         // And after one more restart, by what it has written down.
         let mut again = Entry::new(entry.record.clone(), Submission::Made);
-        again.take_job(job(JobState::Running), now);
+        again.take_job(job(RunPhase::Running), now);
         assert!(!again.take_report(report(1, 6, true), now));
     }
 
@@ -546,7 +546,7 @@ mod tests {
     fn silence_is_that_of_a_link_that_stood() {
         let now = Instant::now();
         let mut entry = entry();
-        entry.take_job(job(JobState::Running), now);
+        entry.take_job(job(RunPhase::Running), now);
         entry.take_report(report(1, 5, false), now);
         assert_eq!(entry.silent_since(), None, "its node may be one that cannot dial");
         entry.record.linked = true;
@@ -554,7 +554,7 @@ mod tests {
         let later = now + Duration::from_secs(5);
         entry.take_report(report(1, 6, false), later);
         assert_eq!(entry.silent_since(), Some(later), "by its file");
-        entry.take_job(job(JobState::NodeFail), later);
+        entry.take_job(job(RunPhase::NodeFail), later);
         assert_eq!(entry.silent_since(), None, "Slurm has said what became of it");
     }
 
@@ -563,7 +563,7 @@ mod tests {
         let now = Instant::now();
         let mut entry = entry();
         // Its link was faster than Slurm's word of its start.
-        entry.take_job(job(JobState::Pending), now);
+        entry.take_job(job(RunPhase::Pending), now);
         entry.take_report(PodState { stopping: None, ..report(1, 6, true) }, now);
         assert!(entry.finished_at.is_some() && entry.report.as_ref().is_some_and(|r| r.finished));
     }

@@ -1,9 +1,9 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
 use super::prepare::{Held, Memory, Ready, Refreshed};
+use crate::executor::run::Run;
+use crate::executor::slurm::client::SlurmError;
 use crate::pods::submission::Finding;
-use crate::slurm::client::SlurmError;
-use crate::slurm::job::Job;
 use hpk_api::state::PodState;
 use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -87,13 +87,13 @@ pub struct Answers {
     /// When it was asked.
     pub asked: Instant,
     /// By pod and job id: what is said of the job, if it is known, and is the pod's.
-    pub known: Vec<(String, String, Option<Job>)>,
+    pub known: Vec<(String, String, Option<Run>)>,
     /// sacct was asked about the missing ones, too.
     pub complete: bool,
     /// By pod: whether it has a job, and which.
     pub sought: Vec<(String, Finding, Option<String>)>,
     /// All jobs of the user, if they were asked for.
-    pub all: Option<Vec<Job>>,
+    pub all: Option<Vec<Run>>,
 }
 
 /// Sends events to the controller.

@@ -4,11 +4,11 @@ use super::entry::Entry;
 use super::event::Answers;
 use super::{Controller, tasks};
 use crate::api::events::Note;
+use crate::executor::run::{Run, RunPhase};
+use crate::executor::slurm::pace;
 use crate::pods::reconcile::Stage;
 use crate::pods::status;
 use crate::pods::submission::{self, Finding, Stray};
-use crate::slurm::job::{Job, JobState};
-use crate::slurm::pace;
 use std::time::{Duration, Instant};
 
 /// A job that neither squeue nor sacct know is given up after so many queries.
@@ -64,7 +64,7 @@ impl Controller {
                     if answers.complete && entry.missed >= MISSES {
                         // Where it ran is still known.
                         let nodes = entry.job.as_ref().map(|job| job.nodes.clone()).unwrap_or_default();
-                        let job = Job { nodes, ..Job::lost(&id, &uid) };
+                        let job = Run { nodes, ..Run::lost(&id, &uid) };
                         self.job(&uid, job);
                     }
                 }
@@ -89,9 +89,9 @@ impl Controller {
     }
 
     /// Ends the jobs of ours that no pod has: of a pod that went while nobody looked, or a second one.
-    fn end_strays(&mut self, all: Vec<Job>) {
+    fn end_strays(&mut self, all: Vec<Run>) {
         let pods = self.ctx.home.pods();
-        for job in all.into_iter().filter(|job| !job.state.is_over()) {
+        for job in all.into_iter().filter(|job| !job.phase.is_over()) {
             let Some(uid) = job.pod_in(&pods).map(str::to_owned) else { continue };
             let pod = self.entries.get(&uid).map(|e| (e.stage(), e.record.job_id.as_deref()));
             match submission::stray(&job.id, pod) {
@@ -120,18 +120,18 @@ impl Controller {
         }
     }
 
-    fn job(&mut self, uid: &str, job: Job) {
+    fn job(&mut self, uid: &str, job: Run) {
         let now = Instant::now();
         let home = self.ctx.folder(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let unlinked = entry.link.is_none();
-        let running = job.state == JobState::Running;
+        let running = job.phase == RunPhase::Running;
         let before = entry.job.as_ref().map(|j| j.reason.clone());
         let put_back = entry.put_back;
         let news = entry.take_job(job.clone(), now);
         // Without a link, or where something has changed, the supervisor's word on disk may be the newest there is. Where the
         // job waits, only the last word of a former run is of use.
-        let waits = job.state == JobState::Pending;
+        let waits = job.phase == RunPhase::Pending;
         if news || (unlinked && running) {
             if let Some(report) = home.status().filter(|report| !waits || report.finished) {
                 entry.take_report(report, now);
@@ -174,7 +174,7 @@ impl Controller {
     fn clear_up_after(&self, uid: &str) {
         let Some(node) = self.entries.get(uid).and_then(Entry::left_on) else { return };
         let lives_there =
-            |e: &Entry| e.link.is_some() && e.job.as_ref().and_then(Job::batch_host).as_ref() == Some(&node);
+            |e: &Entry| e.link.is_some() && e.job.as_ref().and_then(Run::batch_host).as_ref() == Some(&node);
         if let Some((neighbour, _)) = self.entries.iter().find(|(_, entry)| lives_there(entry)) {
             tasks::sweep(&self.ctx, neighbour.clone());
         }

@@ -2,9 +2,9 @@
 
 use super::{Controller, PodInfo, tasks};
 use crate::api::events::Note;
+use crate::executor::run::RunPhase;
 use crate::pods::reconcile::Stage;
 use crate::pods::status;
-use crate::slurm::job::JobState;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Controller {
             if let Some(status) = entry.current.as_ref().or(entry.posted.as_ref()) {
                 pod.status = Some(status.clone());
             }
-            let job = entry.job.as_ref().filter(|j| j.state == JobState::Running).map(|j| j.id.clone());
+            let job = entry.job.as_ref().filter(|j| j.phase == RunPhase::Running).map(|j| j.id.clone());
             Some(PodInfo { pod: Arc::new(pod), linked: entry.link.is_some(), job })
         });
         self.seen.send_modify(|pods| match info {

@@ -35,7 +35,7 @@ impl Controller {
         if entry.stage() != Stage::Submitted || entry.refreshing {
             return;
         }
-        if entry.finished_at.is_some() || entry.job.as_ref().is_some_and(|j| j.state.is_over()) {
+        if entry.finished_at.is_some() || entry.job.as_ref().is_some_and(|j| j.phase.is_over()) {
             self.watches.release(uid);
             return;
         }

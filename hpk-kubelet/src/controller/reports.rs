@@ -4,8 +4,8 @@ use super::entry::SILENCE;
 use super::unlinked::Act;
 use super::{Controller, tasks};
 use crate::api::events::Note;
+use crate::executor::run::Run;
 use crate::pods::claim;
-use crate::slurm::job::Job;
 use hpk_api::state::PodState;
 use hpk_link::server::LinkEvent;
 use std::net::{IpAddr, SocketAddr};
@@ -73,7 +73,7 @@ impl Controller {
         for act in acts {
             match (act, &pod, &job) {
                 (Act::Tell, Some(pod), job) => {
-                    let node = job.as_ref().and_then(Job::batch_host);
+                    let node = job.as_ref().and_then(Run::batch_host);
                     tasks::tell_unlinked(&self.ctx, pod.clone(), uid, node);
                 }
                 (Act::TellBack, Some(pod), _) if has => {

@@ -5,6 +5,7 @@ use super::entry::Entry;
 use super::prepare::{Held, Memory, Ready};
 use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
+use crate::executor::slurm::client::SlurmError;
 use crate::pods::address::Pool;
 use crate::pods::folder::Progress;
 use crate::pods::plan::Image;
@@ -12,7 +13,6 @@ use crate::pods::reconcile::Stage;
 use crate::pods::resize;
 use crate::pods::status::Waiting;
 use crate::pods::submission::{Answer, Finding, Submission};
-use crate::slurm::client::SlurmError;
 use hpk_api::net::NetworkMode;
 use std::time::{Duration, Instant};
 

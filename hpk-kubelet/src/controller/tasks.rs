@@ -6,10 +6,10 @@ use super::prepare::{self, Memory};
 use super::{Event, Sender, reports};
 use crate::api::events::Note;
 use crate::api::node;
+use crate::executor::run::{self, Run};
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
 use crate::pods::submission::Finding;
-use crate::slurm::job::{self, Job};
 use hpk_api::control::{Answer, Request};
 use hpk_api::link::NetUpdate;
 use hpk_api::plan::{PodRef, SandboxPlan};
@@ -232,10 +232,10 @@ pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
 /// What squeue and, of those that it does not know, sacct say of these jobs; false: sacct did not answer.
 async fn look_up(
     ctx: &Context,
-    queue: &[Job],
+    queue: &[Run],
     known: Vec<(String, String)>,
-) -> (Vec<(String, String, Option<Job>)>, bool) {
-    let by_id: HashMap<&str, &Job> = queue.iter().map(|job| (job.id.as_str(), job)).collect();
+) -> (Vec<(String, String, Option<Run>)>, bool) {
+    let by_id: HashMap<&str, &Run> = queue.iter().map(|job| (job.id.as_str(), job)).collect();
     let queued = |uid: &str, id: &str| by_id.get(id).filter(|job| job.is_of(uid)).map(|job| (*job).clone());
     let mut list: Vec<_> = known
         .into_iter()
@@ -251,7 +251,7 @@ async fn look_up(
     match ctx.slurm.accounting(&missing).await {
         Ok(remembered) => {
             // A job that accounting still holds for alive but squeue does not know has not been written down yet.
-            let over: Vec<Job> = remembered.into_iter().flatten().filter(|job| job.state.is_over()).collect();
+            let over: Vec<Run> = remembered.into_iter().flatten().filter(|job| job.phase.is_over()).collect();
             for (uid, id, job) in list.iter_mut().filter(|(.., job)| job.is_none()) {
                 // A requeued job is listed once for each run: the last one counts.
                 let runs = over.iter().filter(|job| job.id == *id && job.is_of(uid));
@@ -267,8 +267,8 @@ async fn look_up(
 }
 
 /// Looks for the jobs of pods in squeue, then in sacct, then in what a supervisor has left in the pod's folder.
-async fn seek(ctx: &Context, queue: &[Job], sought: Vec<Sought>) -> Vec<(String, Finding, Option<String>)> {
-    let of = |jobs: &[Job], uid: &str| job::choose(jobs.iter().filter(|j| j.is_of(uid)).cloned().collect());
+async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String, Finding, Option<String>)> {
+    let of = |jobs: &[Run], uid: &str| run::choose(jobs.iter().filter(|j| j.is_of(uid)).cloned().collect());
     let (found, missing): (Vec<_>, Vec<_>) =
         sought.into_iter().map(|s| (of(queue, &s.pod.uid), s)).partition(|(job, _)| job.is_some());
     let mut list: Vec<_> =

@@ -6,7 +6,7 @@
 //! not be done twice, so that a kubelet that was killed at any moment knows where it was.
 
 use super::resize::Granted;
-use crate::slurm::job::Job;
+use crate::executor::run::Run;
 use hpk_api::files;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
@@ -81,7 +81,7 @@ pub struct Record {
     pub requested: String,
     /// The job's end, once known: Slurm forgets it.
     #[serde(default)]
-    pub ended: Option<Job>,
+    pub ended: Option<Run>,
 }
 
 impl Record {

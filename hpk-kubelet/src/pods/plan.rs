@@ -5,6 +5,8 @@
 
 use super::ephemeral::as_container;
 use super::{launcher, oom, probes, security, step};
+use crate::executor::slurm::flags;
+use crate::executor::slurm::request::amounts;
 use crate::quantity;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
@@ -12,8 +14,6 @@ use crate::render::expand::{expand, try_expand};
 use crate::render::sources::Sources;
 use crate::render::volumes::{self, Payload, VolumeError};
 use crate::render::{hosts, resolv};
-use crate::slurm::flags;
-use crate::slurm::request::amounts;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::{NetworkMode, NetworkPlan};
 use hpk_api::plan::{

@@ -8,7 +8,7 @@
 //! gone       report                remove the folder, then the API object
 //! ```
 
-use crate::slurm::job::JobState;
+use crate::executor::run::RunPhase;
 use std::time::Duration;
 
 /// How far the pod is on the kubelet's side.
@@ -50,7 +50,7 @@ pub struct View {
     pub refused: bool,
     pub stage: Stage,
     /// The job, as far as Slurm has been asked; bool: gone from its node.
-    pub job: Option<(JobState, bool)>,
+    pub job: Option<(RunPhase, bool)>,
     /// The supervisor's last word was that all is over, this long ago.
     pub finished: Option<Duration>,
     /// A link to the supervisor stands.
@@ -125,7 +125,7 @@ fn end(view: &View) -> Vec<Step> {
         return vec![];
     }
     // A link proves that the job has begun, whatever the last look at the queue said.
-    if state == JobState::Pending && !view.linked {
+    if state == RunPhase::Pending && !view.linked {
         return cancel(view);
     }
     if view.finished.is_some() {
@@ -170,7 +170,7 @@ mod tests {
             terminal: false,
             refused: false,
             stage: Stage::Submitted,
-            job: Some((JobState::Running, false)),
+            job: Some((RunPhase::Running, false)),
             finished: None,
             linked: true,
             stopping: Stopping::default(),
@@ -196,7 +196,7 @@ mod tests {
             ("deleted, not seen in squeue", View { job: None, deleting: Some(30), ..view() }, vec![]),
             (
                 "deleted in the queue",
-                View { job: Some((JobState::Pending, false)), deleting: Some(30), linked: false, ..view() },
+                View { job: Some((RunPhase::Pending, false)), deleting: Some(30), linked: false, ..view() },
                 vec![Step::Cancel, Step::Later(PATIENCE)],
             ),
             ("deleted", View { deleting: Some(30), ..view() }, vec![Step::AskStop(30), Step::Later(s(40))]),
@@ -208,7 +208,7 @@ mod tests {
             ),
             (
                 "begun, though the queue has not said so yet",
-                View { job: Some((JobState::Pending, false)), deleting: Some(30), ..view() },
+                View { job: Some((RunPhase::Pending, false)), deleting: Some(30), ..view() },
                 vec![Step::AskStop(30), Step::Later(s(40))],
             ),
             (
@@ -222,16 +222,16 @@ mod tests {
                 vec![Step::Cancel, Step::Later(PATIENCE)],
             ),
             ("finished", View { deleting: Some(30), finished: Some(s(0)), ..view() }, vec![Step::Later(PATIENCE)]),
-            ("completing", View { deleting: Some(30), job: Some((JobState::Completed, false)), ..view() }, vec![]),
+            ("completing", View { deleting: Some(30), job: Some((RunPhase::Completed, false)), ..view() }, vec![]),
             (
                 "gone, not posted",
-                View { deleting: Some(30), job: Some((JobState::Completed, true)), posted: false, ..view() },
+                View { deleting: Some(30), job: Some((RunPhase::Completed, true)), posted: false, ..view() },
                 vec![],
             ),
-            ("gone", View { deleting: Some(30), job: Some((JobState::Completed, true)), ..view() }, vec![Step::Remove]),
+            ("gone", View { deleting: Some(30), job: Some((RunPhase::Completed, true)), ..view() }, vec![Step::Remove]),
             (
                 "vanished",
-                View { in_api: false, posted: false, job: Some((JobState::Lost, true)), ..view() },
+                View { in_api: false, posted: false, job: Some((RunPhase::Lost, true)), ..view() },
                 vec![Step::Remove],
             ),
             ("stuck", View { finished: Some(s(60)), ..view() }, vec![Step::Cancel, Step::Later(PATIENCE)]),
@@ -245,10 +245,10 @@ mod tests {
             prop_oneof![Just(Stage::New), Just(Stage::Preparing), Just(Stage::Submitting), Just(Stage::Submitted)];
         let job = prop_oneof![
             Just(None),
-            Just(Some((JobState::Pending, false))),
-            Just(Some((JobState::Running, false))),
-            Just(Some((JobState::Failed, false))),
-            Just(Some((JobState::Failed, true))),
+            Just(Some((RunPhase::Pending, false))),
+            Just(Some((RunPhase::Running, false))),
+            Just(Some((RunPhase::Failed, false))),
+            Just(Some((RunPhase::Failed, true))),
         ];
         let age = || proptest::option::of((0_u64..100).prop_map(Duration::from_secs));
         let flags = any::<(bool, bool, bool, bool, bool, bool)>();

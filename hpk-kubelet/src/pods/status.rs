@@ -8,7 +8,7 @@ use super::admit::Refusal;
 use super::phase::{self, is_sidecar};
 use super::resize::{self, Granted};
 use super::verdict::{Lost, Verdict, has_ended, verdict};
-use crate::slurm::job::{Job, JobState};
+use crate::executor::run::{Run, RunPhase};
 use hpk_api::plan::ImageRef;
 use hpk_api::pod_flags;
 use hpk_api::state::{self as api, LaunchReport, PodState, RunState, StopCause, Termination};
@@ -52,7 +52,7 @@ pub struct Input<'a> {
     /// The supervisor's newest word.
     pub report: Option<&'a PodState>,
     /// Slurm's newest word.
-    pub job: Option<&'a Job>,
+    pub job: Option<&'a Run>,
     /// hpk-netns' word on a start that failed.
     pub launch: Option<&'a LaunchReport>,
     /// Containers that the kubelet holds back, by name.
@@ -382,7 +382,7 @@ fn conditions(
         ready = wanted("Ready", false, Some(SILENT), Some(text));
     }
     let sandbox =
-        input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.state.is_over());
+        input.report.is_some_and(|r| r.sandbox_ready && !r.finished) && !input.job.is_some_and(|j| j.phase.is_over());
     let sandbox_message = input.report.and_then(|r| r.sandbox_error.clone());
     let mut list = vec![
         wanted(
@@ -401,8 +401,8 @@ fn conditions(
         list.push(wanted(JOB_STARTED, false, Some("SubmitFailed"), Some(error.to_owned())));
     }
     if let Some(job) = input.job {
-        list.push(match job.state {
-            JobState::Pending => wanted(
+        list.push(match job.phase {
+            RunPhase::Pending => wanted(
                 JOB_STARTED,
                 false,
                 Some(if job.reason.is_empty() || job.reason == "None" { "Pending" } else { &job.reason }),

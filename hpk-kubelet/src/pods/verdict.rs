@@ -3,7 +3,7 @@
 //! The supervisor knows how containers ended; only Slurm knows time limits, preemption, dead nodes and
 //! cancellations. One pure function merges the two.
 
-use crate::slurm::job::{Job, JobState};
+use crate::executor::run::{Run, RunPhase};
 use hpk_api::state::{LaunchReport, PodState, StopCause};
 
 /// Why a pod has failed, beyond its containers' exit codes.
@@ -35,7 +35,7 @@ pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the s
 
 /// The verdict on a pod. None: its containers' states say everything.
 #[must_use]
-pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&LaunchReport>) -> Option<Verdict> {
+pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<Verdict> {
     let finished = report.is_some_and(|r| r.finished);
     // As upstream's status manager has it: no terminal phase while containers may still run.
     let over = finished || job.is_some_and(|j| has_ended(j, finished));
@@ -64,47 +64,47 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
     }
     let id = &job.id;
     let fail = |reason, message, containers| Some(Verdict { reason, message, disruption: false, containers });
-    match job.state {
-        JobState::Pending | JobState::Running => None,
-        JobState::Timeout | JobState::Deadline => {
+    match job.phase {
+        RunPhase::Pending | RunPhase::Running => None,
+        RunPhase::Timeout | RunPhase::Deadline => {
             Some(deadline(format!("{DEADLINE_MESSAGE}: Slurm ended job {id} at its time limit")))
         }
-        JobState::OutOfMemory => fail(
+        RunPhase::OutOfMemory => fail(
             "OOMKilled",
             format!("Slurm job {id} used more memory than its --mem allows; raise the pod's memory request"),
             Lost::OutOfMemory,
         ),
-        JobState::Preempted => Some(Verdict {
+        RunPhase::Preempted => Some(Verdict {
             reason: "Preempted",
             message: format!("Slurm preempted job {id}"),
             disruption: true,
             containers: Lost::Unknown,
         }),
-        JobState::NodeFail | JobState::BootFail => Some(Verdict {
+        RunPhase::NodeFail | RunPhase::BootFail => Some(Verdict {
             reason: "NodeLost",
             message: format!("the compute node {} of Slurm job {id} failed", job.nodes),
             disruption: true,
             containers: Lost::Unknown,
         }),
-        JobState::Cancelled => {
+        RunPhase::Cancelled => {
             let by = job.killed_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
             let at = job.ended_at.map(|t| format!(" at {t}")).unwrap_or_default();
             fail("SlurmJobCancelled", format!("Slurm job {id} was cancelled{by}{at}"), Lost::Unknown)
         }
-        JobState::Lost => fail(
+        RunPhase::Lost => fail(
             "SlurmJobLost",
             format!("neither squeue nor sacct know job {id}: its end was not recorded"),
             Lost::Unknown,
         ),
         // It ended in order, by a TERM that Slurm does not account for: `scancel --signal`, a preemption that the
         // job was faster than. Upstream says so of a node's shutdown.
-        JobState::Completed | JobState::Failed if finished => Some(Verdict {
+        RunPhase::Completed | RunPhase::Failed if finished => Some(Verdict {
             reason: "Terminated",
             message: format!("Slurm job {id} was told to end before its pod was done"),
             disruption: true,
             containers: Lost::Unknown,
         }),
-        JobState::Completed | JobState::Failed => {
+        RunPhase::Completed | RunPhase::Failed => {
             let (message, containers) = match launch {
                 // Of a supervisor that was there and is no more, containers may have run.
                 Some(l) => {
@@ -129,8 +129,8 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Job>, launch: Option<&Lau
 /// Slurm calls a job over when it begins to end it; until its processes are gone the supervisor may still have a word
 /// to say. From a node that failed there is none to come.
 #[must_use]
-pub fn has_ended(job: &Job, finished: bool) -> bool {
-    job.is_gone() || job.state.is_over() && (finished || matches!(job.state, JobState::NodeFail | JobState::BootFail))
+pub fn has_ended(job: &Run, finished: bool) -> bool {
+    job.is_gone() || job.phase.is_over() && (finished || matches!(job.phase, RunPhase::NodeFail | RunPhase::BootFail))
 }
 
 fn deadline(message: String) -> Verdict {
@@ -141,8 +141,8 @@ fn deadline(message: String) -> Verdict {
 mod tests {
     use super::*;
 
-    fn job(state: JobState) -> Job {
-        Job { state, nodes: "c1".into(), ..Job::lost("7", "u") }
+    fn job(state: RunPhase) -> Run {
+        Run { phase: state, nodes: "c1".into(), ..Run::lost("7", "u") }
     }
 
     fn report(finished: bool, stopping: Option<StopCause>) -> PodState {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn table() {
-        use JobState as J;
+        use RunPhase as J;
         let natural = report(true, None);
         let signal = report(true, Some(StopCause::Signal));
         let alive = report(false, None);
@@ -187,19 +187,19 @@ mod tests {
 
     #[test]
     fn a_job_that_is_ending_is_not_judged_yet() {
-        let ending = |state| Job { completing: true, ..job(state) };
+        let ending = |state| Run { completing: true, ..job(state) };
         let alive = report(false, Some(StopCause::Signal));
-        assert_eq!(verdict(Some(&alive), Some(&ending(JobState::Cancelled)), None), None);
+        assert_eq!(verdict(Some(&alive), Some(&ending(RunPhase::Cancelled)), None), None);
         let done = report(true, Some(StopCause::Signal));
         let reason = |report, state| verdict(Some(report), Some(&ending(state)), None).map(|v| v.reason);
-        assert_eq!(reason(&done, JobState::Cancelled), Some("SlurmJobCancelled"));
-        assert_eq!(reason(&alive, JobState::NodeFail), Some("NodeLost"));
+        assert_eq!(reason(&done, RunPhase::Cancelled), Some("SlurmJobCancelled"));
+        assert_eq!(reason(&alive, RunPhase::NodeFail), Some("NodeLost"));
     }
 
     #[test]
     fn a_sandbox_that_was_not_made_is_the_reason() {
         let report = PodState { finished: true, sandbox_error: Some("no TUN".into()), ..PodState::default() };
-        let verdict = verdict(Some(&report), Some(&job(JobState::Failed)), None).expect("a verdict");
+        let verdict = verdict(Some(&report), Some(&job(RunPhase::Failed)), None).expect("a verdict");
         assert_eq!((verdict.reason, verdict.message.as_str()), ("CreatePodSandboxError", "no TUN"));
     }
 
@@ -210,11 +210,11 @@ mod tests {
             message: "host path /x does not exist".into(),
             ..LaunchReport::default()
         };
-        let verdict = verdict(None, Some(&job(JobState::Failed)), Some(&launch)).expect("a verdict");
+        let verdict = verdict(None, Some(&job(RunPhase::Failed)), Some(&launch)).expect("a verdict");
         assert_eq!(verdict.message, "host path /x does not exist on node c1");
         assert_eq!(verdict.containers, Lost::NeverStarted);
         let killed = LaunchReport { step: "supervisor".into(), ..launch };
-        let verdict = super::verdict(None, Some(&job(JobState::Failed)), Some(&killed)).expect("a verdict");
+        let verdict = super::verdict(None, Some(&job(RunPhase::Failed)), Some(&killed)).expect("a verdict");
         assert_eq!(verdict.containers, Lost::Unknown, "it may have run containers");
     }
 }

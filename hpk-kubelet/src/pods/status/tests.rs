@@ -15,7 +15,7 @@ fn at(second: i64) -> Timestamp {
 struct Case {
     pod: Pod,
     report: Option<PodState>,
-    job: Option<Job>,
+    job: Option<Run>,
     launch: Option<LaunchReport>,
     held: BTreeMap<String, Waiting>,
     granted: Granted,
@@ -163,7 +163,7 @@ fn a_resize_that_slurm_cannot_do() {
 #[test]
 fn pending_in_slurm() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
-    case.job = Some(Job { state: JobState::Pending, reason: "Resources".into(), ..Job::lost("7", "u") });
+    case.job = Some(Run { phase: RunPhase::Pending, reason: "Resources".into(), ..Run::lost("7", "u") });
     let status = case.status();
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     assert_eq!(
@@ -239,7 +239,7 @@ fn a_pod_that_slurm_told_to_end_is_not_over_before_slurm_says_so() {
     for policy in ["Never", "Always"] {
         let mut case = Case::new(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
         case.report = Some(report(vec![running("a", true)]));
-        case.job = Some(Job { state: JobState::Running, ..Job::lost("7", "u") });
+        case.job = Some(Run { phase: RunPhase::Running, ..Run::lost("7", "u") });
         case.previous = Some(case.status());
         let stopping = Some(StopCause::Signal);
         case.report = Some(PodState { finished: true, stopping, ..report(vec![ended("a", 137)]) });
@@ -248,7 +248,7 @@ fn a_pod_that_slurm_told_to_end_is_not_over_before_slurm_says_so() {
         let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
         // It may go back into the queue, and the API would take no terminated container of policy Never back.
         assert_eq!((status.phase.as_deref(), runs, container.ready), (Some("Running"), true, false), "{policy}");
-        case.job = Some(Job { state: JobState::Cancelled, ..Job::lost("7", "u") });
+        case.job = Some(Run { phase: RunPhase::Cancelled, ..Run::lost("7", "u") });
         let status = case.status();
         assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SlurmJobCancelled")));
         let state = status.container_statuses.as_ref().and_then(|all| all[0].state.as_ref()).expect("a state");
@@ -261,7 +261,7 @@ fn lost_node() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.report = Some(report(vec![running("a", true)]));
     case.job =
-        Some(Job { state: JobState::NodeFail, nodes: "c1".into(), started_at: Some(at(1400)), ..Job::lost("7", "u") });
+        Some(Run { phase: RunPhase::NodeFail, nodes: "c1".into(), started_at: Some(at(1400)), ..Run::lost("7", "u") });
     let status = case.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("NodeLost")));
     let ended = status.container_statuses.as_ref().expect("statuses")[0]
@@ -284,7 +284,7 @@ fn lost_node() {
 #[test]
 fn what_never_started_waits() {
     let mut case = Case::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
-    case.job = Some(Job { state: JobState::Failed, started_at: Some(at(1400)), ..Job::lost("7", "u") });
+    case.job = Some(Run { phase: RunPhase::Failed, started_at: Some(at(1400)), ..Run::lost("7", "u") });
     case.launch = Some(LaunchReport { step: "apptainer".into(), message: "no".into(), ..LaunchReport::default() });
     let status = case.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SlurmJobFailed")));
@@ -312,12 +312,12 @@ fn a_pod_that_is_put_back_is_pending_whatever_its_policy() {
                 word = PodState { init_containers: vec![again], ..report(vec![]) };
             }
             case.report = Some(word);
-            case.job = Some(Job { state: JobState::Pending, ..Job::lost("7", "u") });
+            case.job = Some(Run { phase: RunPhase::Pending, ..Run::lost("7", "u") });
             case.put_back = true;
             assert_eq!(case.status().phase.as_deref(), Some("Pending"), "{policy} {name}");
             // Its next supervisor has spoken, and has not started it yet.
             case.put_back = false;
-            case.job = Some(Job { state: JobState::Running, ..Job::lost("7", "u") });
+            case.job = Some(Run { phase: RunPhase::Running, ..Run::lost("7", "u") });
             let phase = case.status().phase;
             assert!(matches!(phase.as_deref(), Some("Pending" | "Running")), "{policy} {name}: {phase:?}");
         }
@@ -328,7 +328,7 @@ fn a_pod_that_is_put_back_is_pending_whatever_its_policy() {
 fn a_pod_of_a_silent_node_is_not_ready() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
     case.report = Some(report(vec![running("a", true)]));
-    case.job = Some(Job { state: JobState::Running, nodes: "c1".into(), ..Job::lost("7", "u") });
+    case.job = Some(Run { phase: RunPhase::Running, nodes: "c1".into(), ..Run::lost("7", "u") });
     assert!(condition(&case.status(), "Ready").0 == "True" && !is_silent(&case.status()));
     case.silent = true;
     let status = case.status();
@@ -341,7 +341,7 @@ fn a_pod_of_a_silent_node_is_not_ready() {
 #[test]
 fn cancelled_while_pending() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
-    case.job = Some(Job { state: JobState::Cancelled, killed_by: Some("root".into()), ..Job::lost("7", "u") });
+    case.job = Some(Run { phase: RunPhase::Cancelled, killed_by: Some("root".into()), ..Run::lost("7", "u") });
     let status = case.status();
     assert_eq!(
         (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()),

@@ -1,8 +1,9 @@
 //! Runs Slurm's commands. Each call is one command with a time limit and a small clean environment.
 
 use super::cluster::{self, Capacity};
-use super::job::{self, Job};
+use super::job;
 use super::limits::Site;
+use crate::executor::run::Run;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::path::{Path, PathBuf};
@@ -185,7 +186,7 @@ impl Client {
     ///
     /// # Errors
     /// squeue failed (an unknown id is no failure).
-    pub async fn queue(&self, ids: Option<&[String]>) -> Result<Vec<Job>, SlurmError> {
+    pub async fn queue(&self, ids: Option<&[String]>) -> Result<Vec<Run>, SlurmError> {
         let mut command = Command::new(&self.squeue);
         command.args(["--json", "--states=all"]);
         match ids {
@@ -205,7 +206,7 @@ impl Client {
     ///
     /// # Errors
     /// sacct failed.
-    pub async fn accounting(&self, ids: &[String]) -> Result<Option<Vec<Job>>, SlurmError> {
+    pub async fn accounting(&self, ids: &[String]) -> Result<Option<Vec<Run>>, SlurmError> {
         let Some(sacct) = &self.sacct else { return Ok(None) };
         let mut command = Command::new(sacct);
         command.args(["--json", "--duplicates", "--allocations"]).arg(format!("--jobs={}", ids.join(",")));
@@ -220,7 +221,7 @@ impl Client {
         &self,
         names: &[String],
         since: Timestamp,
-    ) -> Result<Option<Vec<Job>>, SlurmError> {
+    ) -> Result<Option<Vec<Run>>, SlurmError> {
         let Some(sacct) = &self.sacct else { return Ok(None) };
         // sacct reads times of this machine's zone.
         let since = since.to_zoned(TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S").to_string();
@@ -230,7 +231,7 @@ impl Client {
         self.remembered(command).await
     }
 
-    async fn remembered(&self, command: Command) -> Result<Option<Vec<Job>>, SlurmError> {
+    async fn remembered(&self, command: Command) -> Result<Option<Vec<Run>>, SlurmError> {
         match run("sacct", command).await {
             Ok(output) => Ok(Some(job::from_sacct(&output)?)),
             Err(SlurmError::Refused { message, .. }) if message.contains("accounting storage is disabled") => Ok(None),

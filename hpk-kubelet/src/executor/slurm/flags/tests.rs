@@ -105,7 +105,7 @@ fn flags_of_steps_name_no_file_and_no_program() {
 
 #[test]
 fn the_guide_lists_them_all() {
-    let guide = include_str!("../../../../docs/guide/pods.md");
+    let guide = include_str!("../../../../../docs/guide/pods.md");
     let after = guide.lines().skip_while(|l| !l.contains("`--account` `-A`")).take_while(|l| l.starts_with('|'));
     let table: Vec<&str> = after.collect();
     assert_eq!(table.len(), 3);

@@ -1,0 +1,208 @@
+//! What Slurm says of a job: the answers of `squeue --json` and `sacct --json`, reduced to what a pod needs.
+
+use crate::executor::run::{Run, RunPhase};
+use jiff::Timestamp;
+use serde_json::Value;
+use thiserror::Error;
+
+/// An answer that cannot be read.
+#[derive(Debug, Error)]
+pub enum ParseError {
+    /// No JSON.
+    #[error("{command} --json did not answer in JSON")]
+    Json {
+        command: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No list of jobs in it.
+    #[error("the answer of {command} --json has no list \"jobs\"")]
+    NoJobs { command: &'static str },
+}
+
+/// Jobs of `squeue --json`.
+///
+/// # Errors
+/// An answer that is no such thing; single odd jobs are left out.
+pub fn from_squeue(text: &[u8]) -> Result<Vec<Run>, ParseError> {
+    Ok(jobs(text, "squeue")?.iter().filter_map(squeue_job).collect())
+}
+
+/// Jobs of `sacct --json`.
+///
+/// # Errors
+/// As [`from_squeue`].
+pub fn from_sacct(text: &[u8]) -> Result<Vec<Run>, ParseError> {
+    Ok(jobs(text, "sacct")?.iter().filter_map(sacct_job).collect())
+}
+
+fn jobs(text: &[u8], command: &'static str) -> Result<Vec<Value>, ParseError> {
+    let mut answer: Value = serde_json::from_slice(text).map_err(|source| ParseError::Json { command, source })?;
+    match answer.get_mut("jobs").map(Value::take) {
+        Some(Value::Array(list)) => Ok(list),
+        _ => Err(ParseError::NoJobs { command }),
+    }
+}
+
+fn squeue_job(value: &Value) -> Option<Run> {
+    let states = strings(&value["job_state"]);
+    let (state, completing) = base_state(&states)?;
+    Some(Run {
+        id: number(&value["job_id"])?.to_string(),
+        pod: text(&value["comment"]),
+        folder: text(&value["current_working_directory"]),
+        phase: state,
+        completing,
+        reason: text(&value["state_reason"]),
+        nodes: text(&value["nodes"]),
+        exit_code: exit_code(&value["exit_code"]),
+        started_at: time(&value["start_time"]).filter(|_| state != RunPhase::Pending),
+        ended_at: time(&value["end_time"]).filter(|_| state.is_over()),
+        killed_by: None,
+    })
+}
+
+fn sacct_job(value: &Value) -> Option<Run> {
+    let states = strings(&value["state"]["current"]);
+    let (state, completing) = base_state(&states)?;
+    Some(Run {
+        id: number(&value["job_id"])?.to_string(),
+        pod: text(&value["comment"]["job"]),
+        folder: text(&value["working_directory"]),
+        phase: state,
+        completing,
+        reason: text(&value["state"]["reason"]),
+        nodes: text(&value["nodes"]),
+        exit_code: exit_code(&value["exit_code"]),
+        started_at: time(&value["time"]["start"]).filter(|_| state != RunPhase::Pending),
+        ended_at: time(&value["time"]["end"]).filter(|_| state.is_over()),
+        killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
+    })
+}
+
+/// Base state out of Slurm's list of base state and flags (`["RUNNING","COMPLETING"]`).
+fn base_state(states: &[String]) -> Option<(RunPhase, bool)> {
+    let has = |name: &str| states.iter().any(|s| s == name);
+    // A requeued job waits again, whatever ended its last run.
+    if has("REQUEUED") || has("REQUEUE_HOLD") || has("SPECIAL_EXIT") || has("REQUEUE_FED") {
+        return Some((RunPhase::Pending, false));
+    }
+    let state = states.iter().find_map(|s| {
+        Some(match s.as_str() {
+            "PENDING" => RunPhase::Pending,
+            "RUNNING" | "SUSPENDED" | "CONFIGURING" | "STAGE_OUT" | "STOPPED" | "SIGNALING" | "RESIZING" => {
+                RunPhase::Running
+            }
+            "COMPLETED" => RunPhase::Completed,
+            "FAILED" => RunPhase::Failed,
+            "TIMEOUT" => RunPhase::Timeout,
+            "DEADLINE" => RunPhase::Deadline,
+            "OUT_OF_MEMORY" => RunPhase::OutOfMemory,
+            "PREEMPTED" => RunPhase::Preempted,
+            "NODE_FAIL" => RunPhase::NodeFail,
+            "BOOT_FAIL" => RunPhase::BootFail,
+            "CANCELLED" | "REVOKED" => RunPhase::Cancelled,
+            _ => return None,
+        })
+    });
+    let completing = has("COMPLETING");
+    match state {
+        Some(state) => Some((state, completing)),
+        None if completing => Some((RunPhase::Running, true)),
+        None => None,
+    }
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        // Slurm 22.05 gave one string.
+        Value::String(one) => vec![one.clone()],
+        _ => Vec::new(),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// A plain number, or Slurm's `{"set": true, "infinite": false, "number": 5}`.
+fn number(value: &Value) -> Option<i64> {
+    if let Some(n) = value.as_i64() {
+        return Some(n);
+    }
+    if value["set"].as_bool() == Some(false) || value["infinite"].as_bool() == Some(true) {
+        return None;
+    }
+    value["number"].as_i64()
+}
+
+fn time(value: &Value) -> Option<Timestamp> {
+    number(value).filter(|seconds| *seconds > 0).and_then(|seconds| Timestamp::from_second(seconds).ok())
+}
+
+fn exit_code(value: &Value) -> Option<i32> {
+    let code = number(&value["return_code"]).and_then(|c| i32::try_from(c).ok());
+    let signal = number(&value["signal"]["id"]).and_then(|s| i32::try_from(s).ok()).filter(|s| *s > 0);
+    match (code, signal) {
+        (_, Some(signal)) => Some(128 + signal),
+        (code, None) => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn squeue() {
+        let set = |n: i64| json!({"set": true, "infinite": false, "number": n});
+        let answer = json!({"jobs": [
+            {"job_id": 7, "comment": "u", "current_working_directory": "/h/pods/u", "job_state": ["RUNNING"], "state_reason": "None", "nodes": "c1",
+             "start_time": set(1_700_000_000), "end_time": set(1_800_000_000),
+             "exit_code": {"return_code": set(0), "signal": {"id": {"set": false, "number": 0}}}},
+            {"job_id": 8, "comment": "v", "job_state": ["PENDING"], "state_reason": "Resources", "start_time": set(0)},
+            {"job_id": 9, "comment": "w", "job_state": ["FAILED", "COMPLETING"], "state_reason": "NonZeroExitCode",
+             "exit_code": {"return_code": set(3), "signal": {"id": {"set": false, "number": 0}}}},
+            {"job_id": 10, "comment": "x", "job_state": ["PREEMPTED", "REQUEUED"]},
+            {"job_id": 11, "comment": "x", "job_state": ["FUTURE_STATE"]},
+        ]});
+        let jobs = from_squeue(answer.to_string().as_bytes()).expect("jobs");
+        let short: Vec<_> =
+            jobs.iter().map(|j| (j.id.as_str(), j.phase, j.completing, j.reason.as_str(), j.exit_code)).collect();
+        assert_eq!(
+            short,
+            [
+                ("7", RunPhase::Running, false, "None", Some(0)),
+                ("8", RunPhase::Pending, false, "Resources", None),
+                ("9", RunPhase::Failed, true, "NonZeroExitCode", Some(3)),
+                ("10", RunPhase::Pending, false, "", None),
+            ]
+        );
+        assert_eq!(jobs[0].started_at, Some(Timestamp::from_second(1_700_000_000).expect("time")));
+        assert_eq!(jobs[0].folder, "/h/pods/u");
+        assert_eq!(jobs[0].ended_at, None, "the end of a running job is only planned");
+        assert_eq!(jobs[1].started_at, None);
+        assert!(!jobs[2].is_gone(), "a completing job still holds its node");
+    }
+
+    #[test]
+    fn sacct() {
+        let answer = json!({"jobs": [{"job_id": 7, "comment": {"job": "u"}, "working_directory": "/h/pods/u", "state": {"current": ["CANCELLED"], "reason": "None"},
+            "kill_request_user": "bob", "nodes": "c1", "time": {"start": 1_700_000_000, "end": 1_700_000_060},
+            "exit_code": {"return_code": {"set": true, "number": 0}, "signal": {"id": {"set": true, "number": 15}}}}]});
+        let jobs = from_sacct(answer.to_string().as_bytes()).expect("jobs");
+        assert_eq!(jobs[0].folder, "/h/pods/u");
+        assert_eq!(jobs[0].phase, RunPhase::Cancelled);
+        assert_eq!(jobs[0].killed_by.as_deref(), Some("bob"));
+        assert_eq!(jobs[0].exit_code, Some(143));
+        assert_eq!(jobs[0].ended_at, Some(Timestamp::from_second(1_700_000_060).expect("time")));
+    }
+
+    #[test]
+    fn unreadable() {
+        assert!(matches!(from_squeue(b"slurm_load_jobs error"), Err(ParseError::Json { .. })));
+        assert!(matches!(from_squeue(b"{}"), Err(ParseError::NoJobs { .. })));
+    }
+}
