@@ -8,11 +8,13 @@
 //! when somebody wants a session or a pod stays without its link, of the latter only so many; it then stays, and serves
 //! whatever comes later.
 
-use crate::executor::slurm::client::{Client as Slurm, SlurmError};
+use crate::executor::words::Words;
+use crate::executor::{Executor, ExecutorError};
 use hpk_link::server::LinkServer;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -32,6 +34,7 @@ const WORDS: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct Carriers {
     links: LinkServer,
+    words: &'static Words,
     ask: mpsc::Sender<Ask>,
 }
 
@@ -59,11 +62,11 @@ enum Ask {
 impl Carriers {
     /// Carriers run `netns` in the pods' jobs.
     #[must_use]
-    pub fn start(links: LinkServer, slurm: Slurm, netns: PathBuf) -> Self {
+    pub fn start(links: LinkServer, executor: Arc<dyn Executor>, netns: PathBuf) -> Self {
         let (ask, asked) = mpsc::channel(64);
-        let starter = Starter { links: links.clone(), slurm, netns, tell: ask.clone() };
+        let starter = Starter { links: links.clone(), executor: executor.clone(), netns, tell: ask.clone() };
         hpk_link::lasting::spawn("carriers", keep(asked, starter));
-        Self { links, ask }
+        Self { links, words: executor.words(), ask }
     }
 
     /// Brings a link to the pod, which runs as `job`, if that can be done: nobody waits for it.
@@ -86,13 +89,15 @@ impl Carriers {
         tokio::select! {
             () = self.links.up(uid) => Ok(()),
             why = end => Err(format!(
-                "the pod's node cannot reach {}, and srun did not carry the link either: {}",
+                "the pod's node cannot reach {}, and {} did not carry the link either: {}",
                 self.links.address(),
+                self.words.carrier,
                 why.unwrap_or_else(|_| gone())
             )),
             () = tokio::time::sleep(PATIENCE) => Err(format!(
-                "the pod's node cannot reach {}, and srun brought no link within {} s",
+                "the pod's node cannot reach {}, and {} brought no link within {} s",
                 self.links.address(),
+                self.words.carrier,
                 PATIENCE.as_secs()
             )),
         }
@@ -101,16 +106,16 @@ impl Carriers {
 
 struct Starter {
     links: LinkServer,
-    slurm: Slurm,
+    executor: Arc<dyn Executor>,
     netns: PathBuf,
     tell: mpsc::Sender<Ask>,
 }
 
 impl Starter {
     /// One carrier, which tells its end.
-    fn start(&self, uid: &str, job: &str, folder: &Path) -> Result<(), SlurmError> {
-        let child = self.slurm.step(job, &self.netns, folder)?;
-        tracing::info!(%uid, %job, "no link: srun carries it");
+    fn start(&self, uid: &str, job: &str, folder: &Path) -> Result<(), ExecutorError> {
+        let child = self.executor.step(job, &self.netns, folder)?;
+        tracing::info!(%uid, %job, "no link: it is carried");
         let (links, tell, uid) = (self.links.clone(), self.tell.clone(), uid.to_owned());
         tokio::spawn(async move {
             let why = carry(&links, child).await;
@@ -155,7 +160,7 @@ async fn keep(mut asked: mpsc::Receiver<Ask>, starter: Starter) {
 /// Serves the link over a step until either ends.
 async fn carry(links: &LinkServer, mut child: Child) -> String {
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return "srun has no standard streams".to_owned();
+        return "it has no standard streams".to_owned();
     };
     let stderr = child.stderr.take();
     let words = tokio::spawn(async move {

@@ -14,8 +14,9 @@ use hpk_kubelet::carrier::Carriers;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::descriptors;
-use hpk_kubelet::executor::slurm::client::{Client as Slurm, Times};
+use hpk_kubelet::executor::slurm::client::Client as Slurm;
 use hpk_kubelet::executor::slurm::request::Defaults;
+use hpk_kubelet::executor::{Executor, Times};
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::link_port;
 use hpk_kubelet::pods::folder;
@@ -118,7 +119,7 @@ async fn run(args: Args) -> Result<()> {
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = api_client(&cluster).await?;
-    let slurm = Slurm::find()?.with_open_files(descriptors::raise());
+    let executor: Arc<dyn Executor> = Arc::new(Slurm::find()?.with_open_files(descriptors::raise()));
     let images = ImageStore::new(StoreConfig {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),
@@ -127,11 +128,11 @@ async fn run(args: Args) -> Result<()> {
     })?;
     let (links, link_events) = LinkServer::start(cluster.link_addr, &home.pki())?;
     let taken = link_port::open(&links, cluster.link_addr, last_link_address(&home))?;
-    let times = slurm.times().await.unwrap_or_else(|error| {
+    let times = executor.times().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "Slurm's times are not known: usual ones are assumed");
         Times::default()
     });
-    let facts = NodeFacts::measure(&slurm).await;
+    let facts = NodeFacts::measure(&*executor).await;
     tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
     let (facts_sender, node) = tokio::sync::watch::channel(facts);
     let recorder = Recorder::start(client.clone(), cluster.node_name.clone());
@@ -148,13 +149,13 @@ async fn run(args: Args) -> Result<()> {
         tokio::spawn(link_port::regain(links.clone(), cluster.link_addr));
     }
     let member_link = home.member_link();
-    let carriers = Carriers::start(links.clone(), slurm.clone(), install.netns.clone());
+    let carriers = Carriers::start(links.clone(), executor.clone(), install.netns.clone());
     let ctx = Context {
         recorder: recorder.clone(),
         services: watch::services(client.clone()),
         client: client.clone(),
         install,
-        slurm: slurm.clone(),
+        executor: executor.clone(),
         images: images.clone(),
         links: links.clone(),
         carriers,
@@ -193,7 +194,7 @@ async fn run(args: Args) -> Result<()> {
         .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
     lasting::spawn("images", collect_images(images.clone(), images_home));
     let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
-    lasting::spawn("node", node::keep(client.clone(), cluster.clone(), slurm, images, facts_sender, way_out));
+    lasting::spawn("node", node::keep(client.clone(), cluster.clone(), executor, images, facts_sender, way_out));
     lasting::spawn("watch of links", watch::links(link_events.links, tx.clone()));
     let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
     lasting::spawn("notices", tell_notices(heard, recorder));

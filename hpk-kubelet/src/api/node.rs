@@ -1,6 +1,6 @@
 //! The Node object and its lease: the whole Slurm cluster as one node.
 
-use crate::executor::slurm::client::Client as Slurm;
+use crate::executor::Executor;
 use crate::executor::slurm::cluster::Capacity;
 use crate::executor::slurm::limits::Site;
 use hpk_api::cluster::ClusterConfig;
@@ -14,6 +14,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Error};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -41,12 +42,12 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Asks Slurm and Apptainer.
-    pub async fn measure(slurm: &Slurm) -> Self {
-        let site = slurm.site().await.unwrap_or_else(|error| {
+    pub async fn measure(executor: &dyn Executor) -> Self {
+        let site = executor.site().await.unwrap_or_else(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "the partitions' limits are not known");
             None
         });
-        let capacity = slurm.capacity().await.unwrap_or_else(|error| {
+        let capacity = executor.capacity().await.unwrap_or_else(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "the cluster's size is not known");
             Capacity::default()
         });
@@ -90,7 +91,7 @@ async fn apptainer_version() -> Option<String> {
 pub async fn keep(
     client: Client,
     cluster: ClusterConfig,
-    slurm: Slurm,
+    executor: Arc<dyn Executor>,
     images: ImageStore,
     facts: watch::Sender<NodeFacts>,
     way_out: watch::Receiver<BTreeMap<String, bool>>,
@@ -107,7 +108,7 @@ pub async fn keep(
         tick.tick().await;
         if measured_at.elapsed() >= MEASURE {
             measured_at = tokio::time::Instant::now();
-            let mut fresh = NodeFacts::measure(&slurm).await;
+            let mut fresh = NodeFacts::measure(&*executor).await;
             if fresh.site == Site::default() {
                 // Not known this time.
                 fresh.site = facts.borrow().site.clone();

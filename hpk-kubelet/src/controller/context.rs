@@ -3,7 +3,7 @@
 use crate::api::events::Recorder;
 use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
 use crate::carrier::Carriers;
-use crate::executor::slurm::client::Client as Slurm;
+use crate::executor::Executor;
 use crate::executor::slurm::request::Defaults;
 use crate::home::{Home, Install};
 use crate::pods::bandwidth;
@@ -31,7 +31,8 @@ pub struct Context {
     pub cluster: ClusterConfig,
     pub home: Home,
     pub install: Install,
-    pub slurm: Slurm,
+    /// What runs pods.
+    pub executor: Arc<dyn Executor>,
     pub images: ImageStore,
     /// Links to pods.
     pub links: LinkServer,

@@ -2,8 +2,8 @@
 
 use super::prepare::Memory;
 use super::unlinked::Unlinked;
+use crate::executor::pace::Interest;
 use crate::executor::run::{Run, RunPhase};
-use crate::executor::slurm::pace::Interest;
 use crate::pods::admit::Refusal;
 use crate::pods::folder::Record;
 use crate::pods::phase;
@@ -361,7 +361,7 @@ impl Entry {
         if in_order { None } else { job.batch_host() }
     }
 
-    /// For [`crate::executor::slurm::pace`]; None: Slurm need not be asked about it.
+    /// For [`crate::executor::pace`]; None: Slurm need not be asked about it.
     #[must_use]
     pub fn interest(&self, now: Instant) -> Option<Interest> {
         if let Some(search) = self.submission.search() {

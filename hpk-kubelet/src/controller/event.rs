@@ -1,8 +1,8 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
 use super::prepare::{Held, Memory, Ready, Refreshed};
+use crate::executor::ExecutorError;
 use crate::executor::run::Run;
-use crate::executor::slurm::client::SlurmError;
 use crate::pods::submission::Finding;
 use hpk_api::state::PodState;
 use hpk_link::server::LinkEvent;
@@ -33,7 +33,7 @@ pub enum Event {
     Submitted {
         uid: String,
         /// Job id.
-        result: Result<String, SlurmError>,
+        result: Result<String, ExecutorError>,
     },
     /// A refresh of a running pod ended.
     Refreshed {

@@ -4,10 +4,9 @@ use super::entry::Entry;
 use super::event::Answers;
 use super::{Controller, tasks};
 use crate::api::events::Note;
+use crate::executor::pace;
 use crate::executor::run::{Run, RunPhase};
-use crate::executor::slurm::pace;
 use crate::pods::reconcile::Stage;
-use crate::pods::status;
 use crate::pods::submission::{self, Finding, Stray};
 use std::time::{Duration, Instant};
 
@@ -109,10 +108,11 @@ impl Controller {
                     let entry = self.entries.get(&uid);
                     if let Some((pod, own)) = entry.and_then(|e| Some((e.pod.as_ref()?, e.record.job_id.as_ref()?))) {
                         let text = format!(
-                            "Slurm job {} is a second one of this pod, which job {own} runs: it is cancelled",
+                            "{} {} is a second one of this pod, which {own} runs: it is cancelled",
+                            job.words().run,
                             job.id
                         );
-                        self.ctx.recorder.pod(pod, Note::warning("SlurmDuplicate", text));
+                        self.ctx.recorder.pod(pod, Note::warning(job.words().reasons.duplicate, text));
                     }
                     tasks::scancel(&self.ctx, job.id, true);
                 }
@@ -154,8 +154,8 @@ impl Controller {
                 && !matches!(job.reason.as_str(), "" | "None" | "Priority")
                 && let Some(pod) = &entry.pod
             {
-                let text = format!("Slurm job {} waits: {}", job.id, status::pending_text(&job.reason));
-                self.ctx.recorder.pod(pod, Note::normal("SlurmPending", text));
+                let text = format!("{} {} waits: {}", job.words().run, job.id, job.why);
+                self.ctx.recorder.pod(pod, Note::normal(job.words().reasons.pending, text));
             }
             if job.is_gone() {
                 entry.record.ended = Some(job.clone());
@@ -184,8 +184,8 @@ impl Controller {
     pub(super) fn tell_put_back(&mut self, uid: &str, before: bool) {
         let Some(entry) = self.entries.get(uid).filter(|e| e.put_back && !before) else { return };
         if let (Some(pod), Some(job)) = (&entry.pod, &entry.job) {
-            let text = format!("Slurm has put job {} back into its queue: the pod starts again", job.id);
-            self.ctx.recorder.pod(pod, Note::warning("SlurmRequeued", text));
+            let text = format!("{} {} is back in the queue: the pod starts again", job.words().run, job.id);
+            self.ctx.recorder.pod(pod, Note::warning(job.words().reasons.put_back, text));
         }
         self.save(uid);
     }

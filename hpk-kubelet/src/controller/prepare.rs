@@ -6,7 +6,7 @@ use super::context::Context;
 use super::pull::{self, Backoff};
 use crate::api::events::Note;
 use crate::api::fetch::{self, Kept};
-use crate::executor::slurm::{flags, request, script};
+use crate::executor::{Asking, script};
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
 use crate::pods::plan::{self, Image, Input};
@@ -91,22 +91,23 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if let Some(fatal) = list.iter().find(|u| u.fatal) {
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
     }
-    let (annotations, policy) = (pod.metadata.annotations.as_ref(), ctx.cluster.pod_flags);
-    let asked = flags::of_step(annotations, policy).and_then(|_| {
-        let mut list = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
-        list.extend(flags::of_job(annotations, policy)?);
-        Ok(list)
-    });
-    let extra = match asked {
-        Ok(extra) => extra,
-        Err(error) => {
-            tell(Note::warning("FailedSubmit", error.to_string()));
-            return Err(hold_all(pod, "CreateContainerConfigError", &error.to_string(), None));
-        }
-    };
     let folder = ctx.folder(&record.pod.uid);
     let site = ctx.node.borrow().site.clone();
-    let request = request::request(pod, &record.pod, folder.path(), &ctx.defaults, &site, &extra);
+    let asked = ctx.executor.ask(&Asking {
+        pod,
+        who: &record.pod,
+        folder: folder.path(),
+        cluster: &ctx.cluster,
+        defaults: &ctx.defaults,
+        site: &site,
+    });
+    let request = match asked {
+        Ok(request) => request,
+        Err(why) => {
+            tell(Note::warning("FailedSubmit", why.clone()));
+            return Err(hold_all(pod, "CreateContainerConfigError", &why, None));
+        }
+    };
     for (reason, message) in request.warnings.iter().filter(|_| first) {
         tell(Note::warning(*reason, message.clone()));
     }
@@ -129,7 +130,13 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         let retry = made.retry.or_else(|| retry(memory));
         return Err(Held { waiting, retry });
     }
-    let text = script::script(&record.pod, &ctx.install.netns, folder.path(), &request.arguments);
+    let text = script::script(
+        &record.pod,
+        &ctx.install.netns,
+        folder.path(),
+        ctx.executor.words().command,
+        &request.arguments,
+    );
     let written = folder
         .create()
         .and_then(|()| write_volumes(ctx, record, &made.payloads))

@@ -5,7 +5,7 @@ use super::entry::Entry;
 use super::prepare::{Held, Memory, Ready};
 use super::{Controller, refresh, tasks};
 use crate::api::events::Note;
-use crate::executor::slurm::client::SlurmError;
+use crate::executor::ExecutorError;
 use crate::pods::address::Pool;
 use crate::pods::folder::Progress;
 use crate::pods::plan::Image;
@@ -92,36 +92,37 @@ impl Controller {
         }
     }
 
-    pub(super) fn submitted(&mut self, uid: &str, result: Result<String, SlurmError>) {
+    pub(super) fn submitted(&mut self, uid: &str, result: Result<String, ExecutorError>) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        let now = Instant::now();
+        let (now, words) = (Instant::now(), self.ctx.executor.words());
         match result {
             Ok(id) => {
                 entry.submission.answered(Answer::Job, now, self.ctx.message_timeout);
                 if let Some(pod) = entry.pod.as_ref().filter(|_| !entry.record.requested.is_empty()) {
-                    let text = format!("Slurm job {id}: sbatch {}", entry.record.requested);
-                    self.ctx.recorder.pod(pod, Note::normal("SlurmSubmitted", text));
+                    let text = format!("{} {id}: {} {}", words.run, words.command, entry.record.requested);
+                    self.ctx.recorder.pod(pod, Note::normal(words.reasons.submitted, text));
                 }
                 self.made(uid, id);
             }
             Err(error) => {
-                let answer = if error.is_refusal() { Answer::Refused } else { Answer::Lost };
+                let answer = if error.is_refusal { Answer::Refused } else { Answer::Lost };
                 entry.submission.answered(answer, now, self.ctx.message_timeout);
                 let failures = entry.memory.as_mut().map_or(1, |m| {
                     m.failures = m.failures.saturating_add(1);
                     m.failures
                 });
-                let base = if error.is_transient() { 2 } else { 30 };
+                let base = if error.is_transient { 2 } else { 30 };
                 let wait = Duration::from_secs((base << (failures - 1).min(5)).min(300));
                 entry.retry_at = Some(now + wait);
                 let mut text = error.to_string();
                 if answer == Answer::Lost {
-                    text.push_str(": Slurm may have made a job, which is looked for before sbatch runs again");
+                    text.push_str(": ");
+                    text.push_str(words.lost_answer);
                 }
                 if let Some(pod) = &entry.pod {
                     self.ctx.recorder.pod(pod, Note::warning("FailedSubmit", text.clone()));
                 }
-                let waiting = Waiting { reason: "SlurmSubmitFailed".to_owned(), message: text.clone() };
+                let waiting = Waiting { reason: words.reasons.submit_failed.to_owned(), message: text.clone() };
                 let containers = entry.pod.iter().filter_map(|p| p.spec.as_ref()).flat_map(|s| &s.containers);
                 entry.held = containers.map(|c| (c.name.clone(), waiting.clone())).collect();
                 entry.submit_error = Some(text);

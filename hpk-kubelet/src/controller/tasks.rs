@@ -7,6 +7,7 @@ use super::{Event, Sender, reports};
 use crate::api::events::Note;
 use crate::api::node;
 use crate::executor::run::{self, Run};
+use crate::executor::{Past, Submission};
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
 use crate::pods::submission::Finding;
@@ -47,7 +48,9 @@ pub(super) fn prepare(ctx: &Context, tx: &Sender, pod: Arc<Pod>, record: Record,
 pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Vec<String>) {
     let (ctx, uid) = (ctx.clone(), uid.to_owned());
     spawn(tx, async move {
-        let result = ctx.slurm.submit(&arguments, &ctx.folder(&uid).script()).await;
+        let script = ctx.folder(&uid).script();
+        let submission = Submission { uid: &uid, arguments: &arguments, script: &script };
+        let result = ctx.executor.submit(submission).await;
         Some(Event::Submitted { uid, result })
     });
 }
@@ -122,9 +125,9 @@ pub(super) fn ask_stop(ctx: &Context, tx: &Sender, uid: &str, grace: u32) {
 }
 
 pub(super) fn scancel(ctx: &Context, id: String, whole: bool) {
-    let slurm = ctx.slurm.clone();
+    let executor = ctx.executor.clone();
     tokio::spawn(async move {
-        let done = if whole { slurm.cancel(&id).await } else { slurm.terminate(&id).await };
+        let done = if whole { executor.cancel(&id).await } else { executor.terminate(&id).await };
         if let Err(error) = done {
             tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "scancel");
         }
@@ -215,7 +218,7 @@ pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
         let Question { asked, known, sought, all } = question;
         let ids: Vec<String> = known.iter().map(|(_, id)| id.clone()).collect();
         let whole = all || !sought.is_empty();
-        let queue = match ctx.slurm.queue((!whole).then_some(ids.as_slice())).await {
+        let queue = match ctx.executor.query((!whole).then_some(ids.as_slice())).await {
             Ok(queue) => queue,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "squeue");
@@ -248,7 +251,7 @@ async fn look_up(
     if missing.is_empty() {
         return (list, true);
     }
-    match ctx.slurm.accounting(&missing).await {
+    match ctx.executor.remembered(Past::Ids(&missing)).await {
         Ok(remembered) => {
             // A job that accounting still holds for alive but squeue does not know has not been written down yet.
             let over: Vec<Run> = remembered.into_iter().flatten().filter(|job| job.phase.is_over()).collect();
@@ -277,7 +280,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
     let names: Vec<String> = missing.iter().map(|(_, s)| format!("{}/{}", s.pod.namespace, s.pod.name)).collect();
     // The clocks of the machines may differ.
     let since = since - Duration::from_secs(3600);
-    let remembered = match ctx.slurm.accounting_of_names(&names, since).await {
+    let remembered = match ctx.executor.remembered(Past::Names(&names, since)).await {
         Ok(jobs) => Some(jobs.unwrap_or_default()),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "sacct, looking for pods' jobs");

@@ -1,5 +1,6 @@
 //! What an executor says of a run: one pod's processes, from its place in a queue to its end.
 
+use super::words::{Kind, Words};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -61,6 +62,9 @@ pub struct Run {
     /// Why it waits or has ended, in the executor's word (`Resources`, `Priority`, `TimeLimit`, …); `None` when there is none.
     #[serde(default)]
     pub reason: String,
+    /// The reason for which it waits, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
     /// Node list, as Slurm prints it.
     #[serde(default)]
     pub nodes: String,
@@ -74,6 +78,9 @@ pub struct Run {
     /// Who cancelled it: `uid` as a number, when known.
     #[serde(default)]
     pub killed_by: Option<String>,
+    /// Whose run it is.
+    #[serde(default)]
+    pub kind: Kind,
 }
 
 impl Run {
@@ -87,12 +94,20 @@ impl Run {
             phase: RunPhase::Lost,
             completing: false,
             reason: String::new(),
+            why: String::new(),
             nodes: String::new(),
             exit_code: None,
             started_at: None,
             ended_at: None,
             killed_by: None,
+            kind: Kind::default(),
         }
+    }
+
+    /// What people are told of it.
+    #[must_use]
+    pub fn words(&self) -> &'static Words {
+        self.kind.words()
     }
 
     /// Whether it is the run of the pod `uid`: Slurm gives ids again after a crash. Accounting keeps the comment only where it

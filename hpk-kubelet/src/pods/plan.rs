@@ -6,8 +6,8 @@
 use super::ephemeral::as_container;
 use super::{launcher, oom, probes, security, step};
 use crate::executor::slurm::flags;
-use crate::executor::slurm::request::amounts;
 use crate::quantity;
+use crate::quantity::amounts;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
 use crate::render::expand::{expand, try_expand};

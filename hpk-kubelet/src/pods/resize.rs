@@ -1,4 +1,4 @@
-//! Resizing a pod that has its job: Slurm does not change the size of a job that runs, and that of one that waits is not changed
+//! Resizing a pod that was submitted: the size of a run is not changed, and that of one that waits is not changed
 //! either. So the pod keeps what it was begun with, and its status says so, as upstream's kubelet says of a resize that its node
 //! can never carry out.
 
@@ -38,7 +38,7 @@ pub fn infeasible(pod: &Pod, granted: &Granted) -> Option<String> {
         .collect();
     (!names.is_empty()).then(|| {
         format!(
-            "containers {}: a Slurm job keeps the size that it was submitted with; delete the pod and make it anew with other resources",
+            "containers {}: a pod keeps the size that it was submitted with; delete the pod and make it anew with other resources",
             names.join(", ")
         )
     })
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(granted.len(), 3);
         assert_eq!(infeasible(&pod("1"), &granted), None);
         let message = infeasible(&pod("2"), &granted).expect("a resize");
-        assert!(message.starts_with("containers a: a Slurm job keeps"), "{message}");
+        assert!(message.starts_with("containers a: a pod keeps"), "{message}");
         // A kubelet of another version wrote nothing of it.
         assert_eq!(infeasible(&pod("2"), &Granted::new()), None);
     }

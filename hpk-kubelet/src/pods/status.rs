@@ -406,9 +406,9 @@ fn conditions(
                 JOB_STARTED,
                 false,
                 Some(if job.reason.is_empty() || job.reason == "None" { "Pending" } else { &job.reason }),
-                Some(format!("Slurm job {} is pending: {}", job.id, pending_text(&job.reason))),
+                Some(format!("{} {} is pending: {}", job.words().run, job.id, job.why)),
             ),
-            _ => wanted(JOB_STARTED, true, None, Some(format!("Slurm job {} on {}", job.id, job.nodes))),
+            _ => wanted(JOB_STARTED, true, None, Some(format!("{} {} on {}", job.words().run, job.id, job.nodes))),
         });
     }
     let resize = resize::infeasible(input.pod, input.granted).filter(|_| !phase::is_terminal(Some(phase)));
@@ -447,38 +447,6 @@ fn finish(wanted: Wanted, input: &Input<'_>) -> PodCondition {
         status: status.to_owned(),
         type_: wanted.kind.to_owned(),
     }
-}
-
-/// What Slurm's shorthand means, for the reasons that users meet most.
-#[must_use]
-pub fn pending_text(reason: &str) -> String {
-    let text = match reason {
-        "" | "None" => "waits for Slurm's scheduler",
-        "Resources" => "waits for free resources",
-        "Priority" => "jobs of higher priority wait before it",
-        "PartitionTimeLimit" => {
-            "its time limit exceeds the partition's: lower --time in the pod's flags, or choose another partition"
-        }
-        "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
-        "PartitionConfig" | "BadConstraints" => {
-            "no node of the partition can satisfy the request: lower it or choose another partition"
-        }
-        "PartitionDown" | "PartitionInactive" => "the partition is not up",
-        "ReqNodeNotAvail" => "a node that it needs is not available",
-        "AssocGrpCpuLimit"
-        | "AssocGrpMemLimit"
-        | "AssocGrpJobsLimit"
-        | "AssocMaxJobsLimit"
-        | "QOSMaxCpuPerUserLimit"
-        | "QOSMaxJobsPerUserLimit"
-        | "QOSGrpCpuLimit"
-        | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
-        "JobHeldUser" | "JobHeldAdmin" => "it is held: scontrol release lets it go",
-        "Dependency" => "it waits for another job",
-        "BeginTime" => "its begin time has not come",
-        _ => return reason.to_owned(),
-    };
-    format!("{reason}: {text}").trim_start_matches(": ").to_owned()
 }
 
 fn go_list(names: &[&str]) -> String {

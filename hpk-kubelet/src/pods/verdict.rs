@@ -1,6 +1,6 @@
-//! What the end of a Slurm job means for its pod, when the supervisor's own word does not say it all.
+//! What the end of a run means for its pod, when the supervisor's own word does not say it all.
 //!
-//! The supervisor knows how containers ended; only Slurm knows time limits, preemption, dead nodes and
+//! The supervisor knows how containers ended; only the executor knows time limits, preemption, dead nodes and
 //! cancellations. One pure function merges the two.
 
 use crate::executor::run::{Run, RunPhase};
@@ -62,45 +62,44 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&Lau
     if finished && !by_slurm {
         return None;
     }
-    let id = &job.id;
+    let (id, words) = (&job.id, job.words());
+    let name = words.run;
     let fail = |reason, message, containers| Some(Verdict { reason, message, disruption: false, containers });
     match job.phase {
         RunPhase::Pending | RunPhase::Running => None,
         RunPhase::Timeout | RunPhase::Deadline => {
-            Some(deadline(format!("{DEADLINE_MESSAGE}: Slurm ended job {id} at its time limit")))
+            Some(deadline(format!("{DEADLINE_MESSAGE}: {name} {id} was ended at its time limit")))
         }
         RunPhase::OutOfMemory => fail(
             "OOMKilled",
-            format!("Slurm job {id} used more memory than its --mem allows; raise the pod's memory request"),
+            format!("{name} {id} used more memory than {} allows; raise the pod's memory request", words.memory_limit),
             Lost::OutOfMemory,
         ),
         RunPhase::Preempted => Some(Verdict {
             reason: "Preempted",
-            message: format!("Slurm preempted job {id}"),
+            message: format!("{name} {id} was preempted"),
             disruption: true,
             containers: Lost::Unknown,
         }),
         RunPhase::NodeFail | RunPhase::BootFail => Some(Verdict {
             reason: "NodeLost",
-            message: format!("the compute node {} of Slurm job {id} failed", job.nodes),
+            message: format!("the compute node {} of {name} {id} failed", job.nodes),
             disruption: true,
             containers: Lost::Unknown,
         }),
         RunPhase::Cancelled => {
             let by = job.killed_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
             let at = job.ended_at.map(|t| format!(" at {t}")).unwrap_or_default();
-            fail("SlurmJobCancelled", format!("Slurm job {id} was cancelled{by}{at}"), Lost::Unknown)
+            fail(words.reasons.cancelled, format!("{name} {id} was cancelled{by}{at}"), Lost::Unknown)
         }
-        RunPhase::Lost => fail(
-            "SlurmJobLost",
-            format!("neither squeue nor sacct know job {id}: its end was not recorded"),
-            Lost::Unknown,
-        ),
+        RunPhase::Lost => {
+            fail(words.reasons.lost, format!("{} {id}: its end was not recorded", words.unknown), Lost::Unknown)
+        }
         // It ended in order, by a TERM that Slurm does not account for: `scancel --signal`, a preemption that the
         // job was faster than. Upstream says so of a node's shutdown.
         RunPhase::Completed | RunPhase::Failed if finished => Some(Verdict {
             reason: "Terminated",
-            message: format!("Slurm job {id} was told to end before its pod was done"),
+            message: format!("{name} {id} was told to end before its pod was done"),
             disruption: true,
             containers: Lost::Unknown,
         }),
@@ -115,13 +114,13 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&Lau
                     let code = job.exit_code.unwrap_or(0);
                     (
                         format!(
-                            "Slurm job {id} ended with exit code {code} before the supervisor reported the pod's end; see job.out in the pod's folder"
+                            "{name} {id} ended with exit code {code} before the supervisor reported the pod's end; see job.out in the pod's folder"
                         ),
                         Lost::Unknown,
                     )
                 }
             };
-            fail("SlurmJobFailed", message, containers)
+            fail(words.reasons.failed, message, containers)
         }
     }
 }

@@ -45,7 +45,7 @@ fn a_resize_of_a_running_pod_is_told_infeasible() {
     resize("2");
     let told = ns.until_pod("p", PATIENCE, pending);
     assert_eq!(told["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "1");
-    ns.until_event("p", "ResizeInfeasible", "a Slurm job keeps the size that it was submitted with");
+    ns.until_event("p", "ResizeInfeasible", "a pod keeps the size that it was submitted with");
     resize("1");
     ns.until_pod("p", PATIENCE, |pod| !pending(pod));
 }

@@ -3,6 +3,7 @@
 use super::cluster::{self, Capacity};
 use super::job;
 use super::limits::Site;
+use crate::executor::Times;
 use crate::executor::run::Run;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -119,15 +120,6 @@ pub struct Client {
     srun: Option<PathBuf>,
     /// Soft limit of open files that jobs are to have, where it is not our own.
     open_files: Option<u64>,
-}
-
-/// Times of a site's Slurm, seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Times {
-    /// From Slurm's TERM to its KILL.
-    pub kill_wait: Option<u32>,
-    /// How long its commands wait for slurmctld.
-    pub message_timeout: Option<u32>,
 }
 
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.

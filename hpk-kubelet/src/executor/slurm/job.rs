@@ -1,6 +1,7 @@
 //! What Slurm says of a job: the answers of `squeue --json` and `sacct --json`, reduced to what a pod needs.
 
 use crate::executor::run::{Run, RunPhase};
+use crate::executor::words::Kind;
 use jiff::Timestamp;
 use serde_json::Value;
 use thiserror::Error;
@@ -53,12 +54,14 @@ fn squeue_job(value: &Value) -> Option<Run> {
         folder: text(&value["current_working_directory"]),
         phase: state,
         completing,
+        why: if state == RunPhase::Pending { pending_text(&text(&value["state_reason"])) } else { String::new() },
         reason: text(&value["state_reason"]),
         nodes: text(&value["nodes"]),
         exit_code: exit_code(&value["exit_code"]),
         started_at: time(&value["start_time"]).filter(|_| state != RunPhase::Pending),
         ended_at: time(&value["end_time"]).filter(|_| state.is_over()),
         killed_by: None,
+        kind: Kind::Slurm,
     })
 }
 
@@ -72,12 +75,45 @@ fn sacct_job(value: &Value) -> Option<Run> {
         phase: state,
         completing,
         reason: text(&value["state"]["reason"]),
+        why: String::new(),
         nodes: text(&value["nodes"]),
         exit_code: exit_code(&value["exit_code"]),
         started_at: time(&value["time"]["start"]).filter(|_| state != RunPhase::Pending),
         ended_at: time(&value["time"]["end"]).filter(|_| state.is_over()),
         killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
+        kind: Kind::Slurm,
     })
+}
+
+/// What Slurm's shorthand means, for the reasons that users meet most.
+fn pending_text(reason: &str) -> String {
+    let text = match reason {
+        "" | "None" => "waits for Slurm's scheduler",
+        "Resources" => "waits for free resources",
+        "Priority" => "jobs of higher priority wait before it",
+        "PartitionTimeLimit" => {
+            "its time limit exceeds the partition's: lower --time in the pod's flags, or choose another partition"
+        }
+        "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
+        "PartitionConfig" | "BadConstraints" => {
+            "no node of the partition can satisfy the request: lower it or choose another partition"
+        }
+        "PartitionDown" | "PartitionInactive" => "the partition is not up",
+        "ReqNodeNotAvail" => "a node that it needs is not available",
+        "AssocGrpCpuLimit"
+        | "AssocGrpMemLimit"
+        | "AssocGrpJobsLimit"
+        | "AssocMaxJobsLimit"
+        | "QOSMaxCpuPerUserLimit"
+        | "QOSMaxJobsPerUserLimit"
+        | "QOSGrpCpuLimit"
+        | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
+        "JobHeldUser" | "JobHeldAdmin" => "it is held: scontrol release lets it go",
+        "Dependency" => "it waits for another job",
+        "BeginTime" => "its begin time has not come",
+        _ => return reason.to_owned(),
+    };
+    format!("{reason}: {text}").trim_start_matches(": ").to_owned()
 }
 
 /// Base state out of Slurm's list of base state and flags (`["RUNNING","COMPLETING"]`).

@@ -2,9 +2,10 @@
 
 use super::flags;
 use super::limits::{Limits, Site, SiteMemory, TimeLimit};
-use super::script::quote;
+use crate::executor::Asked;
+use crate::executor::script::quote;
 use crate::pods::step;
-use crate::quantity;
+use crate::quantity::{self, amounts};
 use hpk_api::plan::PodRef;
 use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
@@ -139,14 +140,6 @@ fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
     all
 }
 
-/// Millicores of `cpu`, units of everything else.
-pub(crate) fn amounts(map: Option<&BTreeMap<String, Quantity>>) -> Amounts {
-    map.into_iter()
-        .flatten()
-        .map(|(name, q)| (name.clone(), if name == "cpu" { quantity::milli_of(q) } else { quantity::value_of(q) }))
-        .collect()
-}
-
 fn add(total: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let sum = total.entry(name.clone()).or_default();
@@ -161,21 +154,10 @@ fn largest(total: &mut Amounts, other: &Amounts) {
     }
 }
 
-/// What is asked of sbatch for a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
-    /// Arguments, without the script.
-    pub arguments: Vec<String>,
-    /// Those of them that say what the job takes, for people.
-    pub asked: String,
-    /// What the user should know: reason and message of a Warning event each.
-    pub warnings: Vec<(&'static str, String)>,
-}
-
 /// Makes the request: what the pod's fields ask for; then `given`, the user's flags, which win over it; then what HPK itself
 /// needs, which nothing wins over.
 #[must_use]
-pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site: &Site, given: &[String]) -> Request {
+pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site: &Site, given: &[String]) -> Asked {
     let limits = site.limits(flags::value(given, "partition"));
     let needs = needs(pod, defaults, limits.memory);
     let has = |names: &[&str]| names.iter().any(|name| flags::has(given, name));
@@ -229,7 +211,7 @@ pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site
         format!("--signal=B:TERM@{}", time.warning),
     ]);
     let asked: Vec<String> = asked.iter().map(|word| quote(word)).collect();
-    Request { arguments, asked: asked.join(" "), warnings }
+    Asked { arguments, asked: asked.join(" "), warnings }
 }
 
 /// The devices that the pod's resources ask for, and those of the user's own flag: one flag, since the last one holds. A

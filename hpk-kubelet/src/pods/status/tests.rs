@@ -163,7 +163,12 @@ fn a_resize_that_slurm_cannot_do() {
 #[test]
 fn pending_in_slurm() {
     let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
-    case.job = Some(Run { phase: RunPhase::Pending, reason: "Resources".into(), ..Run::lost("7", "u") });
+    case.job = Some(Run {
+        phase: RunPhase::Pending,
+        reason: "Resources".into(),
+        why: "Resources: waits for free resources".into(),
+        ..Run::lost("7", "u")
+    });
     let status = case.status();
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     assert_eq!(

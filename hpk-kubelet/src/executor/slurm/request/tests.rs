@@ -126,7 +126,7 @@ fn gpus() {
     assert_eq!(gres(&BTreeMap::new(), None), None);
 }
 
-fn asks(spec: &Value, flags: &[&str], site: &Site) -> Request {
+fn asks(spec: &Value, flags: &[&str], site: &Site) -> Asked {
     let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u-1".into() };
     let given: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
     request(&pod(spec), &who, Path::new("/home/a/.hpk/pods/u-1"), &Defaults::default(), site, &given)

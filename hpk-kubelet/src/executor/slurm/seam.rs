@@ -1,0 +1,79 @@
+//! Slurm behind the seam: translates questions of the kubelet into Slurm's commands.
+
+use super::client::{Client, SlurmError};
+use super::cluster::Capacity;
+use super::limits::Site;
+use super::{flags, request};
+use crate::executor::run::Run;
+use crate::executor::words::{Kind, Words};
+use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use std::path::Path;
+use tokio::process::Child;
+
+impl From<SlurmError> for ExecutorError {
+    fn from(error: SlurmError) -> Self {
+        let (is_transient, is_refusal) = (error.is_transient(), error.is_refusal());
+        Self::new(error, is_transient, is_refusal)
+    }
+}
+
+impl Executor for Client {
+    fn words(&self) -> &'static Words {
+        Kind::Slurm.words()
+    }
+
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
+        let Asking { pod, cluster, .. } = asking;
+        let (annotations, policy) = (pod.metadata.annotations.as_ref(), cluster.pod_flags);
+        let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
+        let priority = cluster.priority_classes.get(class);
+        let given = flags::of_step(annotations, policy).and_then(|_| {
+            let mut list = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
+            list.extend(flags::of_job(annotations, policy)?);
+            Ok(list)
+        });
+        let given = given.map_err(|error| error.to_string())?;
+        Ok(request::request(pod, asking.who, asking.folder, asking.defaults, asking.site, &given))
+    }
+
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {
+        Box::pin(async move { Ok(self.submit(submission.arguments, submission.script).await?) })
+    }
+
+    fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>> {
+        Box::pin(async move { Ok(self.queue(ids).await?) })
+    }
+
+    fn remembered<'a>(&'a self, which: Past<'a>) -> Answer<'a, Option<Vec<Run>>> {
+        Box::pin(async move {
+            Ok(match which {
+                Past::Ids(ids) => self.accounting(ids).await?,
+                Past::Names(names, since) => self.accounting_of_names(names, since).await?,
+            })
+        })
+    }
+
+    fn cancel<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.cancel(id).await?) })
+    }
+
+    fn terminate<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.terminate(id).await?) })
+    }
+
+    fn step(&self, id: &str, netns: &Path, folder: &Path) -> Result<Child, ExecutorError> {
+        Ok(self.step(id, netns, folder)?)
+    }
+
+    fn capacity(&self) -> Answer<'_, Capacity> {
+        Box::pin(async move { Ok(self.capacity().await?) })
+    }
+
+    fn site(&self) -> Answer<'_, Option<Site>> {
+        Box::pin(async move { Ok(self.site().await?) })
+    }
+
+    fn times(&self) -> Answer<'_, Times> {
+        Box::pin(async move { Ok(self.times().await?) })
+    }
+}
