@@ -72,7 +72,7 @@ impl Backend for Kubelet {
     async fn node_stats(&self) -> NodeStats {
         NodeStats {
             started_at: Some(self.started_at),
-            memory_capacity_bytes: self.ctx.node.borrow().capacity.memory_mib << 20,
+            memory_capacity_bytes: self.ctx.node.borrow().part(None).all.memory_mib << 20,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod executor;
 pub mod home;
 pub mod link_port;
+pub mod nodes;
 pub mod pods;
 pub mod quantity;
 pub mod render;

@@ -19,14 +19,15 @@ use hpk_kubelet::executor::slurm::request::Defaults;
 use hpk_kubelet::executor::{Executor, Times};
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::link_port;
+use hpk_kubelet::nodes::{Clients, Nodes};
 use hpk_kubelet::pods::folder;
 use hpk_kubelet::watch;
 use hpk_link::lasting;
 use hpk_link::server::LinkServer;
 use hpk_server::{ServerConfig, TlsFiles};
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -118,7 +119,9 @@ async fn run(args: Args) -> Result<()> {
     let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = api_client(&cluster).await?;
+    let nodes = Arc::new(Nodes::of(&cluster));
+    let clients = Clients::new(&api_config(&cluster).await?, &nodes)?;
+    let client = clients.first().clone();
     let executor: Arc<dyn Executor> = Arc::new(Slurm::find()?.with_open_files(descriptors::raise()));
     let images = ImageStore::new(StoreConfig {
         root: home.images(),
@@ -133,7 +136,10 @@ async fn run(args: Args) -> Result<()> {
         Times::default()
     });
     let facts = NodeFacts::measure(&*executor).await;
-    tracing::info!(node = %cluster.node_name, cpus = facts.capacity.cpus, memory_mib = facts.capacity.memory_mib, nodes = facts.capacity.nodes, "starts");
+    for node in nodes.iter() {
+        let all = facts.part(Some(node)).all;
+        tracing::info!(node = %node.name, cpus = all.cpus, memory_mib = all.memory_mib, nodes = all.nodes, "starts");
+    }
     let (facts_sender, node) = tokio::sync::watch::channel(facts);
     let recorder = Recorder::start(client.clone(), cluster.node_name.clone());
     if let Some(taken) = taken {
@@ -152,8 +158,10 @@ async fn run(args: Args) -> Result<()> {
     let carriers = Carriers::start(links.clone(), executor.clone(), install.netns.clone());
     let ctx = Context {
         recorder: recorder.clone(),
-        services: watch::services(client.clone()),
-        client: client.clone(),
+        services: watch::all(client.clone(), "watch of services"),
+        node_objects: watch::all(client.clone(), "watch of nodes"),
+        clients: clients.clone(),
+        nodes: nodes.clone(),
         install,
         executor: executor.clone(),
         images: images.clone(),
@@ -175,7 +183,7 @@ async fn run(args: Args) -> Result<()> {
     let api = listen(cluster.kubelet_addr)
         .with_context(|| format!("cannot serve the kubelet API on {}", cluster.kubelet_addr))?;
     let server = ServerConfig {
-        node_name: cluster.node_name.clone(),
+        nodes: nodes.iter().map(|n| n.name.clone()).collect(),
         tls: TlsFiles {
             certificate: pki.join("kubelet-server.crt"),
             key: pki.join("kubelet-server.key"),
@@ -194,7 +202,8 @@ async fn run(args: Args) -> Result<()> {
         .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
     lasting::spawn("images", collect_images(images.clone(), images_home));
     let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
-    lasting::spawn("node", node::keep(client.clone(), cluster.clone(), executor, images, facts_sender, way_out));
+    let kept = node::keep(clients, (*nodes).clone(), cluster.clone(), executor, images, facts_sender, way_out);
+    lasting::spawn("nodes", kept);
     lasting::spawn("watch of links", watch::links(link_events.links, tx.clone()));
     let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
     lasting::spawn("notices", tell_notices(heard, recorder));
@@ -212,7 +221,7 @@ async fn run(args: Args) -> Result<()> {
             member: member_link,
         }),
     );
-    lasting::spawn("watch of pods", watch::pods(client, cluster.node_name, tx));
+    lasting::spawn("watch of pods", watch::pods(client, nodes, tx));
     controller.run(events, stop).await;
     Ok(())
 }
@@ -284,12 +293,11 @@ fn images_in_use(home: &Home) -> Result<HashSet<String>> {
     Ok(in_use)
 }
 
-async fn api_client(cluster: &ClusterConfig) -> Result<Client> {
+async fn api_config(cluster: &ClusterConfig) -> Result<Config> {
     let path = PathBuf::from(&cluster.pki_dir).join("kubelet.kubeconfig");
     let kubeconfig =
         Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}: run hpk up", path.display()))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
 }
 
 fn stop_on_signals(stop: CancellationToken) -> Result<()> {

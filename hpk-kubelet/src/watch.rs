@@ -1,25 +1,32 @@
 //! The watches that feed the controller: pods of this node, services, links.
 
 use crate::controller::{Event, Sender};
+use crate::nodes::Nodes;
 use futures::{StreamExt, TryStreamExt};
 use hpk_link::server::LinkEvent;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::sync::mpsc::error::SendError;
 
-/// Pods bound to `node`, for ever. Those of a list come oldest first, as upstream's kubelet takes them: after a start, what only
+/// Pods bound to our Nodes, for ever. Those of a list come oldest first, as upstream's kubelet takes them: after a start, what only
 /// one can have (a port of the Node) is the older pod's.
-pub async fn pods(client: Client, node: String, tx: Sender) {
+pub async fn pods(client: Client, nodes: Arc<Nodes>, tx: Sender) {
     let api: Api<Pod> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let config = watcher::Config::default().fields(&nodes.selector());
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed: Vec<Arc<Pod>> = Vec::new();
     while let Some(event) = events.next().await {
         let sent = match event {
+            Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod) | watcher::Event::Delete(pod))
+                if nodes.of_pod(&pod).is_none() =>
+            {
+                Ok(())
+            }
             Ok(watcher::Event::Init) => {
                 listed.clear();
                 Ok(())
@@ -56,21 +63,22 @@ fn age(pod: &Pod) -> impl Ord {
     (pod.creation_timestamp(), pod.namespace(), pod.name_any())
 }
 
-/// All services, kept up to date.
+/// All objects of a kind, kept up to date.
 #[must_use]
-pub fn services(client: Client) -> Store<Service> {
+pub fn all<K>(client: Client, task: &'static str) -> Store<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (reader, writer) = reflector::store();
-    let stream = watcher(Api::<Service>::all(client), watcher::Config::default())
-        .default_backoff()
-        .reflect(writer)
-        .applied_objects();
-    hpk_link::lasting::spawn("watch of services", async move {
+    let stream =
+        watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    hpk_link::lasting::spawn(task, async move {
         let mut stream = std::pin::pin!(stream);
         loop {
             match stream.try_next().await {
                 Ok(Some(_)) => {}
                 Ok(None) => return,
-                Err(error) => tracing::warn!(%error, "watch of services"),
+                Err(error) => tracing::warn!(%error, "{task}"),
             }
         }
     });

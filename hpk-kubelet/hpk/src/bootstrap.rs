@@ -4,6 +4,7 @@
 
 use crate::flags_policy;
 use crate::home::Home;
+use crate::partition_nodes;
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
@@ -72,6 +73,7 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     for binding in bindings() {
         apply::<ClusterRoleBinding>(&Api::all(client.clone()), binding).await?;
     }
+    partition_nodes::run(&client, &cluster, &labels()).await?;
     apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), flags_policy::policy(&labels())).await?;
     apply::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), flags_policy::binding(&labels())).await?;
     // The API server makes it a moment after it is ready; the service needs it now.
@@ -106,7 +108,7 @@ where
 }
 
 /// Server-side apply: fields that others own stay theirs.
-async fn apply<K>(api: &Api<K>, object: Value) -> Result<(), BootstrapError>
+pub(crate) async fn apply<K>(api: &Api<K>, object: Value) -> Result<(), BootstrapError>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
 {

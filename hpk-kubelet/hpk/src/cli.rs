@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::ContainerLogs;
 use hpk_api::images::{ImageRules, LocalChoice};
 use hpk_api::net::NetworkMode;
+use hpk_api::nodes::Chosen;
 use hpk_api::pod_flags::PodFlags;
 use hpk_api::quantity;
 use std::ffi::OsString;
@@ -36,7 +37,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the control plane and hpk-kubelet, and wait until they serve
-    Up(Up),
+    Up(Box<Up>),
     /// Stop them in order; pods' jobs go on, and are found again by the next up
     Down(Down),
     /// Show what runs
@@ -100,6 +101,7 @@ pub(crate) enum Command {
   hpk up --network cni:site-net                   pods in a network that the site has set up for Apptainer
   hpk up --container-log-max-size 100Mi           keep more of what containers print
   hpk up --pod-flags list                         pods of others: no flags that take more of the cluster
+  hpk up --node-per-partition                     a Node for each partition of Slurm
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --local-images /scratch/me/images        image files from there only
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
@@ -151,6 +153,18 @@ pub(crate) struct Up {
     /// high='--qos=high --nice=0'; may be repeated; each is kept until its class is given again, without flags to remove it
     #[arg(long, value_name = "NAME=FLAGS", value_parser = priority_class)]
     pub priority_class: Vec<(String, String)>,
+    /// Make a Node of each partition beside the default one's, so that pods choose partitions by nodeSelector, affinity and
+    /// tolerations; kept until --partitions is given
+    #[arg(long, conflicts_with = "partitions")]
+    pub node_per_partition: bool,
+    /// Make a Node of each of these partitions, with commas between, or of none but the default one; kept until it, or
+    /// --node-per-partition, is given again. Pods on a Node that is left out end [default: none]
+    #[arg(long, value_name = "NAMES|none", value_parser = partitions)]
+    pub partitions: Option<Chosen>,
+    /// Whether Nodes of further partitions have the taint slurm.hpk.io/partition=NAME:NoSchedule, which keeps pods off that
+    /// do not tolerate it; kept until it is given again [default: on]
+    #[arg(long, value_name = "WHETHER", value_enum)]
+    pub partition_taint: Option<Switch>,
     /// Which flags of Slurm's pods may give by their annotations (slurm-job.hpk.io/flags); kept until it is given again.
     /// allow: all that docs/guide/pods.md lists. list: those that say where and when a job runs, such as --partition and
     /// --time. deny: none. For a cluster that others may create pods in. Jobs that are submitted stay as they are
@@ -221,6 +235,26 @@ fn default_memory(text: &str) -> Result<DefaultMemory, String> {
     bytes
         .map(|b| DefaultMemory(Some(b)))
         .ok_or_else(|| "must be site, or a Kubernetes quantity of bytes, at least 1Mi, such as 512Mi or 2Gi".to_owned())
+}
+
+fn partitions(text: &str) -> Result<Chosen, String> {
+    if text == "none" {
+        return Ok(Chosen::None);
+    }
+    let names: Vec<String> = text.split(',').map(|n| n.trim().to_owned()).collect();
+    if names.iter().any(String::is_empty) {
+        return Err("must be none, or names of partitions with commas between".to_owned());
+    }
+    Ok(Chosen::Listed(names))
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 fn priority_class(text: &str) -> Result<(String, String), String> {

@@ -6,6 +6,7 @@
 
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::images::ImageRules;
+use hpk_api::nodes::{self, Partitions, Vendor};
 use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
 use serde::{Deserialize, Serialize};
@@ -260,6 +261,8 @@ pub(crate) fn cluster(
         container_logs: ContainerLogs::default(),
         default_memory: None,
         priority_classes: std::collections::BTreeMap::new(),
+        partitions: Partitions::default(),
+        gpu_vendor: Vendor::default(),
         pod_flags: PodFlags::default(),
         images: ImageRules::default(),
         pki_dir: pki_dir.display().to_string(),
@@ -268,15 +271,7 @@ pub(crate) fn cluster(
 
 /// `hpk-<cluster name>`, made a DNS label: Slurm's ClusterName may have other characters.
 fn node_name(cluster_name: &str) -> String {
-    let mut label: String = cluster_name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .take(50)
-        .collect();
-    while label.ends_with('-') {
-        label.pop();
-    }
-    format!("hpk-{label}").trim_end_matches('-').to_owned()
+    format!("hpk-{}", nodes::label(cluster_name)).trim_end_matches('-').to_owned()
 }
 
 /// `path`, if a socket can be there: its name must fit, and the file system must know sockets.

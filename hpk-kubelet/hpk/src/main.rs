@@ -11,6 +11,7 @@ mod expose;
 mod flags_policy;
 mod home;
 mod kubeconfig;
+mod partition_nodes;
 mod pki;
 mod progress;
 mod site;
@@ -45,7 +46,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
-            Command::Up(args) => up::run(args).await,
+            Command::Up(args) => up::run(*args).await,
             Command::Down(args) => down::run(&args).await,
             Command::Status(args) => status::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,

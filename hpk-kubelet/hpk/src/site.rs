@@ -61,6 +61,32 @@ pub(crate) fn cluster_name() -> Result<String, SiteError> {
         .ok_or(SiteError::Slurm { command: "scontrol show config", message: "no ClusterName in it".into() })
 }
 
+/// The partitions that the user sees, and the one of jobs that name none.
+///
+/// # Errors
+/// When sinfo does not say.
+pub(crate) fn partitions() -> Result<(Vec<String>, Option<String>), SiteError> {
+    let text = slurm("sinfo", &["--noheader", "--format=%P"])?;
+    let (all, marked) = partitions_of(&text);
+    Ok((all, std::env::var("SBATCH_PARTITION").ok().filter(|p| !p.is_empty()).or(marked)))
+}
+
+/// Partitions of sinfo's text, where the default one has a star.
+fn partitions_of(text: &str) -> (Vec<String>, Option<String>) {
+    let mut all: Vec<String> = Vec::new();
+    let mut usual = None;
+    for word in text.split_whitespace() {
+        let name = word.trim_end_matches('*').to_owned();
+        if name != word {
+            usual = Some(name.clone());
+        }
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    (all, usual)
+}
+
 /// The value of `key` in the text of `scontrol show config`.
 fn config_value(text: &str, key: &str) -> Option<String> {
     text.lines().find_map(|l| {
@@ -123,6 +149,13 @@ mod tests {
         let text = "Configuration data as of 2026\nXClusterName = no\nClusterName             = site\nA = b\n";
         assert_eq!(config_value(text, "ClusterName").as_deref(), Some("site"));
         assert_eq!(config_value("ClusterName = \n", "ClusterName"), None);
+    }
+
+    #[test]
+    fn partitions_are_listed_once_and_the_default_one_is_known() {
+        let list = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(partitions_of("main*\ndebug\nmain*\n"), (list(&["main", "debug"]), Some("main".to_owned())));
+        assert_eq!(partitions_of("a\n"), (list(&["a"]), None));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs};
 use hpk_api::images::ImageRules;
 use hpk_api::net::NetworkMode;
+use hpk_api::nodes::{Chosen, Partitions};
 use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
@@ -129,6 +130,16 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if priority_classes(args, runs.priority_classes.clone()) != runs.priority_classes {
         bail!("--priority-class: the control plane is running with other flags: run hpk down first");
     }
+    let asked = partitions(args, &runs.partitions);
+    for (flag, same) in [
+        ("--partitions", args.node_per_partition || asked.chosen == runs.partitions.chosen),
+        ("--node-per-partition", !args.node_per_partition || asked.chosen == runs.partitions.chosen),
+        ("--partition-taint", asked.untainted == runs.partitions.untainted),
+    ] {
+        if !same {
+            bail!("{flag}: the control plane is running with another one: run hpk down first");
+        }
+    }
     let logs = container_logs(args, runs.container_logs);
     let images = images(args, &runs.images)?;
     for (flag, same) in [
@@ -151,6 +162,28 @@ fn priority_classes(args: &cli::Up, former: BTreeMap<String, String>) -> BTreeMa
     classes.extend(args.priority_class.iter().cloned());
     classes.retain(|_, flags| !flags.is_empty());
     classes
+}
+
+/// As asked for, else as they were.
+fn partitions(args: &cli::Up, former: &Partitions) -> Partitions {
+    let mut partitions = former.clone();
+    if args.node_per_partition {
+        partitions.chosen = Chosen::All;
+    }
+    if let Some(chosen) = &args.partitions {
+        partitions.chosen.clone_from(chosen);
+    }
+    if let Some(taint) = args.partition_taint {
+        partitions.untainted = taint == cli::Switch::Off;
+    }
+    partitions
+}
+
+/// The Nodes of the partitions that are chosen, by what Slurm has now.
+fn find_partitions(cluster: &mut ClusterConfig) -> Result<()> {
+    let (all, usual) = if cluster.partitions.chosen == Chosen::None { (Vec::new(), None) } else { site::partitions()? };
+    let found = cluster.partitions.resolve(&cluster.node_name, &all, usual.as_deref());
+    found.map_err(|why| anyhow!("--partitions: {why}"))
 }
 
 /// As asked for, else as it was.
@@ -239,7 +272,10 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.default_memory = former.default_memory;
         cluster.priority_classes = former.priority_classes;
         cluster.images = former.images;
+        cluster.partitions = former.partitions;
     }
+    cluster.partitions = partitions(args, &cluster.partitions);
+    find_partitions(&mut cluster)?;
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
         bail!("cluster.json: container_logs: {why}: give --container-log-max-size and --container-log-max-files");
@@ -500,14 +536,16 @@ async fn default_account(client: kube::Client, progress: &Progress) -> Result<()
 
 async fn node_ready(home: &Home, client: &kube::Client, progress: &Progress) -> Result<()> {
     let cluster: ClusterConfig = need_json(&home.cluster_json())?;
-    progress.waiting(format!("waiting for node {} to be Ready", cluster.node_name));
     let nodes: kube::Api<Node> = kube::Api::all(client.clone());
     let ready = |node: Option<&Node>| {
         node.and_then(|n| n.status.as_ref()?.conditions.as_ref())
             .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
     };
-    kube::runtime::wait::await_condition(nodes, &cluster.node_name, ready).await?;
-    progress.done(&format!("node {} Ready", cluster.node_name));
+    for name in std::iter::once(&cluster.node_name).chain(cluster.partitions.nodes.iter().map(|n| &n.name)) {
+        progress.waiting(format!("waiting for node {name} to be Ready"));
+        kube::runtime::wait::await_condition(nodes.clone(), name, ready).await?;
+        progress.done(&format!("node {name} Ready"));
+    }
     Ok(())
 }
 
@@ -596,7 +634,7 @@ mod tests {
     fn up(flags: &[&str]) -> cli::Up {
         let cli = cli::Cli::try_parse_from(["hpk", "up"].iter().chain(flags)).unwrap();
         let cli::Command::Up(up) = cli.command else { panic!("{cli:?}") };
-        up
+        *up
     }
 
     #[test]
@@ -606,6 +644,24 @@ mod tests {
         let list = [("a".to_owned(), "--nice=1".to_owned()), ("b".to_owned(), "--qos=b".to_owned())];
         assert_eq!(two, list.clone().into());
         assert_eq!(priority_classes(&up(&["--priority-class=b="]), two), list.into_iter().take(1).collect());
+    }
+
+    #[test]
+    fn partitions_stay_until_they_are_given_again() {
+        let all = partitions(&up(&["--node-per-partition"]), &Partitions::default());
+        assert_eq!(all.chosen, Chosen::All);
+        assert_eq!(partitions(&up(&[]), &all), all);
+        let two = partitions(&up(&["--partitions=a,b", "--partition-taint=off"]), &all);
+        assert_eq!(two.chosen, Chosen::Listed(vec!["a".to_owned(), "b".to_owned()]));
+        assert!(two.untainted && partitions(&up(&[]), &two).untainted);
+        assert_eq!(partitions(&up(&["--partitions=none"]), &two).chosen, Chosen::None);
+        let mut runs = decide::tests::layout().cluster;
+        runs.partitions = two;
+        assert!(refuse_changes(&up(&["--partitions=a,b", "--partition-taint=off"]), &runs).is_ok());
+        for flag in ["--partitions=a", "--node-per-partition", "--partition-taint=on"] {
+            let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
+            assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");
+        }
     }
 
     #[test]

@@ -38,8 +38,8 @@ const MAX_HEAD: usize = 128 << 10;
 /// What the server needs beside its backend.
 #[derive(Clone)]
 pub struct ServerConfig {
-    /// The Node's name, for authorization.
-    pub node_name: String,
+    /// Names of the Nodes that it serves, at least one. The first stands for all of them in authorization.
+    pub nodes: Vec<String>,
     /// Certificate, key, client CA.
     pub tls: TlsFiles,
     /// For TokenReview and SubjectAccessReview.
@@ -52,8 +52,9 @@ pub struct ServerConfig {
 /// When the certificate, its key or the client CA cannot be used.
 pub fn start<B: Backend>(listener: TcpListener, config: ServerConfig, backend: Arc<B>) -> Result<(), TlsError> {
     let tls = Arc::new(Tls::load(&config.tls)?);
-    let auth = Auth::new(config.client, config.node_name.clone());
-    let service = Arc::new(Service::new(config.node_name, auth, backend));
+    let first = config.nodes.first().cloned().unwrap_or_default();
+    let auth = Auth::new(config.client, first);
+    let service = Arc::new(Service::new(config.nodes, auth, backend));
     let refreshed = tls.clone();
     lasting::spawn("certificates of the kubelet API", async move {
         loop {

@@ -85,7 +85,7 @@ pub(crate) struct MetricsApi {
 impl MetricsApi {
     pub(crate) async fn serve<B: Backend>(
         &self,
-        node_name: &str,
+        nodes: &[String],
         backend: &Arc<B>,
         method: &str,
         path: &str,
@@ -104,10 +104,10 @@ impl MetricsApi {
             Path::Group => json(&group()),
             Path::Resources => json(&resources()),
             Path::Nodes(name) => {
-                let node = node(node_name, &self.sample(backend).await);
+                let samples = self.sample(backend).await;
                 match name {
-                    None => json(&list("NodeMetricsList", vec![node])),
-                    Some(name) if name == node_name => json(&node),
+                    None => json(&list("NodeMetricsList", nodes.iter().map(|n| node(n, nodes, &samples)).collect())),
+                    Some(name) if nodes.contains(&name) => json(&node(&name, nodes, &samples)),
                     Some(name) => not_found("nodes", &name),
                 }
             }
@@ -226,9 +226,11 @@ fn usage(cpu_nanos: u64, memory_bytes: u64) -> Value {
     value!({"cpu": format!("{cpu_nanos}n"), "memory": format!("{}Ki", memory_bytes.div_ceil(1024))})
 }
 
-/// NodeMetrics: what the pods use together.
-fn node(name: &str, samples: &[Measured]) -> Value {
-    let (cpu, memory) = samples.iter().map(Measured::total).fold((0, 0), |(c, m), (cpu, mem)| (c + cpu, m + mem));
+/// NodeMetrics: what the pods on one of `nodes` use together.
+fn node(name: &str, nodes: &[String], samples: &[Measured]) -> Value {
+    let bound = |m: &&Measured| m.now.pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name);
+    let here = samples.iter().filter(|m| nodes.len() == 1 || bound(m));
+    let (cpu, memory) = here.map(Measured::total).fold((0, 0), |(c, m), (cpu, mem)| (c + cpu, m + mem));
     let at = Timestamp::now().to_string();
     value!({
         "kind": "NodeMetrics",

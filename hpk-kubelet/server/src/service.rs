@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const RUN_OUTPUT: usize = 16 << 20;
 
 pub(crate) struct Service<B> {
-    node_name: String,
+    nodes: Vec<String>,
     auth: Auth,
     backend: Arc<B>,
     rates: Rates,
@@ -49,9 +49,9 @@ struct Counters {
 }
 
 impl<B: Backend> Service<B> {
-    pub(crate) fn new(node_name: String, auth: Auth, backend: Arc<B>) -> Self {
+    pub(crate) fn new(nodes: Vec<String>, auth: Auth, backend: Arc<B>) -> Self {
         Self {
-            node_name,
+            nodes,
             auth,
             backend,
             rates: Rates::default(),
@@ -59,6 +59,10 @@ impl<B: Backend> Service<B> {
             metrics_api: MetricsApi::default(),
             requests: Counters::default(),
         }
+    }
+
+    fn first_node(&self) -> &str {
+        self.nodes.first().map_or("", String::as_str)
     }
 
     /// Whether the caller may make this request.
@@ -72,7 +76,7 @@ impl<B: Backend> Service<B> {
         if metrics_api::is_path(request.uri().path()) {
             let query = Query::parse(head::query(&request));
             let (method, path) = (request.method().as_str(), request.uri().path());
-            return self.metrics_api.serve(&self.node_name, &self.backend, method, path, &query).await;
+            return self.metrics_api.serve(&self.nodes, &self.backend, method, path, &query).await;
         }
         let route = match route::find(request.method().as_str(), request.uri().path()) {
             Ok(route) => route,
@@ -100,7 +104,13 @@ impl<B: Backend> Service<B> {
             }
             Route::Summary => {
                 let (samples, node) = tokio::join!(stats::collect(&self.backend), self.backend.node_stats());
-                json(&stats::summary(&self.node_name, &node, &samples, (&self.rates, &self.node_cpu), Timestamp::now()))
+                json(&stats::summary(
+                    self.first_node(),
+                    &node,
+                    &samples,
+                    (&self.rates, &self.node_cpu),
+                    Timestamp::now(),
+                ))
             }
             Route::ResourceMetrics => {
                 let samples = stats::collect(&self.backend).await;
@@ -144,7 +154,7 @@ impl<B: Backend> Service<B> {
             Family::gauge("kubelet_running_pods", "[BETA] Number of pods that have a running pod sandbox");
         running.sample(&[], pods.iter().filter(|p| stats::is_running(p)).count());
         let mut node = Family::gauge("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.");
-        node.sample(&[("node", &self.node_name)], 1);
+        node.sample(&[("node", self.first_node())], 1);
         let mut out = prometheus::text([requests, running, node]);
         out.push_str(&self.backend.metrics().await);
         out

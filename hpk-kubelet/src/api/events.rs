@@ -50,14 +50,17 @@ impl Note {
     }
 }
 
+/// An event on its way.
+type Told = (ObjectReference, Note, Option<String>);
+
 /// Takes events; clones are one recorder.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    queue: mpsc::Sender<(ObjectReference, Note)>,
+    queue: mpsc::Sender<Told>,
 }
 
 impl Recorder {
-    /// Starts the task that posts.
+    /// Starts the task that posts. `node`: the first Node's name.
     #[must_use]
     pub fn start(client: Client, node: String) -> Self {
         let (queue, incoming) = mpsc::channel(QUEUE);
@@ -68,12 +71,16 @@ impl Recorder {
     /// Tells something about a pod.
     pub fn pod(&self, pod: &Pod, note: Note) {
         let reference = pod_reference(pod, note.container.as_deref());
-        self.tell(reference, note);
+        self.send((reference, note, pod.spec.as_ref().and_then(|s| s.node_name.clone())));
     }
 
-    /// Tells something about any object.
+    /// Tells something about any object, as the first Node.
     pub fn tell(&self, about: ObjectReference, note: Note) {
-        if self.queue.try_send((about, note)).is_err() {
+        self.send((about, note, None));
+    }
+
+    fn send(&self, told: Told) {
+        if self.queue.try_send(told).is_err() {
             tracing::warn!("events come faster than the API server takes them: one is dropped");
         }
     }
@@ -114,10 +121,10 @@ struct Posted {
     last: std::time::Instant,
 }
 
-async fn post_all(client: Client, node: String, mut incoming: mpsc::Receiver<(ObjectReference, Note)>) {
+async fn post_all(client: Client, first: String, mut incoming: mpsc::Receiver<Told>) {
     let mut known: HashMap<Key, Posted> = HashMap::new();
     let mut serial: u64 = 0;
-    while let Some((about, note)) = incoming.recv().await {
+    while let Some((about, note, node)) = incoming.recv().await {
         known.retain(|_, p| p.last.elapsed() < SAME);
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
@@ -140,7 +147,7 @@ async fn post_all(client: Client, node: String, mut incoming: mpsc::Receiver<(Ob
         serial += 1;
         let stamp = u128::try_from(at.0.as_nanosecond()).unwrap_or_default();
         let name = format!("{}.{:x}{:x}", about.name.as_deref().unwrap_or("event"), stamp, serial % 4096);
-        match post(&api, &namespace, &node, &name, &about, &note, &at).await {
+        match post(&api, &namespace, node.as_ref().unwrap_or(&first), &name, &about, &note, &at).await {
             Ok(()) => {
                 known.insert(key, Posted { name, count: 1, last: std::time::Instant::now() });
             }

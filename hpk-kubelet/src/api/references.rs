@@ -59,6 +59,31 @@ impl Watches {
     }
 }
 
+/// [`Watches`] of several Nodes: each may watch what its own pods refer to.
+#[derive(Clone, Debug, Default)]
+pub struct NodesWatches {
+    of: HashMap<String, Watches>,
+}
+
+impl NodesWatches {
+    /// Adds a Node's.
+    pub fn add(&mut self, node: String, watches: Watches) {
+        self.of.insert(node, watches);
+    }
+
+    /// As [`Watches::claim`], of a pod on this Node.
+    pub fn claim(&self, node: Option<&str>, uid: &str, versions: Versions) {
+        if let Some(watches) = node.and_then(|n| self.of.get(n)) {
+            watches.claim(uid, versions);
+        }
+    }
+
+    /// As [`Watches::release`], wherever the pod is.
+    pub fn release(&self, uid: &str) {
+        self.of.values().for_each(|watches| watches.release(uid));
+    }
+}
+
 async fn own<F, R>(
     client: Client,
     node: String,

@@ -6,6 +6,7 @@ use crate::carrier::Carriers;
 use crate::executor::Executor;
 use crate::executor::slurm::request::Defaults;
 use crate::home::{Home, Install};
+use crate::nodes::{Clients, Nodes};
 use crate::pods::bandwidth;
 use crate::pods::folder::Folder;
 use crate::render::downward::Facts;
@@ -15,8 +16,7 @@ use hpk_api::net::{HostPort, NetworkList, NetworkMode, NetworkPlan};
 use hpk_api::plan::Settings;
 use hpk_images::ImageStore;
 use hpk_link::server::LinkServer;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::Client;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::runtime::reflector::Store;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,8 +26,11 @@ use tokio::sync::watch;
 /// Shared by every task of the controller.
 #[derive(Clone)]
 pub struct Context {
-    /// API server.
-    pub client: Client,
+    /// API server, as each of our Nodes.
+    pub clients: Clients,
+    pub nodes: Arc<Nodes>,
+    /// The API's Node objects.
+    pub node_objects: Store<Node>,
     pub cluster: ClusterConfig,
     pub home: Home,
     pub install: Install,
@@ -41,7 +44,7 @@ pub struct Context {
     pub recorder: Recorder,
     /// All services, for environment variables.
     pub services: Store<Service>,
-    /// The node's size.
+    /// What Slurm has.
     pub node: watch::Receiver<NodeFacts>,
     /// Slurm requests.
     pub defaults: Arc<Defaults>,
@@ -113,8 +116,8 @@ impl Context {
 
     /// Facts for the downward API.
     #[must_use]
-    pub fn facts(&self, network: &NetworkPlan) -> Facts {
-        let node = self.node.borrow();
+    pub fn facts(&self, pod: &Pod, network: &NetworkPlan) -> Facts {
+        let capacity = self.node.borrow().part(self.nodes.of_pod(pod)).usable;
         Facts {
             pod_ips: if network.pod_ips.is_empty() {
                 vec![hpk_api::plan::POD_IP_PLACEHOLDER.to_owned()]
@@ -126,8 +129,8 @@ impl Context {
                 NetworkMode::Host => hpk_api::plan::POD_IP_PLACEHOLDER.to_owned(),
                 _ => self.cluster.node_ip.to_string(),
             }],
-            allocatable_milli_cpu: node.capacity.cpus * 1000,
-            allocatable_memory: node.capacity.memory_mib << 20,
+            allocatable_milli_cpu: capacity.cpus * 1000,
+            allocatable_memory: capacity.memory_mib << 20,
             allocatable_storage: EPHEMERAL_KIB << 10,
         }
     }

@@ -13,7 +13,7 @@ const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// What holds for a pod.
 pub(super) async fn of(ctx: &Context, pod: &Pod) -> LocalImages {
     let name = pod.metadata.namespace.as_deref().unwrap_or("default");
-    match Api::<Namespace>::all(ctx.client.clone()).get_metadata(name).await {
+    match Api::<Namespace>::all(ctx.clients.first().clone()).get_metadata(name).await {
         Ok(namespace) => {
             let level = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(ENFORCE));
             allowed(&ctx.cluster.images, level.map(String::as_str))

@@ -27,10 +27,11 @@ mod unlinked;
 pub use event::{Event, Sender};
 
 use crate::api::events::Note;
-use crate::api::references::Watches;
+use crate::api::references::{NodesWatches, Watches};
 use crate::pods::address::Pool;
 use crate::pods::admit;
 use crate::pods::folder::{self, Progress, Record, RecordError};
+use crate::pods::node_fit;
 use crate::pods::phase;
 use crate::pods::reconcile::{self, Stage, Step};
 use crate::pods::resize;
@@ -40,6 +41,7 @@ use entry::{Entry, Saving};
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::ObjectRef;
 use prepare::Memory;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -66,7 +68,7 @@ pub type Pods = HashMap<String, PodInfo>;
 pub struct Controller {
     ctx: Context,
     tx: Sender,
-    watches: Watches,
+    watches: NodesWatches,
     entries: HashMap<String, Entry>,
     pool: Option<Pool>,
     /// When to look at an entry again.
@@ -115,12 +117,17 @@ impl Controller {
         let pool = Pool::new(&ctx.cluster.pod_cidr, used, mark);
         tracing::info!(pods = entries.len(), "pods found on disk");
         let changes = tx.clone();
-        let watches = Watches::start(ctx.client.clone(), ctx.cluster.node_name.clone(), move |uid| {
+        let mut watches = NodesWatches::default();
+        for node in ctx.nodes.iter() {
             let changes = changes.clone();
-            async move {
-                let _ = changes.send(Event::ReferencesChanged { uid }).await;
-            }
-        });
+            let of_node = Watches::start(ctx.clients.of(&node.name).clone(), node.name.clone(), move |uid| {
+                let changes = changes.clone();
+                async move {
+                    let _ = changes.send(Event::ReferencesChanged { uid }).await;
+                }
+            });
+            watches.add(node.name.clone(), of_node);
+        }
         Ok(Self {
             ctx,
             tx,
@@ -269,7 +276,10 @@ impl Controller {
         }
         let others = self.entries.iter().filter(|(other, e)| *other != uid && e.holds_ports());
         let taken = || admit::ports_taken(pod, others.filter_map(|(_, e)| e.pod.as_deref()));
-        let Some(refusal) = admit::refuse(pod).or_else(taken) else { return };
+        let name = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
+        let node = self.ctx.node_objects.get(&ObjectRef::new(name));
+        let unfit = || node_fit::refuse(pod, node.as_deref()?);
+        let Some(refusal) = admit::refuse(pod).or_else(unfit).or_else(taken) else { return };
         self.ctx.recorder.pod(pod, Note::warning(refusal.reason, refusal.message.clone()));
         if let Some(entry) = self.entries.get_mut(uid) {
             entry.refused = Some(refusal);
@@ -342,7 +352,7 @@ impl Controller {
             Step::Remove if entry.saving != Saving::Idle => {}
             Step::Remove => {
                 entry.removing = true;
-                tasks::remove(&self.ctx, &self.tx, entry.record.pod.clone(), entry.pod.is_some());
+                tasks::remove(&self.ctx, &self.tx, entry.record.pod.clone(), entry.pod.clone());
             }
             Step::Later(wait) => self.later(uid, wait),
         }

@@ -96,6 +96,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     let asked = ctx.executor.ask(&Asking {
         pod,
         who: &record.pod,
+        node: ctx.nodes.of_pod(pod),
         folder: folder.path(),
         cluster: &ctx.cluster,
         defaults: &ctx.defaults,
@@ -181,7 +182,7 @@ async fn make(
 ) -> Result<Made, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let services = ctx.services.state();
-    let sources = match fetch::sources(&ctx.client, pod, &services, &mut memory.kept).await {
+    let sources = match fetch::sources(ctx.clients.of_pod(pod), pod, &services, &mut memory.kept).await {
         Ok(sources) => sources,
         Err(error) => {
             // Just bound pods are unknown to the Node authorizer for a moment: told only when it lasts.
@@ -199,7 +200,7 @@ async fn make(
     if let Some(blocked) = &images.volume_blocked {
         return Err(hold_all(pod, &blocked.reason, &blocked.message, images.retry));
     }
-    let facts = ctx.facts(network);
+    let facts = ctx.facts(pod, network);
     let node_resolv = Context::node_resolv();
     let input = Input {
         pod,

@@ -78,7 +78,8 @@ impl Controller {
             Err(held) => held.retry,
         };
         entry.refresh_at = Some(Instant::now() + next(&memory, retry));
-        self.watches.claim(uid, memory.kept.versions.clone());
+        let node = entry.pod.as_ref().and_then(|p| p.spec.as_ref()?.node_name.clone());
+        self.watches.claim(node.as_deref(), uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
         self.save(uid);
         self.advance(uid);

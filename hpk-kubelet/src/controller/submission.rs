@@ -50,7 +50,8 @@ impl Controller {
     pub(super) fn prepared(&mut self, uid: &str, result: Result<Ready, Held>, memory: Memory) {
         let Some(entry) = self.entries.get_mut(uid).filter(|e| e.stage() == Stage::Preparing) else { return };
         entry.preparing = None;
-        self.watches.claim(uid, memory.kept.versions.clone());
+        let node = entry.pod.as_ref().and_then(|p| p.spec.as_ref()?.node_name.clone());
+        self.watches.claim(node.as_deref(), uid, memory.kept.versions.clone());
         entry.memory = Some(memory);
         match result {
             Ok(ready) => {

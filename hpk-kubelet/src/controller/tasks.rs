@@ -311,7 +311,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
 }
 
 pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus, patch: Value) {
-    let client = ctx.client.clone();
+    let client = ctx.clients.of_pod(&pod).clone();
     spawn(tx, async move {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
@@ -348,7 +348,7 @@ pub(super) fn remove_orphans(ctx: &Context, orphans: Vec<String>) {
 }
 
 /// The folder first: an object that is gone no longer leads to it.
-pub(super) fn remove(ctx: &Context, tx: &Sender, who: PodRef, in_api: bool) {
+pub(super) fn remove(ctx: &Context, tx: &Sender, who: PodRef, pod: Option<Arc<Pod>>) {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let folder = ctx.folder(&who.uid);
@@ -359,8 +359,8 @@ pub(super) fn remove(ctx: &Context, tx: &Sender, who: PodRef, in_api: bool) {
             Err(error) => tracing::error!(pod = %who.name, %error, "removal of a pod folder"),
         }
         let mut done = true;
-        if in_api {
-            let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &who.namespace);
+        if let Some(pod) = pod {
+            let api: Api<Pod> = Api::namespaced(ctx.clients.of_pod(&pod).clone(), &who.namespace);
             if let Err(error) = node::delete_pod(&api, &who.name, &who.uid).await {
                 tracing::warn!(pod = %who.name, %error, "pod object not deleted");
                 done = false;

@@ -13,13 +13,14 @@ pub mod script;
 pub mod slurm;
 pub mod words;
 
+use crate::nodes::VirtualNode;
 use futures::future::BoxFuture;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use run::Run;
-use slurm::cluster::Capacity;
+use slurm::cluster::Cluster;
 use slurm::limits::Site;
 use slurm::request::Defaults;
 use std::fmt;
@@ -60,8 +61,8 @@ pub trait Executor: fmt::Debug + Send + Sync {
     /// It cannot be started.
     fn step(&self, id: &str, netns: &Path, folder: &Path) -> Result<Child, ExecutorError>;
 
-    /// What there is for pods.
-    fn capacity(&self) -> Answer<'_, Capacity>;
+    /// What there is for pods, node by node.
+    fn cluster(&self) -> Answer<'_, Cluster>;
 
     /// The partitions' limits; None: they are not known.
     fn site(&self) -> Answer<'_, Option<Site>>;
@@ -87,6 +88,8 @@ pub struct Times {
 pub struct Asking<'a> {
     pub pod: &'a Pod,
     pub who: &'a PodRef,
+    /// The Node that it is bound to.
+    pub node: Option<&'a VirtualNode>,
     /// The pod's folder.
     pub folder: &'a Path,
     pub cluster: &'a ClusterConfig,

@@ -10,6 +10,7 @@ pub mod claim;
 pub mod ephemeral;
 pub mod folder;
 pub mod launcher;
+pub mod node_fit;
 pub mod oom;
 pub mod phase;
 pub mod plan;

@@ -492,4 +492,4 @@ pub fn can_begin(plan: &SandboxPlan) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

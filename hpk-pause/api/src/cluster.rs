@@ -1,6 +1,7 @@
 //! `HPK_HOME/cluster.json`: what `hpk up` decided for this cluster and the other programs read.
 
 use crate::images::ImageRules;
+use crate::nodes::{Partitions, Vendor};
 use crate::pod_flags::PodFlags;
 use crate::quantity;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ pub struct ClusterConfig {
     pub version: u32,
     /// Slurm's ClusterName.
     pub cluster_name: String,
-    /// Name of the one Node: `hpk-<cluster name>`.
+    /// Name of the first Node, `hpk-<cluster name>`: of pods whose jobs name no partition.
     pub node_name: String,
     /// Address of the login node, where control plane and kubelet listen; the Node's InternalIP.
     pub node_ip: IpAddr,
@@ -56,6 +57,12 @@ pub struct ClusterConfig {
     /// Flags of sbatch for pods of a priority class, by the class' name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub priority_classes: BTreeMap<String, String>,
+    /// Who made the GPUs whose type in Slurm does not tell.
+    #[serde(default)]
+    pub gpu_vendor: Vendor,
+    /// Further Nodes, each for one partition.
+    #[serde(default)]
+    pub partitions: Partitions,
     /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
     #[serde(default)]
     pub pod_flags: PodFlags,

@@ -18,6 +18,7 @@ pub mod go_duration;
 pub mod images;
 pub mod link;
 pub mod net;
+pub mod nodes;
 pub mod plan;
 pub mod pod_flags;
 pub mod probe;

@@ -203,7 +203,7 @@ pub(crate) async fn site() -> Site {
     let kubelet = FakeKubelet { pod: Arc::new(serde_json::from_value(pod).unwrap()) };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let config = ServerConfig { node_name: "hpk".to_owned(), tls, client };
+    let config = ServerConfig { nodes: vec!["hpk".to_owned()], tls, client };
     hpk_server::start(listener, config, Arc::new(kubelet)).unwrap();
     Site { address, ca, front_proxy, _folder: folder }
 }

@@ -1,6 +1,6 @@
 //! Runs Slurm's commands. Each call is one command with a time limit and a small clean environment.
 
-use super::cluster::{self, Capacity};
+use super::cluster::{self, Cluster};
 use super::job;
 use super::limits::Site;
 use crate::executor::Times;
@@ -320,15 +320,15 @@ impl Client {
         command.spawn().map_err(|source| SlurmError::Run { command: "srun", source })
     }
 
-    /// What the nodes have together.
+    /// The nodes with what they have.
     ///
     /// # Errors
     /// sinfo failed.
-    pub async fn capacity(&self) -> Result<Capacity, SlurmError> {
+    pub async fn cluster(&self) -> Result<Cluster, SlurmError> {
         let mut command = Command::new(&self.sinfo);
-        command.args(["--Node", "--noheader", "--format=%N|%c|%m|%G|%t"]);
+        command.args(["--Node", "--noheader"]).arg(format!("--format={}", cluster::FORMAT));
         let output = run("sinfo", command).await?;
-        Ok(cluster::from_sinfo(&String::from_utf8_lossy(&output)))
+        Ok(Cluster::parse(&String::from_utf8_lossy(&output)))
     }
 }
 

@@ -1,39 +1,178 @@
-//! The cluster's size, for the Node object: the answer of `sinfo`, added up over its nodes.
+//! What the cluster has, for the Node objects: the answer of `sinfo`, added up over the nodes of a partition.
 
-use std::collections::BTreeMap;
+use super::gres::{self, Gres};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What all nodes have together.
+/// Fields of a line of sinfo, as [`Cluster::parse`] reads them.
+pub const FORMAT: &str = "%N|%c|%m|%G|%T|%R|%a|%f";
+
+/// Nodes of Slurm, each as a part of one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    members: Vec<Member>,
+}
+
+/// A node of Slurm in one of its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    node: String,
+    partition: String,
+    partition_up: bool,
+    state: State,
+    cpus: u64,
+    memory_mib: u64,
+    gres: Vec<Gres>,
+    features: BTreeSet<String>,
+}
+
+/// Whether jobs can run on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Now or when others have ended, powering up included.
+    Usable,
+    /// What runs there goes on, nothing more begins.
+    Drained,
+    /// A reservation for maintenance.
+    Maintenance,
+    /// Nothing runs there.
+    Down,
+}
+
+/// What nodes have together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     pub cpus: u64,
     /// MiB.
     pub memory_mib: u64,
-    /// gres name (`gpu`) → count.
-    pub gres: BTreeMap<String, u64>,
+    /// Kind and model of a generic resource → count.
+    pub gres: BTreeMap<(String, Option<String>), u64>,
     /// Nodes counted.
     pub nodes: u64,
 }
 
-/// Adds up `sinfo --Node --noheader --format="%N|%c|%m|%G|%t"`, each node once.
-#[must_use]
-pub fn from_sinfo(text: &str) -> Capacity {
-    let mut seen = std::collections::HashSet::new();
-    let mut total = Capacity::default();
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [name, cpus, memory, gres, ..] = fields[..] else { continue };
-        if !seen.insert(name.to_owned()) {
-            // A node is listed once for each of its partitions.
-            continue;
+/// What a partition has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Of all nodes.
+    pub all: Capacity,
+    /// Of those that jobs can run on.
+    pub usable: Capacity,
+    /// CPUs of the node that has most.
+    pub most_cpus: u64,
+    /// MiB of the node that has most.
+    pub most_memory_mib: u64,
+    /// Features that every node has.
+    pub features: BTreeSet<String>,
+    /// Nodes that jobs cannot run on.
+    pub unusable: BTreeMap<State, Vec<String>>,
+    /// The partition itself takes no jobs.
+    pub closed: bool,
+}
+
+impl Cluster {
+    /// Reads `sinfo --Node --noheader --format=`[`FORMAT`].
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let member = |line: &str| {
+            let fields: Vec<&str> = line.splitn(8, '|').map(str::trim).collect();
+            let [node, cpus, memory, gres, state, partition, up, features] = fields[..] else { return None };
+            Some(Member {
+                node: node.to_owned(),
+                partition: partition.to_owned(),
+                partition_up: up == "up",
+                state: State::parse(state),
+                cpus: digits(cpus),
+                memory_mib: digits(memory),
+                gres: gres::list(gres),
+                features: features.split(',').filter(|f| !f.is_empty() && *f != "(null)").map(str::to_owned).collect(),
+            })
+        };
+        Self { members: text.lines().filter_map(member).collect() }
+    }
+
+    /// Whether anything is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// What a partition has, or all of them, each node counted once.
+    #[must_use]
+    pub fn part(&self, partition: Option<&str>) -> Part {
+        let members = || self.members.iter().filter(|m| partition.is_none_or(|p| m.partition == p));
+        let closed = members().next().is_some() && members().all(|m| !m.partition_up);
+        let mut part = Part { closed, ..Part::default() };
+        let mut seen = BTreeSet::new();
+        for member in members() {
+            if !seen.insert(&member.node) {
+                continue;
+            }
+            if part.all.nodes == 0 {
+                part.features.clone_from(&member.features);
+            }
+            part.features.retain(|f| member.features.contains(f));
+            part.most_cpus = part.most_cpus.max(member.cpus);
+            part.most_memory_mib = part.most_memory_mib.max(member.memory_mib);
+            part.all.add(member);
+            match member.state {
+                State::Usable => part.usable.add(member),
+                other => part.unusable.entry(other).or_default().push(member.node.clone()),
+            }
         }
-        total.nodes += 1;
-        total.cpus += digits(cpus);
-        total.memory_mib += digits(memory);
-        for (kind, count) in gres_list(gres) {
-            *total.gres.entry(kind).or_default() += count;
+        part
+    }
+}
+
+impl From<Capacity> for Cluster {
+    /// One node that jobs can run on, of no partition.
+    fn from(capacity: Capacity) -> Self {
+        let gres = capacity.gres.into_iter().map(|((kind, model), count)| Gres { kind, model, count }).collect();
+        let member = Member {
+            node: String::new(),
+            partition: String::new(),
+            partition_up: true,
+            state: State::Usable,
+            cpus: capacity.cpus,
+            memory_mib: capacity.memory_mib,
+            gres,
+            features: BTreeSet::new(),
+        };
+        Self { members: vec![member] }
+    }
+}
+
+impl Part {
+    /// Whether Slurm starts jobs there, sooner or later. None: it is not known.
+    #[must_use]
+    pub fn takes_jobs(&self) -> Option<bool> {
+        (self.all.nodes > 0).then_some(self.usable.nodes > 0 && !self.closed)
+    }
+}
+
+impl Capacity {
+    fn add(&mut self, member: &Member) {
+        self.nodes += 1;
+        self.cpus += member.cpus;
+        self.memory_mib += member.memory_mib;
+        for one in &member.gres {
+            *self.gres.entry((one.kind.clone(), one.model.clone())).or_default() += one.count;
         }
     }
-    total
+}
+
+impl State {
+    /// Of sinfo's long words: `mixed`, `idle~`, `drained*`, `mixed$` … The signs after a word say more of it; a dollar is a
+    /// reservation for maintenance.
+    fn parse(text: &str) -> Self {
+        let word = text.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        match word {
+            _ if text.ends_with('$') => Self::Maintenance,
+            "maint" => Self::Maintenance,
+            "drained" | "draining" | "drain" => Self::Drained,
+            "down" | "error" | "fail" | "failing" | "future" | "unknown" | "inval" => Self::Down,
+            _ => Self::Usable,
+        }
+    }
 }
 
 /// A time of `scontrol show config`, seconds: `KillWait`, `MessageTimeout`.
@@ -48,37 +187,6 @@ fn digits(text: &str) -> u64 {
     text.trim_end_matches('+').parse().unwrap_or(0)
 }
 
-/// `gpu:a100:4(S:0-1),nic:2` → gpu 4, nic 2.
-fn gres_list(text: &str) -> Vec<(String, u64)> {
-    if text == "(null)" || text.is_empty() {
-        return Vec::new();
-    }
-    let mut list = Vec::new();
-    let mut depth = 0_u32;
-    let plain: String = text
-        .chars()
-        .filter(|c| {
-            match c {
-                '(' => depth += 1,
-                ')' => {
-                    depth = depth.saturating_sub(1);
-                    return false;
-                }
-                _ => {}
-            }
-            depth == 0
-        })
-        .collect();
-    for item in plain.split(',') {
-        let parts: Vec<&str> = item.split(':').collect();
-        let count = parts.last().and_then(|n| n.parse().ok());
-        if let Some(name) = parts.first().filter(|n| !n.is_empty()) {
-            list.push(((*name).to_owned(), if parts.len() > 1 { count.unwrap_or(1) } else { 1 }));
-        }
-    }
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,18 +198,55 @@ mod tests {
         assert_eq!((kill_wait(text), kill_wait("KillWait = ?"), kill_wait("")), (Some(45), None, None));
     }
 
+    const SINFO: &str = "\
+c1|64|16000|gpu:a100:4(S:0-1),nic:2|idle|main|up|avx,big
+c1|64|16000|gpu:a100:4(S:0-1),nic:2|idle|debug|down|avx,big
+c2|64+|16000|(null)|drained*|main|up|avx
+c3|8|100|(null)|mixed$|main|up|(null)
+c4|8|100|gpu:mi250:2|down|amd|up|(null)
+bad
+";
+
     #[test]
     fn added_up_once_per_node() {
-        let text = "c1|64|16000|gpu:a100:4(S:0-1),nic:2|idle\nc2|64+|16000|(null)|mix\nc1|64|16000|gpu:a100:4(S:0-1)|idle\nbad\n";
-        assert_eq!(
-            from_sinfo(text),
-            Capacity {
-                cpus: 128,
-                memory_mib: 32_000,
-                gres: [("gpu".to_owned(), 4), ("nic".to_owned(), 2)].into(),
-                nodes: 2,
-            }
-        );
-        assert_eq!(gres_list("gpu"), [("gpu".to_owned(), 1)]);
+        let cluster = Cluster::parse(SINFO);
+        let all = cluster.part(None);
+        let gres = [
+            (("gpu".to_owned(), Some("a100".to_owned())), 4),
+            (("gpu".to_owned(), Some("mi250".to_owned())), 2),
+            (("nic".to_owned(), None), 2),
+        ];
+        assert_eq!(all.all, Capacity { cpus: 144, memory_mib: 32_200, gres: gres.into(), nodes: 4 });
+        assert_eq!((all.usable.nodes, all.usable.cpus, all.closed), (1, 64, false));
+        assert!(all.features.is_empty(), "not of every node");
+    }
+
+    #[test]
+    fn each_partition_has_its_own_nodes_and_states() {
+        let cluster = Cluster::parse(SINFO);
+        let main = cluster.part(Some("main"));
+        assert_eq!((main.all.nodes, main.usable.nodes), (3, 1));
+        let unusable = [(State::Drained, vec!["c2".to_owned()]), (State::Maintenance, vec!["c3".to_owned()])];
+        assert_eq!(main.unusable, unusable.into());
+        let debug = cluster.part(Some("debug"));
+        assert!(debug.closed && debug.features.contains("big") && debug.features.len() == 2);
+        assert_eq!(cluster.part(Some("amd")).unusable, [(State::Down, vec!["c4".to_owned()])].into());
+        assert_eq!(cluster.part(Some("none")).all, Capacity::default());
+    }
+
+    #[test]
+    fn states_of_nodes() {
+        for (word, state) in [
+            ("idle", State::Usable),
+            ("mixed*", State::Usable),
+            ("powered_down~", State::Usable),
+            ("draining", State::Drained),
+            ("maint", State::Maintenance),
+            ("idle$", State::Maintenance),
+            ("down*", State::Down),
+            ("fail", State::Down),
+        ] {
+            assert_eq!(State::parse(word), state, "{word}");
+        }
     }
 }

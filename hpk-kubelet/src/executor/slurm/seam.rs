@@ -1,12 +1,13 @@
 //! Slurm behind the seam: translates questions of the kubelet into Slurm's commands.
 
 use super::client::{Client, SlurmError};
-use super::cluster::Capacity;
+use super::cluster::Cluster;
 use super::limits::Site;
 use super::{flags, request};
 use crate::executor::run::Run;
 use crate::executor::words::{Kind, Words};
 use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::nodes;
 use std::path::Path;
 use tokio::process::Child;
 
@@ -32,7 +33,11 @@ impl Executor for Client {
             list.extend(flags::of_job(annotations, policy)?);
             Ok(list)
         });
-        let given = given.map_err(|error| error.to_string())?;
+        let mut given = given.map_err(|error| error.to_string())?;
+        let partition = nodes::partition(asking.node, flags::value(&given, "partition"))?;
+        if let Some(partition) = partition.filter(|_| !flags::has(&given, "partition")) {
+            given.insert(0, format!("--partition={partition}"));
+        }
         Ok(request::request(pod, asking.who, asking.folder, asking.defaults, asking.site, &given))
     }
 
@@ -65,8 +70,8 @@ impl Executor for Client {
         Ok(self.step(id, netns, folder)?)
     }
 
-    fn capacity(&self) -> Answer<'_, Capacity> {
-        Box::pin(async move { Ok(self.capacity().await?) })
+    fn cluster(&self) -> Answer<'_, Cluster> {
+        Box::pin(async move { Ok(self.cluster().await?) })
     }
 
     fn site(&self) -> Answer<'_, Option<Site>> {

@@ -1,7 +1,7 @@
 use super::*;
 use serde_json::json;
 
-fn cluster() -> ClusterConfig {
+pub(crate) fn cluster() -> ClusterConfig {
     serde_json::from_value(json!({"version": 1, "cluster_name": "site", "node_name": "hpk-site", "node_ip": "10.77.0.1",
         "apiserver_url": "https://10.77.0.1:6443", "service_cidr": "10.96.0.0/16", "apiserver_service_ip": "10.96.0.1",
         "dns_service_ip": "10.96.0.10", "dns_addr": "10.77.0.1:5353", "pod_cidr": "10.244.0.0/16", "cluster_domain": "cluster.local",

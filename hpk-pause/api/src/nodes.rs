@@ -1,0 +1,126 @@
+//! The Nodes of a cluster: one for jobs that name no partition, and one for each further partition that was asked for.
+
+use serde::{Deserialize, Serialize};
+
+/// Label of a partition's Node, and key of its taint.
+pub const PARTITION: &str = "slurm.hpk.io/partition";
+
+/// Which partitions have a Node of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Partitions {
+    /// What was asked for.
+    pub chosen: Chosen,
+    /// Their Nodes have no taint: pods that say nothing of partitions may be put there, too.
+    pub untainted: bool,
+    /// The Nodes that this came to when `hpk up` looked.
+    pub nodes: Vec<PartitionNode>,
+    /// The partition of jobs that name none, when `hpk up` looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usual: Option<String>,
+}
+
+/// `hpk up --partitions` and `--node-per-partition`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chosen {
+    /// There is one Node.
+    #[default]
+    None,
+    /// Each partition that the user sees.
+    All,
+    /// These.
+    Listed(Vec<String>),
+}
+
+/// Who makes GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vendor {
+    /// `nvidia.com/gpu`
+    #[default]
+    Nvidia,
+    /// `amd.com/gpu`
+    Amd,
+    /// `gpu.intel.com/i915`
+    Intel,
+}
+
+/// A partition's Node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionNode {
+    /// Of the Node.
+    pub name: String,
+    /// Slurm's name of the partition.
+    pub partition: String,
+}
+
+impl Partitions {
+    /// Finds the Nodes of the partitions that were chosen. `all`: the site's partitions; `usual`: the one that the cluster's
+    /// first Node, `first`, stands for.
+    ///
+    /// # Errors
+    /// Which partition cannot have a Node, and why.
+    pub fn resolve(&mut self, first: &str, all: &[String], usual: Option<&str>) -> Result<(), String> {
+        let names: Vec<&String> = match &self.chosen {
+            Chosen::None => Vec::new(),
+            Chosen::All => all.iter().filter(|p| Some(p.as_str()) != usual).collect(),
+            Chosen::Listed(list) => list.iter().collect(),
+        };
+        let mut nodes: Vec<PartitionNode> = Vec::new();
+        for partition in names {
+            if !all.contains(partition) {
+                return Err(format!("Slurm knows no partition {partition}; it has {}", all.join(", ")));
+            }
+            if Some(partition.as_str()) == usual {
+                return Err(format!("{partition} is the default partition, whose Node is {first}; leave it out"));
+            }
+            let name = format!("{first}-{}", label(partition));
+            if let Some(other) = nodes.iter().find(|n| n.name == name) {
+                let other = &other.partition;
+                return Err(format!("the Nodes of {other} and {partition} would both be {name}; leave one out"));
+            }
+            nodes.push(PartitionNode { name, partition: partition.clone() });
+        }
+        self.usual = usual.filter(|_| !nodes.is_empty()).map(str::to_owned);
+        self.nodes = nodes;
+        Ok(())
+    }
+}
+
+/// A name of Slurm's, made a part of a DNS label.
+#[must_use]
+pub fn label(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let label: String = name.chars().map(plain).take(50).collect();
+    label.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(chosen: Chosen, all: &[&str]) -> Result<Vec<String>, String> {
+        let mut partitions = Partitions { chosen, ..Partitions::default() };
+        let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+        partitions.resolve("hpk-site", &all, Some("main"))?;
+        Ok(partitions.nodes.into_iter().map(|n| n.name).collect())
+    }
+
+    #[test]
+    fn partitions_become_nodes() {
+        let all = &["main", "debug", "GPU_long"];
+        let listed = |names: &[&str]| Chosen::Listed(names.iter().map(ToString::to_string).collect());
+        assert_eq!(resolved(Chosen::None, all), Ok(vec![]));
+        let both = vec!["hpk-site-debug".to_owned(), "hpk-site-gpu-long".to_owned()];
+        assert_eq!(resolved(Chosen::All, all), Ok(both.clone()));
+        assert_eq!(resolved(listed(&["debug", "GPU_long"]), all), Ok(both));
+        for (names, why) in
+            [(&["none"][..], "no partition none"), (&["main"], "default"), (&["debug", "debug"], "both")]
+        {
+            let refused = resolved(listed(names), all).expect_err("must be refused");
+            assert!(refused.contains(why), "{refused}");
+        }
+        assert!(resolved(Chosen::All, &["a_b", "a-b"]).expect_err("one name").contains("hpk-site-a-b"));
+    }
+}
