@@ -45,6 +45,8 @@ pub(crate) enum Command {
   hpk status                             exit code 0 when all serve, 3 when not
   hpk status -o json | jq -r '.components[] | select(.phase != \"ready\") | .name'")]
     Status(Output),
+    /// Show pods and their Slurm jobs in one table
+    Ps(Ps),
     /// Check what HPK needs on this site, with a remedy for what is missing
     Doctor(Doctor),
     /// Listen on the login node for a pod or a Service, until interrupted
@@ -319,6 +321,24 @@ pub(crate) struct Expose {
     /// The target's namespace
     #[arg(short, long, value_name = "NAME", default_value = "default")]
     pub namespace: String,
+    /// How to print.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `hpk ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk ps                  pods of the namespace default
+  hpk ps -A               of all namespaces
+  hpk ps -n demo -o json | jq -r '.pods[] | select(.job.state == \"PENDING\") | .name'")]
+pub(crate) struct Ps {
+    /// The pods' namespace
+    #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
+    pub namespace: Option<String>,
+    /// Pods of all namespaces
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
     /// How to print.
     #[command(flatten)]
     pub output: Output,

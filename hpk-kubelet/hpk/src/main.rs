@@ -14,6 +14,7 @@ mod kubeconfig;
 mod partition_nodes;
 mod pki;
 mod progress;
+mod ps;
 mod site;
 mod status;
 mod supervise;
@@ -49,6 +50,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Up(args) => up::run(*args).await,
             Command::Down(args) => down::run(&args).await,
             Command::Status(args) => status::run(&args).await,
+            Command::Ps(args) => ps::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,
             Command::Expose(args) => expose::run(args).await,
             Command::Kubeconfig => {
