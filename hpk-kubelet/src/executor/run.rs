@@ -68,6 +68,9 @@ pub struct Run {
     /// Node list, as Slurm prints it.
     #[serde(default)]
     pub nodes: String,
+    /// The node whose failure ended it; empty: none, or it is not said.
+    #[serde(default)]
+    pub failed_node: String,
     /// Exit code of the first process.
     #[serde(default)]
     pub exit_code: Option<i32>,
@@ -96,6 +99,7 @@ impl Run {
             reason: String::new(),
             why: String::new(),
             nodes: String::new(),
+            failed_node: String::new(),
             exit_code: None,
             started_at: None,
             ended_at: None,

@@ -83,7 +83,10 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&Lau
         }),
         RunPhase::NodeFail | RunPhase::BootFail => Some(Verdict {
             reason: "NodeLost",
-            message: format!("the compute node {} of {name} {id} failed", job.nodes),
+            message: format!(
+                "the compute node {} of {name} {id} failed",
+                if job.failed_node.is_empty() { &job.nodes } else { &job.failed_node }
+            ),
             disruption: true,
             containers: Lost::Unknown,
         }),
@@ -182,6 +185,17 @@ mod tests {
         assert_eq!(reason(late(false), J::Running), None, "its containers are still ending");
         assert_eq!(reason(late(true), J::Running), Some("DeadlineExceeded"));
         assert_eq!(reason(late(false), J::Failed), Some("DeadlineExceeded"));
+    }
+
+    /// What is left of a job's nodes are those that live.
+    #[test]
+    fn the_node_that_failed_is_named() {
+        let message = |failed: &str| {
+            let job = Run { nodes: "c1".into(), failed_node: failed.into(), ..job(RunPhase::NodeFail) };
+            verdict(Some(&report(false, None)), Some(&job), None).map(|v| v.message).unwrap_or_default()
+        };
+        assert!(message("c2").contains("node c2 of"), "{}", message("c2"));
+        assert!(message("").contains("node c1 of"), "{}", message(""));
     }
 
     #[test]

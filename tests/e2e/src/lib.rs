@@ -8,12 +8,14 @@
 
 mod command;
 mod namespace;
+mod ranks;
 mod slurm;
 mod terminal;
 mod watch;
 
 pub use command::{Run, kubectl, kubectl_with_input, node_pid, sx};
 pub use namespace::Namespace;
+pub use ranks::{four_ranks, ranks, sorted};
 pub use slurm::{Job, job_of, jobs, processes, sacct};
 pub use terminal::{Step, at_terminal};
 pub use watch::{eventually, until};
@@ -28,3 +30,5 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const BUSYBOX: &str = "login:5000/busybox:1";
 /// The image with tools: bash, python3, curl, Open MPI.
 pub const TOOLBOX: &str = "login:5000/toolbox:1";
+/// The image with three MPI libraries and what judges them.
+pub const MPI: &str = "login:5000/mpi:1";

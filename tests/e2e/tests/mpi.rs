@@ -1,54 +1,33 @@
 //! Pods that are MPI steps: as many ranks as the job has tasks, on all of its nodes, started by srun.
 
-use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, processes, sx};
-use serde_json::{Value, json};
+use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, four_ranks, processes, ranks, sorted, sx};
+use serde_json::json;
 
-/// A pod of four ranks on two nodes, each of which runs `command`.
-fn step(name: &str, command: &[&str]) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "annotations": {
-            "slurm-job.hpk.io/flags": "--ntasks=4 --nodes=2 --ntasks-per-node=2", "slurm-job.hpk.io/mpi-flags": ""
-        }},
-        "spec": {
-            "restartPolicy": "Never", "terminationGracePeriodSeconds": 20,
-            "containers": [{"name": "main", "image": TOOLBOX, "command": command,
-                            "resources": {"requests": {"cpu": "1", "memory": "128Mi"}}}]
-        }
-    })
-}
-
-fn script(name: &str, script: &str) -> Value {
-    step(name, &["sh", "-c", script])
-}
-
-fn sorted(text: &str) -> Vec<&str> {
-    let mut lines: Vec<&str> = text.lines().collect();
-    lines.sort_unstable();
-    lines
-}
-
+/// As many ranks as tasks, on both nodes, each one known to all and to Slurm.
 #[test]
 fn ranks_on_two_nodes_are_one_world() {
     let ns = Namespace::new("mpi-hello");
-    ns.apply(&step("ring", &["mpi-ring"]).to_string());
-    ns.wait_phase("ring", "Succeeded");
-    let logs = ns.kubectl(&["logs", "ring"]);
-    let want = [
-        "rank 0 of 4 on c1",
-        "rank 1 of 4 on c1",
-        "rank 2 of 4 on c2",
-        "rank 3 of 4 on c2",
-        "the token passed 4 ranks",
-    ];
-    assert_eq!(sorted(logs.ok()), want);
-    let name = format!("--name={}/ring", ns.name());
-    let ask = ["sacct", "-n", "-P", "--format=ntasks,nnodes", &name];
-    let tasks = eventually("the step's tasks in sacct", PATIENCE, || {
-        let told = sx("login", Some("alice"), &ask).ok().to_owned();
-        told.lines().any(|line| line == "4|2").then_some(told)
-    });
-    assert!(!tasks.is_empty());
+    let counts = [2, 4, 8, 16];
+    for count in counts {
+        ns.apply(&ranks(&format!("ring-{count}"), count, &["mpi-ring"]).to_string());
+    }
+    for count in counts {
+        let pod = format!("ring-{count}");
+        ns.wait_phase(&pod, "Succeeded");
+        let logs = ns.kubectl(&["logs", &pod]);
+        let node = |rank| if rank < count / 2 { "c1" } else { "c2" };
+        let mut want: Vec<String> =
+            (0..count).map(|rank| format!("rank {rank} of {count} on {}", node(rank))).collect();
+        want.push(format!("the token passed {count} ranks"));
+        want.sort_unstable();
+        assert_eq!(sorted(logs.ok()), want);
+        let name = format!("--name={}/{pod}", ns.name());
+        let ask = ["sacct", "-n", "-P", "--format=ntasks,nnodes", &name];
+        let line = format!("{count}|2");
+        eventually("the step's tasks in sacct", PATIENCE, || {
+            sx("login", Some("alice"), &ask).ok().lines().any(|told| told == line).then_some(())
+        });
+    }
 }
 
 /// The rank that ends badly first gives the code, not those that are ended for its sake. Lines longer than Slurm carries in
@@ -58,7 +37,7 @@ fn a_failing_rank_is_told_and_lines_are_whole() {
     let ns = Namespace::new("mpi-fail");
     let text = "for i in 1 2 3 4 5; do head -c 5000 /dev/zero | tr '\\0' $SLURM_PROCID; echo; done; \
                 [ $SLURM_PROCID != 2 ] || { sleep 2; exit 7; }; sleep 600";
-    ns.apply(&script("seven", text).to_string());
+    ns.apply(&four_ranks("seven", text).to_string());
     ns.wait_phase("seven", "Failed");
     let pod = ns.get("pod", "seven");
     let end = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
@@ -86,7 +65,7 @@ fn a_step_among_other_containers() {
     let ns = Namespace::new("mpi-beside");
     let ranks = "trap 'echo rank $SLURM_PROCID ends in order; exit 0' TERM; echo rank $SLURM_PROCID of $(hostname); \
                  touch /tmp/up.$SLURM_PROCID; sleep 600 & wait";
-    let mut pod = script("p", ranks);
+    let mut pod = four_ranks("p", ranks);
     pod["metadata"]["annotations"]["slurm-job.hpk.io/mpi-container"] = json!("main");
     let once = |name: &str, script: &str| {
         json!({"name": name, "image": TOOLBOX, "command": ["sh", "-c", script],
@@ -121,12 +100,12 @@ fn a_step_among_other_containers() {
 fn starts_that_fail_and_restarts() {
     let ns = Namespace::new("mpi-start");
     let ended = |name: &str| ns.get("pod", name)["status"]["containerStatuses"][0]["state"]["terminated"].clone();
-    ns.apply(&step("nothing", &["no-such-program"]).to_string());
-    let mut plug_in = step("plug-in", &["true"]);
+    ns.apply(&ranks("nothing", 4, &["no-such-program"]).to_string());
+    let mut plug_in = ranks("plug-in", 4, &["true"]);
     plug_in["metadata"]["annotations"]["slurm-job.hpk.io/mpi-flags"] = json!("--mpi=nonsense");
     ns.apply(&plug_in.to_string());
     // A restart is a step of its own in the same job.
-    let mut twice = script("twice", "[ $SLURM_STEP_ID = 0 ] || exit 0; sleep 1; exit 5");
+    let mut twice = four_ranks("twice", "[ $SLURM_STEP_ID = 0 ] || exit 0; sleep 1; exit 5");
     twice["spec"]["restartPolicy"] = json!("OnFailure");
     ns.apply(&twice.to_string());
 
@@ -150,7 +129,7 @@ fn starts_that_fail_and_restarts() {
 fn a_rank_without_memory() {
     let ns = Namespace::new("mpi-oom");
     let text = "[ $SLURM_PROCID != 3 ] || exec python3 -c 'x = bytearray(2 << 30)'; sleep 600";
-    ns.apply(&script("large", text).to_string());
+    ns.apply(&four_ranks("large", text).to_string());
     ns.wait_phase("large", "Failed");
     let end = &ns.get("pod", "large")["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!((&end["exitCode"], &end["reason"]), (&json!(137), &json!("OOMKilled")), "{end}");
