@@ -70,9 +70,10 @@ control-plane: tools ## Kubernetes, etcd and CoreDNS, from pinned Go modules, as
 	@tail -n 1 $(HPK_CACHE)/control-plane.out
 
 .PHONY: images
-images: ## the example images busybox:1 and toolbox:1, as OCI layouts
+images: ## the example images busybox:1, toolbox:1 and mpi:1, as OCI layouts
 	@images/busybox/build.sh
 	@images/toolbox/build.sh
+	@images/mpi/build.sh
 
 .PHONY: rootfs
 rootfs: ## the nodes' root filesystem: Debian 13 with Slurm and Apptainer
