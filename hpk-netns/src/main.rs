@@ -4,6 +4,7 @@
 //! hpk-netns run <pod folder>     the whole job: hpk-netns work, and clearing up after it
 //! hpk-netns work <pod folder>    start the pod's parent container and carry its network and its link
 //! hpk-netns rank <pod folder> <n>  one rank of the MPI step of instance n, started by srun
+//! hpk-netns session <pod folder> <n> <r>  an exec session beside rank r, on its node
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
@@ -51,6 +52,10 @@ fn main() -> ExitCode {
         ["rank", pod, instance] => match instance.parse() {
             Ok(instance) => exit_code(rank::run(Path::new(pod), instance)),
             Err(_) => ExitCode::from(2),
+        },
+        ["session", pod, instance, rank] => match (instance.parse(), rank.parse()) {
+            (Ok(instance), Ok(rank)) => exit_code(rank::session(Path::new(pod), instance, rank)),
+            _ => ExitCode::from(2),
         },
         ["carry", pod] => match carry::run(Path::new(pod)) {
             Ok(()) => ExitCode::SUCCESS,

@@ -332,6 +332,9 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
                     Asked { request: NetnsRequest::Step(start), fds, stream } => {
                         drop(tokio::spawn(crate::step::run(pod.clone(), *start, fds, stream)));
                     }
+                    Asked { request: NetnsRequest::Session(session), stream, .. } => {
+                        drop(tokio::spawn(crate::step::session(pod.clone(), *session, stream)));
+                    }
                     asked => request(&mut carrier, asked, ready, synced.clone()),
                 }
             }

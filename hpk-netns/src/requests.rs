@@ -61,7 +61,7 @@ pub async fn receive(stream: &UnixStream) -> io::Result<(NetnsRequest, Vec<Owned
             .await?;
         descriptors.extend(fds);
         line.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if n == 0 || line.len() > 64 << 10 {
+        if n == 0 || line.len() > hpk_api::control::MAX_LINE {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
         if line.ends_with(b"\n") {

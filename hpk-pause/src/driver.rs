@@ -382,6 +382,10 @@ impl Driver {
                 Ok(container) => self.performer.exec(container, &options, answer),
                 Err(error) => drop(answer.send(Err(error))),
             },
+            DriverRequest::Rank { container, rank, answer } => {
+                let _ = answer.send(self.index(&container).and_then(|index| self.performer.rank(index, rank)));
+            }
+            DriverRequest::MeasureSteps { done } => self.performer.measure_steps(done),
             DriverRequest::EndExec { id, tty } => self.performer.end_exec(id, tty),
             DriverRequest::Attach { container, stdin, answer } => {
                 let session = self.index(&container).and_then(|container| self.performer.attach(container, stdin));

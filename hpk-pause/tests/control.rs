@@ -127,6 +127,9 @@ impl World {
                         DriverRequest::Exec { options, answer } => {
                             drop(answer.send(Err(nonexistent(&options.container))))
                         }
+                        // No container here is an MPI step.
+                        DriverRequest::Rank { answer, .. } => drop(answer.send(Ok(None))),
+                        DriverRequest::MeasureSteps { done } => drop(done),
                         DriverRequest::EndExec { id, tty } => {
                             let pid = nix::unistd::Pid::from_raw(i32::try_from(pids[&id]).unwrap());
                             nix::sys::signal::killpg(pid, nix::sys::signal::Signal::SIGKILL).unwrap();

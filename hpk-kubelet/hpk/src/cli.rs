@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Listen on the login node for a pod or a Service, until interrupted
     Expose(Expose),
+    /// Run a command beside a rank of an MPI step, on its node
+    Exec(Exec),
     /// Print the path of the kubeconfig
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]
     Kubeconfig,
@@ -342,6 +344,36 @@ pub(crate) struct Ps {
     /// How to print.
     #[command(flatten)]
     pub output: Output,
+/// `hpk exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk exec --rank 5 solver -- ps aux
+  hpk exec --rank 5 -it solver -- gdb -p 7
+
+It is kubectl exec with rank:5 as the command's first word, which kubectl can be given from anywhere:
+  kubectl exec -it solver -- rank:5 bash")]
+pub(crate) struct Exec {
+    /// Which rank, from 0
+    #[arg(long, value_name = "N")]
+    pub rank: u32,
+    /// The pod's namespace [default: kubectl's]
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The step's container [default: the pod's first]
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Standard input is a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The pod
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `hpk doctor`.

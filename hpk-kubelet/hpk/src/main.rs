@@ -7,6 +7,7 @@ mod components;
 mod decide;
 mod doctor;
 mod down;
+mod exec;
 mod expose;
 mod flags_policy;
 mod home;
@@ -44,6 +45,9 @@ fn run(command: Command) -> Result<ExitCode> {
     if let Command::ExecChild { parent, home, name, argv } = command {
         return Err(supervise::process::exec_child(parent, &home, &name, &argv).into());
     }
+    if let Command::Exec(args) = command {
+        return exec::run(args);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -67,7 +71,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             // Handled above, before there are threads.
-            Command::ExecChild { .. } => Ok(ExitCode::FAILURE),
+            Command::ExecChild { .. } | Command::Exec(_) => Ok(ExitCode::FAILURE),
         }
     })
 }

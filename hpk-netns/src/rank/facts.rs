@@ -18,11 +18,16 @@ const DEVICES: [&str; 5] = [
 /// Open MPI's tcp transport ends a job where some nodes have IPv6 and others have not ("Unable to find reachable pairing").
 const ONE_FAMILY: (&str, &str) = ("OMPI_MCA_btl_tcp_disable_family", "6");
 
-/// The environment of a rank's command. `job`: of the process that Slurm has started; `nodes`: of the step.
+/// How a rank shows PMIx's server who it is. The server would take munge as well, and an image without it says at length that
+/// it has none. By `native` it is the uid, which is a rank's own unless it is root.
+const BY_UID: (&str, &str) = ("PMIX_MCA_psec", "native");
+
+/// The environment of a rank's command. `job`: of the process that Slurm has started; `nodes`: of the step; `root`: the rank is.
 pub(crate) fn environment(
     container: &[(String, String)],
     job: impl Iterator<Item = (String, String)>,
     nodes: u32,
+    root: bool,
 ) -> Vec<(String, String)> {
     let begins = |name: &str, with: &[&str]| with.iter().any(|begin| name.starts_with(begin));
     let mut env = container.to_vec();
@@ -32,6 +37,11 @@ pub(crate) fn environment(
         if begins(&name, &FACTS) || (setting && !own(&name)) {
             env.push((name, value));
         }
+    }
+    let modes = env.iter().rev().find(|(name, _)| name == "PMIX_SECURITY_MODE").map(|(_, modes)| modes.as_str());
+    let native = modes.is_some_and(|modes| modes.split(',').any(|mode| mode == BY_UID.1));
+    if native && !root && !env.iter().any(|(name, _)| name == BY_UID.0) {
+        env.push((BY_UID.0.to_owned(), BY_UID.1.to_owned()));
     }
     if nodes > 1 && !env.iter().any(|(name, _)| name == ONE_FAMILY.0) {
         env.push((ONE_FAMILY.0.to_owned(), ONE_FAMILY.1.to_owned()));
@@ -79,7 +89,7 @@ mod tests {
             ("HOME", "/root"),
             ("PATH", "/x"),
         ];
-        let env = environment(&own, pairs(&job).into_iter(), 1);
+        let env = environment(&own, pairs(&job).into_iter(), 1, false);
         let last = |name: &str| env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
         assert_eq!(last("SLURM_JOB_ID"), Some("7"));
         assert_eq!(last("UCX_TLS"), Some("tcp"));
@@ -92,10 +102,23 @@ mod tests {
 
     #[test]
     fn one_family_where_the_step_has_several_nodes() {
-        let env = environment(&[], std::iter::empty(), 2);
+        let env = environment(&[], std::iter::empty(), 2, false);
         assert_eq!(env, pairs(&[ONE_FAMILY]));
         let own = pairs(&[(ONE_FAMILY.0, "4")]);
-        assert_eq!(environment(&own, std::iter::empty(), 2), own);
+        assert_eq!(environment(&own, std::iter::empty(), 2, false), own);
+    }
+
+    #[test]
+    fn who_a_rank_is_goes_by_its_uid() {
+        let by = |modes: &str, own: &[(&str, &str)], root| {
+            let job = pairs(&[("PMIX_SECURITY_MODE", modes)]).into_iter();
+            let env = environment(&pairs(own), job, 1, root);
+            env.iter().rev().find(|(name, _)| name == BY_UID.0).map(|(_, value)| value.clone())
+        };
+        assert_eq!(by("munge,native", &[], false).as_deref(), Some("native"));
+        assert_eq!(by("munge,native", &[], true), None);
+        assert_eq!(by("munge", &[], false), None);
+        assert_eq!(by("munge,native", &[(BY_UID.0, "munge")], false).as_deref(), Some("munge"));
     }
 
     #[test]

@@ -10,11 +10,15 @@
 
 mod facts;
 pub(crate) mod place;
+mod session;
 mod stdio;
+
+pub use session::run as session;
 
 use crate::run::hostpath::{self, HostPathError};
 use crate::run::scratch::ScratchError;
 use crate::step::record;
+use hpk_api::control::Usage;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::step::{Keeper, Rank, RankPlan, StepFile, StepNews};
 use hpk_sys::caps::CapSet;
@@ -22,6 +26,7 @@ use hpk_sys::cgroup::JobMemory;
 use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{LaunchError, Launched, Security};
 use hpk_sys::rank::Entered;
+use hpk_sys::signals::MountNs;
 use hpk_sys::userns::{self, Surroundings, UsernsError, Users};
 use place::Place;
 use serde::de::DeserializeOwned;
@@ -58,9 +63,10 @@ pub(crate) enum RankError {
 pub fn run(pod: &Path, instance: u32) -> i32 {
     let job = Job::of_this_process();
     let of = Rank { rank: job.rank, node: crate::node::hostname() };
-    let said = |news: StepNews| {
+    let rank = of.rank;
+    let said = move |news: StepNews| {
         let mut out = Vec::new();
-        record::write_news(of.rank, &news, &mut out);
+        record::write_news(rank, &news, &mut out);
         out
     };
     let memory = JobMemory::find();
@@ -68,7 +74,7 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
     let before = kills();
     let begun = stdio::Signals::take().map_err(|source| RankError::Io { path: "signals".into(), source });
     let begun = begun.and_then(|signals| Ok((signals, begin(pod, instance, &job)?)));
-    let (signals, (launched, place)) = match begun {
+    let (signals, (launched, place, whole)) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             stdio::write_all(&said(StepNews::Failed { of: of.clone(), message: error.to_string() }));
@@ -76,7 +82,12 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
         }
     };
     let first = said(StepNews::Started { of: of.clone(), ranks: job.ranks });
-    let ended = stdio::attend(of.rank, launched, signals, first);
+    // One of them answers for the node.
+    let usage = (job.variable("SLURM_LOCALID") == Some("0")).then_some(whole).flatten().map(|ns| {
+        let of = of.clone();
+        move || said(StepNews::Used { of: of.clone(), usage: usage(ns) })
+    });
+    let ended = stdio::attend(of.rank, launched, signals, first, usage);
     let (code, signal) = (ended.code, ended.signal);
     let oom = code == 128 + nix::libc::SIGKILL && kills() > before;
     ended.finish(&said(StepNews::Exited { of: of.clone(), code, signal, oom }));
@@ -113,8 +124,19 @@ impl Job {
     }
 }
 
-/// From nothing to the running command.
-fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place), RankError> {
+/// Of all that is in the step's container on this node.
+fn usage(ns: MountNs) -> Usage {
+    let used = hpk_sys::procfs::usage(ns);
+    Usage {
+        cpu_nanos: used.cpu_ns,
+        memory_bytes: used.working_set_bytes,
+        rss_bytes: used.rss_bytes,
+        processes: u64::from(used.processes),
+    }
+}
+
+/// From nothing to the running command, and by what all of the container's processes are known.
+fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>), RankError> {
     let step: StepFile = read(&pod.join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let (keeper, pidfd) = match place.keeper() {
@@ -131,11 +153,25 @@ fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place), Rank
         place.record(Keeper { ready: true, ..keeper })?;
     }
     let place = place.open();
+    let whole = MountNs::of(nix::unistd::Pid::from_raw(keeper.pid)).ok();
     let spec = spec(&step.rank, job)?;
-    Ok((entered.start(&spec)?.wait()?, place))
+    place.note(job.rank, &spec.env)?;
+    Ok((entered.start(&spec)?.wait()?, place, whole))
 }
 
 fn spec(plan: &RankPlan, job: &Job) -> Result<JoinSpec, RankError> {
+    Ok(JoinSpec {
+        env: facts::environment(&plan.env, job.env.iter().cloned(), job.nodes, plan.uid == 0),
+        inherit: facts::pmi_descriptor(|name| job.variable(name))
+            .into_iter()
+            .filter(|fd| stdio::is_open(*fd))
+            .collect(),
+        ..spec_of(plan)?
+    })
+}
+
+/// What does not depend on the rank.
+fn spec_of(plan: &RankPlan) -> Result<JoinSpec, RankError> {
     let seccomp = plan.seccomp.then(hpk_sys::seccomp::runtime_default).transpose();
     let seccomp = seccomp.map_err(|error| RankError::Seccomp(error.to_string()))?.map(Arc::new);
     let security = Security {
@@ -149,14 +185,10 @@ fn spec(plan: &RankPlan, job: &Job) -> Result<JoinSpec, RankError> {
         ..Security::default()
     };
     Ok(JoinSpec {
-        env: facts::environment(&plan.env, job.env.iter().cloned(), job.nodes),
+        env: plan.env.clone(),
         working_dir: plan.working_dir.clone(),
         security,
         oom_score_adj: plan.oom_score_adj,
-        inherit: facts::pmi_descriptor(|name| job.variable(name))
-            .into_iter()
-            .filter(|fd| stdio::is_open(*fd))
-            .collect(),
         ..JoinSpec::new(plan.argv.clone())
     })
 }

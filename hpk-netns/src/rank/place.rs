@@ -5,6 +5,7 @@
 //!   gate      locked by whoever looks for the container, makes it or leaves it: one at a time
 //!   lock      locked (shared) by each rank for its life; the keeper waits for all of them to end
 //!   keeper    Keeper, as JSON
+//!   rank.<n>  environment of rank n, for sessions beside it
 //!   scratch/ host/ run/    of the container, on nodes where the ranks make it
 //! ```
 
@@ -75,6 +76,18 @@ impl Place {
         let path = self.keeper_file();
         let text = serde_json::to_vec(&keeper).unwrap_or_default();
         hpk_layout::replace_soon(&path, &text, 0o600).map_err(|source| RankError::Io { path, source })
+    }
+
+    /// Leaves a rank's environment.
+    pub(crate) fn note(&self, rank: u32, env: &[(String, String)]) -> Result<(), RankError> {
+        let path = self.folder.join(format!("rank.{rank}"));
+        let text = serde_json::to_vec(env).unwrap_or_default();
+        hpk_layout::replace_soon(&path, &text, 0o600).map_err(|source| RankError::Io { path, source })
+    }
+
+    /// The environment of a rank of this node; None: there is no such rank.
+    pub(crate) fn noted(&self, rank: u32) -> Option<Vec<(String, String)>> {
+        serde_json::from_slice(&std::fs::read(self.folder.join(format!("rank.{rank}"))).ok()?).ok()
     }
 
     /// What the keeper is to wait for: a lock of its own.

@@ -47,6 +47,18 @@ impl Signals {
         set.thread_block()?;
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }
+
+    /// The next one, if there is one.
+    pub(super) fn next(&self) -> Option<Signal> {
+        let info = self.0.read_signal().ok().flatten()?;
+        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// How the command ended, and what srun has not yet taken.
@@ -65,8 +77,15 @@ impl Ended {
     }
 }
 
-/// Stays with the command until it has ended and its output is read. `first` goes before all output.
-pub(super) fn attend(rank: u32, launched: Launched, signals: Signals, first: Vec<u8>) -> Ended {
+/// Stays with the command until it has ended and its output is read. `first` goes before all output; `usage` is the answer to
+/// who asks for it.
+pub(super) fn attend(
+    rank: u32,
+    launched: Launched,
+    signals: Signals,
+    first: Vec<u8>,
+    usage: Option<impl Fn() -> Vec<u8>>,
+) -> Ended {
     let Launched { pid, io, .. } = launched;
     let (stdout, stderr) = match io {
         Io::Pipes { stdout, stderr, .. } => (Some(stdout), Some(stderr)),
@@ -79,6 +98,7 @@ pub(super) fn attend(rank: u32, launched: Launched, signals: Signals, first: Vec
         signals,
         streams: [(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
         orders: Some(Vec::new()),
+        usage,
         output: first,
         ended: None,
         drained_by: None,
@@ -88,13 +108,14 @@ pub(super) fn attend(rank: u32, launched: Launched, signals: Signals, first: Vec
     Ended { code, signal, output: attendance.output }
 }
 
-struct Attendance {
+struct Attendance<U> {
     rank: u32,
     pid: Pid,
     signals: Signals,
     streams: [(Stream, Option<OwnedFd>); 2],
     /// What has come of the next order; None: no more will come.
     orders: Option<Vec<u8>>,
+    usage: Option<U>,
     output: Vec<u8>,
     ended: Option<(i32, Option<i32>)>,
     drained_by: Option<Instant>,
@@ -108,7 +129,7 @@ struct Ready {
     streams: [bool; 2],
 }
 
-impl Attendance {
+impl<U: Fn() -> Vec<u8>> Attendance<U> {
     fn run(&mut self) {
         loop {
             let open = self.streams.iter().any(|(_, fd)| fd.is_some());
@@ -135,7 +156,7 @@ impl Attendance {
     }
 
     fn wait(&self) -> Option<Ready> {
-        let mut fds = vec![PollFd::new(self.signals.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let (stdin, stdout) = (io::stdin(), io::stdout());
         let order = self.orders.is_some().then(|| push(&mut fds, stdin.as_fd(), PollFlags::POLLIN));
         let room = (!self.output.is_empty()).then(|| push(&mut fds, stdout.as_fd(), PollFlags::POLLOUT));
@@ -164,13 +185,8 @@ impl Attendance {
     }
 
     fn signals(&mut self) {
-        while let Ok(Some(info)) = self.signals.0.read_signal() {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-            match Signal::try_from(number) {
-                Ok(Signal::SIGCHLD) => self.reap(),
-                Ok(signal) => self.send(signal),
-                Err(_) => {}
-            }
+        while let Some(signal) = self.signals.next() {
+            if signal == Signal::SIGCHLD { self.reap() } else { self.send(signal) }
         }
     }
 
@@ -205,10 +221,19 @@ impl Attendance {
         begun.extend_from_slice(buffer.get(..n).unwrap_or_default());
         while let Some(end) = self.orders.as_ref().and_then(|text| text.iter().position(|&byte| byte == b'\n')) {
             let line: Vec<u8> = self.orders.iter_mut().flat_map(|text| text.drain(..=end)).collect();
-            if let Ok(StepOrder::Signal(number)) = serde_json::from_slice(&line)
-                && let Ok(signal) = Signal::try_from(number)
-            {
-                self.send(signal);
+            match serde_json::from_slice(&line) {
+                Ok(StepOrder::Signal(number)) => {
+                    if let Ok(signal) = Signal::try_from(number) {
+                        self.send(signal);
+                    }
+                }
+                Ok(StepOrder::Usage) => {
+                    if let Some(usage) = &self.usage {
+                        self.output.extend(usage());
+                    }
+                }
+                // Of a supervisor that knows more orders.
+                Err(_) => {}
             }
         }
     }
@@ -234,12 +259,12 @@ impl Attendance {
     }
 }
 
-fn push<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: BorrowedFd<'fd>, flags: PollFlags) -> usize {
+pub(super) fn push<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: BorrowedFd<'fd>, flags: PollFlags) -> usize {
     fds.push(PollFd::new(fd, flags));
     fds.len() - 1
 }
 
-fn non_blocking(fd: BorrowedFd<'_>) {
+pub(super) fn non_blocking(fd: BorrowedFd<'_>) {
     let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate).unwrap_or(OFlag::empty());
     let _ = fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK));
 }

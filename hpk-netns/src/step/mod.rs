@@ -7,12 +7,19 @@
 //! ```
 //! It decides nothing about the step: that is the supervisor's. When the supervisor is gone, so is the step.
 
+mod label;
+mod library;
 pub(crate) mod record;
+mod session;
 mod srun;
 
+pub(crate) use session::run as session;
+
 use crate::rank::place::Place;
-use hpk_api::step::{Keeper, StepNews, StepOrder, StepStart};
+use hpk_api::step::{Keeper, StepFile, StepNews, StepOrder, StepStart};
 use hpk_sys::procfs;
+use label::Label;
+use library::Library;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use record::{Heard, Records};
@@ -33,15 +40,26 @@ use tokio::time::{Instant, sleep_until};
 const RANKS_DIE: Duration = Duration::from_secs(3);
 const SRUN_ENDS: Duration = Duration::from_secs(5);
 
+/// Where Intel MPI is told of Slurm's client of PMI-2.
+const INTEL: &str = "I_MPI_PMI_LIBRARY";
+
 /// How much of srun's words is kept for a message, bytes.
 const WORDS: usize = 1024;
 
 /// Runs a step to its end and tells the supervisor of it. `pod`: the pod's folder.
 pub(crate) async fn run(pod: PathBuf, start: StepStart, fds: Vec<OwnedFd>, stream: UnixStream) {
+    run_by(find_srun(), pod, start, fds, stream).await;
+}
+
+async fn run_by(srun: io::Result<PathBuf>, pod: PathBuf, start: StepStart, fds: Vec<OwnedFd>, stream: UnixStream) {
     let (read, mut write) = stream.into_split();
     let (news_in, mut news) = mpsc::unbounded_channel();
     let mut orders = BufReader::new(read).lines();
-    let mut srun = match begin(&pod, &start, fds, &news_in).await {
+    let begun = match srun {
+        Ok(srun) => begin(srun, &pod, &start, fds, &news_in).await,
+        Err(error) => Err(error),
+    };
+    let mut srun = match begun {
         Ok(begun) => begun,
         Err(error) => return tell(&mut write, &ended(1, error.to_string())).await,
     };
@@ -53,10 +71,15 @@ pub(crate) async fn run(pod: PathBuf, start: StepStart, fds: Vec<OwnedFd>, strea
             status = srun.child.wait() => break status.map_or(1, code_of),
             Some(news) = news.recv() => tell(&mut write, &news).await,
             line = orders.next_line() => {
-                let order = line.ok().flatten();
+                let line = line.ok().flatten();
                 // A supervisor that has gone wants the step's end.
-                let gone = order.is_none();
-                let order = order.and_then(|line| serde_json::from_str(&line).ok()).unwrap_or(StepOrder::Signal(9));
+                let gone = line.is_none();
+                let order = match line.map(|line| serde_json::from_str(&line)) {
+                    None => StepOrder::Signal(9),
+                    Some(Ok(order)) => order,
+                    // Of a supervisor that knows more orders than this program.
+                    Some(Err(_)) => continue,
+                };
                 if let Some(input) = &mut input {
                     let mut line = serde_json::to_vec(&order).unwrap_or_default();
                     line.push(b'\n');
@@ -141,6 +164,7 @@ impl Srun {
 }
 
 async fn begin(
+    srun: PathBuf,
     pod: &Path,
     start: &StepStart,
     fds: Vec<OwnedFd>,
@@ -152,22 +176,28 @@ async fn begin(
         (fds.next().ok_or_else(missing)?, fds.next().ok_or_else(missing)?, fds.next().ok_or_else(missing)?);
     let place = first(pod, start.instance, &keeper).map_err(io::Error::other)?;
     let own_words = stderr.try_clone()?;
-    let srun =
-        which::which("srun").map_err(|error| io::Error::other(format!("srun is not on this node's PATH: {error}")))?;
     let list = Command::new(&srun).arg("--mpi=list").stdin(Stdio::null()).output().await;
     let list = list.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+    let library = look(pod, start.instance, &keeper).await;
     let cpus = std::env::var("SLURM_CPUS_PER_TASK").ok();
     let program = std::env::current_exe()?;
+    let (label, flags) = Label::of_flags(start.flags.clone());
+    if let Some(advice) = library::advice(srun::given(&flags, "--mpi"), library.family) {
+        pipe::Sender::from_owned_fd(own_words.try_clone()?)?.write_all(format!("{advice}\n").as_bytes()).await?;
+    }
     let argv = srun::arguments(&srun::Parts {
-        flags: &start.flags,
-        mpi: srun::choose_mpi(&String::from_utf8_lossy(&list)),
+        flags: &flags,
+        mpi: library::choose_mpi(&String::from_utf8_lossy(&list), library.family),
         cpus_per_task: cpus.as_deref(),
         program: &program,
         pod,
         instance: start.instance,
     });
+    // Intel MPI loads it; a job's own setting, and the pod's, win.
+    let pmi2 = library.pmi2.filter(|_| std::env::var_os(INTEL).is_none()).map(|path| (INTEL, path));
     let mut child = Command::new(srun)
         .args(argv)
+        .envs(pmi2)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -175,9 +205,25 @@ async fn begin(
         .spawn()?;
     let (out, err) = (child.stdout.take().ok_or_else(missing)?, child.stderr.take().ok_or_else(missing)?);
     let (stdout, stderr) = (pipe::Sender::from_owned_fd(stdout)?, pipe::Sender::from_owned_fd(stderr)?);
-    let output = tokio::spawn(carry(out, stdout, stderr, news.clone()));
+    let output = tokio::spawn(carry(out, label, stdout, stderr, news.clone()));
     let words = tokio::spawn(listen(err, pipe::Sender::from_owned_fd(own_words)?));
     Ok(Srun { child, output, words, place })
+}
+
+fn find_srun() -> io::Result<PathBuf> {
+    which::which("srun").map_err(|error| io::Error::other(format!("srun is not on this node's PATH: {error}")))
+}
+
+/// What the container holds; where it cannot be told, nothing.
+async fn look(pod: &Path, instance: u32, keeper: &OwnedFd) -> Library {
+    let Some(pid) = procfs::pid_of(keeper.as_fd()) else { return Library::default() };
+    let file = pod.join(hpk_api::files::step(instance));
+    let looked = tokio::task::spawn_blocking(move || {
+        let step: StepFile = serde_json::from_slice(&std::fs::read(file)?)?;
+        let root = std::fs::File::open(format!("/proc/{pid}/root"))?;
+        io::Result::Ok(library::find(&root.into(), &step.rank.env))
+    });
+    looked.await.map_err(io::Error::other).flatten().unwrap_or_default()
 }
 
 /// Leaves word for this node's ranks where their container is: the supervisor has made it.
@@ -192,6 +238,7 @@ fn first(pod: &Path, instance: u32, pidfd: &OwnedFd) -> Result<Place, crate::ran
 /// The ranks' output to the container's log, their news to whoever asks.
 async fn carry(
     out: ChildStdout,
+    mut label: Label,
     mut stdout: pipe::Sender,
     mut stderr: pipe::Sender,
     news: mpsc::UnboundedSender<StepNews>,
@@ -211,9 +258,11 @@ async fn carry(
         for heard in heard {
             // A log that is closed takes nothing; the ranks go on.
             let _ = match heard {
-                Heard::Stdout(line) => stdout.write_all(&line).await,
-                Heard::Stderr(line) => stderr.write_all(&line).await,
+                Heard::Stdout(rank, line) => stdout.write_all(&label.put(rank, line)).await,
+                Heard::Stderr(rank, line) => stderr.write_all(&label.put(rank, line)).await,
+                Heard::Other(line) => stderr.write_all(&line).await,
                 Heard::News(news_of) => {
+                    label.hear(&news_of);
                     let _ = news.send(news_of);
                     Ok(())
                 }
@@ -235,7 +284,14 @@ async fn listen(mut err: ChildStderr, mut log: pipe::Sender) -> String {
         last.extend_from_slice(part);
         last.drain(..last.len().saturating_sub(WORDS));
     }
-    let text = String::from_utf8_lossy(&last);
+    last_lines(&last)
+}
+
+fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join("; ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,10 +76,12 @@ pub(crate) fn write_news(rank: u32, news: &StepNews, out: &mut Vec<u8>) {
 /// What came of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// A line of standard output, with its end.
-    Stdout(Vec<u8>),
-    /// A line of standard error, with its end.
-    Stderr(Vec<u8>),
+    /// A line of a rank's standard output, with its end.
+    Stdout(u32, Vec<u8>),
+    /// A line of a rank's standard error, with its end.
+    Stderr(u32, Vec<u8>),
+    /// A line of somebody else's, with its end: Slurm's.
+    Other(Vec<u8>),
     News(StepNews),
 }
 
@@ -90,10 +92,10 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Takes one line, without its end. What is no record is somebody else's word, and treated as standard error.
+    /// Takes one line, without its end. What is no record is somebody else's word.
     pub(crate) fn take(&mut self, line: &[u8]) -> Option<Heard> {
         let Some((rank, stream, more, text)) = parse(line) else {
-            return Some(Heard::Stderr([line, b"\n"].concat()));
+            return Some(Heard::Other([line, b"\n"].concat()));
         };
         let begun = self.begun.entry((rank, stream)).or_default();
         begun.extend_from_slice(text);
@@ -104,21 +106,22 @@ impl Records {
         if line.is_empty() || begun.capacity() == 0 {
             self.begun.remove(&(rank, stream));
         }
-        whole(stream, line)
+        whole(rank, stream, line)
     }
 
     /// Lines that never came to their end.
     pub(crate) fn rest(&mut self) -> impl Iterator<Item = Heard> {
-        self.begun.drain().filter(|(_, line)| !line.is_empty()).filter_map(|((_, stream), line)| whole(stream, line))
+        let begun = self.begun.drain().filter(|(_, line)| !line.is_empty());
+        begun.filter_map(|((rank, stream), line)| whole(rank, stream, line))
     }
 }
 
-fn whole(stream: Stream, mut line: Vec<u8>) -> Option<Heard> {
+fn whole(rank: u32, stream: Stream, mut line: Vec<u8>) -> Option<Heard> {
     if stream == Stream::News {
         return serde_json::from_slice(&line).ok().map(Heard::News);
     }
     line.push(b'\n');
-    Some(if stream == Stream::Stdout { Heard::Stdout(line) } else { Heard::Stderr(line) })
+    Some(if stream == Stream::Stdout { Heard::Stdout(rank, line) } else { Heard::Stderr(rank, line) })
 }
 
 fn parse(line: &[u8]) -> Option<(u32, Stream, bool, &[u8])> {
@@ -147,9 +150,13 @@ mod tests {
         write(0, Stream::Stdout, b"line\nlast", &mut out);
         let mut records = Records::default();
         let lines = heard(&mut records, &out);
-        let want = [Heard::Stdout(b"other\n".into()), Heard::Stderr(b"\n".into()), Heard::Stdout(b"one line\n".into())];
+        let want = [
+            Heard::Stdout(1, b"other\n".into()),
+            Heard::Stderr(0, b"\n".into()),
+            Heard::Stdout(0, b"one line\n".into()),
+        ];
         assert_eq!(lines, want);
-        assert_eq!(records.rest().collect::<Vec<_>>(), [Heard::Stdout(b"last\n".into())]);
+        assert_eq!(records.rest().collect::<Vec<_>>(), [Heard::Stdout(0, b"last\n".into())]);
     }
 
     #[test]
@@ -159,7 +166,7 @@ mod tests {
         let mut out = b"slurmstepd: error: x\n".to_vec();
         write_news(3, &news, &mut out);
         let lines = heard(&mut Records::default(), &out);
-        assert_eq!(lines, [Heard::Stderr(b"slurmstepd: error: x\n".into()), Heard::News(news)]);
+        assert_eq!(lines, [Heard::Other(b"slurmstepd: error: x\n".into()), Heard::News(news)]);
     }
 
     #[test]
@@ -168,7 +175,7 @@ mod tests {
         write(0, Stream::Stdout, &vec![b'x'; LONGEST_LINE + 5], &mut out);
         let mut records = Records::default();
         let lines = heard(&mut records, &out);
-        assert!(matches!(&lines[..], [Heard::Stdout(line)] if line.len() > LONGEST_LINE));
+        assert!(matches!(&lines[..], [Heard::Stdout(0, line)] if line.len() > LONGEST_LINE));
     }
 
     proptest! {
@@ -190,7 +197,7 @@ mod tests {
                 let own: Vec<u8> = out.split_inclusive(|&b| b == b'\n').filter(|r| parse(r).unwrap().0 == rank).flatten().copied().collect();
                 let mut lines = heard(&mut records, &own);
                 lines.extend(records.rest());
-                let got: Vec<u8> = lines.into_iter().flat_map(|l| match l { Heard::Stdout(l) => l, other => panic!("{other:?}") }).collect();
+                let got: Vec<u8> = lines.into_iter().flat_map(|l| match l { Heard::Stdout(_, l) => l, other => panic!("{other:?}") }).collect();
                 let mut want = said.clone().into_bytes();
                 if !want.is_empty() && !want.ends_with(b"\n") { want.push(b'\n'); }
                 prop_assert_eq!(got, want);

@@ -38,9 +38,23 @@ pub(crate) fn arguments(parts: &Parts<'_>) -> Vec<OsString> {
     argv
 }
 
-/// `--mpi` for what srun has (`srun --mpi=list`): PMIx where it is, for every current MPI library speaks it.
-pub(crate) fn choose_mpi(list: &str) -> Option<&'static str> {
-    list.split(|c: char| c.is_whitespace() || c == ',').any(|word| word == "pmix").then_some("pmix")
+/// A flag's value, of the user's flags: `--name=value`, or the value as the next argument.
+pub(crate) fn given<'a>(flags: &'a [String], name: &str) -> Option<&'a str> {
+    flags.iter().enumerate().rev().find_map(|(at, flag)| match flag.strip_prefix(name)? {
+        "" => flags.get(at + 1).map(String::as_str),
+        rest => rest.strip_prefix('='),
+    })
+}
+
+/// Arguments of srun for one process beside the step, on one of its nodes.
+pub(crate) fn beside(job: &str, node: &str, command: &[OsString]) -> Vec<OsString> {
+    let words = ["--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--quiet", "--input=0"];
+    let mut argv: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    // Else Slurm passes on whole lines only.
+    argv.extend(["--unbuffered", "--job-name=hpk-session", "--chdir=/"].map(OsString::from));
+    argv.extend([format!("--jobid={job}").into(), format!("--nodelist={node}").into()]);
+    argv.extend_from_slice(command);
+    argv
 }
 
 #[cfg(test)]
@@ -65,10 +79,11 @@ mod tests {
     }
 
     #[test]
-    fn pmix_where_slurm_has_it() {
-        let list =
-            "MPI plugin types are...\n\tnone\n\tpmix\n\tpmi2\nspecific pmix plugin versions available: pmix_v5\n";
-        assert_eq!(choose_mpi(list), Some("pmix"));
-        assert_eq!(choose_mpi("MPI plugin types are...\n\tnone\n\tpmi2\n"), None);
+    fn a_value_in_either_form() {
+        let flags = |list: &[&str]| list.iter().map(|&flag| flag.to_owned()).collect::<Vec<_>>();
+        assert_eq!(given(&flags(&["--mpi=pmi2"]), "--mpi"), Some("pmi2"));
+        assert_eq!(given(&flags(&["--mpi", "none", "--exact"]), "--mpi"), Some("none"));
+        assert_eq!(given(&flags(&["--mpi=pmix", "--mpi=none"]), "--mpi"), Some("none"));
+        assert_eq!(given(&flags(&["--mpix=1", "--exact"]), "--mpi"), None);
     }
 }

@@ -120,6 +120,8 @@ pub enum NetnsRequest {
     Check,
     /// Start an MPI step; the connection stays, see [`crate::step`].
     Step(Box<crate::step::StepStart>),
+    /// Run a command beside a rank; the connection stays, see [`crate::step`].
+    Session(Box<crate::step::StepSession>),
 }
 
 /// Descriptors of the pod's namespaces, in this order: user, network.

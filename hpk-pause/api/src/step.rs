@@ -6,9 +6,21 @@
 //!           ── StepOrder, a line each ─▶             ── StepOrder, a line each, on their standard input ─▶
 //! ```
 //! The connection is the step's life: when the supervisor closes it, the step is ended.
+//!
+//! A session beside a rank ([`SESSION_PREFIX`]) takes the same way, from the supervisor to the rank's node:
+//!
+//! ```text
+//! hpk-pause ── StepSession ─▶ netns.sock ─▶ srun --overlap … hpk-netns session <pod folder> <instance> <rank>
+//!           ◀─ one line: Reply, then frames in both directions, as on the control socket ─▶
+//! ```
 
+use crate::control::{ExecOptions, Usage};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+
+/// A command of an exec session that begins with this and a number is run beside that rank, on its node and with its
+/// environment: `rank:5 ps`.
+pub const SESSION_PREFIX: &str = "rank:";
 
 /// What the kubelet decides of a step; its container has it in its plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +84,17 @@ pub struct StepStart {
     pub flags: Vec<String>,
 }
 
+/// [`crate::net::NetnsRequest::Session`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepSession {
+    /// Which instance of the step's container.
+    pub instance: u32,
+    /// Which rank, and where.
+    pub of: Rank,
+    /// What to run, without the prefix.
+    pub options: ExecOptions,
+}
+
 /// `step-<instance>.json` in the pod's folder, written by the supervisor: what every rank reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepFile {
@@ -90,6 +113,8 @@ pub struct StepFile {
 pub enum StepOrder {
     /// Send this signal to the command.
     Signal(i32),
+    /// Tell what the step uses: the first rank of each node answers with [`StepNews::Used`].
+    Usage,
 }
 
 /// Where a rank is.
@@ -131,6 +156,13 @@ pub enum StepNews {
         /// The kernel's OOM killer has killed in the rank's cgroup meanwhile.
         #[serde(default)]
         oom: bool,
+    },
+    /// What the step's container on this node uses.
+    Used {
+        /// The node's first rank.
+        of: Rank,
+        /// Now.
+        usage: Usage,
     },
     /// srun has ended: the step is over.
     Ended {

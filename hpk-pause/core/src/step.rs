@@ -13,7 +13,7 @@
 
 use crate::types::{Exit, ExitCause, LaunchFailure};
 use hpk_api::step::{Rank, StepNews};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a step's news mean for its container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub enum GangChange {
 #[derive(Clone, Debug, Default)]
 pub struct Gang {
     ranks: u32,
-    started: BTreeSet<u32>,
+    /// Those that have started, and where.
+    started: BTreeMap<u32, String>,
     told: bool,
     /// The first rank that could not be started.
     failed: Option<(Rank, String)>,
@@ -56,7 +57,7 @@ impl Gang {
         match news {
             StepNews::Started { of, ranks } => {
                 self.ranks = self.ranks.max(ranks);
-                self.started.insert(of.rank);
+                self.started.insert(of.rank, of.node);
                 let all = u32::try_from(self.started.len()).is_ok_and(|n| n >= self.ranks);
                 if all && !self.told { self.tell_started() } else { Vec::new() }
             }
@@ -72,8 +73,27 @@ impl Gang {
                 }
                 Vec::new()
             }
+            StepNews::Used { .. } => Vec::new(),
             StepNews::Ended { code, words } => self.ended(code, &words),
         }
+    }
+
+    /// Where a rank runs; None: it has not started.
+    #[must_use]
+    pub fn place(&self, rank: u32) -> Option<Rank> {
+        self.started.get(&rank).map(|node| Rank { rank, node: node.clone() })
+    }
+
+    /// How many ranks there are; 0: none has started yet.
+    #[must_use]
+    pub fn ranks(&self) -> u32 {
+        self.ranks
+    }
+
+    /// The nodes on which ranks have started.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<&str> {
+        self.started.values().map(String::as_str).collect()
     }
 
     fn tell_started(&mut self) -> Vec<GangChange> {
@@ -163,7 +183,9 @@ mod tests {
         let mut gang = Gang::default();
         assert!(gang.heard(started(1, 2)).is_empty());
         assert!(gang.heard(started(1, 2)).is_empty(), "the same rank counts once");
+        assert_eq!((gang.place(1), gang.place(0)), (Some(of(1)), None));
         assert_eq!(gang.heard(started(0, 2)), [GangChange::Started]);
+        assert_eq!((gang.ranks(), gang.nodes().into_iter().collect::<Vec<_>>()), (2, vec!["c1"]));
         assert!(gang.heard(exit(0, 0)).is_empty() && gang.heard(exit(1, 0)).is_empty());
         let exit = Exit { cause: ExitCause::Code(0), oom: false, message: String::new(), at: None };
         assert_eq!(gang.heard(end(0, "")), [GangChange::Exited(exit)]);

@@ -3,14 +3,28 @@
 use super::handshake::Handshake;
 use super::request::{DriverRequest, ExecSession, Stdio};
 use super::wire::{Fd, FrameReader, FrameWriter, Gone, output};
-use super::{Context, ask};
+use super::{Context, ask, rank};
 use hpk_api::control::{Answer, ControlError, ErrorCode, ExecOptions, Reply, StreamEnd, TerminalSize};
 use hpk_api::frame::channel;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-pub(super) async fn run(mut handshake: Handshake, context: Context, options: ExecOptions) {
+pub(super) async fn run(mut handshake: Handshake, context: Context, mut options: ExecOptions) {
+    if let Some(number) = rank::named(&options.command) {
+        match rank::find(&context, &options.container, number).await {
+            Ok(None) => {}
+            Ok(Some(mut session)) => {
+                options.command.remove(0);
+                if let Err(error) = check(&options) {
+                    return handshake.refuse(error).await;
+                }
+                session.options = options;
+                return rank::run(handshake, &context, session).await;
+            }
+            Err(error) => return handshake.refuse(error).await,
+        }
+    }
     if let Err(error) = check(&options) {
         return handshake.refuse(error).await;
     }

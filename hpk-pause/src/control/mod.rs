@@ -19,6 +19,7 @@ mod exec;
 mod forward;
 mod handshake;
 mod logs;
+mod rank;
 pub mod request;
 mod wire;
 
@@ -37,6 +38,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 /// Connections served at once; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
+/// How long the nodes of an MPI step may take to tell what they use.
+const MEASURED: Duration = Duration::from_secs(1);
 /// Clients that read logs at once: each has a thread.
 const MAX_LOG_READERS: usize = 64;
 
@@ -145,6 +148,7 @@ async fn connection(stream: UnixStream, context: Context) {
         Request::PortForward { port } => forward::port(handshake, port, &context).await,
         Request::Dial { address } => forward::dial(handshake, address).await,
         Request::Stats => {
+            measure_steps(&context).await;
             let answer = ask(&context, |answer| DriverRequest::Stats { answer }).await;
             let stats = answer.map(|sample| PodStats {
                 at: Some(Timestamp::now()),
@@ -189,6 +193,14 @@ async fn status(mut handshake: Handshake, mut state: watch::Receiver<Arc<PodStat
         if !handshake.line(&*now).await {
             return;
         }
+    }
+}
+
+/// Has every node of MPI steps tell what it uses; one that does not in time is counted as it was.
+async fn measure_steps(context: &Context) {
+    let (done, measured) = oneshot::channel();
+    if context.driver.send(DriverRequest::MeasureSteps { done }).await.is_ok() {
+        let _ = tokio::time::timeout(MEASURED, measured).await;
     }
 }
 

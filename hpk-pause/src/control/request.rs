@@ -5,6 +5,7 @@
 
 use hpk_api::control::{ContainerStats, ControlError, ExecOptions, Update, Usage};
 use hpk_api::probe::ProbeCounts;
+use hpk_api::step::Rank;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
@@ -22,6 +23,20 @@ pub enum DriverRequest {
         options: ExecOptions,
         /// Answered when the process exists.
         answer: Answer<ExecSession>,
+    },
+    /// Where a rank of an MPI step runs.
+    Rank {
+        /// Container name.
+        container: String,
+        /// From 0.
+        rank: u32,
+        /// Answered at once: which instance of the container, and the rank's place. None: it is no MPI step.
+        answer: Answer<Option<(u32, Rank)>>,
+    },
+    /// Ask the nodes of MPI steps what they use.
+    MeasureSteps {
+        /// Sent, or dropped, when all have answered.
+        done: oneshot::Sender<()>,
     },
     /// A client of an exec session is gone: end the session's whole process group, SIGHUP then SIGKILL when it
     /// has a terminal, SIGKILL at once otherwise. No answer.

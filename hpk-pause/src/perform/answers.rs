@@ -1,6 +1,7 @@
 //! Answers to control clients: attach, logs, use of resources.
 
 use super::Performer;
+use super::step::Step;
 use crate::control::request::{AttachSession, LogSource, StatsSample};
 use hpk_api::control::{ContainerStats, ControlError, ErrorCode, Usage};
 use hpk_core::ContainerIndex;
@@ -65,12 +66,13 @@ impl Performer {
         for (&container, running) in &self.running {
             let (Some(ns), Some(name)) = (running.mount_ns, name(container)) else { continue };
             let used = hpk_sys::procfs::usage(ns);
-            let usage = Usage {
+            let here = Usage {
                 cpu_nanos: used.cpu_ns,
                 memory_bytes: used.working_set_bytes,
                 rss_bytes: used.rss_bytes,
                 processes: u64::from(used.processes),
             };
+            let usage = running.step.as_ref().and_then(Step::used).unwrap_or(here);
             sample.pod.cpu_nanos += usage.cpu_nanos;
             sample.pod.memory_bytes += usage.memory_bytes;
             sample.pod.rss_bytes += usage.rss_bytes;

@@ -8,19 +8,22 @@
 //! is killed, and what is left of it is reaped and drained as any container's.
 
 use super::{Happening, Outcome, Performer, Running};
+use hpk_api::control::{ControlError, ErrorCode, Usage};
 use hpk_api::net::NetnsRequest;
 use hpk_api::plan::ContainerPlan;
 use hpk_api::state::ContainerUser;
-use hpk_api::step::{StepFile, StepNews, StepOrder, StepStart};
+use hpk_api::step::{Rank, StepFile, StepNews, StepOrder, StepStart};
 use hpk_core::{ContainerIndex, Exit, ExitCause, Gang, GangChange, LaunchFailure};
 use hpk_log::Source;
 use hpk_sys::signals;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -39,8 +42,19 @@ pub(super) struct Step {
     given_up: bool,
     /// The keeper has ended before the step.
     orphaned: bool,
+    measured: Measured,
     /// The keeper lives for as long as this is open.
     _keeper: OwnedFd,
+}
+
+/// What the nodes of a step use, as they told last.
+#[derive(Debug, Default)]
+struct Measured {
+    nodes: BTreeMap<String, Usage>,
+    /// Asked, and not yet answered.
+    awaited: BTreeSet<String>,
+    /// Who waits for them. It is told when the last of them lets it go.
+    waiting: Vec<Arc<oneshot::Sender<()>>>,
 }
 
 /// How a step ended.
@@ -110,6 +124,7 @@ impl Performer {
             end: None,
             given_up: false,
             orphaned: false,
+            measured: Measured::default(),
             _keeper: beginning.keeper,
         };
         Ok((step, Source::Pipes { stdout, stderr }))
@@ -119,6 +134,10 @@ impl Performer {
     pub fn step_news(&mut self, container: ContainerIndex, instance: u32, news: StepNews) -> Option<Outcome> {
         let running = self.running.get_mut(&container).filter(|running| running.instance == instance)?;
         let step = running.step.as_mut()?;
+        if let StepNews::Used { of, usage } = news {
+            step.measured.heard(of.node, usage);
+            return None;
+        }
         let mut outcome = None;
         for change in step.gang.heard(news) {
             match change {
@@ -142,6 +161,41 @@ impl Performer {
         outcome
     }
 
+    /// Where a rank of a step runs; None: the container is no running step.
+    ///
+    /// # Errors
+    /// The step has no such rank, or not yet.
+    pub fn rank(&self, container: ContainerIndex, rank: u32) -> Result<Option<(u32, Rank)>, ControlError> {
+        let Some(running) = self.running.get(&container) else { return Ok(None) };
+        let Some(step) = &running.step else { return Ok(None) };
+        if let Some(place) = step.gang.place(rank) {
+            return Ok(Some((running.instance, place)));
+        }
+        let ranks = step.gang.ranks();
+        Err(if rank < ranks || ranks == 0 {
+            let message = format!("rank {rank} of container {:?} has not started", running.name);
+            ControlError { code: ErrorCode::Conflict, message }
+        } else {
+            let message = format!("container {:?} has the ranks 0 to {}, not {rank}", running.name, ranks - 1);
+            ControlError { code: ErrorCode::NotFound, message }
+        })
+    }
+
+    /// Asks the nodes of all steps what they use; `done` goes when all have answered. What is on this node alone needs not
+    /// be asked.
+    pub fn measure_steps(&mut self, done: oneshot::Sender<()>) {
+        let done = Arc::new(done);
+        for step in self.running.values_mut().filter_map(|running| running.step.as_mut()) {
+            let nodes = step.gang.nodes();
+            if step.started && step.end.is_none() && nodes.len() > 1 {
+                step.measured.awaited = nodes.into_iter().map(str::to_owned).collect();
+                step.measured.waiting.push(Arc::clone(&done));
+                // It may be over.
+                let _ = step.orders.send(StepOrder::Usage);
+            }
+        }
+    }
+
     /// The pod is to end: a step that is not yet running would not be asked to.
     pub fn give_up_forming(&mut self) {
         let steps = self.running.values_mut().filter_map(|running| running.step.as_mut());
@@ -159,6 +213,11 @@ impl Step {
         let _ = self.orders.send(StepOrder::Signal(signal));
     }
 
+    /// What all of its nodes use, where it has several and they have told.
+    pub(super) fn used(&self) -> Option<Usage> {
+        self.measured.sum()
+    }
+
     /// The keeper has ended. True: and so has the step.
     pub(super) fn keeper_ended(&mut self) -> bool {
         if self.end.is_none() {
@@ -166,6 +225,26 @@ impl Step {
             self.order(Signal::SIGKILL as i32);
         }
         self.end.is_some()
+    }
+}
+
+impl Measured {
+    fn heard(&mut self, node: String, usage: Usage) {
+        self.awaited.remove(&node);
+        self.nodes.insert(node, usage);
+        if self.awaited.is_empty() {
+            self.waiting.clear();
+        }
+    }
+
+    fn sum(&self) -> Option<Usage> {
+        let add = |a: Usage, b: &Usage| Usage {
+            cpu_nanos: a.cpu_nanos + b.cpu_nanos,
+            memory_bytes: a.memory_bytes + b.memory_bytes,
+            rss_bytes: a.rss_bytes + b.rss_bytes,
+            processes: a.processes + b.processes,
+        };
+        (!self.nodes.is_empty()).then(|| self.nodes.values().fold(Usage::default(), add))
     }
 }
 
@@ -228,4 +307,26 @@ async fn ask(socket: &Path, start: StepStart, fds: Vec<OwnedFd>) -> io::Result<U
         })
         .await?;
     if sent == line.len() { Ok(stream) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_added_up_as_they_told_last() {
+        let usage = |n| Usage { cpu_nanos: n, memory_bytes: 10 * n, rss_bytes: 20 * n, processes: 1 };
+        let mut measured = Measured::default();
+        assert_eq!(measured.sum(), None);
+        let (done, mut waiting) = oneshot::channel();
+        measured.awaited = ["c1".to_owned(), "c2".to_owned()].into();
+        measured.waiting.push(Arc::new(done));
+        measured.heard("c1".to_owned(), usage(1));
+        assert_eq!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        measured.heard("c2".to_owned(), usage(2));
+        assert_eq!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Closed), "all have answered");
+        measured.heard("c2".to_owned(), usage(5));
+        let want = Usage { cpu_nanos: 6, memory_bytes: 60, rss_bytes: 120, processes: 2 };
+        assert_eq!(measured.sum(), Some(want));
+    }
 }

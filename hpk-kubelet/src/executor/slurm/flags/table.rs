@@ -129,6 +129,7 @@ pub(super) const SRUN: &[Flag] = &[
     flag("gres-flags", Needed),
     flag("hint", Needed),
     flag("kill-on-bad-exit", Optional).short('K'),
+    flag("label", Nothing).short('l'),
     flag("mem", Needed),
     flag("mem-bind", Needed),
     flag("mem-per-cpu", Needed),

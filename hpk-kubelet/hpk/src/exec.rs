@@ -1,0 +1,51 @@
+//! `hpk exec --rank`: kubectl exec, told by the command's first word which rank is meant.
+
+use crate::cli::Exec;
+use crate::home::Home;
+use anyhow::{Context, Result};
+use hpk_api::step::SESSION_PREFIX;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+/// Becomes kubectl.
+pub(crate) fn run(args: Exec) -> Result<ExitCode> {
+    let kubectl = which::which("kubectl").context("kubectl: install it, or put it on PATH")?;
+    let mut command = Command::new(&kubectl);
+    if std::env::var_os("KUBECONFIG").is_none() {
+        command.env("KUBECONFIG", Home::from_env()?.kubeconfig());
+    }
+    Err(command.args(arguments(args)).exec()).with_context(|| kubectl.display().to_string())
+}
+
+/// What kubectl is given. Pure.
+fn arguments(args: Exec) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = vec!["exec".into()];
+    for (flag, value) in [("--namespace", args.namespace), ("--container", args.container)] {
+        argv.extend(value.map(|value| format!("{flag}={value}").into()));
+    }
+    for (flag, given) in [("--stdin", args.stdin), ("--tty", args.tty)] {
+        argv.extend(given.then(|| flag.into()));
+    }
+    argv.extend([args.pod.into(), "--".into(), format!("{SESSION_PREFIX}{}", args.rank).into()]);
+    argv.extend(args.command);
+    argv
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command as Word};
+    use clap::Parser;
+
+    #[test]
+    fn what_kubectl_is_given() {
+        let line = |words: &str| {
+            let Word::Exec(args) = Cli::parse_from(words.split(' ')).command else { panic!("{words}") };
+            arguments(args).join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(line("hpk exec --rank 5 p -- ps aux"), "exec p -- rank:5 ps aux");
+        let all = "exec --namespace=n --container=c --stdin --tty p -- rank:0 sh -c x";
+        assert_eq!(line("hpk exec --rank 0 -n n -c c -it p -- sh -c x"), all);
+    }
+}
