@@ -51,6 +51,27 @@ fn kubelet_killed_while_pods_run_and_finish() {
     }
 }
 
+/// The ranks are the supervisor's and Slurm's: they go on, and how they ended is known afterwards.
+#[test]
+fn kubelet_killed_while_an_mpi_step_runs_and_ends() {
+    let _turn = turn();
+    let ns = Namespace::new("kill-step");
+    let text = "echo rank $SLURM_PROCID; sleep 3; [ $SLURM_PROCID != 3 ] || exit 9; sleep 600";
+    ns.apply(&hpk_e2e::four_ranks("step", text).to_string());
+    ns.apply(&hpk_e2e::four_ranks("lives", "exec sleep 600").to_string());
+    ns.wait_phase("lives", "Running");
+    ns.wait_phase("step", "Running");
+    signal_kubelet("-STOP");
+    eventually("the job ends without the kubelet", PATIENCE, || job_of(ns.name(), "step").is_none().then_some(()));
+    signal_kubelet("-KILL");
+    let end = ns.until_pod("step", PATIENCE, |pod| pod["status"]["phase"] == "Failed");
+    let end = &end["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&end["exitCode"], &end["message"]), (&json!(9), &json!("rank 3 on c2 exited with code 9")), "{end}");
+    assert_eq!(ns.kubectl(&["logs", "step"]).ok().lines().filter(|line| line.starts_with("rank ")).count(), 4);
+    assert_eq!(ns.kubectl(&["exec", "lives", "--", "rank:2", "hostname"]).ok(), "c2");
+    assert_eq!(ns.get("pod", "lives")["status"]["containerStatuses"][0]["restartCount"], json!(0));
+}
+
 #[test]
 fn pods_created_and_deleted_while_the_kubelet_is_away() {
     let _turn = turn();
