@@ -344,6 +344,8 @@ pub(crate) struct Ps {
     /// How to print.
     #[command(flatten)]
     pub output: Output,
+}
+
 /// `hpk exec`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

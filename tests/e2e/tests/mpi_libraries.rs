@@ -106,11 +106,13 @@ fn the_hosts_mpi_in_an_image_without_one() {
     let program = format!("ring-of-{}", ns.name());
     let compile = format!("cat >/tmp/$$.c <<'E'\n{source}\nE\nmpicc -O1 -o ~/{program} /tmp/$$.c && rm /tmp/$$.c");
     sx("login", Some("alice"), &["sh", "-c", &compile]).ok();
-    let folders = ["/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/share/openmpi", "/etc/openmpi"];
+    // The loader in /lib64 is a link into the second of them.
+    let libraries = ["/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/lib64"];
+    let folders = libraries.into_iter().chain(["/usr/share/openmpi", "/etc/openmpi"]);
     let mut pod = ranks("bound", 4, &[&format!("/program/{program}")]);
     let (mut mounts, mut volumes) = (vec![json!({"name": "program", "mountPath": "/program"})], Vec::new());
     volumes.push(json!({"name": "program", "hostPath": {"path": "/home/alice"}}));
-    for (number, folder) in folders.iter().enumerate() {
+    for (number, folder) in folders.enumerate() {
         let name = format!("host-{number}");
         mounts.push(json!({"name": name, "mountPath": folder, "readOnly": true}));
         volumes.push(json!({"name": name, "hostPath": {"path": folder}}));
