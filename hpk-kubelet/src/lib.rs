@@ -16,5 +16,5 @@ pub mod nodes;
 pub mod pods;
 pub mod quantity;
 pub mod render;
-
+pub mod volumes;
 pub mod watch;

@@ -13,7 +13,7 @@ use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::{PRIORITY_CLASS, unsupported};
 use crate::render::atomic;
-use crate::render::volumes::Payload;
+use crate::volumes::Payload;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;

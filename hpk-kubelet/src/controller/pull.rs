@@ -7,6 +7,7 @@ use super::local_images;
 use crate::api::events::Note;
 use crate::pods::ephemeral::as_container;
 use crate::pods::plan::Image;
+use crate::volumes::{PodVolume, VolumeSource};
 use hpk_api::go_duration;
 use hpk_api::plan::{Blocked, ImageRef};
 use hpk_images::{Keyring, LocalImages, PullPolicy, PulledImage, Source};
@@ -96,11 +97,11 @@ fn wants(pod: &Pod) -> Vec<Want> {
             }
         })
         .collect();
-    for volume in spec.volumes.iter().flatten() {
-        if let Some(source) = &volume.image {
+    for volume in PodVolume::all(spec) {
+        if let VolumeSource::Image(source) = volume.source {
             let image = source.reference.clone().unwrap_or_default();
             let policy = PullPolicy::of(source.pull_policy.as_deref(), &image);
-            list.push(Want { name: volume.name.clone(), is_volume: true, image, policy });
+            list.push(Want { name: volume.name.to_owned(), is_volume: true, image, policy });
         }
     }
     list

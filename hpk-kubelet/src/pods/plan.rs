@@ -6,19 +6,18 @@
 use super::ephemeral::as_container;
 use super::{launcher, oom, probes, security, step};
 use crate::executor::slurm::flags;
-use crate::quantity;
 use crate::quantity::amounts;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
 use crate::render::expand::{expand, try_expand};
 use crate::render::sources::Sources;
-use crate::render::volumes::{self, Payload, VolumeError};
 use crate::render::{hosts, resolv};
+use crate::volumes::{self, Ground, Payload, VolumeError, Volumes};
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::{NetworkMode, NetworkPlan};
 use hpk_api::plan::{
-    Blocked, ContainerPlan, ExitCodeOperator, HostBind, ImageRef, MountPlan, POD_IP_PLACEHOLDER, PodRef, Resources,
-    RestartAction, RestartPolicy, RestartRule, SandboxPlan, Settings, TerminationMessagePolicy, VolumePlan,
+    Blocked, ContainerPlan, ExitCodeOperator, ImageRef, MountPlan, POD_IP_PLACEHOLDER, PodRef, Resources,
+    RestartAction, RestartPolicy, RestartRule, SandboxPlan, Settings, TerminationMessagePolicy,
 };
 use hpk_api::step::StepPlan;
 use hpk_images::ImageConfig;
@@ -106,7 +105,8 @@ impl PlanError {
 pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let spec = input.pod.spec.clone().unwrap_or_default();
     let host_network = input.network.mode == NetworkMode::Host;
-    let (volumes, host_binds, payloads) = volume_plans(&input, &spec)?;
+    let ground = Ground { pod: input.pod, sources: input.sources, facts: input.facts, images: input.volume_images };
+    let Volumes { plans: volumes, host_binds, payloads } = volumes::plan(ground)?;
     let mut warnings = Vec::new();
     let mut make = |c: &Container| container(&input, c, &mut warnings);
     let init_containers: Vec<_> = spec.init_containers.iter().flatten().map(&mut make).collect();
@@ -211,40 +211,6 @@ pub fn restart_policy(text: Option<&str>) -> Option<RestartPolicy> {
         Some("Never") => Some(RestartPolicy::Never),
         _ => None,
     }
-}
-
-type Volumes = (BTreeMap<String, VolumePlan>, Vec<HostBind>, BTreeMap<String, Payload>);
-
-fn volume_plans(input: &Input<'_>, spec: &PodSpec) -> Result<Volumes, PlanError> {
-    let (mut plans, mut binds, mut payloads) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-    for volume in spec.volumes.iter().flatten() {
-        let plan = if let Some(empty) = &volume.empty_dir {
-            VolumePlan::EmptyDir {
-                memory: empty.medium.as_deref() == Some("Memory"),
-                size_limit: empty.size_limit.as_ref().map(quantity::value_of).filter(|n| *n > 0),
-            }
-        } else if let Some(host) = &volume.host_path {
-            binds.push(HostBind { source: host.path.clone(), kind: host.type_.clone().unwrap_or_default() });
-            VolumePlan::Host { index: binds.len() - 1 }
-        } else if volume.image.is_some() {
-            match input.volume_images.get(&volume.name) {
-                Some(image_ref) => VolumePlan::Image { image_ref: image_ref.clone() },
-                None => continue,
-            }
-        } else if let Some(payload) = volumes::payload(input.pod, volume, input.sources, input.facts) {
-            let mut payload = payload?;
-            if spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some()) {
-                // As upstream's SetVolumeOwnership for a read-only volume.
-                payload.values_mut().for_each(|file| file.mode |= 0o440);
-            }
-            payloads.insert(volume.name.clone(), payload);
-            VolumePlan::Kubelet { folder: volume.name.clone(), read_only: true }
-        } else {
-            continue;
-        };
-        plans.insert(volume.name.clone(), plan);
-    }
-    Ok((plans, binds, payloads))
 }
 
 /// The plan of one container; trouble of its own blocks it.

@@ -5,8 +5,8 @@
 
 use super::ephemeral::as_container;
 use super::{bandwidth, launcher, oom, step};
-use crate::render::certificate;
-use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Probe, Volume};
+use crate::volumes::PodVolume;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use std::borrow::Cow;
 
 /// Carried out where the user has said what the class means to Slurm.
@@ -50,9 +50,7 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
         tell(true, format!("metadata.annotations[{key}]"), remedy);
     }
     pod_fields(spec, &mut tell);
-    for volume in spec.volumes.iter().flatten() {
-        volume_fields(volume, &mut tell);
-    }
+    PodVolume::all(spec).for_each(|volume| volume.unsupported(&mut tell));
     for (path, container) in containers(spec) {
         container_fields(&path, &container, &mut tell);
     }
@@ -116,82 +114,6 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
             tell(false, "spec.securityContext.windowsOptions".into(), "only linux runs here");
         }
     }
-}
-
-fn volume_fields(volume: &Volume, tell: &mut impl FnMut(bool, String, &'static str)) {
-    let field = |name: &str| format!("spec.volumes[{}].{name}", volume.name);
-    let supported = volume.config_map.is_some()
-        || volume.secret.is_some()
-        || volume.downward_api.is_some()
-        || volume.projected.is_some()
-        || volume.empty_dir.is_some()
-        || volume.host_path.is_some()
-        || volume.image.is_some();
-    if !supported {
-        tell(
-            true,
-            field(&volume_kind(volume)),
-            "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image",
-        );
-    }
-    if volume.empty_dir.as_ref().is_some_and(|e| e.mode.is_some()) {
-        tell(false, field("emptyDir.mode"), "it is 0777; fsGroup sets its group");
-    }
-    let owners = [
-        (
-            "configMap",
-            volume.config_map.as_ref().is_some_and(|v| v.default_user.is_some() || any_user(v.items.as_deref())),
-        ),
-        ("secret", volume.secret.as_ref().is_some_and(|v| v.default_user.is_some() || any_user(v.items.as_deref()))),
-        (
-            "downwardAPI",
-            volume.downward_api.as_ref().is_some_and(|v| v.default_user.is_some() || any_file_user(v.items.as_deref())),
-        ),
-        ("projected", volume.projected.as_ref().is_some_and(|v| v.default_user.is_some())),
-    ];
-    for (kind, _) in owners.iter().filter(|(_, asked)| *asked) {
-        tell(false, field(&format!("{kind}.defaultUser or user")), FILES_OWNER);
-    }
-    if volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages")) {
-        tell(true, field("emptyDir.medium"), "use Memory or the node's disk");
-    }
-    for (index, source) in volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten().enumerate() {
-        let asked = source.config_map.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
-            || source.secret.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
-            || source.downward_api.as_ref().is_some_and(|s| any_file_user(s.items.as_deref()))
-            || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some())
-            || source.cluster_trust_bundle.as_ref().is_some_and(|s| s.user.is_some())
-            || source.pod_certificate.as_ref().is_some_and(|s| s.user.is_some());
-        if asked {
-            tell(false, field(&format!("projected.sources[{index}].(items.)user")), FILES_OWNER);
-        }
-        if let Some(certificate) = &source.pod_certificate
-            && !certificate::KEY_TYPES.contains(&certificate.key_type.as_str())
-        {
-            tell(
-                true,
-                field(&format!("projected.sources[{index}].podCertificate.keyType")),
-                "ask for ECDSAP256, ECDSAP384 or ED25519",
-            );
-        }
-    }
-}
-
-const FILES_OWNER: &str = "the files belong to root of the container; fsGroup and modes let others read them";
-
-fn any_user(items: Option<&[KeyToPath]>) -> bool {
-    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
-}
-
-fn any_file_user(items: Option<&[DownwardAPIVolumeFile]>) -> bool {
-    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
-}
-
-/// The name of the volume's source, as the API has it, whichever that is.
-fn volume_kind(volume: &Volume) -> String {
-    let object = serde_json::to_value(volume).unwrap_or_default();
-    let mut keys = object.as_object().into_iter().flatten().map(|(key, _)| key.clone());
-    keys.find(|key| key != "name").unwrap_or_else(|| "(source)".to_owned())
 }
 
 fn container_fields(path: &str, container: &Container, tell: &mut impl FnMut(bool, String, &'static str)) {

@@ -11,7 +11,7 @@
 //! made in it later is the group's too. So that bit is kept here (a chmod by somebody outside of the group takes it away),
 //! and modes of folders are set when all is in them.
 
-use super::volumes::{File, Payload};
+use crate::volumes::{File, Payload};
 use hpk_sys::beneath;
 use std::collections::BTreeSet;
 use std::fs;

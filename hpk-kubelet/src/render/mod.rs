@@ -12,4 +12,3 @@ pub mod resolv;
 pub mod services;
 pub mod sources;
 pub mod trust;
-pub mod volumes;

@@ -1,6 +1,7 @@
 //! The objects that a pod refers to, as they were found, in one place for the pure renderers.
 
 use super::certificate::{CertificateKey, Certificates};
+use crate::volumes::PodVolume;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCertificateProjection, Secret};
 use kube::ResourceExt;
@@ -133,24 +134,7 @@ impl References {
                 all.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
             }
         }
-        for volume in spec.volumes.iter().flatten() {
-            all.config_maps.extend(volume.config_map.iter().map(|v| v.name.clone()));
-            all.secrets.extend(volume.secret.iter().filter_map(|v| v.secret_name.clone()));
-            let projections = volume.projected.iter().filter_map(|p| p.sources.as_ref()).flatten();
-            for (source, projection) in projections.enumerate() {
-                all.certificates.extend(projection.pod_certificate.iter().map(|c| {
-                    let key = CertificateKey { volume: volume.name.clone(), source };
-                    (key, c.clone())
-                }));
-                all.config_maps.extend(projection.config_map.iter().map(|v| v.name.clone()));
-                all.secrets.extend(projection.secret.iter().map(|v| v.name.clone()));
-                all.trust_bundles |= projection.cluster_trust_bundle.is_some();
-                all.tokens.extend(projection.service_account_token.iter().map(|t| TokenKey {
-                    audience: t.audience.clone().unwrap_or_default(),
-                    expiration_seconds: t.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),
-                }));
-            }
-        }
+        PodVolume::all(spec).for_each(|volume| volume.references(&mut all));
         all.config_maps.remove("");
         all.secrets.remove("");
         all

@@ -1,4 +1,5 @@
 use super::*;
+use hpk_api::plan::VolumePlan;
 use serde_json::json;
 
 pub(crate) fn cluster() -> ClusterConfig {

@@ -1,10 +1,14 @@
 //! Content of the volumes that the kubelet fills: configMap, secret, downwardAPI, projected.
 
-use super::certificate::{CertificateError, CertificateKey};
-use super::downward::{self, Facts, FieldError};
-use super::sources::{DEFAULT_TOKEN_SECONDS, Sources, TokenKey};
-use super::trust::{self, TrustError};
-use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume};
+use super::{Ground, Tell};
+use crate::render::certificate::{self, CertificateError, CertificateKey};
+use crate::render::downward::{self, Facts, FieldError};
+use crate::render::sources::{DEFAULT_TOKEN_SECONDS, References, Sources, TokenKey};
+use crate::render::trust::{self, TrustError};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ConfigMapVolumeSource, DownwardAPIVolumeFile, DownwardAPIVolumeSource, KeyToPath, Pod,
+    ProjectedVolumeSource, Secret, SecretVolumeSource, Volume,
+};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -21,7 +25,7 @@ pub type Payload = BTreeMap<String, File>;
 
 /// Why a volume cannot be filled; becomes the message of a `FailedMount` event.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum VolumeError {
+pub enum FillError {
     /// A configMap that does not exist.
     #[error("MountVolume.SetUp failed for volume {volume:?} : configmap {name:?} not found")]
     NoConfigMap { volume: String, name: String },
@@ -57,25 +61,126 @@ pub enum VolumeError {
 
 const DEFAULT_MODE: i32 = 0o644;
 
-/// The payload of a volume; None when it is not one that the kubelet fills.
-///
-/// # Errors
-/// The first reference that cannot be resolved.
-pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources, facts: &Facts) -> Option<Result<Payload, VolumeError>> {
-    let mut filler = Filler { pod, volume: &volume.name, sources, facts, payload: Payload::new() };
-    let done = if let Some(v) = &volume.config_map {
-        filler.config_map(&v.name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
-    } else if let Some(v) = &volume.secret {
-        let name = v.secret_name.as_deref().unwrap_or_default();
-        filler.secret(name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
-    } else if let Some(v) = &volume.downward_api {
-        filler.downward(v.items.as_deref().unwrap_or_default(), mode(v.default_mode))
-    } else if let Some(v) = &volume.projected {
-        filler.projected(v)
-    } else {
-        return None;
-    };
-    Some(done.map(|()| filler.payload))
+/// A volume that the kubelet fills.
+#[derive(Clone, Copy, Debug)]
+pub enum Filled<'a> {
+    ConfigMap(&'a ConfigMapVolumeSource),
+    Secret(&'a SecretVolumeSource),
+    DownwardApi(&'a DownwardAPIVolumeSource),
+    Projected(&'a ProjectedVolumeSource),
+}
+
+impl<'a> Filled<'a> {
+    /// None: the volume is of another kind.
+    pub(super) fn of(volume: &'a Volume) -> Option<Self> {
+        let config_map = volume.config_map.as_ref().map(Self::ConfigMap);
+        let secret = || volume.secret.as_ref().map(Self::Secret);
+        let downward = || volume.downward_api.as_ref().map(Self::DownwardApi);
+        let projected = || volume.projected.as_ref().map(Self::Projected);
+        config_map.or_else(secret).or_else(downward).or_else(projected)
+    }
+
+    pub(super) fn references(&self, volume: &str, all: &mut References) {
+        match self {
+            Self::ConfigMap(source) => {
+                all.config_maps.insert(source.name.clone());
+            }
+            Self::Secret(source) => all.secrets.extend(source.secret_name.clone()),
+            Self::DownwardApi(_) => {}
+            Self::Projected(source) => projected_references(source, volume, all),
+        }
+    }
+
+    /// Tells what of it is not carried out.
+    pub(super) fn unsupported(&self, field: &dyn Fn(&str) -> String, tell: &mut Tell<'_>) {
+        let (kind, asked) = match self {
+            Self::ConfigMap(v) => ("configMap", v.default_user.is_some() || any_user(v.items.as_deref())),
+            Self::Secret(v) => ("secret", v.default_user.is_some() || any_user(v.items.as_deref())),
+            Self::DownwardApi(v) => ("downwardAPI", v.default_user.is_some() || any_file_user(v.items.as_deref())),
+            Self::Projected(v) => ("projected", v.default_user.is_some()),
+        };
+        if asked {
+            tell(false, field(&format!("{kind}.defaultUser or user")), FILES_OWNER);
+        }
+        if let Self::Projected(source) = self {
+            unsupported_sources(source, field, tell);
+        }
+    }
+
+    /// The files of the volume.
+    ///
+    /// # Errors
+    /// The first reference that cannot be resolved.
+    pub(super) fn payload(&self, volume: &str, ground: Ground<'_>) -> Result<Payload, FillError> {
+        let Ground { pod, sources, facts, .. } = ground;
+        let mut filler = Filler { pod, volume, sources, facts, payload: Payload::new() };
+        match self {
+            Self::ConfigMap(v) => {
+                filler.config_map(&v.name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
+            }
+            Self::Secret(v) => {
+                let name = v.secret_name.as_deref().unwrap_or_default();
+                filler.secret(name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
+            }
+            Self::DownwardApi(v) => filler.downward(v.items.as_deref().unwrap_or_default(), mode(v.default_mode)),
+            Self::Projected(v) => filler.projected(v),
+        }?;
+        let mut payload = filler.payload;
+        if pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).is_some_and(|c| c.fs_group.is_some()) {
+            // As upstream's SetVolumeOwnership for a read-only volume.
+            payload.values_mut().for_each(|file| file.mode |= 0o440);
+        }
+        Ok(payload)
+    }
+}
+
+fn projected_references(projected: &ProjectedVolumeSource, volume: &str, all: &mut References) {
+    for (source, projection) in projected.sources.iter().flatten().enumerate() {
+        all.certificates.extend(projection.pod_certificate.iter().map(|c| {
+            let key = CertificateKey { volume: volume.to_owned(), source };
+            (key, c.clone())
+        }));
+        all.config_maps.extend(projection.config_map.iter().map(|v| v.name.clone()));
+        all.secrets.extend(projection.secret.iter().map(|v| v.name.clone()));
+        all.trust_bundles |= projection.cluster_trust_bundle.is_some();
+        all.tokens.extend(projection.service_account_token.iter().map(|t| TokenKey {
+            audience: t.audience.clone().unwrap_or_default(),
+            expiration_seconds: t.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),
+        }));
+    }
+}
+
+fn unsupported_sources(projected: &ProjectedVolumeSource, field: &dyn Fn(&str) -> String, tell: &mut Tell<'_>) {
+    for (index, source) in projected.sources.iter().flatten().enumerate() {
+        let asked = source.config_map.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
+            || source.secret.as_ref().is_some_and(|s| any_user(s.items.as_deref()))
+            || source.downward_api.as_ref().is_some_and(|s| any_file_user(s.items.as_deref()))
+            || source.service_account_token.as_ref().is_some_and(|s| s.user.is_some())
+            || source.cluster_trust_bundle.as_ref().is_some_and(|s| s.user.is_some())
+            || source.pod_certificate.as_ref().is_some_and(|s| s.user.is_some());
+        if asked {
+            tell(false, field(&format!("projected.sources[{index}].(items.)user")), FILES_OWNER);
+        }
+        if let Some(certificate) = &source.pod_certificate
+            && !certificate::KEY_TYPES.contains(&certificate.key_type.as_str())
+        {
+            tell(
+                true,
+                field(&format!("projected.sources[{index}].podCertificate.keyType")),
+                "ask for ECDSAP256, ECDSAP384 or ED25519",
+            );
+        }
+    }
+}
+
+const FILES_OWNER: &str = "the files belong to root of the container; fsGroup and modes let others read them";
+
+fn any_user(items: Option<&[KeyToPath]>) -> bool {
+    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
+}
+
+fn any_file_user(items: Option<&[DownwardAPIVolumeFile]>) -> bool {
+    items.is_some_and(|list| list.iter().any(|i| i.user.is_some()))
 }
 
 fn mode(given: Option<i32>) -> u32 {
@@ -107,25 +212,25 @@ struct Filler<'a> {
 }
 
 impl Filler<'_> {
-    fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), VolumeError> {
+    fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), FillError> {
         let fine =
             !path.is_empty() && !path.starts_with('/') && path.split('/').all(|part| part != ".." && !part.is_empty());
         if !fine || path.starts_with("..") {
-            return Err(VolumeError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
+            return Err(FillError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
         }
         self.payload.insert(path.to_owned(), File { data, mode });
         Ok(())
     }
 
-    fn config_map(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), VolumeError> {
+    fn config_map(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), FillError> {
         let data = self.sources.config_maps.get(name).map(config_map_data);
-        let missing = |volume, name| VolumeError::NoConfigMap { volume, name };
+        let missing = |volume, name| FillError::NoConfigMap { volume, name };
         self.keys("config", name, data, wanted, missing)
     }
 
-    fn secret(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), VolumeError> {
+    fn secret(&mut self, name: &str, wanted: Wanted<'_>) -> Result<(), FillError> {
         let data = self.sources.secrets.get(name).map(secret_data);
-        let missing = |volume, name| VolumeError::NoSecret { volume, name };
+        let missing = |volume, name| FillError::NoSecret { volume, name };
         self.keys("secret", name, data, wanted, missing)
     }
 
@@ -136,8 +241,8 @@ impl Filler<'_> {
         name: &str,
         data: Option<BTreeMap<String, Vec<u8>>>,
         wanted: Wanted<'_>,
-        missing: impl Fn(String, String) -> VolumeError,
-    ) -> Result<(), VolumeError> {
+        missing: impl Fn(String, String) -> FillError,
+    ) -> Result<(), FillError> {
         let Wanted { items, mode: default_mode, optional } = wanted;
         let mut data = match data {
             Some(data) => data,
@@ -159,18 +264,17 @@ impl Filler<'_> {
                 }
                 None if optional => {}
                 None => {
-                    return Err(VolumeError::NoKey { volume: self.volume.to_owned(), kind, key: item.key.clone() });
+                    return Err(FillError::NoKey { volume: self.volume.to_owned(), kind, key: item.key.clone() });
                 }
             }
         }
         Ok(())
     }
 
-    fn downward(&mut self, items: &[DownwardAPIVolumeFile], default_mode: u32) -> Result<(), VolumeError> {
+    fn downward(&mut self, items: &[DownwardAPIVolumeFile], default_mode: u32) -> Result<(), FillError> {
         for item in items {
-            let text = self
-                .downward_text(item)
-                .map_err(|cause| VolumeError::Field { volume: self.volume.to_owned(), cause })?;
+            let text =
+                self.downward_text(item).map_err(|cause| FillError::Field { volume: self.volume.to_owned(), cause })?;
             self.put(&item.path, text.into_bytes(), item.mode.map_or(default_mode, |m| mode(Some(m))))?;
         }
         Ok(())
@@ -185,7 +289,7 @@ impl Filler<'_> {
         downward::resource(self.pod, container, selector, self.facts)
     }
 
-    fn projected(&mut self, volume: &k8s_openapi::api::core::v1::ProjectedVolumeSource) -> Result<(), VolumeError> {
+    fn projected(&mut self, volume: &ProjectedVolumeSource) -> Result<(), FillError> {
         let default_mode = mode(volume.default_mode);
         for (number, source) in volume.sources.iter().flatten().enumerate() {
             if let Some(s) = &source.config_map {
@@ -202,7 +306,7 @@ impl Filler<'_> {
                     audience: s.audience.clone().unwrap_or_default(),
                     expiration_seconds: s.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS),
                 };
-                let token = self.sources.tokens.get(&key).ok_or_else(|| VolumeError::NoToken {
+                let token = self.sources.tokens.get(&key).ok_or_else(|| FillError::NoToken {
                     volume: self.volume.to_owned(),
                     cause: "the API server gave none yet".to_owned(),
                 })?;
@@ -210,12 +314,12 @@ impl Filler<'_> {
             }
             if let Some(s) = &source.cluster_trust_bundle {
                 let text = trust::anchors(s, self.sources)
-                    .map_err(|cause| VolumeError::Trust { volume: self.volume.to_owned(), cause })?;
+                    .map_err(|cause| FillError::Trust { volume: self.volume.to_owned(), cause })?;
                 self.put(&s.path, text.into_bytes(), default_mode)?;
             }
             if let Some(s) = &source.pod_certificate {
                 let key = CertificateKey { volume: self.volume.to_owned(), source: number };
-                let failed = |cause| VolumeError::Certificate { volume: self.volume.to_owned(), cause };
+                let failed = |cause| FillError::Certificate { volume: self.volume.to_owned(), cause };
                 let bundle = self.sources.certificates.bundle(&key).map_err(failed)?;
                 // Key and chain in one file, so that a program never reads two that do not match.
                 let both = || format!("{}{}", bundle.key, bundle.chain);
@@ -249,7 +353,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn fill(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, VolumeError> {
+    fn payload(pod: &Pod, volume: &Volume, sources: &Sources) -> Result<Payload, FillError> {
+        let (facts, images) = (Facts::default(), BTreeMap::new());
+        let ground = Ground { pod, sources, facts: &facts, images: &images };
+        Filled::of(volume).expect("a volume that the kubelet fills").payload(&volume.name, ground)
+    }
+
+    fn fill(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, FillError> {
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "1"}},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}}))
@@ -266,8 +376,7 @@ mod tests {
             ..Sources::default()
         };
         let volume: Volume = serde_json::from_value(volume).expect("volume");
-        payload(&pod, &volume, &sources, &Facts::default())
-            .expect("a kubelet volume")
+        payload(&pod, &volume, &sources)
             .map(|p| p.into_iter().map(|(k, f)| (k, String::from_utf8_lossy(&f.data).into_owned(), f.mode)).collect())
     }
 
@@ -317,7 +426,7 @@ mod tests {
         sources.certificates.asked(key.clone(), Asked { name: "r".into(), version: None, key: "K".into(), at: now });
         let fill = |sources: &Sources, volume| {
             let volume = serde_json::from_value(volume).unwrap();
-            payload(&Pod::default(), &volume, sources, &Facts::default()).unwrap()
+            payload(&Pod::default(), &volume, sources)
         };
         let bundle = source(json!({"credentialBundlePath": "both.pem"}));
         assert_eq!(
@@ -347,7 +456,7 @@ mod tests {
         }
         assert!(matches!(
             fill(json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "../x"}]}})),
-            Err(VolumeError::BadPath { .. })
+            Err(FillError::BadPath { .. })
         ));
     }
 }

@@ -1,0 +1,181 @@
+//! A pod's volumes. Each is parsed once into its kind; what a kind refers to, how it is planned and what of it is refused
+//! stand together in the kind's module. Pure.
+//!
+//! A kind that is not known here is refused by its name in the API, never left out.
+
+pub mod empty_dir;
+pub mod filled;
+pub mod host_path;
+pub mod image;
+
+use crate::render::downward::Facts;
+use crate::render::sources::{References, Sources};
+use filled::Filled;
+use hpk_api::plan::{HostBind, ImageRef, VolumePlan};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, Pod, PodSpec, Volume};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+pub use filled::{File, FillError, Payload};
+
+/// Told of a field: whether the pod cannot run without it, the field's path in the pod, what to do instead.
+pub type Tell<'a> = dyn FnMut(bool, String, &'static str) + 'a;
+
+/// One volume of a pod.
+#[derive(Clone, Debug)]
+pub struct PodVolume<'a> {
+    pub name: &'a str,
+    pub source: VolumeSource<'a>,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Debug)]
+pub enum VolumeSource<'a> {
+    EmptyDir(&'a EmptyDirVolumeSource),
+    HostPath(&'a HostPathVolumeSource),
+    Image(&'a ImageVolumeSource),
+    /// Files that the kubelet writes: configMap, secret, downwardAPI, projected.
+    Filled(Filled<'a>),
+    /// Any other kind, by its name in the API.
+    Refused(String),
+}
+
+/// What volumes are planned from.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    pub pod: &'a Pod,
+    pub sources: &'a Sources,
+    pub facts: &'a Facts,
+    /// By volume name: images of volumes of kind image.
+    pub images: &'a BTreeMap<String, ImageRef>,
+}
+
+/// The planned volumes of one pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Volumes {
+    pub plans: BTreeMap<String, VolumePlan>,
+    pub host_binds: Vec<HostBind>,
+    /// Content of the volumes that the kubelet fills, by name.
+    pub payloads: BTreeMap<String, Payload>,
+}
+
+/// Why a volume cannot be had; becomes the message of a `FailedMount` event.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum VolumeError {
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    /// The image of a volume is not there yet.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : its image has not been pulled")]
+    NoImage { volume: String },
+    /// It should have been refused before.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {kind} is not supported by HPK")]
+    Refused { volume: String, kind: String },
+}
+
+/// What an event says of a kind that is refused.
+const OTHER_KINDS: &str =
+    "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image";
+
+impl<'a> PodVolume<'a> {
+    /// The volumes of a pod, in the order of the spec.
+    pub fn all(spec: &'a PodSpec) -> impl Iterator<Item = Self> {
+        spec.volumes.iter().flatten().map(Self::parse)
+    }
+
+    #[must_use]
+    pub fn parse(volume: &'a Volume) -> Self {
+        let source = if let Some(source) = &volume.empty_dir {
+            VolumeSource::EmptyDir(source)
+        } else if let Some(source) = &volume.host_path {
+            VolumeSource::HostPath(source)
+        } else if let Some(source) = &volume.image {
+            VolumeSource::Image(source)
+        } else if let Some(source) = Filled::of(volume) {
+            VolumeSource::Filled(source)
+        } else {
+            VolumeSource::Refused(kind(volume))
+        };
+        Self { name: &volume.name, source }
+    }
+
+    /// Adds the objects that the volume refers to.
+    pub fn references(&self, all: &mut References) {
+        match &self.source {
+            VolumeSource::Filled(source) => source.references(self.name, all),
+            VolumeSource::EmptyDir(_)
+            | VolumeSource::HostPath(_)
+            | VolumeSource::Image(_)
+            | VolumeSource::Refused(_) => {}
+        }
+    }
+
+    /// Tells what of the volume is not carried out.
+    pub fn unsupported(&self, tell: &mut Tell<'_>) {
+        let field = |name: &str| format!("spec.volumes[{}].{name}", self.name);
+        match &self.source {
+            VolumeSource::EmptyDir(source) => empty_dir::unsupported(source, &field, tell),
+            VolumeSource::Filled(source) => source.unsupported(&field, tell),
+            VolumeSource::Refused(kind) => tell(true, field(kind), OTHER_KINDS),
+            VolumeSource::HostPath(_) | VolumeSource::Image(_) => {}
+        }
+    }
+
+    /// Adds the volume's plan.
+    fn plan(&self, ground: Ground<'_>, volumes: &mut Volumes) -> Result<(), VolumeError> {
+        let plan = match &self.source {
+            VolumeSource::EmptyDir(source) => empty_dir::plan(source),
+            VolumeSource::HostPath(source) => host_path::plan(source, &mut volumes.host_binds),
+            VolumeSource::Image(_) => image::plan(self.name, ground.images)?,
+            VolumeSource::Filled(source) => {
+                let payload = source.payload(self.name, ground)?;
+                volumes.payloads.insert(self.name.to_owned(), payload);
+                VolumePlan::Kubelet { folder: self.name.to_owned(), read_only: true }
+            }
+            VolumeSource::Refused(kind) => {
+                return Err(VolumeError::Refused { volume: self.name.to_owned(), kind: kind.clone() });
+            }
+        };
+        volumes.plans.insert(self.name.to_owned(), plan);
+        Ok(())
+    }
+}
+
+/// Plans all volumes of a pod.
+///
+/// # Errors
+/// The first volume that cannot be had.
+pub fn plan(ground: Ground<'_>) -> Result<Volumes, VolumeError> {
+    let mut volumes = Volumes::default();
+    for volume in ground.pod.spec.iter().flat_map(PodVolume::all) {
+        volume.plan(ground, &mut volumes)?;
+    }
+    Ok(volumes)
+}
+
+/// The name of the volume's source, as the API has it, whichever that is.
+fn kind(volume: &Volume) -> String {
+    let object = serde_json::to_value(volume).unwrap_or_default();
+    let mut keys = object.as_object().into_iter().flatten().map(|(key, _)| key.clone());
+    keys.find(|key| key != "name").unwrap_or_else(|| "(source)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_kind_that_is_not_known_is_refused_and_never_left_out() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
+            {"name": "a", "emptyDir": {}}, {"name": "b", "iscsi": {"iqn": "x", "lun": 0, "targetPortal": "x"}}]}}))
+        .expect("pod");
+        let (sources, facts, images) = (Sources::default(), Facts::default(), BTreeMap::new());
+        let refused = plan(Ground { pod: &pod, sources: &sources, facts: &facts, images: &images });
+        assert_eq!(refused, Err(VolumeError::Refused { volume: "b".into(), kind: "iscsi".into() }));
+        let mut told = Vec::new();
+        for volume in pod.spec.iter().flat_map(PodVolume::all) {
+            volume.unsupported(&mut |fatal, field, _| told.push((fatal, field)));
+        }
+        assert_eq!(told, [(true, "spec.volumes[b].iscsi".to_owned())]);
+    }
+}
