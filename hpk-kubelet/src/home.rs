@@ -54,6 +54,18 @@ impl Home {
         self.root.join("images")
     }
 
+    /// `volumes/`: volumes of claims whose class says no other place.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// `volumes/.one-pod/`: which pod has a claim that one pod at a time may have.
+    #[must_use]
+    pub fn one_pod(&self) -> PathBuf {
+        self.volumes().join(".one-pod")
+    }
+
     /// `addresses`: up to where pod addresses were given ([`crate::pods::address`]).
     #[must_use]
     pub fn addresses(&self) -> PathBuf {

@@ -4,12 +4,12 @@
 
 use crate::paths::Paths;
 use crate::spec::fill;
-use hpk_api::plan::{SandboxPlan, VolumePlan};
+use hpk_api::plan::{GroupChange, SandboxPlan, VolumePlan};
 use hpk_sys::ids::Ids;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 /// Why the sandbox cannot be made.
@@ -92,6 +92,12 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
         if let (VolumePlan::Kubelet { folder, read_only }, Some(group)) = (volume, plan.fs_group) {
             own(&paths.kubelet_volume(folder), group, *read_only);
         }
+        if let (VolumePlan::Host { index, group: Some(change), .. }, Some(group)) = (volume, plan.fs_group) {
+            let root = paths.host.join(index.to_string());
+            if *change == GroupChange::Always || !belongs(&root, group) {
+                own(&root, group, false);
+            }
+        }
         let VolumePlan::EmptyDir { memory, size_limit } = volume else { continue };
         let dir = paths.empty_dir(name);
         match DirBuilder::new().mode(0o777).create(&dir) {
@@ -124,7 +130,12 @@ fn propagates(plan: &SandboxPlan, volume: &str) -> bool {
     })
 }
 
-/// fsGroup for a volume that the kubelet has filled, as upstream's SetVolumeOwnership: the group owns it and may read
+/// Whether a volume's root shows that [`own`] has been here, as upstream's `requiresPermissionChange` sees it.
+fn belongs(root: &Path, group: u32) -> bool {
+    fs::metadata(root).is_ok_and(|meta| meta.gid() == group && meta.mode() & 0o2660 == 0o2660)
+}
+
+/// fsGroup for a volume that the kubelet has filled or that a claim has, as upstream's SetVolumeOwnership: the group owns it and may read
 /// (and write) it, new files inherit the group. Where the file system refuses (NFS), it stays as it was.
 fn own(path: &Path, group: u32, read_only: bool) {
     let Ok(meta) = fs::symlink_metadata(path) else { return };

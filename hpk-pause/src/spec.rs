@@ -268,7 +268,7 @@ impl Specs {
         match volume {
             VolumePlan::EmptyDir { .. } => (self.paths.empty_dir(name), false),
             VolumePlan::Kubelet { folder, read_only } => (self.paths.kubelet_volume(folder), *read_only),
-            VolumePlan::Host { index } => (self.paths.host.join(index.to_string()), false),
+            VolumePlan::Host { index, read_only, .. } => (self.paths.host.join(index.to_string()), *read_only),
             VolumePlan::Image { image_ref } => (self.paths.rootfs(&image_ref.folder), true),
         }
     }

@@ -6,10 +6,13 @@ use super::failed::{FetchError, failed};
 use crate::render::certificate::{CertificateError, Certificates};
 use crate::render::services;
 use crate::render::sources::{References, Sources, TokenKey, Versions};
+use crate::volumes::claim::FoundClaim;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use kube::Client;
 use kube::api::{Api, ListParams, PostParams};
 use serde::de::DeserializeOwned;
@@ -88,6 +91,7 @@ pub async fn sources(
         get_all(&config_maps, "configmap", &references.config_maps),
         get_all(&secrets, "secret", &references.secrets)
     )?;
+    found.claims = claims(client, namespace, &references.claims).await?;
     if references.trust_bundles {
         let all: Api<ClusterTrustBundle> = Api::all(client.clone());
         let listed = all.list(&ListParams::default()).await;
@@ -133,6 +137,24 @@ where
     });
     let found = futures::future::try_join_all(gets).await?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// The claims of these names with the volumes that they are bound to.
+async fn claims(
+    client: &Client,
+    namespace: &str,
+    names: &BTreeSet<String>,
+) -> Result<BTreeMap<String, FoundClaim>, FetchError> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let found = get_all(&claims, "persistentvolumeclaim", names).await?;
+    let volume = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|s| s.volume_name.clone());
+    let wanted = found.values().filter_map(volume).filter(|name| !name.is_empty()).collect();
+    let mut volumes = get_all(&Api::<PersistentVolume>::all(client.clone()), "persistentvolume", &wanted).await?;
+    let both = found.into_iter().map(|(name, claim)| {
+        let volume = volume(&claim).and_then(|name| volumes.remove(&name));
+        (name, FoundClaim { claim, volume })
+    });
+    Ok(both.collect())
 }
 
 async fn request_token(client: &Client, pod: &Pod, key: &TokenKey) -> Result<Token, FetchError> {

@@ -13,7 +13,8 @@ use crate::pods::plan::{self, Image, Input};
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::{PRIORITY_CLASS, unsupported};
 use crate::render::atomic;
-use crate::volumes::Payload;
+use crate::volumes::claim::{ClaimError, FoundClaim, ONE_POD};
+use crate::volumes::{Payload, exclusive};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -116,6 +117,10 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         Ok(made) => made,
         Err(held) => return Err(held),
     };
+    if let Err(why) = take_claims(ctx, record, &made.claims).await {
+        tell(Note::warning("FailedMount", why));
+        return Err(Held { retry: retry(memory), ..Held::default() });
+    }
     if !plan::can_begin(&made.plan) {
         let blocked = made.plan.all();
         let waiting: BTreeMap<_, _> = blocked
@@ -164,11 +169,36 @@ fn hold_all(pod: &Pod, reason: &str, message: &str, retry: Option<Duration>) -> 
     Held { waiting: names.map(|n| (n, wait.clone())).collect(), retry }
 }
 
+/// Claims that are deleted are for the pods that have them already; some are for one pod at a time.
+async fn take_claims(ctx: &Context, record: &Record, claims: &BTreeMap<String, FoundClaim>) -> Result<(), String> {
+    for (name, found) in claims {
+        if found.claim.metadata.deletion_timestamp.is_some() {
+            return Err(ClaimError::Deleted(name.clone()).to_string());
+        }
+        let modes = found.claim.spec.as_ref().and_then(|s| s.access_modes.as_ref());
+        if !modes.is_some_and(|modes| modes.iter().any(|mode| mode == ONE_POD)) {
+            continue;
+        }
+        let (folder, pods, holders) = (ctx.folder(&record.pod.uid), ctx.home.pods(), ctx.home.one_pod());
+        let claim = found.claim.metadata.uid.clone().unwrap_or_default();
+        let pod = record.pod.uid.clone();
+        let take = move || folder.create().and_then(|()| exclusive::take(&holders, &pods, &claim, &pod));
+        match tokio::task::spawn_blocking(take).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Err(ClaimError::InUse.to_string()),
+            Ok(Err(error)) => return Err(format!("claim {name:?}: {error}")),
+            Err(error) => return Err(format!("claim {name:?}: {error}")),
+        }
+    }
+    Ok(())
+}
+
 struct Made {
     plan: SandboxPlan,
     ephemeral: Vec<ContainerPlan>,
     payloads: BTreeMap<String, Payload>,
     images: BTreeMap<String, Image>,
+    claims: BTreeMap<String, FoundClaim>,
     retry: Option<Duration>,
 }
 
@@ -213,6 +243,7 @@ async fn make(
         cluster: &ctx.cluster,
         node_resolv: &node_resolv,
         node_hosts: &std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        mounts: &std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
         settings: &ctx.settings,
     };
     let planned = match plan::plan(input) {
@@ -228,7 +259,8 @@ async fn make(
     let added = pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
     let ephemeral = added.map(|e| plan::ephemeral(input, e).0).collect();
     let had = images.containers.into_iter().filter_map(|(name, image)| Some((name, image.ok()?))).collect();
-    Ok(Made { plan: planned.plan, ephemeral, payloads: planned.payloads, images: had, retry: images.retry })
+    let retry = images.retry;
+    Ok(Made { plan: planned.plan, ephemeral, payloads: planned.payloads, images: had, claims: sources.claims, retry })
 }
 
 fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Payload>) -> std::io::Result<()> {

@@ -97,7 +97,7 @@ fn wants(pod: &Pod) -> Vec<Want> {
             }
         })
         .collect();
-    for volume in PodVolume::all(spec) {
+    for volume in PodVolume::all(pod) {
         if let VolumeSource::Image(source) = volume.source {
             let image = source.reference.clone().unwrap_or_default();
             let policy = PullPolicy::of(source.pull_policy.as_deref(), &image);

@@ -55,6 +55,8 @@ pub struct Input<'a> {
     pub node_resolv: &'a resolv::Resolv,
     /// The node's hosts file, for pods in the node's network.
     pub node_hosts: &'a str,
+    /// The login node's /proc/self/mountinfo.
+    pub mounts: &'a str,
     /// Site-wide numbers.
     pub settings: &'a Settings,
 }
@@ -105,7 +107,13 @@ impl PlanError {
 pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let spec = input.pod.spec.clone().unwrap_or_default();
     let host_network = input.network.mode == NetworkMode::Host;
-    let ground = Ground { pod: input.pod, sources: input.sources, facts: input.facts, images: input.volume_images };
+    let ground = Ground {
+        pod: input.pod,
+        sources: input.sources,
+        facts: input.facts,
+        images: input.volume_images,
+        mounts: input.mounts,
+    };
     let Volumes { plans: volumes, host_binds, payloads } = volumes::plan(ground)?;
     let mut warnings = Vec::new();
     let mut make = |c: &Container| container(&input, c, &mut warnings);

@@ -50,7 +50,7 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
         tell(true, format!("metadata.annotations[{key}]"), remedy);
     }
     pod_fields(spec, &mut tell);
-    PodVolume::all(spec).for_each(|volume| volume.unsupported(&mut tell));
+    PodVolume::all(pod).for_each(|volume| volume.unsupported(&mut tell));
     for (path, container) in containers(spec) {
         container_fields(&path, &container, &mut tell);
     }
@@ -210,7 +210,7 @@ mod tests {
         let annotations = json!({launcher::ANNOTATION: "runc", oom::ANNOTATION: "yes"});
         let pod: Pod = serde_json::from_value(
             json!({"metadata": {"annotations": annotations}, "spec": {"hostPID": true, "hostIPC": false,
-            "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "x"}}, {"name": "e", "emptyDir": {}}],
+            "volumes": [{"name": "d", "csi": {"driver": "x"}}, {"name": "e", "emptyDir": {}}],
             "containers": [{"name": "c",
                 "volumeMounts": [{"name": "e", "mountPath": "/e", "mountPropagation": "Bidirectional"}]}]}}),
         )
@@ -223,7 +223,7 @@ mod tests {
                 ("metadata.annotations[runtime.hpk.io/launcher]", true),
                 ("metadata.annotations[runtime.hpk.io/single-process-oom-kill]", true),
                 ("spec.hostPID", false),
-                ("spec.volumes[d].persistentVolumeClaim", true),
+                ("spec.volumes[d].csi", true),
                 ("spec.containers[c].volumeMounts[/e].mountPropagation", false),
             ]
         );

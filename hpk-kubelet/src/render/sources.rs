@@ -2,6 +2,7 @@
 
 use super::certificate::{CertificateKey, Certificates};
 use crate::volumes::PodVolume;
+use crate::volumes::claim::FoundClaim;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCertificateProjection, Secret};
 use kube::ResourceExt;
@@ -19,6 +20,8 @@ pub struct Sources {
     pub tokens: BTreeMap<TokenKey, String>,
     /// Certificates that were asked for the pod.
     pub certificates: Certificates,
+    /// PersistentVolumeClaims with their volumes.
+    pub claims: BTreeMap<String, FoundClaim>,
     /// Service variables (see [`super::services`]).
     pub service_variables: BTreeMap<String, String>,
 }
@@ -100,6 +103,8 @@ pub struct References {
     /// Secret names, image pull secrets included.
     pub secrets: BTreeSet<String>,
     pub tokens: BTreeSet<TokenKey>,
+    /// PersistentVolumeClaim names.
+    pub claims: BTreeSet<String>,
     /// Any ClusterTrustBundle.
     pub trust_bundles: bool,
     pub certificates: BTreeMap<CertificateKey, PodCertificateProjection>,
@@ -134,7 +139,7 @@ impl References {
                 all.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
             }
         }
-        PodVolume::all(spec).for_each(|volume| volume.references(&mut all));
+        PodVolume::all(pod).for_each(|volume| volume.references(&mut all));
         all.config_maps.remove("");
         all.secrets.remove("");
         all

@@ -355,7 +355,7 @@ mod tests {
 
     fn payload(pod: &Pod, volume: &Volume, sources: &Sources) -> Result<Payload, FillError> {
         let (facts, images) = (Facts::default(), BTreeMap::new());
-        let ground = Ground { pod, sources, facts: &facts, images: &images };
+        let ground = Ground { pod, sources, facts: &facts, images: &images, mounts: "" };
         Filled::of(volume).expect("a volume that the kubelet fills").payload(&volume.name, ground)
     }
 

@@ -3,16 +3,22 @@
 //!
 //! A kind that is not known here is refused by its name in the API, never left out.
 
+pub mod claim;
 pub mod empty_dir;
+pub mod exclusive;
 pub mod filled;
 pub mod host_path;
 pub mod image;
+pub mod nfs;
 
 use crate::render::downward::Facts;
 use crate::render::sources::{References, Sources};
+use claim::{ClaimError, ClaimUse};
 use filled::Filled;
 use hpk_api::plan::{HostBind, ImageRef, VolumePlan};
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, NFSVolumeSource, Pod, Volume,
+};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -34,6 +40,9 @@ pub enum VolumeSource<'a> {
     EmptyDir(&'a EmptyDirVolumeSource),
     HostPath(&'a HostPathVolumeSource),
     Image(&'a ImageVolumeSource),
+    Nfs(&'a NFSVolumeSource),
+    /// A PersistentVolumeClaim, of its own name or made for the pod.
+    Claim(ClaimUse),
     /// Files that the kubelet writes: configMap, secret, downwardAPI, projected.
     Filled(Filled<'a>),
     /// Any other kind, by its name in the API.
@@ -48,6 +57,8 @@ pub struct Ground<'a> {
     pub facts: &'a Facts,
     /// By volume name: images of volumes of kind image.
     pub images: &'a BTreeMap<String, ImageRef>,
+    /// /proc/self/mountinfo of the login node.
+    pub mounts: &'a str,
 }
 
 /// The planned volumes of one pod.
@@ -64,6 +75,10 @@ pub struct Volumes {
 pub enum VolumeError {
     #[error(transparent)]
     Fill(#[from] FillError),
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    Claim { volume: String, cause: ClaimError },
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    Nfs { volume: String, cause: nfs::NfsError },
     /// The image of a volume is not there yet.
     #[error("MountVolume.SetUp failed for volume {volume:?} : its image has not been pulled")]
     NoImage { volume: String },
@@ -73,23 +88,33 @@ pub enum VolumeError {
 }
 
 /// What an event says of a kind that is refused.
-const OTHER_KINDS: &str =
-    "use hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI or image";
+const OTHER_KINDS: &str = "use persistentVolumeClaim, hostPath on the shared file system, emptyDir, configMap, secret, projected, downwardAPI, image or nfs";
 
 impl<'a> PodVolume<'a> {
     /// The volumes of a pod, in the order of the spec.
-    pub fn all(spec: &'a PodSpec) -> impl Iterator<Item = Self> {
-        spec.volumes.iter().flatten().map(Self::parse)
+    pub fn all(pod: &'a Pod) -> impl Iterator<Item = Self> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).map(|volume| Self::parse(name, volume))
     }
 
+    /// A volume of the pod of this name.
     #[must_use]
-    pub fn parse(volume: &'a Volume) -> Self {
+    pub fn parse(pod: &str, volume: &'a Volume) -> Self {
         let source = if let Some(source) = &volume.empty_dir {
             VolumeSource::EmptyDir(source)
         } else if let Some(source) = &volume.host_path {
             VolumeSource::HostPath(source)
         } else if let Some(source) = &volume.image {
             VolumeSource::Image(source)
+        } else if let Some(source) = &volume.nfs {
+            VolumeSource::Nfs(source)
+        } else if let Some(source) = &volume.persistent_volume_claim {
+            let (name, read_only) = (source.claim_name.clone(), source.read_only == Some(true));
+            VolumeSource::Claim(ClaimUse { name, read_only, ephemeral: false })
+        } else if volume.ephemeral.is_some() {
+            // The name that the API's controller for ephemeral volumes gives.
+            let name = format!("{pod}-{}", volume.name);
+            VolumeSource::Claim(ClaimUse { name, read_only: false, ephemeral: true })
         } else if let Some(source) = Filled::of(volume) {
             VolumeSource::Filled(source)
         } else {
@@ -102,9 +127,13 @@ impl<'a> PodVolume<'a> {
     pub fn references(&self, all: &mut References) {
         match &self.source {
             VolumeSource::Filled(source) => source.references(self.name, all),
+            VolumeSource::Claim(wanted) => {
+                all.claims.insert(wanted.name.clone());
+            }
             VolumeSource::EmptyDir(_)
             | VolumeSource::HostPath(_)
             | VolumeSource::Image(_)
+            | VolumeSource::Nfs(_)
             | VolumeSource::Refused(_) => {}
         }
     }
@@ -116,7 +145,7 @@ impl<'a> PodVolume<'a> {
             VolumeSource::EmptyDir(source) => empty_dir::unsupported(source, &field, tell),
             VolumeSource::Filled(source) => source.unsupported(&field, tell),
             VolumeSource::Refused(kind) => tell(true, field(kind), OTHER_KINDS),
-            VolumeSource::HostPath(_) | VolumeSource::Image(_) => {}
+            VolumeSource::HostPath(_) | VolumeSource::Image(_) | VolumeSource::Nfs(_) | VolumeSource::Claim(_) => {}
         }
     }
 
@@ -125,6 +154,9 @@ impl<'a> PodVolume<'a> {
         let plan = match &self.source {
             VolumeSource::EmptyDir(source) => empty_dir::plan(source),
             VolumeSource::HostPath(source) => host_path::plan(source, &mut volumes.host_binds),
+            VolumeSource::Nfs(source) => nfs::plan(self.name, source, ground.mounts, &mut volumes.host_binds)?,
+            VolumeSource::Claim(wanted) => claim::plan(wanted, ground, &mut volumes.host_binds)
+                .map_err(|cause| VolumeError::Claim { volume: self.name.to_owned(), cause })?,
             VolumeSource::Image(_) => image::plan(self.name, ground.images)?,
             VolumeSource::Filled(source) => {
                 let payload = source.payload(self.name, ground)?;
@@ -146,7 +178,7 @@ impl<'a> PodVolume<'a> {
 /// The first volume that cannot be had.
 pub fn plan(ground: Ground<'_>) -> Result<Volumes, VolumeError> {
     let mut volumes = Volumes::default();
-    for volume in ground.pod.spec.iter().flat_map(PodVolume::all) {
+    for volume in PodVolume::all(ground.pod) {
         volume.plan(ground, &mut volumes)?;
     }
     Ok(volumes)
@@ -170,10 +202,10 @@ mod tests {
             {"name": "a", "emptyDir": {}}, {"name": "b", "iscsi": {"iqn": "x", "lun": 0, "targetPortal": "x"}}]}}))
         .expect("pod");
         let (sources, facts, images) = (Sources::default(), Facts::default(), BTreeMap::new());
-        let refused = plan(Ground { pod: &pod, sources: &sources, facts: &facts, images: &images });
+        let refused = plan(Ground { pod: &pod, sources: &sources, facts: &facts, images: &images, mounts: "" });
         assert_eq!(refused, Err(VolumeError::Refused { volume: "b".into(), kind: "iscsi".into() }));
         let mut told = Vec::new();
-        for volume in pod.spec.iter().flat_map(PodVolume::all) {
+        for volume in PodVolume::all(&pod) {
             volume.unsupported(&mut |fatal, field, _| told.push((fatal, field)));
         }
         assert_eq!(told, [(true, "spec.volumes[b].iscsi".to_owned())]);

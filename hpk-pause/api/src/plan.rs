@@ -329,16 +329,31 @@ pub enum VolumePlan {
         #[serde(default)]
         read_only: bool,
     },
-    /// A host path, bound by hpk-netns at `/hpk/host/<index>`.
+    /// A host path, bound by hpk-netns at `/hpk/host/<index>`: a hostPath, or the volume of a claim.
     Host {
         /// Index into [`SandboxPlan::host_binds`].
         index: usize,
+        /// No container may write to it.
+        #[serde(default)]
+        read_only: bool,
+        /// [`SandboxPlan::fs_group`] is to own what is in it. None: it stays as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupChange>,
     },
     /// An OCI image's content, read-only.
     Image {
         /// Which image.
         image_ref: ImageRef,
     },
+}
+
+/// fsGroupChangePolicy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupChange {
+    /// Every file is looked at, at each start of a pod.
+    Always,
+    /// Only when the volume's root does not belong to the group already.
+    OnRootMismatch,
 }
 
 /// A path of the node, bound into the parent.
