@@ -14,6 +14,7 @@ pub mod home;
 pub mod link_port;
 pub mod nodes;
 pub mod pods;
+pub mod provisioner;
 pub mod quantity;
 pub mod render;
 pub mod volumes;

@@ -21,6 +21,7 @@ use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::link_port;
 use hpk_kubelet::nodes::{Clients, Nodes};
 use hpk_kubelet::pods::folder;
+use hpk_kubelet::provisioner;
 use hpk_kubelet::watch;
 use hpk_link::lasting;
 use hpk_link::server::LinkServer;
@@ -114,7 +115,7 @@ async fn run(args: Args) -> Result<()> {
         );
     }
     let home = Home::of_cluster_file(&args.cluster);
-    let images_home = home.clone();
+    let (images_home, volumes) = (home.clone(), home.volumes());
     let _lock = home.lock()?;
     let program = std::env::current_exe().context("cannot tell where hpk-kubelet is installed")?;
     let install = Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &program);
@@ -200,6 +201,7 @@ async fn run(args: Args) -> Result<()> {
     hpk_server::start(api, server, backend)?;
     let controller = Controller::new(ctx, tx.clone(), seen)
         .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
+    lasting::spawn("provisioner", provisioner::run(client.clone(), recorder.clone(), volumes));
     lasting::spawn("images", collect_images(images.clone(), images_home));
     let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
     let kept = node::keep(clients, (*nodes).clone(), cluster.clone(), executor, images, facts_sender, way_out);

@@ -5,6 +5,7 @@
 use crate::flags_policy;
 use crate::home::Home;
 use crate::partition_nodes;
+use crate::storage_classes;
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
@@ -83,6 +84,9 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     apply_in::<EndpointSlice>(&client, dns_endpoints(&cluster)).await?;
     apply_in::<Service>(&client, metrics_service(&cluster)).await?;
     apply_in::<EndpointSlice>(&client, metrics_endpoints(&cluster)).await?;
+    storage_classes::ensure(&client, &labels(), cluster.scratch.as_deref())
+        .await
+        .map_err(|(name, source)| BootstrapError::Api { name, source })?;
     let path = home.pki().join("ca.crt");
     let ca = std::fs::read(&path).map_err(|source| BootstrapError::Read { path, source })?;
     let api: Api<APIService> = Api::all(client);
@@ -140,6 +144,12 @@ fn roles() -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["services/status"], "verbs": ["get", "patch", "update"]},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": watch},
+                // The provisioner.
+                {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": watch},
+                {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": watch},
+                {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["persistentvolumes"],
+                 "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
                 {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses"], "verbs": watch},
             ]),
         ),

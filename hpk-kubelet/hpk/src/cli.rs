@@ -180,6 +180,10 @@ pub(crate) struct Up {
     /// restricted get none, whatever is said here [default: any]
     #[arg(long, value_name = "DIR|any|none", value_parser = ImageRules::parse_local)]
     pub local_images: Vec<LocalChoice>,
+    /// Folder for volumes of the storage class hpk-scratch: a file system that all compute nodes have, other than the home;
+    /// kept until it is given again. none: no such class. Volumes that are there stay where they are [default: none]
+    #[arg(long, value_name = "DIR|none", value_parser = scratch)]
+    pub scratch: Option<Scratch>,
     /// Refuse images whose files take more than this, in bytes, as a Kubernetes quantity; kept until it is given again
     /// [default: 100Gi]
     #[arg(long, value_name = "QUANTITY", value_parser = ImageRules::parse_max_size)]
@@ -225,6 +229,18 @@ pub(crate) enum Encryption {
     On,
     /// In the clear.
     Off,
+}
+
+/// `--scratch`; None: no folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Scratch(pub Option<PathBuf>);
+
+fn scratch(text: &str) -> Result<Scratch, String> {
+    match text {
+        "none" => Ok(Scratch(None)),
+        path if path.starts_with('/') && path != "/" => Ok(Scratch(Some(PathBuf::from(path)))),
+        _ => Err("must be none, or an absolute path such as /scratch/me".to_owned()),
+    }
 }
 
 /// `--default-memory`: bytes, None for the site's.

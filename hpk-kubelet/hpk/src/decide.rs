@@ -265,6 +265,7 @@ pub(crate) fn cluster(
         gpu_vendor: Vendor::default(),
         pod_flags: PodFlags::default(),
         images: ImageRules::default(),
+        scratch: None,
         pki_dir: pki_dir.display().to_string(),
     }
 }

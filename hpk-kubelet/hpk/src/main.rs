@@ -18,6 +18,7 @@ mod progress;
 mod ps;
 mod site;
 mod status;
+mod storage_classes;
 mod supervise;
 mod target;
 mod up;

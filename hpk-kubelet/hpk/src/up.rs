@@ -2,7 +2,7 @@
 //! Also `hpk supervise`, the other half.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use crate::cli::{self, DefaultMemory};
+use crate::cli::{self, DefaultMemory, Scratch};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::home::{Home, Install, replace_file};
@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::SignalKind;
@@ -124,6 +124,10 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if args.pod_flags.is_some_and(|choice| PodFlags::from(choice) != runs.pod_flags) {
         bail!("--pod-flags: the control plane is running with the other setting: run hpk down first");
     }
+    let real = |folder: &PathBuf| folder.canonicalize().unwrap_or_else(|_| folder.clone());
+    if args.scratch.as_ref().is_some_and(|Scratch(folder)| folder.as_ref().map(real) != runs.scratch) {
+        bail!("--scratch: the control plane is running with another one: run hpk down first");
+    }
     if args.default_memory.is_some_and(|DefaultMemory(bytes)| bytes != runs.default_memory) {
         bail!("--default-memory: the control plane is running with another one: run hpk down first");
     }
@@ -192,6 +196,13 @@ fn container_logs(args: &cli::Up, former: ContainerLogs) -> ContainerLogs {
         max_bytes: args.container_log_max_size.unwrap_or(former.max_bytes),
         max_files: args.container_log_max_files.unwrap_or(former.max_files),
     }
+}
+
+/// The folder for hpk-scratch, made where it is missing.
+fn scratch(folder: Option<&Path>) -> Result<Option<PathBuf>> {
+    let Some(folder) = folder else { return Ok(None) };
+    std::fs::create_dir_all(folder).with_context(|| format!("--scratch {}", folder.display()))?;
+    Ok(Some(folder.canonicalize().with_context(|| format!("--scratch {}", folder.display()))?))
 }
 
 /// As asked for, else as it was.
@@ -273,6 +284,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.priority_classes = former.priority_classes;
         cluster.images = former.images;
         cluster.partitions = former.partitions;
+        cluster.scratch = former.scratch;
     }
     cluster.partitions = partitions(args, &cluster.partitions);
     find_partitions(&mut cluster)?;
@@ -288,6 +300,9 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.default_memory = bytes;
     }
     cluster.images = images(args, &cluster.images)?;
+    if let Some(Scratch(folder)) = &args.scratch {
+        cluster.scratch = scratch(folder.as_deref())?;
+    }
     if let Some(choice) = args.pod_flags {
         cluster.pod_flags = choice.into();
     }

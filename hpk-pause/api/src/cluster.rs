@@ -7,6 +7,7 @@ use crate::quantity;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 /// The cluster's fixed choices: written by `hpk up`, read by hpk-kubelet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,9 @@ pub struct ClusterConfig {
     /// Which images pods may have.
     #[serde(default)]
     pub images: ImageRules,
+    /// Where volumes of the storage class hpk-scratch are. None: there is no such class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
 }
