@@ -28,6 +28,9 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("leader-elect", "false".into()),
         ("cluster-name", l.cluster.cluster_name.clone()),
         ("controllers", "*".into()),
+        // Kubernetes' 20 a second are for many clients of one API server: a hundred claims would take half a minute.
+        ("kube-api-qps", "200".into()),
+        ("kube-api-burst", "400".into()),
         ("use-service-account-credentials", "true".into()),
         ("service-account-private-key-file", l.pki("sa.key")),
         ("root-ca-file", l.pki("ca.crt")),
