@@ -4,7 +4,8 @@
   judge.py --e2e E2E.TEST --kubectl KUBECTL --kubeconfig FILE --out DIR SET|all [options]
 
 SET is node, resize, network, storage, apps, cli, sched or api, or all: the [Conformance] and [NodeConformance]
-tests of that subject. A process of its own per test means that a hang or panic costs one test. DIR gets
+tests of that subject; or claims: the tests of external storage for the driver of --driver, and those of the protection
+of claims and of default storage classes. A process of its own per test means that a hang or panic costs one test. DIR gets
 results.jsonl (as it goes), logs/ and summary.md. Exit status: 0 when all passed, 1 when not, 2 for usage.
 """
 
@@ -13,6 +14,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -39,6 +41,9 @@ def arguments():
     p.add_argument('--skip', help='no test whose name matches')
     p.add_argument('--timeout', type=int, default=360, help='seconds a test may take (default 360)')
     p.add_argument('--procs', type=int, default=4, help='tests at once (default 4); Serial ones run alone, last')
+    p.add_argument('--driver', default=os.path.join(os.path.dirname(os.path.abspath(__file__)), 'driver.yaml'))
+    p.add_argument('--sample', type=int, help='only so many tests, chosen at random')
+    p.add_argument('--seed', type=int, default=1, help='of --sample (default 1)')
     p.add_argument('--total', type=int, help='start no test after so many seconds')
     p.add_argument('--repo-list', help='KUBE_TEST_REPO_LIST file')
     p.add_argument('--never', default=os.path.join(os.path.dirname(os.path.abspath(__file__)), 'never.txt'))
@@ -46,11 +51,18 @@ def arguments():
     return p.parse_args()
 
 
+CLAIMS = re.compile(r'External Storage|PVC Protection|PV Protection|retroactive|default StorageClass|Default StorageClass')
+
+
+def driver(a):
+    return ['--storage.testdriver=' + a.driver] if a.set == 'claims' else []
+
+
 def specs(a):
     """name -> labels, asked of the program itself"""
     report = os.path.join(a.out, 'specs.json')
     subprocess.run(
-        [a.e2e, '--ginkgo.dry-run', '--ginkgo.succinct', '--provider=skeleton', '--ginkgo.json-report=' + report],
+        [a.e2e, *driver(a), '--ginkgo.dry-run', '--ginkgo.succinct', '--provider=skeleton', '--ginkgo.json-report=' + report],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -69,6 +81,8 @@ def specs(a):
 
 
 def belongs(name, labels, wanted):
+    if wanted == 'claims':
+        return bool(CLAIMS.search(name))
     if not labels & {'Conformance', 'NodeConformance'}:
         return False
     resize = 'FeatureGate:InPlacePodVerticalScaling' in labels or 'InPlace Resize' in name
@@ -106,6 +120,7 @@ class Judge:
             os.environ, **({'KUBE_TEST_REPO_LIST': os.path.abspath(a.repo_list)} if a.repo_list else {})
         )
         self.flags = [
+            *driver(a),
             '--provider=skeleton',
             '--kubeconfig=' + a.kubeconfig,
             '--kubectl-path=' + a.kubectl,
@@ -210,7 +225,7 @@ def main():
     a = arguments()
     a.out = os.path.abspath(a.out)
     os.makedirs(os.path.join(a.out, 'logs'), exist_ok=True)
-    if a.set not in (*SUBJECTS, 'node', 'resize', 'all'):
+    if a.set not in (*SUBJECTS, 'node', 'resize', 'claims', 'all'):
         print(f'judge.py: no set {a.set}; see --help', file=sys.stderr)
         return 2
     known, left_out = specs(a), never(a.never)
@@ -225,6 +240,8 @@ def main():
     if not names:
         print('judge.py: no test matches', file=sys.stderr)
         return 2
+    if a.sample and a.sample < len(names):
+        names = sorted(random.Random(a.seed).sample(names, a.sample))
     judge = Judge(a)
     if a.failed and os.path.exists(judge.file):
         with open(judge.file) as f:
