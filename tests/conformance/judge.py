@@ -51,7 +51,9 @@ def arguments():
     return p.parse_args()
 
 
-CLAIMS = re.compile(r'External Storage|PVC Protection|PV Protection|retroactive|default StorageClass|Default StorageClass')
+CLAIMS = re.compile(
+    r'External Storage|PVC Protection|PV Protection|retroactive|default StorageClass|Default StorageClass'
+)
 
 
 def driver(a):
@@ -62,7 +64,14 @@ def specs(a):
     """name -> labels, asked of the program itself"""
     report = os.path.join(a.out, 'specs.json')
     subprocess.run(
-        [a.e2e, *driver(a), '--ginkgo.dry-run', '--ginkgo.succinct', '--provider=skeleton', '--ginkgo.json-report=' + report],
+        [
+            a.e2e,
+            *driver(a),
+            '--ginkgo.dry-run',
+            '--ginkgo.succinct',
+            '--provider=skeleton',
+            '--ginkgo.json-report=' + report,
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
