@@ -66,7 +66,7 @@ impl Backend for Kubelet {
     }
 
     fn pod_folder(&self, uid: &str) -> PathBuf {
-        self.ctx.home.pod(uid)
+        self.ctx.folder(uid).inside()
     }
 
     async fn node_stats(&self) -> NodeStats {

@@ -95,7 +95,8 @@ pub fn make(ranks: &Ranks) -> Result<(), RanksError> {
     let prepared = prepare(&pod, container, paths, *instance, &step)?;
     let folder = paths.instance(&container.name, *instance);
     std::fs::create_dir_all(&folder).map_err(|source| RanksError::Io { path: folder, source })?;
-    let mut native = Native::new()?;
+    let native = Native::new()?;
+    let mut native = if hpk_sys::below::in_user_namespace() { native.below() } else { native };
     let launched = native.launch(&prepared.spec)?;
     let start = hpk_sys::procfs::start_time(launched.pid).unwrap_or_default();
     let keeper = Keeper { pid: launched.pid.as_raw(), start, ready: false };

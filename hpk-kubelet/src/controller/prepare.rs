@@ -267,7 +267,7 @@ fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Pay
     let folder = ctx.folder(&record.pod.uid);
     let stamp = Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%6f").to_string();
     for (name, payload) in payloads {
-        atomic::write(folder.path(), &Folder::volume(name), payload, &stamp)?;
+        atomic::write(&folder.inside(), &Folder::volume(name), payload, &stamp)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A pod's folder `HPK_HOME/pods/<uid>`: what the kubelet writes there and what it reads back.
 //!
-//! A pod with rights over its supervisor can write here too; no link of its making is followed ([`beneath`]).
+//! What is below [`files::INSIDE`] the pod's supervisor writes too, and whoever gets its rights: no link made there is
+//! followed ([`beneath`]). What else is here no pod can reach.
 //!
 //! `kubelet.json` is the kubelet's own memory of the pod. It is written before and after every step that must
 //! not be done twice, so that a kubelet that was killed at any moment knows where it was.
@@ -144,6 +145,12 @@ impl Folder {
         &self.path
     }
 
+    /// The part of it that the pod's supervisor has.
+    #[must_use]
+    pub fn inside(&self) -> PathBuf {
+        files::inside(&self.path)
+    }
+
     /// Makes the folder, and in it those of logs and volumes (0700).
     ///
     /// # Errors
@@ -151,11 +158,13 @@ impl Folder {
     pub fn create(&self) -> io::Result<()> {
         let closed = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         closed(&self.path)?;
-        closed(&self.path.join(files::LOGS))?;
-        closed(&self.path.join(files::VOLUMES))
+        let inside = self.inside();
+        closed(&inside)?;
+        closed(&inside.join(files::LOGS))?;
+        closed(&inside.join(files::VOLUMES))
     }
 
-    /// Where in the folder a volume is that the kubelet fills.
+    /// Where inside a volume is that the kubelet fills.
     #[must_use]
     pub fn volume(name: &str) -> PathBuf {
         Path::new(files::VOLUMES).join(name)
@@ -166,7 +175,7 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        self.write_json(RECORD, record, 0o600)?;
+        Self::write_json(&self.path, RECORD, record)?;
         fs::File::open(&self.path)?.sync_all()
     }
 
@@ -216,7 +225,7 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn write_job(&self, plan: &SandboxPlan, script: &str) -> io::Result<()> {
-        self.write_json(files::PLAN, plan, 0o600)?;
+        self.write_plan(plan)?;
         // Slurm appends to it and would make it for all to read.
         let mut output = fs::OpenOptions::new();
         output.create(true).append(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
@@ -229,7 +238,7 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn write_plan(&self, plan: &SandboxPlan) -> io::Result<()> {
-        self.write_json(files::PLAN, plan, 0o600)
+        Self::write_json(&self.inside(), files::PLAN, plan)
     }
 
     /// Path of the script.
@@ -241,13 +250,13 @@ impl Folder {
     /// The plan that was written.
     #[must_use]
     pub fn plan(&self) -> Option<SandboxPlan> {
-        self.read_json(files::PLAN)
+        read_json(&self.inside(), files::PLAN)
     }
 
     /// The supervisor's last word on disk.
     #[must_use]
     pub fn status(&self) -> Option<PodState> {
-        self.read_json(files::STATUS)
+        read_json(&self.inside(), files::STATUS)
     }
 
     /// The supervisor's last word on disk, where it matters whether there is none.
@@ -255,7 +264,7 @@ impl Folder {
     /// # Errors
     /// There may be one.
     pub fn last_word(&self) -> io::Result<Option<PodState>> {
-        match beneath::read(&self.path, Path::new(files::STATUS), MOST) {
+        match beneath::read(&self.inside(), Path::new(files::STATUS), MOST) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -265,16 +274,12 @@ impl Folder {
     /// hpk-netns' word on a start that failed.
     #[must_use]
     pub fn launch(&self) -> Option<LaunchReport> {
-        self.read_json(files::LAUNCH)
+        read_json(&self.path, files::LAUNCH)
     }
 
-    fn write_json(&self, name: &str, value: &impl Serialize, mode: u32) -> io::Result<()> {
+    fn write_json(folder: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
-        hpk_layout::replace(&self.path.join(name), &text, mode)
-    }
-
-    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_slice(&beneath::read(&self.path, Path::new(name), MOST).ok()?).ok()
+        hpk_layout::replace(&folder.join(name), &text, 0o600)
     }
 
     /// Removes the folder with everything in it, files of subordinate ids included.
@@ -298,6 +303,10 @@ impl Folder {
             Err(error) => Err(error),
         }
     }
+}
+
+fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
+    serde_json::from_slice(&beneath::read(folder, Path::new(name), MOST).ok()?).ok()
 }
 
 /// Uids of all pod folders.
@@ -343,6 +352,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_of_an_earlier_version_is_found_where_it_is() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let folder = Folder::at(dir.path().join("u"));
+        fs::create_dir(folder.path()).expect("a folder");
+        assert_eq!(folder.inside(), folder.path().join("pod"), "a new one");
+        fs::write(folder.path().join(files::PLAN), "{}").expect("a plan");
+        assert_eq!(folder.inside(), folder.path());
+        folder.create().expect("create");
+        assert!(folder.path().join(files::LOGS).is_dir() && !folder.path().join("pod").exists());
+    }
+
+    #[test]
     fn record_survives() {
         let dir = tempfile::tempdir().expect("tempdir");
         let folder = Folder::at(dir.path().join("u"));
@@ -377,8 +398,9 @@ mod tests {
         std::os::unix::fs::symlink(RECORD, &record).expect("link");
         assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
         for name in [RECORD, files::STATUS, files::JOB_OUTPUT] {
-            let _ = fs::remove_file(folder.path().join(name));
-            nix::unistd::mkfifo(&folder.path().join(name), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+            let place = if name == files::STATUS { folder.inside() } else { folder.path().to_owned() };
+            let _ = fs::remove_file(place.join(name));
+            nix::unistd::mkfifo(&place.join(name), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
         }
         assert!(matches!(folder.record(), Err(RecordError::Damaged { .. })));
         assert!(folder.last_word().is_err());

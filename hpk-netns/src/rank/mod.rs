@@ -137,7 +137,7 @@ fn usage(ns: MountNs) -> Usage {
 
 /// From nothing to the running command, and by what all of the container's processes are known.
 fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>), RankError> {
-    let step: StepFile = read(&pod.join(hpk_api::files::step(instance)))?;
+    let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let (keeper, pidfd) = match place.keeper() {
         Some(found) => found,
@@ -199,7 +199,8 @@ fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), R
         let path = path.to_owned();
         move |source| RankError::Io { path, source }
     };
-    let plan: SandboxPlan = read(&pod.join(hpk_api::files::PLAN))?;
+    let inside = hpk_api::files::inside(pod);
+    let plan: SandboxPlan = read(&inside.join(hpk_api::files::PLAN))?;
     let of = |name: &str| place.folder.join(name);
     for name in ["scratch", "host", "run", "points"] {
         let folder = of(name);
@@ -210,9 +211,9 @@ fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), R
     let arguments = [
         "ranks".into(),
         "--plan".into(),
-        pod.join(hpk_api::files::PLAN).into_os_string(),
+        inside.join(hpk_api::files::PLAN).into_os_string(),
         "--pod-dir".into(),
-        pod.as_os_str().to_owned(),
+        inside.into_os_string(),
         "--images".into(),
         place.layout.images.clone().into_os_string(),
         "--scratch".into(),

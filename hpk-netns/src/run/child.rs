@@ -84,6 +84,7 @@ impl Start {
             users: self.namespaces.map_or(Users::Callers, |_| Users::most()),
             host_name: self.namespaces.is_some(),
             network: self.namespaces.is_some_and(|n| n.network),
+            network_below: true,
             mounts: false,
             ipc: false,
             env: Some(&self.env),

@@ -165,7 +165,7 @@ async fn live(
     network.finish().await;
     let code = ended.code;
     if !report::supervisor_finished(&layout.pod, job_id) {
-        let had_status = layout.pod.join(hpk_api::files::STATUS).exists();
+        let had_status = hpk_api::files::inside(&layout.pod).join(hpk_api::files::STATUS).exists();
         let (step, message) = report::explain(code, &ended.tail, had_status);
         tell(&layout.pod, step, message, Some(code));
         return Ok(if code == 0 { 1 } else { code });
@@ -222,7 +222,7 @@ pub(crate) fn member_folders(home: &Path) -> std::io::Result<(PathBuf, PathBuf)>
 }
 
 fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
-    let path = pod.join(hpk_api::files::PLAN);
+    let path = hpk_api::files::inside(pod).join(hpk_api::files::PLAN);
     let bytes = std::fs::read(&path).map_err(|source| LaunchError::ReadPlan { path: path.clone(), source })?;
     SandboxPlan::parse(&bytes).map_err(|source| LaunchError::Plan { path, source })
 }

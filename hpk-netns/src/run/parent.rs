@@ -73,7 +73,7 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
         argv.push("--mount".into());
         argv.push(mount(source, destination, read_only));
     };
-    bind(&l.pod, paths::POD, false);
+    bind(&hpk_api::files::inside(&l.pod), paths::POD, false);
     bind(&l.images, paths::IMAGES, true);
     bind(&l.scratch, paths::SCRATCH, false);
     bind(&l.run, paths::RUN, false);

@@ -20,7 +20,7 @@ pub(crate) fn clear(pod: &Path) -> io::Result<()> {
 
 /// Whether the supervisor of this job had its last word: it finished its pod by itself.
 pub(crate) fn supervisor_finished(pod: &Path, job_id: Option<&str>) -> bool {
-    let Ok(bytes) = std::fs::read(pod.join(files::STATUS)) else { return false };
+    let Ok(bytes) = std::fs::read(files::inside(pod).join(files::STATUS)) else { return false };
     let Ok(state) = serde_json::from_slice::<PodState>(&bytes) else { return false };
     state.finished && (state.job_id.is_none() || state.job_id.as_deref() == job_id)
 }
@@ -48,9 +48,10 @@ mod tests {
     fn a_status_of_another_job_or_an_unfinished_one_is_no_last_word() {
         let tmp = tempfile::tempdir().unwrap();
         assert!(!supervisor_finished(tmp.path(), Some("7")));
+        std::fs::create_dir(files::inside(tmp.path())).unwrap();
         let put = |job: Option<&str>, finished| {
             let state = PodState { job_id: job.map(str::to_owned), finished, ..PodState::default() };
-            std::fs::write(tmp.path().join(files::STATUS), serde_json::to_vec(&state).unwrap()).unwrap();
+            std::fs::write(files::inside(tmp.path()).join(files::STATUS), serde_json::to_vec(&state).unwrap()).unwrap();
         };
         for (job, finished, want) in
             [(Some("7"), true, true), (Some("6"), true, false), (Some("7"), false, false), (None, true, true)]

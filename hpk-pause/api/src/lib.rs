@@ -54,8 +54,22 @@ pub mod paths {
     pub const LINK_SOCK: &str = "link.sock";
 }
 
-/// File names in `HPK_HOME/pods/<uid>/`.
+/// File names in `HPK_HOME/pods/<uid>/`, and below it in [`files::INSIDE`], which is all that the pod's own job container sees.
 pub mod files {
+    use std::path::{Path, PathBuf};
+
+    /// The folder that is bound to [`crate::paths::POD`]: plan, status, logs, volumes and files of steps. The kubelet's record,
+    /// the link's credentials, the batch script and Slurm's output are beside it, out of the pod's reach.
+    pub const INSIDE: &str = "pod";
+
+    /// That folder of this pod's folder. Pods that an earlier version began have one for all.
+    #[must_use]
+    pub fn inside(pod: &Path) -> PathBuf {
+        let inside = pod.join(INSIDE);
+        // Of the pod's folder itself, whose entries no pod can make where the folder inside is.
+        if inside.is_dir() || !pod.join(PLAN).is_file() { inside } else { pod.to_owned() }
+    }
+
     /// Written by hpk-kubelet: [`crate::plan::SandboxPlan`].
     pub const PLAN: &str = "plan.json";
     /// Written by hpk-kubelet: the sbatch script.

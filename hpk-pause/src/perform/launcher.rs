@@ -11,6 +11,9 @@ use std::path::PathBuf;
 pub(super) fn choose(choice: LauncherChoice, paths: &Paths) -> Result<Box<dyn Launcher>, LaunchError> {
     let apptainer = std::env::var_os("HPK_APPTAINER").map(PathBuf::from);
     let native = Native::new()?;
+    // Root of the node, in a network of the site's, stays what it is.
+    let below = hpk_sys::below::in_user_namespace();
+    let native = if below { native.below() } else { native };
     let apptainer = match (choice, apptainer) {
         (LauncherChoice::Native, _) | (LauncherChoice::Auto, None) => return Ok(Box::new(native)),
         (LauncherChoice::Auto, Some(apptainer)) => match overlay(&native, paths) {
@@ -27,7 +30,9 @@ pub(super) fn choose(choice: LauncherChoice, paths: &Paths) -> Result<Box<dyn La
             return Err(LaunchError::Invalid { field: "launcher", reason: reason.to_owned() });
         }
     };
-    Ok(Box::new(NestedApptainer::new(apptainer, std::env::current_exe().unwrap_or_else(|_| "/hpk-pause".into()))?))
+    let shim = std::env::current_exe().unwrap_or_else(|_| "/hpk-pause".into());
+    let nested = NestedApptainer::new(apptainer, shim)?;
+    Ok(Box::new(if below { nested.below() } else { nested }))
 }
 
 /// Tries an overlay on this pod's scratch folder.

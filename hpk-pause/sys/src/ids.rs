@@ -42,6 +42,11 @@ impl IdMap {
         (text, Self { ranges: lines.map(|(inside, _, count)| (inside, count)).collect() })
     }
 
+    /// As text, a map of a namespace below this one with the same ids.
+    fn same(&self) -> String {
+        self.ranges.iter().map(|(first, count)| format!("{first} {first} {count}\n")).collect()
+    }
+
     /// Whether files and processes can have this id.
     #[must_use]
     pub fn contains(&self, id: u32) -> bool {
@@ -88,6 +93,12 @@ impl Ids {
         let (uid_map, uids) = self.uids.with_own(uid);
         let (gid_map, gids) = self.gids.with_own(gid);
         ((uid_map, gid_map), Self { uids, gids, setgroups: self.setgroups })
+    }
+
+    /// Texts of uid_map and gid_map for a namespace below this one with the same ids.
+    #[must_use]
+    pub fn same(&self) -> (String, String) {
+        (self.uids.same(), self.gids.same())
     }
 
     /// The ids that uid and gid 0 have outside of the calling process' user namespace: the user's own in a pod.

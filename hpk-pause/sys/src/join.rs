@@ -3,6 +3,7 @@
 //! The new process is born in the container's PID namespace (`pidns`) and enters the mount namespace, and with it the
 //! container's root, itself.
 
+use crate::below::is_other;
 use crate::error::LaunchError;
 use crate::launch::native::pipes;
 use crate::launch::{JoinSpec, Node, Places, Starting, compile_join};
@@ -33,7 +34,7 @@ impl Joiner {
     /// [`LaunchError::NotRunning`] when the container has ended; else as a launch.
     pub fn start(&self, target: BorrowedFd<'_>, spec: &JoinSpec) -> Result<Starting, LaunchError> {
         let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
-        let program = compile_join(spec, &self.node, target.as_raw_fd(), ends.io())?;
+        let program = compile_join(spec, &self.node, target.as_raw_fd(), is_other(target), ends.io())?;
         let start = || spawn::start(program, Namespaces::default(), pipes, ends.fds());
         if spec.own_pid { self.home.child_of(target, start) } else { start() }
     }

@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod below;
 pub mod beneath;
 pub mod caps;
 pub mod cgroup;

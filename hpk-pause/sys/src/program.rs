@@ -193,6 +193,24 @@ pub(crate) enum OpKind {
         fd: c_int,
         flags: c_int,
     },
+    /// Leaves these namespaces for new ones.
+    Unshare {
+        flags: c_int,
+    },
+    /// Enters these namespaces, and goes on as another child of the parent, which is born there with these clone flags. The
+    /// parent is sent its pidfd.
+    Born {
+        user: c_int,
+        mount: c_int,
+        flags: u64,
+    },
+    /// Sends the parent descriptors of this child's user and mount namespaces.
+    TellNamespaces,
+    /// A new network namespace, owned by a new user namespace below this child's with these maps.
+    NetworkBelow {
+        uid_map: Vec<u8>,
+        gid_map: Vec<u8>,
+    },
     /// Opens a file into one of the standard descriptors.
     OpenStdio {
         path: CString,

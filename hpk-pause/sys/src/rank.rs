@@ -61,7 +61,7 @@ impl Entered {
     /// As a join.
     pub fn start(&self, spec: &JoinSpec) -> Result<Starting, LaunchError> {
         let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
-        let program = compile_join(spec, &self.node, self.keeper.as_raw_fd(), ends.io())?;
+        let program = compile_join(spec, &self.node, self.keeper.as_raw_fd(), false, ends.io())?;
         spawn::start(program, Namespaces::default(), pipes, ends.fds()).map_err(gone)
     }
 

@@ -155,6 +155,12 @@ impl Starting {
         }
     }
 
+    /// The program ends in Apptainer, which runs the inner one.
+    pub(crate) fn with_inner(mut self, inner: Inner) -> Self {
+        self.inner = Some(inner);
+        self
+    }
+
     pub(crate) fn into_pidfd(self) -> OwnedFd {
         self.pidfd
     }
@@ -213,6 +219,29 @@ impl Starting {
                 _ => {}
             }
         }
+    }
+
+    /// Blocks until the child has sent this word, and returns the descriptors that came with it.
+    fn first_word(&self, tag: u32) -> Result<Vec<OwnedFd>, LaunchError> {
+        let mut buffer = [0u8; child::MESSAGE];
+        let (bytes, fds) = loop {
+            match crate::fdpass::receive(&self.report, &mut buffer) {
+                Err(Errno::EINTR) => {}
+                Err(_) => return Err(LaunchError::Killed),
+                Ok(message) => break message,
+            }
+        };
+        match word(&buffer, 0) {
+            child::TAG_ERROR if bytes > 0 => Err(self.failed(word(&buffer, 1), word(&buffer, 2))),
+            found if bytes > 0 && found == tag => Ok(fds),
+            _ => Err(LaunchError::Killed),
+        }
+    }
+
+    /// Of a child that tells its user and mount namespaces. Blocks.
+    pub(crate) fn namespaces(&self) -> Result<(OwnedFd, OwnedFd), LaunchError> {
+        let mut fds = self.first_word(child::TAG_NAMESPACES)?;
+        fds.pop().and_then(|mount| Some((fds.pop()?, mount))).ok_or(LaunchError::Killed)
     }
 
     fn failed(&self, index: u32, errno: u32) -> LaunchError {
@@ -278,16 +307,21 @@ pub(crate) struct Namespaces {
     pub(crate) ipc: bool,
 }
 
-/// As [`start`], of a program that ends in Apptainer, which runs the inner one.
-pub(crate) fn start_nested(
+/// As [`start`], of a program whose first operation is [`crate::program::OpKind::Born`]. Blocks until that is done, which
+/// takes as long as a clone.
+pub(crate) fn start_born(
     program: Program,
-    namespaces: Namespaces,
     pipes: Option<Pipes>,
     child_ends: Vec<OwnedFd>,
-    inner: Inner,
 ) -> Result<Starting, LaunchError> {
-    let mut starting = start(program, namespaces, pipes, child_ends)?;
-    starting.inner = Some(inner);
+    let mut starting = start(program, Namespaces::default(), pipes, child_ends)?;
+    let first = starting.pid;
+    let born = starting.first_word(child::TAG_BORN);
+    // It has gone its way; whoever reaps all children may have been faster.
+    let _ = nix::sys::wait::waitpid(first, None);
+    let pidfd = born?.pop().ok_or(LaunchError::Killed)?;
+    starting.pid = crate::procfs::pid_of(pidfd.as_fd()).ok_or(LaunchError::Killed)?;
+    starting.pidfd = pidfd;
     Ok(starting)
 }
 

@@ -97,6 +97,8 @@ pub struct Surroundings<'a> {
     pub mounts: bool,
     /// A network namespace of its own.
     pub network: bool,
+    /// The network namespace's owner is a user namespace below the new one, with the same ids ([`crate::below`]).
+    pub network_below: bool,
     /// A host name of its own.
     pub host_name: bool,
     /// System V IPC and message queues of its own.
@@ -220,7 +222,7 @@ pub fn begin(program: &Path, args: &[OsString], around: Surroundings<'_>) -> Res
     let namespaces = Namespaces {
         mount: around.mounts,
         user: around.users != Users::Callers,
-        network: around.network,
+        network: around.network && !around.network_below,
         host_name: around.host_name,
         ipc: around.ipc,
         pid: false,
@@ -294,6 +296,19 @@ fn steps(
     if around.users != Users::Callers {
         steps.push(Step::Identity, "gid 0", OpKind::SetGid(0));
         steps.push(Step::Identity, "uid 0", OpKind::SetUid(0));
+    }
+    if around.network && around.network_below {
+        let (uids, gids) = match around.users {
+            Users::Callers | Users::One => (0, 0),
+            Users::Range(ids) => (ids.uids.1, ids.gids.1),
+        };
+        // A line may not span two of the map above.
+        let map = |more: u32| {
+            let more = if more > 0 { format!("1 1 {more}\n") } else { String::new() };
+            format!("0 0 1\n{more}").into_bytes()
+        };
+        let kind = OpKind::NetworkBelow { uid_map: map(uids), gid_map: map(gids) };
+        steps.push(Step::Namespaces, "the pod's network", kind);
     }
     for (fd, to, name) in [(&around.stdin, 0, "standard input"), (&around.stderr, 2, "standard error")] {
         if let Some(fd) = fd {

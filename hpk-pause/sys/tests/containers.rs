@@ -24,7 +24,7 @@ use std::sync::Arc;
 fn launcher(places: Places) -> Box<dyn Launcher> {
     match (std::env::var_os("HPK_SYS_APPTAINER"), std::env::var_os("HPK_SYS_SHIM")) {
         (Some(apptainer), Some(shim)) => Box::new(NestedApptainer::with(apptainer, shim, places).expect("a node")),
-        _ => Box::new(Native::with(places).expect("a node")),
+        _ => Box::new(Native::with(places).expect("a node").below()),
     }
 }
 
@@ -189,9 +189,10 @@ fn later_mounts_in_a_shared_volume_propagate() {
     second.mounts = vec![Mount { propagation: Propagation::Slave, ..Mount::new(&volume, "/v") }];
     let mut third = world.sh("ls /v/inside");
     third.mounts = vec![Mount::new(&volume, "/v")];
-    let third = start(&third).expect("a container");
-    let second = start(&second).expect("a container");
-    let first = start(&first).expect("a container");
+    let mut launcher = launcher(Places::default());
+    let third = launcher.launch(&third).expect("a container");
+    let second = launcher.launch(&second).expect("a container");
+    let first = launcher.launch(&first).expect("a container");
     assert_eq!(output(third.io).0, "");
     assert_eq!(output(second.io).0, "seen\n");
     drop(first.io);
@@ -485,6 +486,32 @@ fn a_container_of_the_users_own_number() {
     assert_eq!(out, "1234\n1234\n1234\n", "{err}");
     signals::send(container.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
     wait(container.pid);
+}
+
+/// With every right that a container can have, where processes are shared.
+#[test]
+fn the_supervisor_is_out_of_reach_and_containers_are_not() {
+    let world = World::new();
+    let supervisor = std::process::id();
+    let mut first = Native::new().expect("a node").below();
+    let mut spec = world.sh("touch /here; echo up; exec sleep 1000");
+    spec.pid = PidNamespace::Pod;
+    let target = first.launch(&spec).expect("a container");
+    let hpk_sys::launch::Io::Pipes { stdout, .. } = &target.io else { panic!("pipes") };
+    nix::unistd::read(stdout, &mut [0u8; 3]).expect("its word");
+    let other = target.pid;
+    let mut spec = world.sh(&format!(
+        "ls /proc/{other}/root/here; cat /proc/{supervisor}/comm | wc -l; ls /proc/{supervisor}/root/; cat /proc/{supervisor}/environ; \
+         mount -t tmpfs none /tmp && echo mounted"
+    ));
+    spec.pid = PidNamespace::Pod;
+    spec.security.caps = CapSet::all();
+    spec.security.unmasked = true;
+    let (out, err, _) = finish(first.launch(&spec).expect("a container"));
+    assert_eq!(out, format!("/proc/{other}/root/here\n1\nmounted\n"), "{err}");
+    assert_eq!(err.matches("Permission denied").count(), 2, "{err}");
+    signals::send(target.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
+    wait(target.pid);
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn pods_live_on_without_kubelet_and_api_server() {
     std::thread::sleep(Duration::from_secs(120));
     let gone = hpk_e2e::kubectl(&["get", "--raw", "/readyz"]);
     let truth = folders.map(|(pod, folder)| {
-        let text = sx("login", Some("alice"), &["cat", &format!("{folder}/status.json")]).stdout;
+        let text = sx("login", Some("alice"), &["cat", &format!("{folder}/pod/status.json")]).stdout;
         (pod, serde_json::from_str::<Value>(&text).expect("status.json"))
     });
     signal("-CONT", "hpk").ok();

@@ -371,7 +371,7 @@ fn strangers_get_nothing() {
     tools(&ns);
     let pod = ns.get("pod", "tools");
     let uid = pod["metadata"]["uid"].as_str().expect("uid");
-    let home = format!("/home/alice/.hpk/pods/{uid}/plan.json");
+    let home = format!("/home/alice/.hpk/pods/{uid}/pod/plan.json");
     sx("login", Some("bob"), &["cat", &home]).err();
     sx("login", Some("bob"), &["env", "KUBECONFIG=/home/alice/.hpk/kubeconfig", "kubectl", "get", "pods"]).err();
     let node = ns.kubectl(&["get", "node", hpk_e2e::NODE, "-o", "json"]);

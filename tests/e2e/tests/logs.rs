@@ -22,7 +22,7 @@ fn follower_loses_nothing_at_a_rotation() {
     let read = ns.shell(&format!("timeout 120 bash -c '{}'", follow.replace('\'', r"'\''")));
     assert_eq!(read.stdout.trim_end(), LINES.to_string(), "{read:?}");
     let files =
-        ns.shell("stat -c %s ~/.hpk/pods/$(kubectl -n $NS get pod talk -o jsonpath={.metadata.uid})/logs/main/*");
+        ns.shell("stat -c %s ~/.hpk/pods/$(kubectl -n $NS get pod talk -o jsonpath={.metadata.uid})/pod/logs/main/*");
     let sizes: Vec<u64> = files.ok().lines().map(|size| size.parse().unwrap()).collect();
     // tests/site/hpk-up.sh gives --container-log-max-size; the records are longer than the lines by their stamps.
     assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size <= 8 << 20), "rotated at 8 MiB: {sizes:?}");

@@ -121,7 +121,7 @@ fn nothing_of_a_pod_is_anyone_elses_to_read() {
     // keeps its own modes: images' content, and volumes' as the volume asks for.
     let top = ["/home/alice/.hpk", "-maxdepth", "1", "-type", "d"];
     let pod = format!("/home/alice/.hpk/pods/{uid}");
-    let below = [pod.as_str(), "-maxdepth", "3", "-path", "*/volumes/*", "-prune", "-o"];
+    let below = [pod.as_str(), "-maxdepth", "4", "-path", "*/volumes/*", "-prune", "-o"];
     for of in [&top[..], &[&below[..], &["-type", "f"]].concat(), &[pod.as_str(), "-maxdepth", "1", "-type", "d"]] {
         let found = |more: &[&str]| sx("login", None, &[&["find"], of, more].concat()).ok().to_owned();
         assert_ne!(found(&["-print"]), "", "there is something to look at: {of:?}");

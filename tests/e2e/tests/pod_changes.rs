@@ -14,7 +14,7 @@ fn a_container_that_is_started_again_has_the_environment_of_now() {
     ns.apply(&pod.to_string());
     ns.wait_ready("app");
     ns.kubectl(&["patch", "configmap", "settings", "-p", r#"{"data": {"MODE": "new"}}"#]).ok();
-    let plan = "grep -c '\"new\"' ~/.hpk/pods/$(kubectl -n $NS get pod app -o jsonpath={.metadata.uid})/plan.json";
+    let plan = "grep -c '\"new\"' ~/.hpk/pods/$(kubectl -n $NS get pod app -o jsonpath={.metadata.uid})/pod/plan.json";
     eventually("the plan has it", Duration::from_secs(30), || (ns.shell(plan).stdout.trim() == "1").then_some(()));
     assert!(ns.kubectl(&["logs", "app"]).ok().contains("mode old"), "what runs is left as it is");
     ns.kubectl(&["exec", "app", "--", "kill", "1"]).ok();

@@ -127,7 +127,7 @@ fn back_off_grows_by_the_rule() {
     ns.until_pod("crash", Duration::from_secs(90), |pod| {
         status(pod)["restartCount"] == 3 && status(pod)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     });
-    let list = "ls ~/.hpk/pods/$(kubectl -n $NS get pod crash -o jsonpath={.metadata.uid})/logs/main/*.log | sort -V | xargs cat";
+    let list = "ls ~/.hpk/pods/$(kubectl -n $NS get pod crash -o jsonpath={.metadata.uid})/pod/logs/main/*.log | sort -V | xargs cat";
     let log = ns.shell(list);
     let starts: Vec<f64> =
         log.ok().lines().filter_map(|line| line.rsplit(' ').next()).filter_map(|second| second.parse().ok()).collect();

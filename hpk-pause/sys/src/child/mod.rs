@@ -4,6 +4,7 @@
 //! thread. Identity changes use raw system calls, because libc's wrappers signal all threads of a list
 //! that is no longer true here.
 
+mod below;
 mod mounts;
 mod paths;
 mod rights;
@@ -25,6 +26,10 @@ pub(crate) const TAG_ERROR: u32 = 1;
 pub(crate) const TAG_TERMINAL: u32 = 2;
 /// A nested container goes on with the socket that travels with this message, from the process whose pidfd comes second.
 pub(crate) const TAG_INNER: u32 = 3;
+/// The child goes on as the process whose pidfd travels with this message.
+pub(crate) const TAG_BORN: u32 = 4;
+/// The child's user and mount namespaces travel with this message.
+pub(crate) const TAG_NAMESPACES: u32 = 5;
 /// Size of a message: tag, operation's index, errno, reserved.
 pub(crate) const MESSAGE: usize = 16;
 
@@ -162,6 +167,14 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             check(unsafe { libc::setns(*fd, *flags) })?;
             Ok(())
         }
+        OpKind::Unshare { flags } => {
+            // SAFETY: plain system call.
+            check(unsafe { libc::unshare(*flags) })?;
+            Ok(())
+        }
+        OpKind::Born { user, mount, flags } => below::born(*user, *mount, *flags, report),
+        OpKind::TellNamespaces => below::tell_namespaces(report),
+        OpKind::NetworkBelow { uid_map, gid_map } => below::network(uid_map, gid_map),
         OpKind::OpenStdio { path, target } => {
             let fd = open(path, libc::O_RDWR | libc::O_CLOEXEC, 0)?;
             // SAFETY: plain system calls.

@@ -3,6 +3,7 @@
 use super::Launcher;
 use super::compile::{self, ChildIo};
 use super::node::{Node, Places};
+use crate::below::Below;
 use crate::error::LaunchError;
 use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::pidns::Home;
@@ -11,7 +12,7 @@ use crate::spawn::Starting;
 use crate::spawn::{self, Namespaces, Pipes};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Makes containers itself. Knows the node, holds nothing of the containers.
@@ -19,6 +20,7 @@ use std::path::Path;
 pub struct Native {
     node: Node,
     home: Home,
+    births: Births,
 }
 
 impl Native {
@@ -35,7 +37,15 @@ impl Native {
     /// # Errors
     /// When /proc cannot be read.
     pub fn with(places: Places) -> Result<Self, LaunchError> {
-        Ok(Self { node: Node::look(places)?, home: Home::open()? })
+        Ok(Self { node: Node::look(places)?, home: Home::open()?, births: Births::default() })
+    }
+
+    /// From now on containers are born in a user namespace below the caller's own ([`crate::below`]). It is made with the
+    /// first of them: what is to be seen there is mounted by then.
+    #[must_use]
+    pub fn below(mut self) -> Self {
+        self.births = Births::Below(None);
+        self
     }
 
     /// Tries what a launch needs of the kernel: a mount namespace and an overlay of `rootfs` with its upper layer below
@@ -89,12 +99,66 @@ impl Launcher for Native {
         }
         let program = compile::compile(spec, &self.node, ends.io())?;
         let pid = matches!(spec.pid, PidNamespace::Own);
-        let start =
-            || spawn::start(program, Namespaces { mount: true, pid, ..Namespaces::default() }, pipes, ends.fds());
+        self.births.ready(&self.node)?;
         match &spec.pid {
-            PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start),
-            PidNamespace::Own | PidNamespace::Pod => start(),
+            PidNamespace::Of(target) => {
+                // Processes of another user namespace, as a rank's, are seen from above it alone.
+                let births = if self.births.has(target.as_fd()) { &self.births } else { &Births::Here };
+                self.home.child_of(target.as_fd(), || births.start(program, pid, pipes, ends.fds()))
+            }
+            PidNamespace::Own | PidNamespace::Pod => self.births.start(program, pid, pipes, ends.fds()),
         }
+    }
+}
+
+/// Where containers are born.
+#[derive(Debug, Default)]
+pub(super) enum Births {
+    /// In the caller's user namespace.
+    #[default]
+    Here,
+    /// Below it, once that is made.
+    Below(Option<Below>),
+}
+
+impl Births {
+    /// Makes what is still to be made.
+    pub(super) fn ready(&mut self, node: &Node) -> Result<(), LaunchError> {
+        if let Self::Below(below @ None) = self {
+            *below = Some(Below::make(&node.ids, node.ignored_signals)?);
+        }
+        Ok(())
+    }
+
+    /// Whether this process was born there.
+    fn has(&self, pidfd: BorrowedFd<'_>) -> bool {
+        match self {
+            Self::Here => true,
+            Self::Below(below) => below.as_ref().is_some_and(|below| below.has(pidfd)),
+        }
+    }
+
+    /// Starts the program with a mount namespace of its own and, if so, a PID namespace.
+    pub(super) fn start(
+        &self,
+        mut program: Program,
+        pid: bool,
+        pipes: Option<Pipes>,
+        child_ends: Vec<OwnedFd>,
+    ) -> Result<Starting, LaunchError> {
+        let Self::Below(Some(below)) = self else {
+            let namespaces = Namespaces { mount: true, pid, ..Namespaces::default() };
+            return spawn::start(program, namespaces, pipes, child_ends);
+        };
+        let pid = if pid { libc::CLONE_NEWPID.cast_unsigned() } else { 0 };
+        let kind = OpKind::Born {
+            user: below.user.as_raw_fd(),
+            mount: below.mount.as_raw_fd(),
+            flags: u64::from(libc::CLONE_NEWNS.cast_unsigned() | pid),
+        };
+        program.push(Step::Namespaces, "the containers' user namespace", kind);
+        program.ops.rotate_right(1);
+        spawn::start_born(program, pipes, child_ends)
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::Launcher;
 use super::compile::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compile_nested};
-use super::native::pipes;
+use super::native::{Births, pipes};
 use super::node::{Node, Places};
 use crate::child;
 use crate::error::LaunchError;
@@ -18,8 +18,7 @@ use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::pidns::Home;
 use crate::program::{Op, OpKind, Program, Step};
 use crate::signals::{self, MountNs};
-use crate::spawn::Starting;
-use crate::spawn::{self, Inner, Namespaces};
+use crate::spawn::{Inner, Starting};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -38,6 +37,7 @@ const PROGRAMS: [&str; 4] =
 pub struct NestedApptainer {
     node: Node,
     home: Home,
+    births: Births,
     apptainer: PathBuf,
     shim: PathBuf,
 }
@@ -58,7 +58,14 @@ impl NestedApptainer {
     /// When /proc cannot be read.
     pub fn with(apptainer: impl Into<PathBuf>, shim: impl Into<PathBuf>, places: Places) -> Result<Self, LaunchError> {
         let (apptainer, shim) = (apptainer.into(), shim.into());
-        Ok(Self { node: Node::look(places)?, home: Home::open()?, apptainer, shim })
+        Ok(Self { node: Node::look(places)?, home: Home::open()?, births: Births::default(), apptainer, shim })
+    }
+
+    /// As [`super::Native::below`].
+    #[must_use]
+    pub fn below(mut self) -> Self {
+        self.births = Births::Below(None);
+        self
     }
 
     /// The Apptainer that this process sees; hpk-netns names one that is elsewhere by `$HPK_APPTAINER`.
@@ -84,8 +91,8 @@ impl Launcher for NestedApptainer {
         let mut childs = ends.fds();
         childs.push(file.into());
         let inner = Inner { ended: Box::new(move || LaunchError::Apptainer(last_words(words))), labels };
-        let start =
-            || spawn::start_nested(outer, Namespaces { mount: true, ..Namespaces::default() }, pipes, childs, inner);
+        self.births.ready(&self.node)?;
+        let start = || Ok(self.births.start(outer, false, pipes, childs)?.with_inner(inner));
         match &spec.pid {
             PidNamespace::Of(target) => self.home.child_of(target.as_fd(), start),
             PidNamespace::Own | PidNamespace::Pod => start(),

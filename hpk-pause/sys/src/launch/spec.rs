@@ -219,7 +219,7 @@ pub struct JoinSpec {
     pub oom_score_adj: Option<i32>,
     /// Open descriptors of the caller that the command is to have, by the same numbers.
     pub inherit: Vec<RawFd>,
-    /// As the container's ([`LaunchSpec::identity`]): its user namespace is joined, too.
+    /// As the container's ([`LaunchSpec::identity`]).
     pub identity: Option<(u32, u32)>,
 }
 

@@ -198,11 +198,12 @@ fn stdin_from_null(p: &mut Program, spec: &LaunchSpec, io: Option<ChildIo>) -> R
     }
     Ok(())
 }
-/// The program of a process that joins the container of `target`, a pidfd.
+/// The program of a process that joins the container of `target`, a pidfd, and its user namespace if so.
 pub(crate) fn compile_join(
     spec: &JoinSpec,
     node: &Node,
     target: RawFd,
+    enter_users: bool,
     io: Option<ChildIo>,
 ) -> Result<Program, LaunchError> {
     let joined = spec.identity.map(|own| node.ids.with_own(own).1);
@@ -216,7 +217,7 @@ pub(crate) fn compile_join(
     if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
         p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
     }
-    let user = if spec.identity.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    let user = if enter_users { libc::CLONE_NEWUSER } else { 0 };
     p.push(Step::Namespaces, "mount namespace", OpKind::Setns { fd: target, flags: libc::CLONE_NEWNS | user });
     standard_io(p, &spec.security, spec.tty, false, spec.size, io);
     for fd in &spec.inherit {

@@ -4,7 +4,7 @@ use super::c;
 use super::kernel_fs::PROC_ATTRIBUTES;
 use crate::error::LaunchError;
 use crate::launch::node::{Handed, Node};
-use crate::launch::spec::{LaunchSpec, Mount, Propagation};
+use crate::launch::spec::{LaunchSpec, Mount, PidNamespace, Propagation};
 use crate::program::{OpKind, Program, Slot, Step};
 use libc::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE};
 use std::ffi::CString;
@@ -119,8 +119,13 @@ pub(super) fn open_sources(
         p.push(Step::Sys, "/sys", OpKind::SetAttr { slot: sys, read_only: true, recursive: true, propagation: 0 });
     }
     let proc = p.slot();
-    if with_proc {
-        new_proc(p, proc)?;
+    match &spec.pid {
+        _ if !with_proc => {}
+        // The very processes that the caller sees, and its namespace is not for a container to mount.
+        PidNamespace::Pod => {
+            p.push(Step::Proc, "/proc", OpKind::OpenTree { slot: proc, path: c("proc", "/proc")?, recursive: true });
+        }
+        PidNamespace::Own | PidNamespace::Of(_) => new_proc(p, proc)?,
     }
     Ok(Sources { mounts: slots, devices, shm, sys, proc, gpu, shown })
 }
