@@ -6,6 +6,7 @@ use crate::error::SourceError;
 use crate::local::{Folder, Node, Opened};
 use crate::manifest::{Descriptor, Document, MAX_LAYERS, Manifest, go_arch, select};
 use crate::region::{Region, RegionReader};
+use crate::tree::TreeError;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -35,8 +36,25 @@ enum Layout<'a> {
     Tar { file: &'a Region, members: HashMap<String, (u64, u64)> },
 }
 
-/// An image of `oci:` or `oci-archive:`.
-pub(crate) fn oci(opened: &Opened) -> Result<Resolved, SourceError> {
+/// Counts the layers of one image, before each is hashed: a sparse file of any length costs nothing to make, and a layout
+/// may name one many times.
+struct Sum {
+    bytes: u64,
+    most: u64,
+}
+
+impl Sum {
+    fn add(&mut self, more: u64) -> Result<(), SourceError> {
+        self.bytes = self.bytes.saturating_add(more);
+        if self.bytes <= self.most {
+            return Ok(());
+        }
+        Err(SourceError::Unpack(TreeError::Bytes(self.most).to_string()))
+    }
+}
+
+/// An image of `oci:` or `oci-archive:`, of at most so many bytes.
+pub(crate) fn oci(opened: &Opened, most: u64) -> Result<Resolved, SourceError> {
     let layout = Layout::open(opened)?;
     let index = layout.document("index.json")?;
     let Document::Index(entries) = Document::parse(&index)? else {
@@ -44,7 +62,7 @@ pub(crate) fn oci(opened: &Opened) -> Result<Resolved, SourceError> {
     };
     let entry = by_tag(&entries, opened.tag.as_deref())?;
     let (manifest, digest) = layout.manifest(entry)?;
-    layout.image(digest, &manifest)
+    layout.image(digest, &manifest, most)
 }
 
 /// The entry with the annotation `org.opencontainers.image.ref.name`, or the one for this platform.
@@ -65,8 +83,8 @@ fn by_tag<'a>(entries: &'a [Descriptor], tag: Option<&str>) -> Result<&'a Descri
     }
 }
 
-/// An image of `docker-archive:`.
-pub(crate) fn docker(opened: &Opened) -> Result<Resolved, SourceError> {
+/// An image of `docker-archive:`, of at most so many bytes.
+pub(crate) fn docker(opened: &Opened, most: u64) -> Result<Resolved, SourceError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Image {
@@ -94,14 +112,15 @@ pub(crate) fn docker(opened: &Opened) -> Result<Resolved, SourceError> {
     let mut layers = Vec::new();
     // `docker save` names no digest that covers its layers as stored: ours covers configuration and layers.
     let mut all = digest_of(&config);
+    let mut sum = Sum { bytes: config.len() as u64, most };
     for name in &image.layers {
         let layer = layout.locate(name)?;
+        sum.add(layer.length)?;
         let digest = digest_of_reader(layer.reader()).map_err(SourceError::io("read", &opened.path))?;
         all.push_str(&digest);
         layers.push((layer, digest));
     }
-    let size = layers.iter().map(|(l, _)| l.length).sum::<u64>() + config.len() as u64;
-    Ok(Resolved { digest: digest_of(all.as_bytes()), config, layers, size })
+    Ok(Resolved { digest: digest_of(all.as_bytes()), config, layers, size: sum.bytes })
 }
 
 impl<'a> Layout<'a> {
@@ -154,20 +173,21 @@ impl<'a> Layout<'a> {
         Err(invalid("index", "indexes are nested too deeply"))
     }
 
-    fn image(&self, digest: String, manifest: &Manifest) -> Result<Resolved, SourceError> {
+    fn image(&self, digest: String, manifest: &Manifest, most: u64) -> Result<Resolved, SourceError> {
         let config = self.document(&Self::blob_name(&manifest.config.digest)?)?;
         verify(&manifest.config.digest, &config)?;
         let mut layers = Vec::new();
+        let mut sum = Sum { bytes: config.len() as u64, most };
         for layer in &manifest.layers {
             let at = self.locate(&Self::blob_name(&layer.digest)?)?;
+            sum.add(at.length)?;
             let actual = digest_of_reader(at.reader()).map_err(SourceError::io("read", &layer.digest))?;
             if actual != layer.digest {
                 return Err(SourceError::Digest { expected: layer.digest.clone(), actual });
             }
             layers.push((at, actual));
         }
-        let size = layers.iter().map(|(l, _)| l.length).sum::<u64>() + config.len() as u64;
-        Ok(Resolved { digest, config, layers, size })
+        Ok(Resolved { digest, config, layers, size: sum.bytes })
     }
 }
 

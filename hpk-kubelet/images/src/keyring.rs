@@ -1,10 +1,12 @@
 //! Registry credentials from imagePullSecrets, matched to images as upstream does
 //! (kubernetes pkg/credentialprovider/keyring.go: globs per host label, path prefixes, longest first).
 
+use crate::blobs::digest_of;
 use crate::error::json_fault;
 use base64::Engine;
+use oci_client::Reference;
 use oci_client::secrets::RegistryAuth;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Credentials of one pod, or of one user's `config.json`.
@@ -107,6 +109,34 @@ impl Keyring {
             .collect();
         found.push(RegistryAuth::Anonymous);
         found
+    }
+}
+
+/// What shows that somebody may have an image: nothing, or a hash of credentials that its registry has accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pass(String);
+
+impl Pass {
+    /// Everybody's.
+    pub(crate) fn open() -> Self {
+        Self(String::new())
+    }
+
+    pub(crate) fn of(auth: &RegistryAuth, image: &str) -> Self {
+        match auth {
+            RegistryAuth::Basic(user, password) => Self(digest_of(format!("{image}\0{user}\0{password}").as_bytes())),
+            RegistryAuth::Bearer(token) => Self(digest_of(format!("{image}\0{token}").as_bytes())),
+            RegistryAuth::Anonymous => Self::open(),
+        }
+    }
+}
+
+impl Keyring {
+    /// Whether one of these passes is among those of this keyring for the image.
+    pub(crate) fn has_one_of(&self, passes: &[Pass], reference: &Reference) -> bool {
+        let image = reference.whole();
+        let candidates = self.candidates(reference.registry(), reference.repository());
+        candidates.iter().any(|auth| passes.contains(&Pass::of(auth, &image)))
     }
 }
 

@@ -5,11 +5,12 @@
 //! ```
 //! A registry is asked over https. Plain http is tried second, and only when the registry is listed under
 //! `insecure`, or when there are no credentials for it and it is `localhost` or every address its name resolves to is
-//! loopback or private (RFC 1918, RFC 4193, link-local): an HPC site's own registry. Credentials go out in the clear to
+//! loopback or private (RFC 1918, RFC 4193): an HPC site's own registry. Credentials go out in the clear to
 //! registries under `insecure` alone, and whoever makes TLS fail cannot answer in the place of a registry that has some.
 
+use crate::error::SourceError;
 use serde::Deserialize;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Settings for registries.
@@ -76,30 +77,65 @@ impl Registries {
     }
 }
 
-/// Whether every address of a registry is one that never leaves the site.
-async fn is_near(registry: &str) -> bool {
+impl Registries {
+    /// Refuses a registry at an address where none is but what a node asks about itself (link-local: the metadata of
+    /// clouds), or that is no host's; whoever may create pods names registries, and the login node is who asks them. Those
+    /// under `insecure` are the owner's choice.
+    ///
+    /// # Errors
+    /// The address.
+    pub(crate) async fn check_place(&self, registry: &str) -> Result<(), SourceError> {
+        if self.insecure.iter().any(|listed| listed == registry) {
+            return Ok(());
+        }
+        match addresses(registry).await.into_iter().find(|ip| is_nobodys(*ip)) {
+            None => Ok(()),
+            Some(ip) => Err(SourceError::Forbidden(format!(
+                "{registry} is at {ip}, which is no place for a registry (link-local, multicast or unspecified); if it is \
+                 one, list {registry:?} under \"insecure\" in HPK_HOME/registries.json"
+            ))),
+        }
+    }
+}
+
+async fn addresses(registry: &str) -> Vec<IpAddr> {
     let (host, port) = match registry.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().unwrap_or(443)),
         None => (registry, 443),
     };
-    if host == "localhost" {
-        return true;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match tokio::net::lookup_host((host, port)).await {
+        Ok(found) => found.map(|address| address.ip()).collect(),
+        Err(_) => Vec::new(),
     }
-    let Ok(addresses) = tokio::net::lookup_host((host, port)).await else { return false };
-    let mut any = false;
-    for address in addresses {
-        any = true;
-        if !is_private(address.ip()) {
-            return false;
+}
+
+fn is_nobodys(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast(),
+        // fd00:ec2::254: the metadata of one cloud.
+        IpAddr::V6(ip) => {
+            ip.is_unicast_link_local()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
         }
     }
-    any
+}
+
+/// Whether every address of a registry is one that never leaves the site.
+async fn is_near(registry: &str) -> bool {
+    if registry.rsplit_once(':').map_or(registry, |(host, _)| host) == "localhost" {
+        return true;
+    }
+    let addresses = addresses(registry).await;
+    !addresses.is_empty() && addresses.into_iter().all(is_private)
 }
 
 fn is_private(ip: IpAddr) -> bool {
     match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
     }
 }
 
@@ -119,6 +155,21 @@ mod tests {
         }
         for far in ["203.0.113.9", "8.8.8.8:5000", "172.32.0.1", "does-not-exist.invalid"] {
             assert_eq!(listed.schemes(far, false).await, [Scheme::Https], "{far}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobodys_addresses_are_no_registries_unless_listed() {
+        let listed = Registries { insecure: vec!["169.254.1.1:5000".to_owned()], ..Registries::default() };
+        for bad in ["169.254.169.254", "169.254.169.254:80", "0.0.0.0:5000", "0.1.2.3", "224.0.0.1", "255.255.255.255"]
+        {
+            assert!(listed.check_place(bad).await.unwrap_err().to_string().contains(bad.split(':').next().unwrap()));
+        }
+        for bad in ["fe80::1", "::", "ff02::1", "fd00:ec2::254", "::ffff:169.254.169.254"] {
+            assert!(listed.check_place(&format!("[{bad}]:5000")).await.is_err(), "{bad}");
+        }
+        for good in ["169.254.1.1:5000", "127.0.0.1:5000", "10.0.0.1", "[fd00::1]:5000", "does-not-exist.invalid"] {
+            listed.check_place(good).await.unwrap();
         }
     }
 

@@ -1,7 +1,7 @@
 //! Asking a registry: manifests and blobs over the OCI distribution protocol.
 
 use crate::error::SourceError;
-use crate::keyring::Keyring;
+use crate::keyring::{Keyring, Pass};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::registries::{Registries, Scheme};
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
@@ -30,6 +30,7 @@ pub(crate) async fn open(
     keyring: &Keyring,
     registries: &Registries,
 ) -> Result<(Session, Vec<u8>, String), SourceError> {
+    registries.check_place(reference.resolve_registry()).await?;
     let mut last = SourceError::Unavailable("no way to reach it".to_owned());
     let candidates = keyring.candidates(reference.registry(), reference.repository());
     let has_credentials = candidates.len() > 1;
@@ -88,6 +89,11 @@ async fn client(scheme: Scheme, registries: &Registries) -> Result<Client, Sourc
 }
 
 impl Session {
+    /// What the registry has accepted.
+    pub(crate) fn pass(&self) -> Pass {
+        Pass::of(&self.auth, &self.reference.whole())
+    }
+
     async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, String), SourceError> {
         let (bytes, digest) = self.client.pull_manifest_raw(reference, &self.auth, ACCEPT).await.map_err(error)?;
         Ok((bytes.to_vec(), digest))

@@ -5,7 +5,7 @@ use crate::blobs::{Blobs, digest_of, digest_of_reader, folder_name, verify};
 use crate::config::ImageConfig;
 use crate::error::{PullError, SourceError};
 use crate::helper::{self, HelperError, Job};
-use crate::keyring::Keyring;
+use crate::keyring::{Keyring, Pass};
 use crate::local::{self, LocalImages, Node, Opened};
 use crate::manifest::{Document, Manifest, go_arch, select};
 use crate::reference::{Format, LocalImage, Source};
@@ -146,7 +146,13 @@ struct RefEntry {
     /// For files: modification time and size, so that a changed file is a new image.
     #[serde(default)]
     stamp: Option<String>,
+    /// Who may have it without the registry being asked; None: of an earlier version, everybody.
+    #[serde(default)]
+    passes: Option<Vec<Pass>>,
 }
+
+/// Credentials that are kept for one name.
+const MOST_PASSES: usize = 64;
 
 /// The store. Cheap to clone; all clones are one store.
 #[derive(Clone)]
@@ -206,7 +212,7 @@ impl ImageStore {
         // Before anything else: an image that is in the store already is not for everybody either.
         let wanted = Wanted::open(&source, local).await.map_err(of)?;
         if policy != PullPolicy::Always
-            && let Some(present) = self.inner.known(&source, &wanted)
+            && let Some(present) = self.inner.known(&source, &wanted, keyring)
         {
             return Ok(present);
         }
@@ -216,11 +222,12 @@ impl ImageStore {
         self.inner.fetch(&source, wanted, keyring, progress).await.map_err(of)
     }
 
-    /// The image of a reference, when it is in the store; asks no registry.
-    pub async fn present(&self, image: &str, local: &LocalImages) -> Option<PulledImage> {
+    /// The image of a reference, when it is in the store and was given for credentials of this keyring, or for none; asks
+    /// no registry.
+    pub async fn present(&self, image: &str, keyring: &Keyring, local: &LocalImages) -> Option<PulledImage> {
         let source = Source::parse(image).ok()?;
         let wanted = Wanted::open(&source, local).await.ok()?;
-        self.inner.known(&source, &wanted)
+        self.inner.known(&source, &wanted, keyring)
     }
 
     /// How to run an image that is in the store.
@@ -315,10 +322,15 @@ impl Inner {
     }
 
     /// What the index says of a reference, when that image is still there.
-    fn known(&self, source: &Source, wanted: &Wanted) -> Option<PulledImage> {
+    fn known(&self, source: &Source, wanted: &Wanted, keyring: &Keyring) -> Option<PulledImage> {
         // A digest names its content: any image of that digest will do, whatever tag it came by.
         let entry: RefEntry = read_json(&self.ref_path(&source.normalized()))?;
         if entry.stamp != wanted.stamp() {
+            return None;
+        }
+        if let (Wanted::Registry(reference), Some(passes)) = (wanted, &entry.passes)
+            && !keyring.has_one_of(passes, reference)
+        {
             return None;
         }
         self.load(entry.image, true)
@@ -341,8 +353,13 @@ impl Inner {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, SourceError> {
         let stamp = wanted.stamp();
+        let mut pass = Pass::open();
         let image = match wanted {
-            Wanted::Registry(reference) => self.fetch_registry(&reference, keyring, progress).await?,
+            Wanted::Registry(reference) => {
+                let image;
+                (image, pass) = self.fetch_registry(&reference, keyring, progress).await?;
+                image
+            }
             Wanted::File { file, .. } => {
                 self.check_length(&file)?;
                 self.unpack_sif(source, file, progress).await?
@@ -351,16 +368,23 @@ impl Inner {
                 if let Node::File(file) = &opened.node {
                     self.check_length(file)?;
                 }
+                let most = self.config.limits.bytes;
                 let resolve = move || match format {
-                    Format::DockerArchive => archive::docker(&opened),
-                    _ => archive::oci(&opened),
+                    Format::DockerArchive => archive::docker(&opened, most),
+                    _ => archive::oci(&opened, most),
                 };
                 self.unpack_local(source, blocking(resolve).await?, progress).await?
             }
         };
         let reference = source.normalized();
         let path = self.ref_path(&reference);
-        let entry = RefEntry { reference, image: image.image_ref.clone(), stamp };
+        let mut passes = vec![pass.clone()];
+        // Who may have the same image by this name may go on having it.
+        if let Some(before) = read_json::<RefEntry>(&path).filter(|before| before.image == image.image_ref) {
+            passes.extend(before.passes.into_iter().flatten().filter(|known| *known != pass));
+            passes.truncate(MOST_PASSES);
+        }
+        let entry = RefEntry { reference, image: image.image_ref.clone(), stamp, passes: Some(passes) };
         write_json(&path, &entry).map_err(SourceError::io("write", path))?;
         Ok(image)
     }
@@ -378,7 +402,7 @@ impl Inner {
         reference: &oci_client::Reference,
         keyring: &Keyring,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<PulledImage, SourceError> {
+    ) -> Result<(PulledImage, Pass), SourceError> {
         let (session, bytes, digest) = registry::open(reference, keyring, &self.config.registries).await?;
         let id = format!("{}/{}@{digest}", reference.registry(), reference.repository());
         let (manifest, digest) = match Document::parse(&bytes)? {
@@ -397,15 +421,15 @@ impl Inner {
             }
         };
         let image_ref = ImageRef { folder: folder_name(&digest)?, id };
-        self.once(
+        let image = self.once(
             image_ref,
             || async {
                 let resolved = self.download(&session, manifest, digest, progress).await?;
                 Ok(Content::Layers(resolved))
             },
             progress,
-        )
-        .await
+        );
+        Ok((image.await?, session.pass()))
     }
 
     async fn download(

@@ -467,4 +467,8 @@ async fn an_image_ends_at_the_limits() {
     std::fs::File::create(place.path("sparse.sif")).unwrap().set_len(1 << 40).unwrap();
     let error = place.pull(place.path("sparse.sif").to_str().unwrap()).await.unwrap_err().to_string();
     assert!(error.contains("more than 1048576 bytes"), "{error}");
+    let layer = place.layout("sparse", &[layer(&[file("a", "")])]);
+    std::fs::File::options().write(true).open(layer).unwrap().set_len(1 << 40).unwrap();
+    let error = place.pull(&format!("oci:{}", place.path("sparse").display())).await.unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 bytes"), "{error}");
 }

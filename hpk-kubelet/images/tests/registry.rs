@@ -320,6 +320,18 @@ async fn failures_have_upstreams_reasons_and_name_the_image() {
     let store =
         store_with(folder.path(), Registries { insecure: vec![registry.host.clone()], ..Registries::default() });
     store.pull(&image, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap();
+    // It is in the store now, for whoever has these credentials and not for others.
+    let everywhere = LocalImages::Anywhere;
+    let nobody = Keyring::default();
+    let present = store.pull(&image, PullPolicy::IfNotPresent, &keyring, &everywhere, &|_| ()).await.unwrap();
+    assert!(present.already_present && store.present(&image, &keyring, &everywhere).await.is_some());
+    assert!(store.present(&image, &nobody, &everywhere).await.is_none());
+    let error = store.pull(&image, PullPolicy::IfNotPresent, &nobody, &everywhere, &|_| ()).await.unwrap_err();
+    assert!(matches!(error, PullError::Unauthorized { .. }), "{error}");
+    let error = store.pull(&image, PullPolicy::Never, &nobody, &everywhere, &|_| ()).await.unwrap_err();
+    assert!(matches!(error, PullError::NeverPull { .. }), "{error}");
+    let error = store.pull("169.254.169.254/x:1", PullPolicy::Always, &nobody, &everywhere, &|_| ()).await.unwrap_err();
+    assert!(error.to_string().contains("no place for a registry"), "{error}");
     let missing = format!("{}/none:1", registry.host);
     let error = store.pull(&missing, PullPolicy::Always, &keyring, &LocalImages::Anywhere, &|_| ()).await.unwrap_err();
     assert!(matches!(error, PullError::NotFound { .. }), "{error}");

@@ -212,7 +212,7 @@ async fn pull_one(
     let started = Instant::now();
     let here = match want.policy {
         PullPolicy::Always => None,
-        _ => ctx.images.present(&want.image, local).await,
+        _ => ctx.images.present(&want.image, keyring, local).await,
     };
     let tell = |note: Note| ctx.recorder.pod(pod, if want.is_volume { note } else { note.of(&want.name) });
     if let Some(image) = here {
