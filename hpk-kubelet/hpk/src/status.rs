@@ -13,6 +13,10 @@ use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;
 use serde::Serialize;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// For the control plane's supervisor, which answers at once unless it is stopped.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// As `systemctl status` has it for what is not active.
 const NOT_READY: u8 = 3;
@@ -52,9 +56,17 @@ impl Network {
 /// `hpk status`.
 pub(crate) async fn run(args: &cli::Output) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let shown = match Client::ask(&home, &site::hostname()?, Request::Status).await {
-        Ok(mut client) => {
-            let snapshot = client.must().await?;
+    let asked = async {
+        let mut client = Client::ask(&home, &site::hostname()?, Request::Status).await?;
+        anyhow::Ok(client.must().await?)
+    };
+    let answer = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(snapshot)) => Ok(snapshot),
+        Ok(Err(e)) => Err(e.downcast::<ControlError>()?),
+        Err(_) => Err(ControlError::Mute { seconds: PATIENCE.as_secs(), log: home.log().join("supervisor.log") }),
+    };
+    let shown = match answer {
+        Ok(snapshot) => {
             // It cannot be changed while the control plane runs.
             Some(Shown { snapshot, network: Network::of(&need_json(&home.cluster_json())?) })
         }

@@ -116,6 +116,9 @@ pub(crate) enum ControlError {
         /// The file that says so.
         record: PathBuf,
     },
+    /// Its socket takes the question.
+    #[error("the control plane's supervisor did not answer within {seconds} s: is its process stopped (SIGSTOP, a debugger), or its disk away? See {}", log.display())]
+    Mute { seconds: u64, log: PathBuf },
     /// It went while talking.
     #[error("the supervisor closed the connection: see {}", log.display())]
     Closed {
