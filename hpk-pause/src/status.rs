@@ -3,9 +3,12 @@
 //! The pod's folder is on a shared file system that may hang for minutes, so the event loop only leaves the newest
 //! state here. The thread writes the latest one; states in between are skipped. The last one is on disk before
 //! the job ends.
+//!
+//! A file system may be full by then. So a file of some blocks is kept from the start: the last state goes into these
+//! blocks, and the file takes the state's name ([`Reserve`]).
 
 use hpk_api::state::PodState;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -82,8 +85,44 @@ impl StatusWriter {
     }
 }
 
+/// Bytes that are kept for the last state: that of a pod of some twenty containers.
+const KEPT: usize = 32 << 10;
+
+/// A file whose blocks are there already when no others are to be had.
+struct Reserve(PathBuf);
+
+impl Reserve {
+    /// Beside the state's own file. That it cannot be had is no harm now.
+    fn make(path: &Path) -> Self {
+        let own = Self(path.with_extension("reserve"));
+        // No zeros: a file system may leave those out.
+        let _ = hpk_layout::replace_soon(&own.0, &[b' '; KEPT], 0o600);
+        own
+    }
+
+    /// Puts the content into the place of `path`.
+    fn spend(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).open(&self.0)?;
+        // What is left of the blanks behind it is no harm to JSON, so nothing is shortened before it is whole.
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&self.0, path)
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn write_all(shared: &Shared, path: &Path) {
     let mut told = false;
+    let mut reserve = None;
     loop {
         let mut slot = shared.lock();
         while slot.next.is_none() && !slot.closing {
@@ -98,7 +137,16 @@ fn write_all(shared: &Shared, path: &Path) {
         drop(slot);
         // The state before the last is only news; the last one must survive the node.
         let sync = closing || state.finished;
-        if let Err(error) = write(path, &state, sync) {
+        let mut written = write(path, &state, sync);
+        if written.is_ok() && !sync && reserve.is_none() {
+            reserve = Some(Reserve::make(path));
+        }
+        if let (Err(error), Some(reserve), true) = (&written, &reserve, sync)
+            && is_full(error)
+        {
+            written = serde_json::to_vec(&*state).map_err(io::Error::from).and_then(|text| reserve.spend(path, &text));
+        }
+        if let Err(error) = written {
             if !told {
                 hpk_api::say!("hpk-pause: {}: {error}; trying again", path.display());
                 told = true;
@@ -135,6 +183,44 @@ mod tests {
         let state: PodState = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(state.sequence, 1000);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    /// On a small file system of its own, which this test program mounts when it runs again in a namespace.
+    #[test]
+    fn a_full_disk_takes_the_last_state() {
+        const FOLDER: &str = "HPK_TEST_FULL_DISK";
+        let Some(folder) = std::env::var_os(FOLDER) else {
+            let dir = tempfile::tempdir().unwrap();
+            let this = "status::tests::a_full_disk_takes_the_last_state";
+            let script =
+                "mount -t tmpfs -o size=256k none \"$HPK_TEST_FULL_DISK\" && exec \"$0\" --exact \"$1\" --nocapture";
+            let ended = std::process::Command::new("unshare")
+                .args(["-r", "-m", "sh", "-c", script])
+                .arg(std::env::current_exe().unwrap())
+                .arg(this)
+                .env(FOLDER, dir.path())
+                .output()
+                .unwrap();
+            assert!(ended.status.success(), "{ended:?}");
+            return;
+        };
+        let folder = PathBuf::from(folder);
+        let path = folder.join("status.json");
+        let writer = StatusWriter::start(path.clone()).unwrap();
+        let state = |sequence, finished| Arc::new(PodState { sequence, finished, ..PodState::default() });
+        writer.put(state(1, false));
+        while !folder.join("status.reserve").exists() {
+            std::thread::yield_now();
+        }
+        // Whatever is there is taken.
+        let mut rest = std::fs::File::create(folder.join("rest")).unwrap();
+        while rest.write(&[1; 4096]).is_ok_and(|n| n > 0) {}
+        assert!(write(&path, &state(2, false), false).is_err(), "it is full");
+        writer.put(state(3, true));
+        assert!(writer.close());
+        let last: PodState = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert!(last.finished && last.sequence == 3);
+        assert!(!folder.join("status.reserve").exists());
     }
 
     #[test]
