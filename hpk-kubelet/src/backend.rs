@@ -30,6 +30,12 @@ impl Kubelet {
     }
 }
 
+/// Every container has ended and none starts again.
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 impl Backend for Kubelet {
     async fn pods(&self) -> Vec<Arc<Pod>> {
         self.all().values().map(|p| p.pod.clone()).collect()
@@ -54,9 +60,16 @@ impl Backend for Kubelet {
     }
 
     async fn open_session(&self, uid: &str) -> Result<SupervisorStream, String> {
-        let job = self.all().get(uid).and_then(|p| p.job.clone());
+        let (job, over) = match self.all().get(uid) {
+            Some(info) => (info.job.clone(), has_ended(&info.pod)),
+            None => (None, false),
+        };
         match (self.ctx.links.open_supervisor(uid).await, job) {
             (Ok(stream), _) => Ok(Box::new(stream)),
+            // Its supervisor is gone because its work is done: a step of its job would find nobody, and blame the node.
+            (Err(OpenError::NoLink { .. }), _) if over => {
+                Err("the pod has ended: its containers run no more".to_owned())
+            }
             (Err(OpenError::NoLink { .. }), Some(job)) => {
                 self.ctx.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await?;
                 self.open_supervisor(uid).await

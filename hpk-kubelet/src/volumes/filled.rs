@@ -213,12 +213,14 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), FillError> {
-        let fine =
-            !path.is_empty() && !path.starts_with('/') && path.split('/').all(|part| part != ".." && !part.is_empty());
-        if !fine || path.starts_with("..") {
+        // `./a` and `d//b` are `a` and `d/b`, as upstream's AtomicWriter cleans them.
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let leaves =
+            path.starts_with('/') || parts.contains(&"..") || parts.first().is_some_and(|p| p.starts_with(".."));
+        if leaves || parts.is_empty() {
             return Err(FillError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
         }
-        self.payload.insert(path.to_owned(), File { data, mode });
+        self.payload.insert(parts.join("/"), File { data, mode });
         Ok(())
     }
 
@@ -454,9 +456,13 @@ mod tests {
         ] {
             assert_eq!(fill(volume).expect_err("an error").to_string(), text);
         }
-        assert!(matches!(
-            fill(json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "../x"}]}})),
-            Err(FillError::BadPath { .. })
-        ));
+        let of = |path: &str| json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": path}]}});
+        for bad in ["../x", "a/../b", "/a", "..a", "", ".", "./", "./..a"] {
+            assert!(matches!(fill(of(bad)), Err(FillError::BadPath { .. })), "{bad}");
+        }
+        for (path, clean) in [("./a", "a"), ("d//b", "d/b"), ("d/./b/", "d/b"), ("a..", "a..")] {
+            let names: Vec<String> = fill(of(path)).expect("a payload").into_iter().map(|(name, ..)| name).collect();
+            assert_eq!(names, [clean], "{path}");
+        }
     }
 }

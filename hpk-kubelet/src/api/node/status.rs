@@ -111,6 +111,8 @@ pub(super) fn status(
             "machineID": system.machine_id,
             "operatingSystem": "linux",
             "osImage": system.os_image,
+            // The kubelet is an ordinary user's, and so are all ids of its pods.
+            "runningInUserNamespace": !nix::unistd::Uid::effective().is_root(),
             "systemUUID": system.machine_id,
         },
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
