@@ -137,7 +137,7 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 }
 
 /// A records of an answer; None when it is not the answer to our question.
-fn addresses(id: u16, message: &[u8]) -> Option<Vec<IpAddr>> {
+pub(super) fn addresses(id: u16, message: &[u8]) -> Option<Vec<IpAddr>> {
     let word = |at: usize| Some(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?]));
     if word(0)? != id || message.get(2)? & 0x80 == 0 {
         return None;

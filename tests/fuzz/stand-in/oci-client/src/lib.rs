@@ -1,0 +1,1 @@
+pub use oci_spec::distribution::Reference;
