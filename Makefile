@@ -41,7 +41,9 @@ demo: site-up ## from a bare Debian machine to pods on Slurm: build, bring up, s
 	@tests/demo.sh
 
 .PHONY: test
-test: lint deny unit e2e ## all that a newcomer needs to see green: format, lints, licences, unit tests, cases on the site
+test: lint deny unit e2e ## all that a newcomer needs to see green: format, lints, licences, unit tests, cases on the site, some faults
+	@$(phase) "a short fault campaign"
+	@tests/chaos/chaos.py --short --seconds 30 --seed 1
 	@$(phase) "all tests passed"
 
 .PHONY: tools
@@ -116,7 +118,7 @@ e2e: site-up ## the end-to-end cases on the site
 	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
 
 .PHONY: fuzz
-fuzz: tools ## coverage-guided fuzzing of the parsers and of the supervisor's decisions (SECONDS_EACH=60)
+fuzz: tools ## coverage-guided fuzzing of all that reads what strangers write, and of the supervisor's decisions (SECONDS_EACH=60)
 	@. images/lib.sh && need c++ g++
 	@CARGO_TARGET_DIR= tests/fuzz/run.sh $(or $(SECONDS_EACH),60)
 
@@ -124,6 +126,10 @@ fuzz: tools ## coverage-guided fuzzing of the parsers and of the supervisor's de
 long: site-up ## the cases that take minutes: back-off over six restarts, no control plane for two minutes, time limits
 	@$(phase) "long end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --ignored --test-threads=1 --nocapture
+
+.PHONY: chaos
+chaos: site-up ## a fault campaign: parts of the cluster are killed, stopped and cut off under pods (CHAOS_SECONDS=1800 SEED=n)
+	@tests/chaos/chaos.py --seconds $(or $(CHAOS_SECONDS),1800) $(if $(SEED),--seed $(SEED)) --out $(SITE_DIR)/chaos.json
 
 .PHONY: conformance
 conformance: site-up ## upstream Kubernetes' own end-to-end tests (hours; SET=node FOCUS=regex)
