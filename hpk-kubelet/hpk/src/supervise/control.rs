@@ -246,6 +246,8 @@ impl Client {
         for _ in 0..SILENT_TRIES {
             tokio::time::sleep(SILENT_WAIT).await;
             match Self::try_ask(home, host, request).await {
+                // It was on its way out, and is gone now.
+                Err(ControlError::NotRunning) if Holder::of(&home.supervisor_lock()).is_none() => return Err(refused),
                 Err(ControlError::NotRunning) => {}
                 other => return other,
             }
@@ -269,7 +271,10 @@ impl Client {
         };
         let mut line = serde_json::to_vec(&request).unwrap_or_default();
         line.push(b'\n');
-        stream.write_all(&line).await?;
+        match stream.write_all(&line).await {
+            Err(e) if is_gone(&e) => return Err(ControlError::NotRunning),
+            other => other?,
+        }
         Ok(Self { lines: BufReader::new(stream).lines(), first: None, log: home.log().join("supervisor.log") })
     }
 
@@ -281,9 +286,12 @@ impl Client {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
-        match self.lines.next_line().await? {
-            None => Ok(None),
-            Some(line) => Ok(Some(serde_json::from_str(&line).map_err(io::Error::from)?)),
+        match self.lines.next_line().await {
+            Ok(None) => Ok(None),
+            // Killed before it had read all.
+            Err(e) if is_gone(&e) => Ok(None),
+            Err(e) => Err(e.into()),
+            Ok(Some(line)) => Ok(Some(serde_json::from_str(&line).map_err(io::Error::from)?)),
         }
     }
 
@@ -306,9 +314,27 @@ impl Client {
     }
 }
 
+/// What a process leaves that ends with a connection open.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel resets a connection whose end is closed with something unread.
+    #[tokio::test]
+    async fn a_supervisor_that_is_killed_while_it_is_asked_is_gone() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reader, mut writer) = ours.into_split();
+        writer.write_all(b"unread").await.unwrap();
+        drop(theirs);
+        let stream = reader.reunite(writer).unwrap();
+        let mut client = Client { lines: BufReader::new(stream).lines(), first: None, log: PathBuf::new() };
+        assert!(matches!(client.next().await, Ok(None)));
+        assert!(matches!(client.must().await, Err(ControlError::Closed { .. })));
+    }
 
     #[test]
     fn the_lock_says_who_has_it_and_whether() {
