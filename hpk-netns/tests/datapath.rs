@@ -209,6 +209,7 @@ fn exchange(mut here: TcpStream, mut there: TcpStream, bytes: &[u8]) {
 fn service(key: &str, ips: &[&str], protocol: Protocol, port: u16, endpoints: &[SocketAddr]) -> NetUpdate {
     let port = ServicePort { protocol, port, endpoints: endpoints.to_vec(), also: Vec::new() };
     NetUpdate::Service(ServiceFacts {
+        sources: vec![],
         key: key.to_owned(),
         cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         affinity_seconds: None,

@@ -4,6 +4,7 @@
 //! serve while they terminate. One Node stands for the whole cluster, so internalTrafficPolicy Local means all.
 
 use hpk_api::link::{Listener, Protocol, ServiceFacts, ServicePort};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use std::collections::BTreeSet;
@@ -51,9 +52,16 @@ pub fn compile<'a>(
     Some(ServiceFacts {
         key: key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref()),
         cluster_ips,
+        sources: sources(service),
         affinity_seconds,
         ports,
     })
+}
+
+/// Who may come by the load balancer's address. The API server has checked them.
+fn sources(service: &Service) -> Vec<IpNet> {
+    let ranges = service.spec.iter().flat_map(|spec| spec.load_balancer_source_ranges.iter().flatten());
+    ranges.filter_map(|range| range.trim().parse().ok()).collect()
 }
 
 /// Addresses of the node that lead to a port of a service: its node port, and a load balancer's port.
@@ -93,6 +101,8 @@ pub fn listeners(facts: &ServiceFacts, node: IpAddr) -> Vec<Listener> {
         protocol: port.protocol,
         at,
         endpoints: of_family(&port.endpoints, at),
+        // A node port is no part of the load balancer, as with kube-proxy.
+        sources: if at.port() == port.port { facts.sources.clone() } else { Vec::new() },
         affinity_seconds: facts.affinity_seconds,
     };
     ports.flat_map(|p| p.also.iter().filter(|at| at.ip() == node).map(move |at| listener(p, *at))).collect()
@@ -243,6 +253,15 @@ mod tests {
         assert_eq!(also(json!({"type": "LoadBalancer", "loadBalancerClass": "x/y"})), (node.clone(), node.clone()));
         let outside = vec!["10.77.0.1:30001".to_owned(), "192.0.2.1:8080".to_owned()];
         assert_eq!(also(json!({"type": "NodePort", "externalIPs": ["192.0.2.1"]})), (outside, node));
+    }
+
+    #[test]
+    fn source_ranges_are_the_load_balancers_alone() {
+        let spec = json!({"clusterIP": "10.96.0.7", "type": "LoadBalancer", "loadBalancerSourceRanges": [" 192.0.2.0/24", "fd00::/8"],
+            "ports": [{"port": 8080, "nodePort": 30001, "protocol": "TCP"}]});
+        let f = facts(spec, &[]).unwrap();
+        let all: Vec<_> = listeners(&f, NODE.parse().unwrap()).iter().map(|l| (l.at.port(), l.sources.len())).collect();
+        assert_eq!(all, [(30_001, 0), (8080, 2)]);
     }
 
     #[test]

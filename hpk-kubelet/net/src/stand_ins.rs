@@ -115,6 +115,7 @@ mod tests {
         let at: SocketAddr = "10.244.0.1:31234".parse().unwrap();
         let port = ServicePort { protocol: Protocol::Udp, port: 53, endpoints: vec![at], also: Vec::new() };
         let dns = ServiceFacts {
+            sources: vec![],
             key: DNS_SERVICE.to_owned(),
             cluster_ips: vec!["10.96.0.10".parse().unwrap()],
             affinity_seconds: None,

@@ -132,6 +132,7 @@ pub(crate) mod tests {
 
     pub(crate) fn facts(key: &str, vip: &str, port: u16, endpoints: &[&str], affinity: Option<u32>) -> ServiceFacts {
         ServiceFacts {
+            sources: vec![],
             key: key.into(),
             cluster_ips: vec![vip.parse().unwrap()],
             affinity_seconds: affinity,

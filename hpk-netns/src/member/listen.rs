@@ -9,6 +9,7 @@ use super::Helper;
 use super::spread::Spread;
 use hpk_api::link::{Listener, NetQuestion, Protocol};
 use hpk_sys::ports::TcpHold;
+use ipnet::IpNet;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -36,10 +37,25 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// By protocol and place.
 type Key = (Protocol, SocketAddr);
 
-/// Endpoints and affinity, told to a listener's task, which owns all else.
-type Told = (Vec<SocketAddr>, Option<u32>);
+/// Told to a listener's task, which owns all else.
+#[derive(Clone, PartialEq, Eq)]
+struct Told {
+    endpoints: Vec<SocketAddr>,
+    affinity: Option<u32>,
+    /// Whose clients are served; none: everybody's.
+    sources: Vec<IpNet>,
+}
+
+impl Told {
+    fn of(listener: &Listener) -> Self {
+        let Listener { endpoints, affinity_seconds, sources, .. } = listener.clone();
+        Self { endpoints, affinity: affinity_seconds, sources }
+    }
+}
 
 struct Running {
+    /// Whose it is: another one that wants the same port does not get it.
+    service: String,
     told: watch::Sender<Told>,
     _task: AbortOnDropHandle<()>,
 }
@@ -47,19 +63,21 @@ struct Running {
 /// A listener's endpoints, as its task knows them.
 struct Backends {
     spread: Spread,
+    sources: Vec<IpNet>,
     told: watch::Receiver<Told>,
 }
 
 impl Backends {
     fn new(told: watch::Receiver<Told>) -> Self {
-        let mut new = Self { spread: Spread::default(), told };
+        let mut new = Self { spread: Spread::default(), sources: Vec::new(), told };
         new.learn();
         new
     }
 
     fn learn(&mut self) {
-        let (endpoints, affinity) = self.told.borrow_and_update().clone();
+        let Told { endpoints, affinity, sources } = self.told.borrow_and_update().clone();
         self.spread.set(endpoints, affinity);
+        self.sources = sources;
     }
 
     /// Until there is news. Safe to cancel.
@@ -71,7 +89,15 @@ impl Backends {
         self.learn();
     }
 
+    fn is_served(&self, client: SocketAddr) -> bool {
+        let client = client.ip().to_canonical();
+        self.sources.is_empty() || self.sources.iter().any(|range| range.contains(&client))
+    }
+
     fn choose(&mut self, client: SocketAddr) -> Option<SocketAddr> {
+        if !self.is_served(client) {
+            return None;
+        }
         self.spread.choose(client.ip(), seconds(), random())
     }
 }
@@ -84,7 +110,7 @@ pub(super) struct Listeners {
     running: HashMap<Key, Running>,
     wanted: Vec<Listener>,
     /// What was said of those that do not run: once for each reason.
-    said: HashMap<Key, String>,
+    said: HashMap<(Key, String), String>,
     /// When those that do not run are tried again.
     due: Option<Instant>,
 }
@@ -96,9 +122,10 @@ impl Listeners {
 
     /// Starts those that are new, ends those that are no more.
     pub(super) async fn set(&mut self, wanted: Vec<Listener>) {
-        let is_wanted = |key: &Key| wanted.iter().any(|l| (l.protocol, l.at) == *key);
-        self.running.retain(|key, _| is_wanted(key));
-        self.said.retain(|key, _| is_wanted(key));
+        let is_wanted =
+            |key: &Key, service: &str| wanted.iter().any(|l| (l.protocol, l.at) == *key && l.service == service);
+        self.running.retain(|key, running| is_wanted(key, &running.service));
+        self.said.retain(|(key, service), _| is_wanted(key, service));
         self.wanted = wanted;
         self.again().await;
     }
@@ -122,8 +149,13 @@ impl Listeners {
 
     async fn one(&mut self, listener: &Listener) {
         let key = (listener.protocol, listener.at);
-        let told = (listener.endpoints.clone(), listener.affinity_seconds);
+        let told = Told::of(listener);
         if let Some(running) = self.running.get(&key) {
+            if running.service != listener.service {
+                // Tried again when the other one goes.
+                let message = format!("the Service {} has this port already: choose another", running.service);
+                return self.say(listener, message);
+            }
             running.told.send_if_modified(|old| {
                 let news = *old != told;
                 *old = told;
@@ -134,17 +166,21 @@ impl Listeners {
         let (told, heard) = watch::channel(told);
         match start(listener, Backends::new(heard), self.helper.clone()).await {
             Ok(task) => {
-                self.said.remove(&key);
-                self.running.insert(key, Running { told, _task: task });
+                self.said.remove(&(key, listener.service.clone()));
+                self.running.insert(key, Running { service: listener.service.clone(), told, _task: task });
             }
             Err(error) => {
                 self.due = Some(Instant::now() + AGAIN);
-                let message = crate::node::explain_bind(&error, listener.at, "login node");
-                if self.said.insert(key, message.clone()).as_ref() != Some(&message) {
-                    let (service, at, protocol) = (Some(listener.service.clone()), listener.at, listener.protocol);
-                    let _ = self.tell.try_send(NetQuestion::NotListening { service, at, protocol, message });
-                }
+                self.say(listener, crate::node::explain_bind(&error, listener.at, "login node"));
             }
+        }
+    }
+
+    /// Tells the kubelet why this one does not run, unless that was told.
+    fn say(&mut self, listener: &Listener, message: String) {
+        let Listener { service, at, protocol, .. } = listener.clone();
+        if self.said.insert(((protocol, at), service.clone()), message.clone()).as_ref() != Some(&message) {
+            let _ = self.tell.try_send(NetQuestion::NotListening { service: Some(service), at, protocol, message });
         }
     }
 }
@@ -225,6 +261,10 @@ async fn udp(socket: UdpSocket, mut backends: Backends, helper: &Helper) {
             received = socket.recv_from(&mut buffer) => {
                 // An ICMP error of an earlier answer is reported here; it concerns nobody else.
                 let Ok((len, client)) = received else { continue };
+                if !backends.is_served(client) {
+                    clients.remove(&client);
+                    continue;
+                }
                 let datagram = buffer.get(..len).unwrap_or_default().to_vec();
                 // An endpoint that is none any more loses its clients.
                 let usable = clients.get(&client).is_some_and(|(e, q)| !q.is_closed() && backends.spread.has(*e));
@@ -311,7 +351,7 @@ mod tests {
     }
 
     fn listener(protocol: Protocol, at: SocketAddr, endpoints: Vec<SocketAddr>) -> Listener {
-        Listener { service: "d/s".into(), protocol, at, endpoints, affinity_seconds: None }
+        Listener { service: "d/s".into(), protocol, at, endpoints, sources: vec![], affinity_seconds: None }
     }
 
     /// Answers each connection with its name.
@@ -354,6 +394,42 @@ mod tests {
         assert_eq!(said(at).await.unwrap(), "b");
         all.set(vec![]).await;
         while TcpListener::bind(at).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_from_elsewhere_and_a_second_service_get_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut told) = mpsc::channel(4);
+        let mut all = Listeners::new(helper(dir.path()), tell);
+        let (at, mine, theirs) = (free().await, server("mine").await, server("theirs").await);
+        let of = |sources: &[&str]| Listener {
+            sources: sources.iter().map(|range| range.parse().unwrap()).collect(),
+            ..listener(Protocol::Tcp, at, vec![mine])
+        };
+        let second = Listener { service: "x/s".into(), ..listener(Protocol::Tcp, at, vec![theirs]) };
+        all.set(vec![of(&[])]).await;
+        all.set(vec![second.clone(), of(&[])]).await;
+        while said(at).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(said(at).await.unwrap(), "mine", "who came second has not taken it over");
+        let NetQuestion::NotListening { service, message, .. } = told.recv().await.unwrap() else { panic!() };
+        assert_eq!(service.as_deref(), Some("x/s"));
+        assert!(message.contains("the Service d/s has this port"), "{message}");
+        all.set(vec![of(&["192.0.2.0/24"])]).await;
+        // The listener's task takes notice in its own time.
+        while said(at).await.is_ok_and(|text| !text.is_empty()) {
+            tokio::task::yield_now().await;
+        }
+        all.set(vec![of(&["192.0.2.0/24", "127.0.0.0/8"])]).await;
+        while said(at).await.unwrap_or_default() != "mine" {
+            tokio::task::yield_now().await;
+        }
+        // The first one goes: the port is the second's.
+        all.set(vec![second]).await;
+        while said(at).await.unwrap_or_default() != "theirs" {
             tokio::task::yield_now().await;
         }
     }

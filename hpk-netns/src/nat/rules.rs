@@ -153,6 +153,7 @@ mod tests {
 
     fn service(affinity: Option<u32>, protocol: Protocol, endpoints: &[&str]) -> NetUpdate {
         NetUpdate::Service(ServiceFacts {
+            sources: vec![],
             key: "d/s".to_owned(),
             cluster_ips: vec!["10.96.0.7".parse().unwrap()],
             affinity_seconds: affinity,
@@ -217,6 +218,7 @@ mod tests {
     #[test]
     fn two_families_meet_their_own_endpoints() {
         let update = NetUpdate::Service(ServiceFacts {
+            sources: vec![],
             key: "d/s".to_owned(),
             cluster_ips: vec!["10.96.0.7".parse().unwrap(), "fd96::7".parse().unwrap()],
             affinity_seconds: None,

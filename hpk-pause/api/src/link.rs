@@ -8,6 +8,7 @@
 //! The kubelet writes `link.json` again whenever its address changes or a certificate is to be renewed; hpk-netns reads
 //! it before each dial. Only the certificate that was written last is accepted.
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -166,6 +167,9 @@ pub struct Listener {
     pub at: SocketAddr,
     /// Where connections go, in the pod network; none: they are refused.
     pub endpoints: Vec<SocketAddr>,
+    /// Whose clients are served (loadBalancerSourceRanges); none: everybody's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpNet>,
     /// Seconds of ClientIP affinity; None: no affinity.
     #[serde(default)]
     pub affinity_seconds: Option<u32>,
@@ -190,6 +194,9 @@ pub struct ServiceFacts {
     pub key: String,
     /// ClusterIPs.
     pub cluster_ips: Vec<IpAddr>,
+    /// Who may come by the load balancer's address (loadBalancerSourceRanges); none: everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpNet>,
     /// Seconds of ClientIP affinity; None: no affinity.
     #[serde(default)]
     pub affinity_seconds: Option<u32>,
