@@ -124,6 +124,9 @@ fuzz: tools ## coverage-guided fuzzing of all that reads what strangers write, a
 
 .PHONY: long
 long: site-up ## the cases that take minutes: back-off over six restarts, no control plane for two minutes, time limits
+	@o=$$(tests/mpi-operator/build.sh | tail -n 1) && \
+	  install -D -m 755 $$o/mpi-operator $(SITE_DIR)/home/alice/.local/bin/mpi-operator && \
+	  install -D -m 644 $$o/mpijobs.yaml $(SITE_DIR)/home/alice/.local/share/mpi-operator/mpijobs.yaml
 	@$(phase) "long end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --ignored --test-threads=1 --nocapture
 

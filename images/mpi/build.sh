@@ -1,7 +1,7 @@
 #!/bin/bash
 # mpi:1, Debian 13 with what judges MPI steps: three MPI libraries (Open MPI,
 # MPICH and Intel MPI, each in a folder of /opt, from PyPI), mpi4py, hpcc, the
-# Intel MPI benchmarks, and NAS EP by Debian's Open MPI.
+# Intel MPI benchmarks, NAS EP by Debian's Open MPI, and sshd for its mpirun.
 # Prints the OCI layout's folder as its last line; needs root.
 #
 #   LD_LIBRARY_PATH=/opt/mpich/lib      which library mpi4py takes
