@@ -13,6 +13,8 @@ impl<'a> Operator<'a> {
         let missing = "mpi-operator is not installed: make long does it";
         assert_eq!(definition.code, Some(0), "{missing}");
         kubectl_with_input(&["apply", "--server-side", "-f", "-"], &definition.stdout).ok();
+        let served = ["wait", "crd/mpijobs.kubeflow.org", "--for=condition=Established", "--timeout=60s"];
+        hpk_e2e::kubectl(&served).ok();
         let start = "setsid mpi-operator --kubeConfig ~/.hpk/kubeconfig --namespace $NS --lock-namespace $NS \
                      >/tmp/$NS.operator 2>&1 </dev/null & echo $! >/tmp/$NS.pid";
         ns.shell(start).ok();
