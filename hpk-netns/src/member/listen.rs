@@ -427,10 +427,10 @@ mod tests {
         while said(at).await.unwrap_or_default() != "mine" {
             tokio::task::yield_now().await;
         }
-        // The first one goes: the port is the second's.
+        // The first one goes: the port is the second's, once the first one's task has let it go.
         all.set(vec![second]).await;
         while said(at).await.unwrap_or_default() != "theirs" {
-            tokio::task::yield_now().await;
+            all.again().await;
         }
     }
 
