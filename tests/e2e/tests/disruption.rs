@@ -286,6 +286,17 @@ fn down_and_up_again_loses_nothing() {
     let _turn = turn();
     let ns = Namespace::new("downup");
     ns.kubectl(&["create", "configmap", "kept", "--from-literal=colour=blue"]).ok();
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
+    ns.apply(&claim.to_string());
+    let with_claim = |pod: &str, script: &str| {
+        let mut pod = ns.script_pod(pod, "Never", script);
+        pod["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "kept"}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        ns.apply(&pod.to_string());
+    };
+    with_claim("writes", "echo lasting > /data/file");
+    ns.wait_phase("writes", "Succeeded");
     ns.run_script("lives", "Always", "echo begun; sleep 600");
     ns.run_script("ends", "Never", "sleep 2; echo last words; exit 3");
     ns.wait_ready("lives");
@@ -307,6 +318,9 @@ fn down_and_up_again_loses_nothing() {
     assert_eq!(job_of(ns.name(), "lives").map(|job| job.id), Some(before.id));
     assert_eq!(ns.kubectl(&["logs", "lives"]).ok(), "begun");
     assert_eq!(ns.get("configmap", "kept")["data"]["colour"], "blue");
+    with_claim("reads", "cat /data/file");
+    ns.wait_phase("reads", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "reads"]).ok(), "lasting");
     for pod in ["lives", "ends"] {
         assert_eq!(sacct(ns.name(), pod).len(), 1, "{pod} was submitted once");
     }
