@@ -154,11 +154,11 @@ fn read_previous(paths: &Paths, plan: &SandboxPlan) -> Option<PodState> {
 }
 
 fn surroundings(plan: &SandboxPlan, previous: Option<PodState>) -> Surroundings {
-    let var = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let host_name = || nix::unistd::gethostname().ok().map(|n| n.to_string_lossy().into_owned());
     let node = var("HPK_NODE").or_else(|| var("SLURMD_NODENAME")).or_else(host_name).unwrap_or_default();
     Surroundings {
-        identity: Identity { job_id: var("SLURM_JOB_ID"), node },
+        identity: Identity { job_id: hpk_api::local::run_id(var), node },
         previous,
         term: TermRule::new(var("SLURM_JOB_END_TIME").as_deref(), plan.settings.kill_wait_seconds),
     }

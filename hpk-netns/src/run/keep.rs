@@ -9,11 +9,13 @@
 //! else: it is small, one thread without a runtime, and when memory is short the kernel chooses another.
 
 use super::layout::{Layout, Surroundings};
+use super::local::Local;
 use super::{report, scratch, tell};
+use hpk_api::local::run_id;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, alarm};
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
@@ -28,7 +30,27 @@ const FORWARDED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1
 /// Runs the pod whose folder is `pod` to its end and returns the exit code of the job.
 #[must_use]
 pub fn keep(pod: &Path) -> i32 {
-    let ended = match std::env::current_exe().and_then(|exe| watch(Command::new(exe).arg(WORK).arg(pod))) {
+    let local = Local::find();
+    match local.as_ref().map_or(Ok(true), Local::claim) {
+        Ok(true) => {}
+        // The run is not ours, and so is nothing of it.
+        Ok(false) => return super::TAKEN,
+        Err(error) => {
+            tell(pod, "hpk-netns", format!("cannot write down which process the run has: {error}"), None);
+            return 1;
+        }
+    }
+    let code = keep_run(pod, local.as_ref());
+    match local.map_or(Ok(()), |local| local.ended(code)) {
+        Ok(()) => {}
+        Err(error) => hpk_api::say!("hpk-netns: cannot write down how the run ended: {error}"),
+    }
+    code
+}
+
+fn keep_run(pod: &Path, local: Option<&Local>) -> i32 {
+    let kill_wait = local.map(|local| local.kill_wait);
+    let ended = match std::env::current_exe().and_then(|exe| watch(Command::new(exe).arg(WORK).arg(pod), kill_wait)) {
         Ok(ended) => ended,
         Err(error) => {
             tell(pod, "hpk-netns", format!("cannot start the process that runs the pod: {error}"), None);
@@ -49,7 +71,7 @@ pub fn keep(pod: &Path) -> i32 {
         Err(error) => hpk_api::say!("hpk-netns: {error}"),
     }
     if let Ended::Killed(signal) = ended
-        && !report::supervisor_finished(pod, std::env::var("SLURM_JOB_ID").ok().as_deref())
+        && !report::supervisor_finished(pod, run_id(|name| std::env::var(name).ok()).as_deref())
     {
         tell(pod, "supervisor", format!("hpk-netns was ended by {signal}, and its pod with it"), Some(ended.code()));
     }
@@ -73,12 +95,14 @@ impl Ended {
     }
 }
 
-/// Starts the worker and stays with it to its end. Its orphans become children of this process.
-fn watch(command: &mut Command) -> io::Result<Ended> {
+/// Starts the worker and stays with it to its end. Its orphans become children of this process. `kill_wait`: seconds from
+/// TERM to KILL, where nobody else sees to it.
+fn watch(command: &mut Command, kill_wait: Option<u32>) -> io::Result<Ended> {
     hpk_sys::reap::become_subreaper()?;
     // Blocked before it starts, so that none is missed; it inherits that and takes it back (`heed_signals`).
     let mut signals: SigSet = FORWARDED.into_iter().collect();
     signals.add(Signal::SIGCHLD);
+    signals.add(Signal::SIGALRM);
     signals.thread_block()?;
     let worker = Pid::from_raw(command.spawn()?.id().cast_signed());
     loop {
@@ -89,8 +113,14 @@ fn watch(command: &mut Command) -> io::Result<Ended> {
                     return Ok(ended);
                 }
             }
+            Signal::SIGALRM => drop(kill(worker, Signal::SIGKILL)),
             // It is not reaped yet, so the number is still its own.
-            signal => drop(kill(worker, signal)),
+            signal => {
+                if let Some(seconds) = kill_wait.filter(|_| signal != Signal::SIGUSR1) {
+                    alarm::set(seconds.max(1));
+                }
+                let _ = kill(worker, signal);
+            }
         }
     }
 }

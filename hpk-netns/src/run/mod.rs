@@ -15,6 +15,7 @@ pub(crate) mod hostpath;
 mod hostport;
 mod keep;
 pub(crate) mod layout;
+mod local;
 mod nested;
 mod parent;
 mod report;
@@ -74,7 +75,7 @@ const HOST_PATH_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration:
 
 /// Runs the pod whose folder is `pod` and returns the exit code of the job. Its node-local folder stays.
 pub async fn run(pod: &Path) -> i32 {
-    let job_id = std::env::var("SLURM_JOB_ID").ok();
+    let job_id = hpk_api::local::run_id(|name| std::env::var(name).ok());
     match launch(pod, job_id.as_deref()).await {
         Ok(code) => code,
         // The pod's folder is the other job's, too: it is not told there.

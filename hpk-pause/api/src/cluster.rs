@@ -9,13 +9,41 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+/// What runs the cluster's pods: `hpk up --executor`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutorKind {
+    /// Each pod is a Slurm job.
+    #[default]
+    Slurm,
+    /// Pods are processes of this machine.
+    Local,
+}
+
+impl ExecutorKind {
+    /// As users write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slurm => "slurm",
+            Self::Local => "local",
+        }
+    }
+}
+
 /// The cluster's fixed choices: written by `hpk up`, read by hpk-kubelet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterConfig {
     /// Version of this file ([`crate::VERSION`]).
     pub version: u32,
-    /// Slurm's ClusterName.
+    /// Slurm's ClusterName; this machine's name where pods run without Slurm.
     pub cluster_name: String,
+    /// What runs pods.
+    #[serde(default)]
+    pub executor: ExecutorKind,
+    /// CPUs of which pods may ask for on this machine, for the local executor. None: those that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_cpus: Option<u64>,
     /// Name of the first Node, `hpk-<cluster name>`: of pods whose jobs name no partition.
     pub node_name: String,
     /// Address of the login node, where control plane and kubelet listen; the Node's InternalIP.

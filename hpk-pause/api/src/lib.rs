@@ -17,6 +17,7 @@ pub mod frame;
 pub mod go_duration;
 pub mod images;
 pub mod link;
+pub mod local;
 pub mod net;
 pub mod nodes;
 pub mod plan;
