@@ -36,6 +36,12 @@ impl Home {
         Self { root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()) }
     }
 
+    /// HPK_HOME itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// `pods/`
     #[must_use]
     pub fn pods(&self) -> PathBuf {

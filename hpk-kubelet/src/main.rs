@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use hpk_api::cluster::ClusterConfig;
+use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_api::link::LinkCredentials;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
@@ -14,6 +14,7 @@ use hpk_kubelet::carrier::Carriers;
 use hpk_kubelet::controller::context::Context;
 use hpk_kubelet::controller::{Controller, Event};
 use hpk_kubelet::descriptors;
+use hpk_kubelet::executor::local::Local;
 use hpk_kubelet::executor::slurm::client::Client as Slurm;
 use hpk_kubelet::executor::slurm::request::Defaults;
 use hpk_kubelet::executor::{Executor, Times};
@@ -42,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 /// Slurm's MessageTimeout where the site does not say, seconds: rather too long than too short.
 const MESSAGE_TIMEOUT: u32 = 60;
 
-/// Runs a node's pods as Slurm jobs. Started by `hpk up`.
+/// Runs a node's pods as Slurm jobs, or on this machine. Started by `hpk up`.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
@@ -123,7 +124,7 @@ async fn run(args: Args) -> Result<()> {
     let nodes = Arc::new(Nodes::of(&cluster));
     let clients = Clients::new(&api_config(&cluster).await?, &nodes)?;
     let client = clients.first().clone();
-    let executor: Arc<dyn Executor> = Arc::new(Slurm::find()?.with_open_files(descriptors::raise()));
+    let executor = executor(&cluster, &home)?;
     let images = ImageStore::new(StoreConfig {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),
@@ -199,6 +200,9 @@ async fn run(args: Args) -> Result<()> {
             .with_context(|| format!("cannot listen on {}", path.display()))?;
     }
     hpk_server::start(api, server, backend)?;
+    if let Some(news) = executor.news() {
+        lasting::spawn("news of runs", tell_news(news, tx.clone()));
+    }
     let controller = Controller::new(ctx, tx.clone(), seen)
         .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
     lasting::spawn("provisioner", provisioner::run(client.clone(), recorder.clone(), volumes));
@@ -226,6 +230,23 @@ async fn run(args: Args) -> Result<()> {
     lasting::spawn("watch of pods", watch::pods(client, nodes, tx));
     controller.run(events, stop).await;
     Ok(())
+}
+
+/// What runs the pods.
+fn executor(cluster: &ClusterConfig, home: &Home) -> Result<Arc<dyn Executor>> {
+    let open_files = descriptors::raise();
+    Ok(match cluster.executor {
+        ExecutorKind::Slurm => Arc::new(Slurm::find()?.with_open_files(open_files)),
+        ExecutorKind::Local => {
+            let local = Local::start(home.root(), cluster.local_cpus, open_files);
+            Arc::new(local.context("it cannot be told which pods run on this machine")?)
+        }
+    })
+}
+
+/// Has the controller ask the executor at once when it has news.
+async fn tell_news(mut news: tokio::sync::watch::Receiver<u64>, tx: tokio::sync::mpsc::Sender<Event>) {
+    while news.changed().await.is_ok() && tx.send(Event::RunsChanged).await.is_ok() {}
 }
 
 /// What the network's part has to say, as events.

@@ -1,7 +1,7 @@
 //! The command line: what can be asked of `hpk`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hpk_api::cluster::ContainerLogs;
+use hpk_api::cluster::{ContainerLogs, ExecutorKind};
 use hpk_api::images::{ImageRules, LocalChoice};
 use hpk_api::net::NetworkMode;
 use hpk_api::nodes::Chosen;
@@ -108,6 +108,7 @@ pub(crate) enum Command {
   hpk up --node-per-partition                     a Node for each partition of Slurm
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --local-images /scratch/me/images        image files from there only
+  hpk up --executor local                         pods on this machine, without Slurm
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
     /// Run the programs of this folder (kube-apiserver, kube-controller-manager, kube-scheduler, etcd,
@@ -120,7 +121,15 @@ pub(crate) struct Up {
     /// Address of this host that compute nodes reach [default: the one on the way to them]
     #[arg(long, value_name = "ADDRESS")]
     pub node_ip: Option<IpAddr>,
-    /// Name of the cluster [default: Slurm's ClusterName]
+    /// What runs pods, chosen when a cluster is begun. slurm: each pod is a Slurm job. local: pods are processes of this
+    /// machine, or of the one allocation that hpk up runs in, within its CPUs, memory and GPUs [default: slurm]
+    #[arg(long, value_name = "WHICH", value_enum)]
+    pub executor: Option<ExecutorChoice>,
+    /// CPUs that pods may ask for together with --executor local; kept until it is given again. More than there are, and pods
+    /// share them [default: those that this machine gives hpk up]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub local_cpus: Option<u64>,
+    /// Name of the cluster [default: Slurm's ClusterName; with --executor local this host's name]
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
     /// A further flag for kube-apiserver, as --key=value; may be repeated
@@ -197,6 +206,24 @@ pub(crate) struct Up {
     /// Give up waiting after so many seconds (what was started goes on)
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,
+}
+
+/// `--executor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExecutorChoice {
+    /// Each pod is a Slurm job.
+    Slurm,
+    /// Pods on this machine.
+    Local,
+}
+
+impl From<ExecutorChoice> for ExecutorKind {
+    fn from(choice: ExecutorChoice) -> Self {
+        match choice {
+            ExecutorChoice::Slurm => Self::Slurm,
+            ExecutorChoice::Local => Self::Local,
+        }
+    }
 }
 
 /// `--network`.
@@ -309,10 +336,10 @@ impl From<PodFlagsChoice> for PodFlags {
 /// `hpk down`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  hpk down            the control plane stops, jobs of pods go on
-  hpk down --pods     also cancel the jobs of all pods")]
+  hpk down            the control plane stops, pods go on
+  hpk down --pods     also end all pods: nothing of the cluster runs any more")]
 pub(crate) struct Down {
-    /// Also cancel the Slurm jobs of this cluster's pods
+    /// Also end this cluster's pods: their Slurm jobs, or their processes on this machine
     #[arg(long)]
     pub pods: bool,
 }

@@ -4,7 +4,7 @@
 //! again from them, so that addresses stay when they still can: a port that another program has taken
 //! meanwhile is replaced, all others stay.
 
-use hpk_api::cluster::{ClusterConfig, ContainerLogs};
+use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
 use hpk_api::nodes::{self, Partitions, Vendor};
 use hpk_api::pod_flags::PodFlags;
@@ -244,6 +244,8 @@ pub(crate) fn cluster(
     ClusterConfig {
         version: hpk_api::VERSION,
         cluster_name: cluster_name.into(),
+        executor: ExecutorKind::default(),
+        local_cpus: None,
         node_name: node_name(cluster_name),
         node_ip,
         apiserver_url: format!("https://{}", SocketAddr::new(node_ip, ports.apiserver)),

@@ -1,4 +1,4 @@
-//! `hpk down`: the supervisor stops everything in reverse order; Slurm jobs go on unless told otherwise.
+//! `hpk down`: the supervisor stops everything in reverse order; pods go on unless told otherwise.
 //!
 //! A pod's job needs no control plane to go on; the next `hpk up` finds it by its comment. So stopping the
 //! control plane never costs work.
@@ -6,10 +6,12 @@
 use crate::cli;
 use crate::home::Home;
 use crate::progress::Progress;
+use crate::runs;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Holder, Phase, Request};
-use crate::up::lock_command;
+use crate::up::{lock_command, read_json};
 use anyhow::Result;
+use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -49,6 +51,10 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
         Err(e) => return Err(e.into()),
     }
 
+    let cluster: Option<ClusterConfig> = read_json(&home.cluster_json()).ok().flatten();
+    if cluster.is_some_and(|cluster| cluster.executor == ExecutorKind::Local) {
+        return local_pods(&home, args.pods, &progress);
+    }
     let jobs = pod_jobs(&home);
     match (jobs, args.pods) {
         (Err(e), _) => progress.done(&format!("cannot tell which jobs run: {e}")),
@@ -63,6 +69,21 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
                 "{} jobs of pods go on, the next hpk up finds them again (hpk down --pods cancels them)",
                 jobs.len()
             ));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Pods that are processes of this machine.
+fn local_pods(home: &Home, end: bool, progress: &Progress) -> Result<ExitCode> {
+    match (runs::living(home).len(), end) {
+        (0, _) => {}
+        (_, true) => {
+            progress.waiting("waiting for the pods to end".to_owned());
+            progress.done(&format!("{} pods ended", runs::end(home)?));
+        }
+        (count, false) => {
+            progress.done(&format!("{count} pods go on, the next hpk up finds them again (hpk down --pods ends them)"))
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -16,6 +16,7 @@ mod partition_nodes;
 mod pki;
 mod progress;
 mod ps;
+mod runs;
 mod site;
 mod status;
 mod storage_classes;

@@ -5,7 +5,9 @@ use crate::bootstrap;
 use crate::cli::{self, Format};
 use crate::home::Home;
 use crate::site;
+use crate::up::need_json;
 use anyhow::Result;
+use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -52,7 +54,12 @@ pub(crate) async fn run(args: &cli::Ps) -> Result<ExitCode> {
         (None, false) => Api::default_namespaced(client),
     };
     let pods = pods.list(&ListParams::default()).await?.items;
-    let squeue = site::slurm("squeue", &["--me", "--noheader", "--format", FORMAT])?;
+    let cluster: ClusterConfig = need_json(&home.cluster_json())?;
+    let squeue = match cluster.executor {
+        ExecutorKind::Slurm => site::slurm("squeue", &["--me", "--noheader", "--format", FORMAT])?,
+        // Pods of this machine have no job.
+        ExecutorKind::Local => String::new(),
+    };
     let rows = join(&pods, &squeue);
     match args.output.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({"pods": rows}))?),

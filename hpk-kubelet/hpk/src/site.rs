@@ -2,6 +2,7 @@
 //!
 //! Asks Slurm's commands and the resolver; decides nothing.
 
+use hpk_api::cluster::ExecutorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::process::Command;
 
@@ -9,7 +10,9 @@ use std::process::Command;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SiteError {
     /// A command of Slurm's.
-    #[error("{command} fails: {message}: run hpk on a host where Slurm's commands work (hpk doctor tells more)")]
+    #[error(
+        "{command} fails: {message}: run hpk on a host where Slurm's commands work (hpk doctor tells more), or begin a cluster without Slurm by --executor local"
+    )]
     Slurm {
         command: &'static str,
         /// What it says.
@@ -100,14 +103,17 @@ fn config_value(text: &str, key: &str) -> Option<String> {
 ///
 /// # Errors
 /// When there is none, or the given one cannot be listened on.
-pub(crate) fn node_ip(given: Option<IpAddr>) -> Result<IpAddr, SiteError> {
+pub(crate) fn node_ip(given: Option<IpAddr>, executor: ExecutorKind) -> Result<IpAddr, SiteError> {
     if let Some(ip) = given {
         return match UdpSocket::bind(SocketAddr::new(ip, 0)) {
             Ok(_) => Ok(ip),
             Err(source) => Err(SiteError::NotOurs { ip, source }),
         };
     }
-    let nodes = slurm("sinfo", &["-h", "-N", "-o", "%o"]).unwrap_or_default();
+    let nodes = match executor {
+        ExecutorKind::Slurm => slurm("sinfo", &["-h", "-N", "-o", "%o"]).unwrap_or_default(),
+        ExecutorKind::Local => String::new(),
+    };
     // A few are enough; resolving thousands would take its time.
     let towards_nodes = nodes.lines().map(str::trim).filter(|n| !n.is_empty()).take(8).find_map(towards);
     let hostname = || hostname().ok().and_then(|h| first_usable(resolve(&h)));
@@ -161,8 +167,8 @@ mod tests {
     #[test]
     fn a_foreign_address_is_refused() {
         let foreign = "192.0.2.77".parse().unwrap();
-        assert!(matches!(node_ip(Some(foreign)), Err(SiteError::NotOurs { .. })));
+        assert!(matches!(node_ip(Some(foreign), ExecutorKind::Slurm), Err(SiteError::NotOurs { .. })));
         let ours = "127.0.0.1".parse().unwrap();
-        assert_eq!(node_ip(Some(ours)).unwrap(), ours);
+        assert_eq!(node_ip(Some(ours), ExecutorKind::Local).unwrap(), ours);
     }
 }

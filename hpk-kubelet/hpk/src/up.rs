@@ -14,7 +14,7 @@ use crate::supervise::control::{self, Client, ControlError, Holder, Phase, Reque
 use crate::supervise::driver::Supervisor;
 use crate::supervise::strays;
 use anyhow::{Context, Result, anyhow, bail};
-use hpk_api::cluster::{ClusterConfig, ContainerLogs};
+use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
 use hpk_api::net::NetworkMode;
 use hpk_api::nodes::{Chosen, Partitions};
@@ -50,7 +50,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
 
     match running(&home, &host, &progress).await {
         Ok(client) => {
-            refuse_changes(&args, &need_json(&home.cluster_json())?)?;
+            let runs = need_json(&home.cluster_json())?;
+            executor(&args, &home, Some(&runs))?;
+            refuse_changes(&args, &runs)?;
             progress.done("the control plane is running already");
             return finish(&home, client, &progress, timeout).await;
         }
@@ -66,6 +68,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
 
     // Held until the supervisor holds them.
     let (layout, _held) = prepare(&home, &args, &host, &progress)?;
+    if layout.cluster.executor == ExecutorKind::Local {
+        progress.done("pods run on this machine, without Slurm");
+    }
     progress.done(&format!(
         "cluster {}, node {}, API server {}",
         layout.cluster.cluster_name, layout.cluster.node_name, layout.cluster.apiserver_url
@@ -131,6 +136,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     if args.default_memory.is_some_and(|DefaultMemory(bytes)| bytes != runs.default_memory) {
         bail!("--default-memory: the control plane is running with another one: run hpk down first");
     }
+    if args.local_cpus.is_some() && args.local_cpus != runs.local_cpus {
+        bail!("--local-cpus: the control plane is running with another number: run hpk down first");
+    }
     if priority_classes(args, runs.priority_classes.clone()) != runs.priority_classes {
         bail!("--priority-class: the control plane is running with other flags: run hpk down first");
     }
@@ -160,6 +168,20 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     Ok(())
 }
 
+/// Pods that one executor runs mean nothing to another.
+fn executor(args: &cli::Up, home: &Home, before: Option<&ClusterConfig>) -> Result<ExecutorKind> {
+    let asked = args.executor.map(ExecutorKind::from);
+    match (asked, before.map(|cluster| cluster.executor)) {
+        (Some(asked), Some(had)) if asked != had => bail!(
+            "--executor {}: the pods of {} are run by the executor {}: set HPK_HOME to another folder for another cluster",
+            asked.name(),
+            home.root().display(),
+            had.name()
+        ),
+        (asked, had) => Ok(asked.or(had).unwrap_or_default()),
+    }
+}
+
 /// As asked for, else as they were; a class without flags goes.
 fn priority_classes(args: &cli::Up, former: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut classes = former;
@@ -185,6 +207,11 @@ fn partitions(args: &cli::Up, former: &Partitions) -> Partitions {
 
 /// The Nodes of the partitions that are chosen, by what Slurm has now.
 fn find_partitions(cluster: &mut ClusterConfig) -> Result<()> {
+    if cluster.executor == ExecutorKind::Local && cluster.partitions.chosen != Chosen::None {
+        bail!(
+            "--partitions, --node-per-partition: with --executor local this machine is the one Node, and no partition is"
+        );
+    }
     let (all, usual) = if cluster.partitions.chosen == Chosen::None { (Vec::new(), None) } else { site::partitions()? };
     let found = cluster.partitions.resolve(&cluster.node_name, &all, usual.as_deref());
     found.map_err(|why| anyhow!("--partitions: {why}"))
@@ -249,17 +276,23 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         }
         Some(path)
     };
-    let cluster_name = match &args.cluster_name {
-        Some(name) => name.clone(),
-        None => site::cluster_name()?,
-    };
-    let node_ip = site::node_ip(args.node_ip)?;
-    let uid = nix::unistd::geteuid().as_raw();
-    let (ports, held) = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     // What the user has set in cluster.json (the network's mode) stays.
     let before = choices(home, progress)?;
+    let executor = executor(args, home, before.as_ref())?;
+    let cluster_name = match &args.cluster_name {
+        Some(name) => name.clone(),
+        // A machine's name may change.
+        None if executor == ExecutorKind::Local => {
+            before.as_ref().map_or_else(|| host.to_owned(), |cluster| cluster.cluster_name.clone())
+        }
+        None => site::cluster_name()?,
+    };
+    let node_ip = site::node_ip(args.node_ip, executor)?;
+    let uid = nix::unistd::geteuid().as_raw();
+    let (ports, held) = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     let families = Families::decide(args.ip_families, before.as_ref());
     let mut cluster = decide::cluster(&cluster_name, node_ip, families, &ports, &home.pki());
+    cluster.executor = executor;
     if let Some(former) = before {
         if former.node_name != cluster.node_name {
             bail!(
@@ -275,6 +308,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
                  begin a new one in another HPK_HOME"
             );
         }
+        cluster.local_cpus = former.local_cpus;
         cluster.network_mode = former.network_mode;
         cluster.cni_network = former.cni_network;
         cluster.plaintext = former.plaintext;
@@ -288,6 +322,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     }
     cluster.partitions = partitions(args, &cluster.partitions);
     find_partitions(&mut cluster)?;
+    cluster.local_cpus = args.local_cpus.or(cluster.local_cpus);
     cluster.container_logs = container_logs(args, cluster.container_logs);
     if let Err(why) = cluster.container_logs.check() {
         bail!("cluster.json: container_logs: {why}: give --container-log-max-size and --container-log-max-files");
@@ -597,7 +632,7 @@ fn choices(home: &Home, progress: &Progress) -> Result<Option<ClusterConfig>> {
 }
 
 /// None: there is no such file.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
         Ok(text) => {
             let read = serde_json::from_slice(&text);
@@ -650,6 +685,19 @@ mod tests {
         let cli = cli::Cli::try_parse_from(["hpk", "up"].iter().chain(flags)).unwrap();
         let cli::Command::Up(up) = cli.command else { panic!("{cli:?}") };
         *up
+    }
+
+    #[test]
+    fn the_executor_is_chosen_once() {
+        let home = Home::at("/h".into());
+        let mut cluster = decide::tests::layout().cluster;
+        let of = |flags: &[&str], before: Option<&ClusterConfig>| executor(&up(flags), &home, before).ok();
+        assert_eq!(of(&[], None), Some(ExecutorKind::Slurm));
+        assert_eq!(of(&["--executor=local"], None), Some(ExecutorKind::Local));
+        assert_eq!(of(&["--executor=local"], Some(&cluster)), None, "it is Slurm's");
+        cluster.executor = ExecutorKind::Local;
+        assert_eq!(of(&[], Some(&cluster)), Some(ExecutorKind::Local));
+        assert_eq!(of(&["--executor=slurm"], Some(&cluster)), None);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub enum Event {
     ReferencesChanged { uid: String },
     /// A write of the pod's record ended.
     Recorded { uid: String, result: io::Result<()> },
+    /// Something about a run has changed: the executor is to be asked now.
+    RunsChanged,
     /// Slurm answered.
     Jobs(Answers),
     /// Slurm did not answer.

@@ -19,6 +19,10 @@ const STRAYS: Duration = Duration::from_secs(180);
 impl Controller {
     pub(super) fn poll_at(&self) -> Option<Instant> {
         let now = Instant::now();
+        if self.outdated {
+            // Not now, which is later than the caller's.
+            return Some(self.asked_at);
+        }
         let jobs = pace::wait(self.entries.values().filter_map(|e| e.interest(now))).map(|wait| self.asked_at + wait);
         // Only the list of all pods says which jobs have none.
         jobs.into_iter().chain(self.listed.then_some(self.strays_at)).min()
@@ -29,6 +33,7 @@ impl Controller {
         if self.asking || self.poll_at().is_none_or(|at| at > now) {
             return;
         }
+        self.outdated = false;
         let followed = self.entries.iter().filter(|(_, e)| e.stage() == Stage::Submitted && e.interest(now).is_some());
         let known = followed.filter_map(|(uid, e)| Some((uid.clone(), e.record.job_id.clone()?))).collect();
         let searched = self.entries.values().filter(|e| e.submission.search().is_some());

@@ -76,6 +76,8 @@ pub struct Controller {
     /// A query of Slurm runs.
     asking: bool,
     asked_at: Instant,
+    /// Something about a run has changed since it was asked.
+    outdated: bool,
     /// The first list of pods has come: objects that are missing are gone.
     listed: bool,
     /// When to look for jobs that no pod has.
@@ -137,6 +139,7 @@ impl Controller {
             timers: BinaryHeap::new(),
             asking: false,
             asked_at: Instant::now(),
+            outdated: false,
             listed: false,
             strays_at: Instant::now(),
             seen,
@@ -212,6 +215,7 @@ impl Controller {
             Event::Refreshed { uid, result, memory } => self.refreshed(&uid, *result, *memory),
             Event::ReferencesChanged { uid } => self.references_changed(&uid),
             Event::Recorded { uid, result } => self.recorded(&uid, result),
+            Event::RunsChanged => self.outdated = true,
             Event::Jobs(answers) => self.jobs(answers),
             Event::JobsFailed { asked, sought } => self.jobs_failed(&sought, asked),
             Event::Link(event) => self.link(event),

@@ -7,6 +7,7 @@
 //! [`run`] is all that the rest of the kubelet knows of a pod's processes; [`words`] says what people are told of them.
 //! Pure: [`run`], [`words`], [`pace`] (when to ask again), [`script`] (the first program of a run).
 
+pub mod local;
 pub mod pace;
 pub mod run;
 pub mod script;
@@ -26,12 +27,18 @@ use slurm::request::Defaults;
 use std::fmt;
 use std::path::Path;
 use tokio::process::Child;
+use tokio::sync::watch;
 use words::Words;
 
 /// Runs pods. Every call is one question or one command; who waits and who tries again is the caller's to say.
 pub trait Executor: fmt::Debug + Send + Sync {
     /// What people are told.
     fn words(&self) -> &'static Words;
+
+    /// Changes when something about a run has. None: it has to be asked for.
+    fn news(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// What a pod asks for. Pure.
     ///

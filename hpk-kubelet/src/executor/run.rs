@@ -1,6 +1,6 @@
 //! What an executor says of a run: one pod's processes, from its place in a queue to its end.
 
-use super::words::{Kind, Words};
+use super::words::{self, Kind, Words};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -111,7 +111,7 @@ impl Run {
     /// What people are told of it.
     #[must_use]
     pub fn words(&self) -> &'static Words {
-        self.kind.words()
+        words::of(self.kind)
     }
 
     /// Whether it is the run of the pod `uid`: Slurm gives ids again after a crash. Accounting keeps the comment only where it

@@ -1,14 +1,6 @@
 //! What people are told of runs: in events, conditions and statuses.
 
-use serde::{Deserialize, Serialize};
-
-/// Which executor a run is of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    #[default]
-    Slurm,
-}
+pub use hpk_api::cluster::ExecutorKind as Kind;
 
 /// Words and reasons of one executor.
 #[derive(Debug)]
@@ -63,12 +55,31 @@ static SLURM: Words = Words {
     },
 };
 
-impl Kind {
-    /// Its words.
-    #[must_use]
-    pub fn words(self) -> &'static Words {
-        match self {
-            Self::Slurm => &SLURM,
-        }
+static LOCAL: Words = Words {
+    executor: "the local executor",
+    run: "local run",
+    command: "asks for",
+    lost_answer: "there may be a run, which is looked for before another is begun",
+    memory_limit: "its cgroup",
+    unknown: "nothing is left of local run",
+    carrier: "hpk-netns",
+    reasons: Reasons {
+        submitted: "RunSubmitted",
+        submit_failed: "RunRefused",
+        pending: "RunPending",
+        put_back: "RunRestarted",
+        duplicate: "RunDuplicate",
+        failed: "RunFailed",
+        cancelled: "RunCancelled",
+        lost: "RunLost",
+    },
+};
+
+/// The words of an executor.
+#[must_use]
+pub fn of(kind: Kind) -> &'static Words {
+    match kind {
+        Kind::Slurm => &SLURM,
+        Kind::Local => &LOCAL,
     }
 }

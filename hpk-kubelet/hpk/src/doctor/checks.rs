@@ -1,9 +1,10 @@
 //! The checks. Each looks at one thing and reports one finding; none changes anything.
 
-use super::{Finding, network};
+use super::{Finding, executor, network};
 use crate::down::pod_jobs;
 use crate::home::{Home, Install};
 use crate::site;
+use hpk_api::cluster::ExecutorKind;
 use hpk_api::subids;
 use std::fs;
 use std::path::Path;
@@ -12,11 +13,16 @@ use std::process::Command;
 /// Everything that can be seen from the login node.
 pub(super) fn login(show: &mut dyn FnMut(Finding)) {
     show(user());
-    show(slurm_commands());
-    show(slurm_answers());
-    show(accounting());
-    show(apptainer());
-    show(user_namespaces());
+    let kind = executor::chosen();
+    let slurm = [slurm_commands(), slurm_answers()];
+    let local = [apptainer(), user_namespaces()];
+    show(executor::which_work(&slurm, &local));
+    if kind == ExecutorKind::Local {
+        show(executor::limits());
+    } else {
+        slurm.into_iter().chain([accounting()]).for_each(&mut *show);
+    }
+    local.into_iter().for_each(&mut *show);
     show(subids());
     show(overlay());
     show(tun());
@@ -24,8 +30,8 @@ pub(super) fn login(show: &mut dyn FnMut(Finding)) {
     network::login(show);
     show(home());
     show(installed());
-    show(address());
-    show(jobs());
+    show(address(kind));
+    show(if kind == ExecutorKind::Local { executor::pods() } else { jobs() });
 }
 
 /// What a compute node must have, asked there by a job of a few seconds.
@@ -267,9 +273,9 @@ fn installed() -> Finding {
     }
 }
 
-fn address() -> Finding {
+fn address(executor: ExecutorKind) -> Finding {
     const CHECK: &str = "address of this host";
-    match site::node_ip(None) {
+    match site::node_ip(None, executor) {
         Ok(ip) => Finding::ok(CHECK, ip.to_string()),
         Err(e) => Finding::failed(CHECK, e.to_string(), "hpk up --node-ip ADDRESS"),
     }

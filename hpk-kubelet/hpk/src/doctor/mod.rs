@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 mod checks;
+mod executor;
 mod network;
 
 use crate::cli::{self, Format};

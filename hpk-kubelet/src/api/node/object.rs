@@ -3,7 +3,7 @@
 use crate::executor::slurm::cluster::{Capacity, Part};
 use crate::executor::slurm::gres;
 use crate::nodes::VirtualNode;
-use hpk_api::cluster::ClusterConfig;
+use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_api::nodes::{PARTITION, Vendor};
 use k8s_openapi::api::core::v1::Node;
 use kube::Error;
@@ -37,7 +37,7 @@ impl Registration {
         let taint = taint.map(|p| json!({"key": PARTITION, "value": p, "effect": "NoSchedule"}));
         Self {
             name: node.name.clone(),
-            labels: labels(node, part, cluster.gpu_vendor),
+            labels: labels(node, part, cluster),
             taints: json!(taint.into_iter().collect::<Vec<_>>()),
             // Pods of the first Node wait in Slurm's queue: they have nowhere else to go.
             open: node.partition.is_some().then(|| part.takes_jobs()).flatten(),
@@ -109,26 +109,27 @@ fn ranges(cluster: &ClusterConfig) -> Value {
     json!({"podCIDR": ranges.first(), "podCIDRs": ranges})
 }
 
-fn labels(node: &VirtualNode, part: &Part, vendor: Vendor) -> BTreeMap<String, String> {
+fn labels(node: &VirtualNode, part: &Part, cluster: &ClusterConfig) -> BTreeMap<String, String> {
+    let executor = cluster.executor.name();
     let mut labels: BTreeMap<String, String> = [
         ("kubernetes.io/hostname", node.name.clone()),
         ("kubernetes.io/os", "linux".to_owned()),
         ("kubernetes.io/arch", arch().to_owned()),
         ("beta.kubernetes.io/os", "linux".to_owned()),
         ("beta.kubernetes.io/arch", arch().to_owned()),
-        ("node.kubernetes.io/instance-type", "slurm".to_owned()),
-        ("hpk.io/scheduler", "slurm".to_owned()),
+        ("node.kubernetes.io/instance-type", executor.to_owned()),
+        ("hpk.io/scheduler", executor.to_owned()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
     labels.extend(node.measured.iter().filter(|p| gres::is_label(p)).map(|p| (PARTITION.to_owned(), p.clone())));
-    if part.all.nodes > 0 {
+    if part.all.nodes > 0 && cluster.executor == ExecutorKind::Slurm {
         labels.insert("slurm.hpk.io/node-cpus".to_owned(), part.most_cpus.to_string());
         labels.insert("slurm.hpk.io/node-memory-mib".to_owned(), part.most_memory_mib.to_string());
     }
     let features = part.features.iter().map(|f| (format!("feature.slurm.hpk.io/{f}"), "true".to_owned()));
     labels.extend(features.filter(|(key, _)| gres::is_label(key)));
-    labels.extend(gres::labels(&part.all, vendor));
+    labels.extend(gres::labels(&part.all, cluster.gpu_vendor));
     labels
 }
 

@@ -4,7 +4,7 @@ use super::object::{arch, resources};
 use super::{KUBELET_VERSION, NodeFacts};
 use crate::executor::slurm::cluster::{Part, State};
 use crate::nodes::VirtualNode;
-use hpk_api::cluster::ClusterConfig;
+use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_images::StoredImage;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
@@ -82,6 +82,16 @@ pub(super) fn status(
         .collect();
     let (outward, reason, message) = outward(way_out);
     let (slurm, slurm_reason, slurm_message) = slurm(part);
+    let mut conditions = vec![
+        condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    ];
+    if cluster.executor == ExecutorKind::Slurm {
+        conditions.push(condition("SlurmNodes", slurm, slurm_reason, &slurm_message));
+    }
+    conditions.push(condition("OutwardNetwork", outward, reason, &message));
+    conditions.push(condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"));
     json!({
         "capacity": resources(&part.all, cluster.gpu_vendor),
         "allocatable": resources(&part.usable, cluster.gpu_vendor),
@@ -89,14 +99,7 @@ pub(super) fn status(
             {"type": "InternalIP", "address": cluster.node_ip},
             {"type": "Hostname", "address": node.name},
         ],
-        "conditions": [
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            condition("SlurmNodes", slurm, slurm_reason, &slurm_message),
-            condition("OutwardNetwork", outward, reason, &message),
-            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-        ],
+        "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": cluster.kubelet_addr.port()}},
         "declaredFeatures": DECLARED_FEATURES,
         "features": {"supplementalGroupsPolicy": true},

@@ -70,6 +70,23 @@ pub struct Part {
 }
 
 impl Cluster {
+    /// One machine, and no Slurm.
+    #[must_use]
+    pub fn one(node: String, cpus: u64, memory_mib: u64, gpus: u64) -> Self {
+        let gpus = Gres { kind: "gpu".to_owned(), model: None, count: gpus };
+        let member = Member {
+            node,
+            partition: String::new(),
+            partition_up: true,
+            state: State::Usable,
+            cpus,
+            memory_mib,
+            gres: if gpus.count > 0 { vec![gpus] } else { Vec::new() },
+            features: BTreeSet::new(),
+        };
+        Self { members: vec![member] }
+    }
+
     /// Reads `sinfo --Node --noheader --format=`[`FORMAT`].
     #[must_use]
     pub fn parse(text: &str) -> Self {

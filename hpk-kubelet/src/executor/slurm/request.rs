@@ -51,11 +51,11 @@ pub struct Needs {
     pub unknown: Vec<String>,
 }
 
-type Amounts = BTreeMap<String, u64>;
+pub(crate) type Amounts = BTreeMap<String, u64>;
 
 /// Adds up what each container counts for: the larger of (containers + sidecars) and each init container together with the
 /// sidecars before it.
-fn added_up(spec: &PodSpec, counts: impl Fn(&Container) -> Amounts) -> Amounts {
+pub(crate) fn added_up(spec: &PodSpec, counts: impl Fn(&Container) -> Amounts) -> Amounts {
     let mut total = Amounts::new();
     for container in &spec.containers {
         add(&mut total, &counts(container));
@@ -129,18 +129,18 @@ fn memory(spec: &PodSpec, overhead: u64, defaults: &Defaults, site: u64) -> u64 
     containers.saturating_add(overhead).div_ceil(1 << 20).saturating_add(ROOM).max(least)
 }
 
-fn is_extended(name: &str) -> bool {
+pub(crate) fn is_extended(name: &str) -> bool {
     name.contains('/') && !name.starts_with("kubernetes.io/")
 }
 
 /// A limit stands for a request that is not given, as the API server's defaulting has it.
-fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
+pub(crate) fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
     let mut all = amounts(resources.and_then(|r| r.limits.as_ref()));
     all.extend(amounts(resources.and_then(|r| r.requests.as_ref())));
     all
 }
 
-fn add(total: &mut Amounts, more: &Amounts) {
+pub(crate) fn add(total: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let sum = total.entry(name.clone()).or_default();
         *sum = sum.saturating_add(*amount);

@@ -5,7 +5,7 @@ use super::cluster::Cluster;
 use super::limits::Site;
 use super::{flags, request};
 use crate::executor::run::Run;
-use crate::executor::words::{Kind, Words};
+use crate::executor::words::{self, Kind, Words};
 use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
 use crate::nodes;
 use std::path::Path;
@@ -20,7 +20,7 @@ impl From<SlurmError> for ExecutorError {
 
 impl Executor for Client {
     fn words(&self) -> &'static Words {
-        Kind::Slurm.words()
+        words::of(Kind::Slurm)
     }
 
     fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
