@@ -13,7 +13,13 @@ mkdir -p "$SITE_DIR"
 SITE_DIR=$(realpath "$SITE_DIR")
 export SITE_DIR
 
+# One machine without Slurm (up.sh --without-slurm), or a login node and two compute nodes.
+WITHOUT_SLURM=
 NODES="login c1 c2"
+if [ -e "$SITE_DIR/without-slurm" ]; then
+  WITHOUT_SLURM=yes
+  NODES=login
+fi
 # IPv6 of the login node and c2, and an address behind the login node.
 SITE_V6=fd00:77::
 WORLD_V6=fd00:77:1::1

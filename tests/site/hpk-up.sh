@@ -14,7 +14,10 @@ fi
 phase "hpk up, as alice"
 # Said, because a site whose cluster was made before there was a choice would stay with IPv4; and sizes of logs that are
 # not the default, for a case that sees them.
-alice hpk up --ip-families dual --container-log-max-size 8Mi --container-log-max-files 8
+executor=(--executor slurm)
+# More CPUs than there are, as the site's nodes claim: cases ask for whole ones.
+[ -z "$WITHOUT_SLURM" ] || executor=(--executor local --cluster-name site --local-cpus 64)
+alice hpk up "${executor[@]}" --ip-families dual --container-log-max-size 8Mi --container-log-max-files 8
 rm -f "$SITE_DIR/run/hpk-changed"
 alice kubectl wait --for=create node/hpk-site --timeout=60s >/dev/null
 alice kubectl wait --for=condition=Ready node/hpk-site --timeout=60s >/dev/null

@@ -5,17 +5,32 @@
 # container registry at login:5000 with the project's images, a shared /home,
 # Apptainer without setuid, users alice and bob with subordinate ids.
 #
-#   up.sh [--no-images]
+#   up.sh [--no-images] [--without-slurm]
+#
+# With --without-slurm it is one machine named login: the same root filesystem,
+# registry and users, and no daemon of Slurm's nor configuration for one. A site
+# stays what it was made as.
 #
 # Idempotent, also after it was killed half-way. SITE_DIR says where the site
 # lives (default /var/tmp/hpk-site), HPK_CACHE where its root filesystem and
 # images are kept (default ~/.cache/hpk).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-. "$here/common.sh"
 . "$here/../../images/lib.sh"
-images=yes
-[ "${1:-}" != --no-images ] || images=
+images=yes without_slurm=
+for word in "$@"; do
+  case $word in
+    --no-images) images= ;;
+    --without-slurm) without_slurm=yes ;;
+    *) die "unknown argument $word" ;;
+  esac
+done
+. "$here/common.sh"
+if [ -n "$without_slurm" ] && [ -z "$WITHOUT_SLURM" ]; then
+  [ ! -e "$SITE_DIR/etc" ] || die "$SITE_DIR is a site with Slurm: give another SITE_DIR"
+  touch "$SITE_DIR/without-slurm"
+  . "$here/common.sh"
+fi
 
 [ "$(id -u)" = 0 ] || die "the site needs root (namespaces, cgroups, mounts)"
 need ip iproute2
@@ -59,13 +74,18 @@ configure() {
     mkdir -p "$new/slurm" "$new/docker/registry"
     mv "$new" "$etc"
   fi
-  for f in slurm.conf gres.conf cgroup.conf; do
-    cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
-    install -m 644 "$here/conf/$f" "$etc/slurm/$f"
-    reconfigure=yes
-  done
-  install -m 600 "$here/conf/slurmdbd.conf" "$etc/slurm/"
-  chown "$(awk -F: '$1 == "slurm" {print $3 ":" $4}' "$etc/passwd")" "$etc/slurm/slurmdbd.conf"
+  if [ -z "$WITHOUT_SLURM" ]; then
+    for f in slurm.conf gres.conf cgroup.conf; do
+      cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
+      install -m 644 "$here/conf/$f" "$etc/slurm/$f"
+      reconfigure=yes
+    done
+    install -m 600 "$here/conf/slurmdbd.conf" "$etc/slurm/"
+    chown "$(awk -F: '$1 == "slurm" {print $3 ":" $4}' "$etc/passwd")" "$etc/slurm/slurmdbd.conf"
+  else
+    rm -rf "$etc/slurm"
+    touch "$SITE_DIR/shared/without-slurm"
+  fi
   cmp -s "$here/conf/registry.yml" "$etc/docker/registry/site.yml" || {
     install -m 644 "$here/conf/registry.yml" "$etc/docker/registry/site.yml"
     reconfigure=yes
@@ -101,6 +121,7 @@ network() {
   # The world beyond the login node has one address of IPv6. c2 has a way there, c1 has none.
   ip -n "$TAG-login" addr replace "$WORLD_V6/128" dev lo nodad
   ip -n "$TAG-login" addr replace "${SITE_V6}1/64" dev eth0 nodad
+  [ -z "$WITHOUT_SLURM" ] || return 0
   ip -n "$TAG-c2" addr replace "${SITE_V6}12/64" dev eth0 nodad
   ip -n "$TAG-c2" -6 route replace default via "${SITE_V6}1" dev eth0
 }
@@ -164,6 +185,11 @@ for n in $NODES; do node_pid "$n" >/dev/null || start "$n"; done
 for n in $NODES; do
   within 20 node_pid "$n" >/dev/null || { cat "$SITE_DIR/run/$n.log" >&2; die "node $n did not start"; }
 done
+if [ -n "$WITHOUT_SLURM" ]; then
+  [ -z "$images" ] || "$here/../../images/push.sh"
+  phase "one machine is up, in the nodes' root filesystem; no daemon of Slurm's runs"
+  exit
+fi
 [ -n "$was_up" ] || phase "waiting for Slurm"
 within 120 slurm_ready || {
   "$here/sx" login sinfo -N -l >&2 || true
