@@ -117,6 +117,15 @@ e2e: site-up ## the end-to-end cases on the site
 	@$(phase) "end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --test-threads=$(or $(E2E_THREADS),4)
 
+# Not optimised: what is looked at is whether it works.
+.PHONY: fast
+fast: export PROFILE := dev
+fast: export SITE_DIR := $(SITE_DIR)-fast
+fast: tools ## the inner loop, without the site: unit tests, and the end-to-end cases that are not about Slurm
+	@$(MAKE) unit
+	@[ "$$(id -u)" != 0 ] || $(MAKE) -j2 rootfs build control-plane images >/dev/null
+	@tests/fast.sh
+
 .PHONY: fuzz
 fuzz: tools ## coverage-guided fuzzing of all that reads what strangers write, and of the supervisor's decisions (SECONDS_EACH=60)
 	@. images/lib.sh && need c++ g++

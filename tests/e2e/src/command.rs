@@ -72,7 +72,8 @@ fn site_is_up() {
         }
     });
     if let Err(why) = up {
-        panic!("the site is not up, the end-to-end cases need it: make site-up\n{why}");
+        let remedy = if cfg!(feature = "site") { "make site-up" } else { "make fast" };
+        panic!("the machines of the cases are not up: {remedy}\n{why}");
     }
 }
 

@@ -1,12 +1,14 @@
 //! What the end-to-end cases are written with: commands in the site's nodes, kubectl as alice, and waiting
 //! for what the API server or Slurm says. The cases in `tests/` read like a user's manual.
 //!
-//! The site must be up (`make site-up`); every case fails at once, saying so, when it is not. Nothing here
+//! The site must be up (`make site-up`); every case fails at once, saying so, when it is not. Without the feature `site` the
+//! cases run on one machine with the local executor instead (`make fast`), and those about Slurm are ignored. Nothing here
 //! sleeps: waiting is `kubectl wait`, a watch read line by line, or a command tried again until a deadline
 //! (only where the other side, Slurm, offers nothing to wait on).
 #![allow(clippy::panic, reason = "a failed helper is a failed case")]
 
 mod command;
+mod local;
 mod namespace;
 mod ranks;
 mod slurm;

@@ -1,6 +1,7 @@
 //! What Slurm and the compute nodes say about pods.
 
 use crate::command::sx;
+use crate::local;
 
 /// A job as `squeue` or `sacct` tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +42,24 @@ pub fn jobs() -> Vec<Job> {
     run.ok().lines().filter_map(parse).collect()
 }
 
-/// The job in the queue whose name is `<namespace>/<pod>`.
+/// The job in the queue whose name is `<namespace>/<pod>`; without a site the run of that pod.
 #[track_caller]
 pub fn job_of(namespace: &str, pod: &str) -> Option<Job> {
+    if cfg!(feature = "site") { queued(namespace, pod) } else { local::run_of(namespace, pod) }
+}
+
+#[track_caller]
+fn queued(namespace: &str, pod: &str) -> Option<Job> {
     let name = format!("{namespace}/{pod}");
     jobs().into_iter().find(|job| job.name == name)
 }
 
-/// All jobs of the name `<namespace>/<pod>` that accounting knows.
+/// All jobs of the name `<namespace>/<pod>` that accounting knows; without a site the runs of that pod.
 #[track_caller]
 pub fn sacct(namespace: &str, pod: &str) -> Vec<Job> {
+    if !cfg!(feature = "site") {
+        return local::runs_of(namespace, pod);
+    }
     let name = format!("{namespace}/{pod}");
     let format = "--format=jobid,jobname,state,alloccpus,reqmem,nodelist,comment";
     let run = sx("login", Some("alice"), &["sacct", "-X", "-n", "-P", "--delimiter=|", "--name", &name, format]);

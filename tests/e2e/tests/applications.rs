@@ -18,6 +18,7 @@ fn toolbox(ns: &Namespace, name: &str, node: &str, command: &[&str]) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about two nodes")]
 fn guestbook_of_three_deployments_over_both_nodes() {
     let ns = Namespace::new("guestbook");
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../images/examples/guestbook.yaml");
@@ -127,6 +128,7 @@ fn validating_webhook_served_by_a_pod() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about two nodes")]
 fn a_neighbour_sends_to_every_port_of_the_overlay_and_gets_nothing() {
     let ns = Namespace::new("neighbour");
     let serve = "mkdir /tmp/w; echo mine >/tmp/w/index.html; exec python3 -m http.server -d /tmp/w 8080";

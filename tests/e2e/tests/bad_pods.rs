@@ -37,6 +37,7 @@ fn image_name_that_cannot_be_one() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn memory_beyond_every_node() {
     let ns = Namespace::new("toobig");
     let mut pod = ns.script_pod("bad", "Never", "true");
@@ -77,6 +78,7 @@ fn port_of_the_node_that_another_pod_has() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn slurm_flags_that_sbatch_refuses() {
     let ns = Namespace::new("badflags");
     let mut pod = ns.script_pod("bad", "Never", "true");
@@ -87,6 +89,7 @@ fn slurm_flags_that_sbatch_refuses() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn slurm_flags_that_break_out_of_the_annotation() {
     let ns = Namespace::new("injection");
     let mut pod = ns.script_pod("bad", "Never", "true");

@@ -88,6 +88,7 @@ fn pods_created_and_deleted_while_the_kubelet_is_away() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_job_requeued_while_the_kubelet_is_away_is_the_same_pod() {
     let _turn = turn();
     let ns = Namespace::new("requeued-away");
@@ -120,6 +121,7 @@ fn a_job_requeued_while_the_kubelet_is_away_is_the_same_pod() {
 /// A shared file system that does not answer is no empty one, and a damaged file is no missing one: the jobs are there, and
 /// are the pods'. A job of ours that no pod has ends.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_kubelet_that_cannot_read_its_records_begins_nothing_twice() {
     let _turn = turn();
     let ns = Namespace::new("records");
@@ -452,6 +454,7 @@ fn pods_find_a_kubelet_whose_address_and_port_have_changed() {
 
 /// Nobody asks for the pod: its owner is told all the same, and Slurm carries the link.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_pod_that_stays_without_its_link_is_told_and_carried() {
     let _turn = turn();
     let ns = Namespace::new("nolink");
@@ -501,6 +504,7 @@ impl Drop for Unreachable {
 /// The link is cut while a session streams, and its port stays out of reach: the session's client is told, and the next
 /// one is carried by Slurm, both ways and whole.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_cut_link_is_carried_by_srun() {
     let _turn = turn();
     let ns = Namespace::new("cut");

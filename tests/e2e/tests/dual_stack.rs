@@ -156,6 +156,7 @@ fn policies_hold_for_ipv6() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about two nodes")]
 fn the_world_is_reached_by_ipv6_where_the_node_has_a_way_and_elsewhere_that_is_said_at_once() {
     let ns = Namespace::new("v6-outward");
     for node in ["c1", "c2"] {

@@ -111,6 +111,7 @@ fn launcher_tests(folder: &Path) -> std::io::Result<()> {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about a compute node")]
 fn the_launchers_tests_hold_for_both_on_a_node() {
     let site = std::env::var("SITE_DIR").unwrap_or_else(|_| "/var/tmp/hpk-site".to_owned());
     launcher_tests(&Path::new(&site).join("home/alice/launchers")).expect("the tests' program");

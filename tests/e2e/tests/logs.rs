@@ -41,6 +41,7 @@ fn follower_loses_nothing_at_a_rotation() {
 /// The client reads nothing until the pod's job has left Slurm, its supervisor and its link with it; far more is
 /// waiting than the buffers on the way hold.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_slow_follower_gets_the_rest_after_the_pod_has_gone() {
     const LINES: usize = 400_000;
     let ns = Namespace::new("slow");

@@ -40,6 +40,7 @@ fn client(ns: &Namespace, script: &str) -> String {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about two nodes")]
 fn pods_on_two_nodes_reach_each_other() {
     let ns = Namespace::new("pods");
     server_and_client(&ns);
@@ -125,6 +126,7 @@ spec:
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about a compute node")]
 fn host_port_is_a_port_of_the_compute_node() {
     let ns = Namespace::new("hostport");
     ns.apply(&format!(

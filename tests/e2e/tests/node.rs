@@ -10,6 +10,7 @@ fn get(args: &[&str]) -> Value {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn the_node_is_the_slurm_cluster() {
     let node = get(&["node", NODE]);
     let sinfo = sx("login", Some("alice"), &["sinfo", "-h", "-N", "-o", "%N %c"]);

@@ -82,6 +82,7 @@ fn a_new_image_restarts_the_container_in_its_running_pod() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_requeued_job_is_the_same_pod() {
     let ns = Namespace::new("requeue");
     let mut pod = ns.script_pod("again", "Always", "echo begun; sleep 600");
@@ -108,6 +109,7 @@ fn a_requeued_job_is_the_same_pod() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about a compute node")]
 fn the_nodes_network_gives_the_compute_nodes_address() {
     let ns = Namespace::new("hostnet");
     let mut pod = ns.script_pod("host", "Never", "sleep 600");

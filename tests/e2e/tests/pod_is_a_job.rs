@@ -4,6 +4,7 @@ use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, job_of, kubectl, process
 use serde_json::{Value, json};
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn job_carries_the_pods_name_uid_and_requests() {
     let ns = Namespace::new("job");
     let mut pod = ns.script_pod("two-cpus", "Never", "sleep 600");
@@ -51,6 +52,7 @@ fn a_resize_of_a_running_pod_is_told_infeasible() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn accounting_shows_the_pod_after_its_end() {
     let ns = Namespace::new("sacct");
     ns.run_script("short", "Never", "exit 0");
@@ -77,6 +79,7 @@ fn exit_code_and_logs_stay_after_the_end() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn hpk_pause_is_pid_1_of_the_jobs_parent_container() {
     let ns = Namespace::new("pid1");
     // Kubernetes takes "$$" in a command for one "$".
@@ -148,6 +151,7 @@ fn process_that_ignores_sigterm_goes_after_its_grace_period() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn every_pod_on_the_node_has_its_job() {
     let ns = Namespace::new("agree");
     for pod in ["a", "b", "c"] {

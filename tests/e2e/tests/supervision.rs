@@ -60,6 +60,7 @@ fn startup_probe_gates_the_others() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about two nodes")]
 fn sidecar_starts_before_and_ends_after_the_containers() {
     let ns = Namespace::new("sidecar");
     ns.apply(&format!(
@@ -139,6 +140,7 @@ fn back_off_grows_by_the_rule() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about limits that Slurm keeps")]
 fn out_of_memory_is_told_from_a_plain_kill() {
     let ns = Namespace::new("oom");
     let mut pod = ns.script_pod("greedy", "Never", "");
@@ -152,6 +154,7 @@ fn out_of_memory_is_told_from_a_plain_kill() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about limits that Slurm keeps")]
 fn a_process_killed_for_memory_takes_its_container_along_and_no_other() {
     let ns = Namespace::new("oom-child");
     let child = "python3 -c 'x = bytearray(900 << 20)'; exec sleep 600";

@@ -34,6 +34,7 @@ fn alice(script: &str) -> Run {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_file_of_the_users_is_not_made_the_jobs_output() {
     let ns = Namespace::new("flagoutput");
     let file = format!("/home/alice/{}", ns.name());
@@ -55,6 +56,7 @@ fn a_file_of_the_users_is_not_made_the_jobs_output() {
 
 /// A folder's name with line breaks once became lines of a start file, by what Slurm wrote of the failed chdir.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_shell_start_file_gets_no_line() {
     let ns = Namespace::new("flagchdir");
     let line = format!("touch /home/alice/{}", ns.name());
@@ -73,6 +75,7 @@ fn a_shell_start_file_gets_no_line() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn the_job_stays_one_of_its_own_name() {
     let ns = Namespace::new("flagjob");
     refused(
@@ -94,6 +97,7 @@ fn the_job_stays_one_of_its_own_name() {
 
 /// In a namespace of level restricted, somebody who may only create pods takes 32 CPUs by a flag that no quota counts.
 #[test]
+#[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_pod_maker_in_a_restricted_namespace_gives_no_flags() {
     let ns = Namespace::new("flagmaker");
     ns.kubectl(&["create", "serviceaccount", "maker"]).ok();

@@ -73,6 +73,9 @@ while time.time() < end:
 print(*sorted(got), flush=True)
 ";
 
+/// Begins a cluster where the cases run.
+const UP: &[&str] = if cfg!(feature = "site") { &["up"] } else { &["up", "--executor", "local"] };
+
 /// Where each port is.
 fn places(ports: &Value) -> Vec<String> {
     let at = |(name, port): (&String, &Value)| {
@@ -85,7 +88,7 @@ fn places(ports: &Value) -> Vec<String> {
 #[test]
 fn a_port_of_the_control_plane_is_nobody_elses_while_its_servers_restart() {
     let cluster = Cluster::new("ports", "/tmp");
-    cluster.hpk(&["up"]).ok();
+    cluster.hpk(UP).ok();
     let before = cluster.ports();
     let mut all = places(&before);
     // One that is free, so that the attacker is seen to work.
@@ -110,7 +113,7 @@ fn a_port_of_the_control_plane_is_nobody_elses_while_its_servers_restart() {
 #[test]
 fn ports_that_another_user_took_meanwhile_are_exchanged() {
     let cluster = Cluster::new("moved", "/tmp");
-    cluster.hpk(&["up"]).ok();
+    cluster.hpk(UP).ok();
     let before = cluster.ports();
     cluster.hpk(&["down"]).ok();
     // bob answers at two of them, for as long as this case needs.
@@ -130,7 +133,7 @@ if os.fork() == 0:
     import time; time.sleep(60)
 ";
     sx("login", Some("bob"), &["python3", "-c", script, &api, &dns]).ok();
-    cluster.hpk(&["up"]).ok();
+    cluster.hpk(UP).ok();
     let after = cluster.ports();
     sx("login", None, &["pkill", "-u", "bob", "-f", &format!("{api} {dns}$")]);
     for (name, port) in after.as_object().unwrap() {
@@ -150,7 +153,7 @@ fn a_folder_that_another_user_made_first_is_passed_over() {
     {
         let cluster = Cluster::new("folder", tmp);
         // Ready means that the member serves, which needs its folder.
-        cluster.hpk(&["up"]).ok();
+        cluster.hpk(UP).ok();
         let member = cluster.components().into_iter().find(|c| c["name"] == "hpk-netns-member").unwrap();
         assert_eq!((member["phase"].as_str(), member["restarts"].as_u64()), (Some("ready"), Some(0)), "{member}");
         assert_eq!(
