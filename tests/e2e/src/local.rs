@@ -28,7 +28,7 @@ pub(crate) fn runs_of(namespace: &str, pod: &str) -> Vec<Job> {
     let of = runs.filter_map(|entry| {
         let record = read(&entry.path().join("run.json"))?;
         let uid = record["pod"].as_str()?.to_owned();
-        let plan = read(&home().join("pods").join(&uid).join("plan.json"))?;
+        let plan = read(&home().join("pods").join(&uid).join("pod/plan.json"))?;
         (plan["pod"]["namespace"] == namespace && plan["pod"]["name"] == pod).then(|| Job {
             id: entry.file_name().to_string_lossy().into_owned(),
             name: format!("{namespace}/{pod}"),
