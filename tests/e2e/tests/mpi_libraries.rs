@@ -84,7 +84,9 @@ fn nas_ep_of_class_a() {
 fn hpcc_passes_its_own_tests() {
     let ns = Namespace::new("mpi-hpcc");
     let input = include_str!("mpi_libraries/hpccinf.txt");
-    ns.kubectl_with_input(&["create", "configmap", "hpcc", "--from-file=hpccinf.txt=/dev/stdin"], input).ok();
+    let input =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hpcc"}, "data": {"hpccinf.txt": input}});
+    ns.apply(&input.to_string());
     let script = "cd $(mktemp -d) && cp /in/hpccinf.txt . && hpcc && [ $SLURM_PROCID != 0 ] || cat hpccoutf.txt";
     let mut pod = judged("hpcc", 4, &["sh", "-c", script]);
     let main = &mut pod["spec"]["containers"][0];
