@@ -90,6 +90,14 @@ install: build control-plane ## HPK for you, below PREFIX (default ~/.local), no
 	@images/install.sh $(PREFIX)
 	@$(phase) "HPK is in $(PREFIX); with $(PREFIX)/bin in your PATH: hpk doctor, then hpk up"
 
+.PHONY: dist
+dist: tools ## the one file that a site needs, for x86_64 and glibc 2.17 or later (docs/guide/release.md)
+	@images/dist/build.sh
+
+.PHONY: dist-try
+dist-try: dist rootfs site ## that file, tried by bob on the site, who has no tool chain: from the archive to a running pod
+	@tests/dist/try.sh "$$(ls $(HPK_CACHE)/dist/hpk-*-x86_64.tar.zst)"
+
 .PHONY: site-up
 site-up: tools ## the site, and HPK in it as alice: node Ready
 	@$(phase) "bringing up the site in $(SITE_DIR)"

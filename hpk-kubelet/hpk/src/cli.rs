@@ -65,6 +65,14 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Remove the installed files; what runs must be stopped before
+    Uninstall(Uninstall),
+    /// Write the manual pages to a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder, such as ~/.local/share/man/man1
+        dir: PathBuf,
+    },
     /// The detached supervisor
     #[command(hide = true)]
     Supervise {
@@ -342,6 +350,17 @@ pub(crate) struct Down {
     /// Also end this cluster's pods: their Slurm jobs, or their processes on this machine
     #[arg(long)]
     pub pods: bool,
+}
+
+/// `hpk uninstall`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hpk uninstall             the programs go, ~/.hpk stays
+  hpk uninstall --state     and ~/.hpk with all pods' volumes, logs and images")]
+pub(crate) struct Uninstall {
+    /// Also remove HPK_HOME: keys, the cluster's objects, logs, images and all data of claims. It cannot be brought back
+    #[arg(long)]
+    pub state: bool,
 }
 
 /// `hpk expose`.

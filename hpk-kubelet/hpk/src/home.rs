@@ -265,7 +265,17 @@ impl Install {
     /// The control plane's image.
     #[must_use]
     pub(crate) fn image(&self) -> PathBuf {
-        self.prefix.join("share/hpk/control-plane.sif")
+        self.prefix.join("share/hpk/control-plane.sqfs")
+    }
+    /// The folder above all of them.
+    #[must_use]
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+    /// The list of the files that were installed, relative to the prefix.
+    #[must_use]
+    pub(crate) fn installed(&self) -> PathBuf {
+        self.prefix.join("share/hpk/installed")
     }
     /// The pods' parent image, a sandbox folder.
     #[must_use]

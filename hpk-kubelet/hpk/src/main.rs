@@ -22,6 +22,7 @@ mod status;
 mod storage_classes;
 mod supervise;
 mod target;
+mod uninstall;
 mod up;
 
 use anyhow::Result;
@@ -65,6 +66,12 @@ fn run(command: Command) -> Result<ExitCode> {
             }
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "hpk", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Uninstall(args) => uninstall::run(&args).await,
+            Command::Manual { dir } => {
+                std::fs::create_dir_all(&dir)?;
+                clap_mangen::generate_to(Cli::command(), &dir)?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Supervise { home } => up::supervise(Home::at(home)).await,
