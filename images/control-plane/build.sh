@@ -33,7 +33,8 @@ if [ "$(cat "$image.recipe" 2>/dev/null)" != "$recipe" ]; then
   chmod -R u=rwX,go=rX "$tree"
   # lz4: several programs page in at once through one squashfuse each, and a
   # start is bound by decompression (docs/adr/0005-control-plane-image.md).
-  nice mksquashfs "$tree" "$image.new" -quiet -no-progress -noappend -comp lz4 -Xhc -b 131072 \
+  # Times are said here; mksquashfs does not take them from two places.
+  env -u SOURCE_DATE_EPOCH nice mksquashfs "$tree" "$image.new" -quiet -no-progress -noappend -comp lz4 -Xhc -b 131072 \
     -all-root -all-time 0 -mkfs-time 0 >"$out/pack.log" 2>&1 ||
     { tail -n 20 "$out/pack.log" >&2; die "packing failed, its log is $out/pack.log"; }
   rm -rf "$tree"
