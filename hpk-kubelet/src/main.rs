@@ -63,6 +63,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == "image-helper") {
         return hpk_images::helper::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|a| a == provisioner::copy::COMMAND) {
+        return provisioner::copy::main();
+    }
     let args = Args::parse();
     // What is made without a mode of its own is nobody else's.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

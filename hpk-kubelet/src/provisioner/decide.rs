@@ -209,14 +209,27 @@ impl World {
             return Err(Refusal::Source(kind.to_owned()));
         }
         let source = self.claims.get(&(namespace.to_owned(), name.to_owned()));
-        let bound = source.and_then(|c| c.spec.as_ref()).and_then(|s| s.volume_name.as_deref());
-        let volume = bound.and_then(|volume| self.volumes.get(volume)).filter(|v| is_by_us(v));
+        // volumeName is the claim's own word: the volume's counts, too.
+        let bound = source.filter(|c| c.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound")));
+        let named = bound.and_then(|c| c.spec.as_ref()).and_then(|s| s.volume_name.as_deref());
+        let volume = named.and_then(|volume| self.volumes.get(volume)).filter(|v| is_by_us(v));
+        let volume = volume.filter(|v| bound.is_some_and(|claim| holds(v, claim)));
         let Some(place) = volume.and_then(place) else { return Err(Refusal::NoSource(name.to_owned())) };
         let has = volume.and_then(capacity);
         if let Some(has) = has.filter(|has| quantity::value_of(has) > quantity::value_of(size)) {
             return Err(Refusal::Smaller(name.to_owned(), has.0));
         }
         Ok(Origin::CopyOf(place.path()))
+    }
+
+    /// Folders that have volumes of ours, by those that are there and by the classes.
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
+        let classes = self.classes.values().filter(|c| is_ours(c)).filter_map(|c| Class::read(c).ok()?.root);
+        let volumes = self.volumes.values().filter(|v| is_by_us(v)).filter_map(|v| Some(place(v)?.root));
+        let mut roots: Vec<PathBuf> = classes.chain(volumes).chain([self.home.clone()]).collect();
+        roots.sort();
+        roots.dedup();
+        roots
     }
 
     /// A bound claim that asks for more than it has.
@@ -257,6 +270,26 @@ impl World {
             None => ForVolume::Nothing,
         }
     }
+}
+
+/// Whether the volume says itself that it is this claim's.
+fn holds(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let holder = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    let meta = &claim.metadata;
+    holder.is_some_and(|h| h.uid.is_some() && h.uid == meta.uid && h.name == meta.name && h.namespace == meta.namespace)
+}
+
+/// The claim of the same namespace whose content this one is to have.
+pub(super) fn source(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let spec = claim.spec.as_ref()?;
+    let named = spec.data_source_ref.as_ref().map(|s| s.name.as_str());
+    named.or(spec.data_source.as_ref().map(|s| s.name.as_str()))
+}
+
+/// The claim that a volume is for.
+pub(super) fn holder(volume: &PersistentVolume) -> Option<ClaimKey> {
+    let holder = volume.spec.as_ref()?.claim_ref.as_ref()?;
+    Some((holder.namespace.clone()?, holder.name.clone()?))
 }
 
 fn is_archived(volume: &PersistentVolume) -> bool {

@@ -5,12 +5,13 @@
 //! external provisioners do: the API's controllers ask by an annotation and bind the volume themselves.
 
 mod class;
+pub mod copy;
 mod decide;
 mod folders;
 mod objects;
 
 use crate::api::events::{Note, Recorder};
-use decide::{ClaimKey, ForClaim, ForVolume, Provision, World};
+use decide::{ClaimKey, ForClaim, ForVolume, Place, Provision, World};
 use futures::stream::{BoxStream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
@@ -21,7 +22,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -32,7 +35,7 @@ pub const ANNOTATION_RESTORE: &str = "volumes.hpk.io/restore";
 /// On a volume: its folder is kept under another name.
 const ANNOTATION_ARCHIVE: &str = "volumes.hpk.io/archive-on-delete";
 /// On a volume: who has made it.
-const ANNOTATION_BY: &str = "pv.kubernetes.io/provisioned-by";
+pub const ANNOTATION_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// External provisioners' own.
 const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 
@@ -43,9 +46,15 @@ const SWEEP: Duration = Duration::from_secs(600);
 /// Between attempts of a step that failed: the first pause, doubled up to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// Copies at a time: each keeps the login node's disk busy for as long as it takes.
+const COPIES: usize = 2;
+/// Other steps at a time, of the threads that the kubelet has for what blocks.
+const STEPS: usize = 32;
+
 /// What the task is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
+    Class(String),
     Claim(ClaimKey),
     Volume(String),
 }
@@ -72,6 +81,10 @@ pub async fn run(client: Client, recorder: Recorder, home: PathBuf) {
         again: HashSet::new(),
         failures: HashMap::new(),
         refused: HashMap::new(),
+        places: HashMap::new(),
+        lists: Lists::default(),
+        copies: Arc::new(Semaphore::new(COPIES)),
+        others: Arc::new(Semaphore::new(STEPS)),
         sweeping: false,
     };
     loop {
@@ -136,7 +149,45 @@ struct Provisioner {
     failures: HashMap<Key, Failure>,
     /// What was told of claims that get no volume.
     refused: HashMap<ClaimKey, String>,
+    /// Of claims that have no volume in the API yet: what it will be called, and its folder.
+    places: HashMap<Key, (String, Place)>,
+    lists: Lists,
+    copies: Arc<Semaphore>,
+    others: Arc<Semaphore>,
     sweeping: bool,
+}
+
+/// Whether what is known is whole: a decision from a part of it would be wrong.
+#[derive(Debug, Default)]
+struct Lists {
+    classes: List,
+    claims: List,
+    volumes: List,
+}
+
+impl Lists {
+    fn whole(&self) -> bool {
+        self.classes.whole && self.claims.whole && self.volumes.whole
+    }
+}
+
+/// A list that is being read, anew after a broken watch.
+#[derive(Debug, Default)]
+struct List {
+    whole: bool,
+    /// What it had so far; what is gone is not in it at its end.
+    has: HashSet<Key>,
+}
+
+impl List {
+    fn begin(&mut self) {
+        *self = Self::default();
+    }
+
+    fn end(&mut self) -> HashSet<Key> {
+        self.whole = true;
+        std::mem::take(&mut self.has)
+    }
 }
 
 impl Provisioner {
@@ -144,44 +195,112 @@ impl Provisioner {
         use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
         match seen {
             Seen::Class(event) => match *event {
-                Apply(class) | InitApply(class) => self.class(class),
+                Apply(class) => self.class(class),
+                InitApply(class) => {
+                    self.lists.classes.has.insert(Key::Class(class.name_any()));
+                    self.class(class);
+                }
                 Delete(class) => {
                     self.world.classes.remove(&class.name_any());
                 }
-                // A list after a broken watch: what is gone is not in it.
-                Init => self.world.classes.clear(),
-                InitDone => {}
+                Init => self.lists.classes.begin(),
+                InitDone => {
+                    let has = self.lists.classes.end();
+                    self.world.classes.retain(|name, _| has.contains(&Key::Class(name.clone())));
+                    self.look_at_all();
+                }
             },
             Seen::Claim(event) => match *event {
-                Apply(claim) | InitApply(claim) => {
-                    let key = claim_key(&claim);
-                    self.world.claims.insert(key.clone(), claim);
-                    self.look(Key::Claim(key));
+                Apply(claim) => self.claim(claim),
+                InitApply(claim) => {
+                    self.lists.claims.has.insert(Key::Claim(claim_key(&claim)));
+                    self.claim(claim);
                 }
-                Delete(claim) => {
-                    let key = claim_key(&claim);
-                    self.world.claims.remove(&key);
-                    self.refused.remove(&key);
-                    self.failures.remove(&Key::Claim(key));
+                Delete(claim) => self.claim_gone(claim_key(&claim)),
+                Init => self.lists.claims.begin(),
+                InitDone => {
+                    let has = self.lists.claims.end();
+                    let gone = self.world.claims.keys().filter(|key| !has.contains(&Key::Claim((*key).clone())));
+                    for key in gone.cloned().collect::<Vec<_>>() {
+                        self.claim_gone(key);
+                    }
+                    self.look_at_all();
                 }
-                Init => self.world.claims.clear(),
-                InitDone => self.look_at_claims(|_| true),
             },
             Seen::Volume(event) => match *event {
-                Apply(volume) | InitApply(volume) => {
-                    let name = volume.name_any();
-                    self.world.volumes.insert(name.clone(), volume);
-                    self.look(Key::Volume(name));
+                Apply(volume) => self.volume(volume),
+                InitApply(volume) => {
+                    self.lists.volumes.has.insert(Key::Volume(volume.name_any()));
+                    self.volume(volume);
                 }
                 Delete(volume) => {
                     let name = volume.name_any();
                     self.world.volumes.remove(&name);
                     self.failures.remove(&Key::Volume(name));
                 }
-                Init => self.world.volumes.clear(),
-                // What stands in one list is decided by what is in the others, too.
-                InitDone => self.look_at_claims(|_| true),
+                Init => self.lists.volumes.begin(),
+                InitDone => {
+                    let has = self.lists.volumes.end();
+                    self.world.volumes.retain(|name, _| has.contains(&Key::Volume(name.clone())));
+                    self.look_at_all();
+                }
             },
+        }
+    }
+
+    fn claim(&mut self, claim: PersistentVolumeClaim) {
+        let key = claim_key(&claim);
+        self.world.claims.insert(key.clone(), claim);
+        self.look(Key::Claim(key.clone()));
+        self.look_at_copies_of(&key);
+    }
+
+    fn claim_gone(&mut self, of: ClaimKey) {
+        self.world.claims.remove(&of);
+        self.refused.remove(&of);
+        let key = Key::Claim(of);
+        self.failures.remove(&key);
+        if !self.busy.contains(&key) {
+            self.abandon(key);
+        }
+    }
+
+    fn volume(&mut self, volume: PersistentVolume) {
+        let (name, holder) = (volume.name_any(), decide::holder(&volume));
+        self.world.volumes.insert(name.clone(), volume);
+        self.look(Key::Volume(name));
+        if let Some(holder) = holder {
+            self.look_at_copies_of(&holder);
+        }
+    }
+
+    /// A claim whose content is to be this one's may have waited for it.
+    fn look_at_copies_of(&mut self, of: &ClaimKey) {
+        let (namespace, name) = of;
+        self.look_at_claims(|claim| {
+            claim.namespace().as_deref() == Some(namespace) && decide::source(claim) == Some(name)
+        });
+    }
+
+    fn look_at_all(&mut self) {
+        self.look_at_claims(|_| true);
+        for name in self.world.volumes.keys().cloned().collect::<Vec<_>>() {
+            self.look(Key::Volume(name));
+        }
+    }
+
+    /// Its claim is gone, and the API never knew of a volume for it.
+    fn abandon(&mut self, key: Key) {
+        if let Some((volume, place)) = self.places.remove(&key) {
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            self.begin(key, async move {
+                // The answer to its making may have been lost: then it is the volume's to say what becomes of the folder.
+                if api.get_opt(&volume).await?.is_some() {
+                    return Ok(());
+                }
+                let now = Timestamp::now().as_second();
+                blocking(move || folders::abandon(&place, now)).await
+            });
         }
     }
 
@@ -200,6 +319,9 @@ impl Provisioner {
 
     /// Decides about one object and begins the step.
     fn look(&mut self, key: Key) {
+        if !self.lists.whole() {
+            return;
+        }
         if self.busy.contains(&key) {
             self.again.insert(key);
             return;
@@ -208,14 +330,17 @@ impl Provisioner {
             return;
         }
         match &key {
+            Key::Class(_) => {}
             Key::Claim(of) => {
                 let Some(claim) = self.world.claims.get(of).cloned() else { return };
                 match self.world.for_claim(&claim) {
                     ForClaim::Nothing => {
                         self.failures.remove(&key);
+                        self.places.remove(&key);
                     }
                     ForClaim::Refuse(why) => self.refuse(&claim, why.to_string()),
                     ForClaim::Provision(made) => {
+                        self.places.insert(key.clone(), (made.volume.clone(), made.place.clone()));
                         let step = provision(self.client.clone(), self.recorder.clone(), claim, *made);
                         self.begin(key, step);
                     }
@@ -251,7 +376,19 @@ impl Provisioner {
 
     fn begin(&mut self, key: Key, step: impl Future<Output = Result<(), StepError>> + Send + 'static) {
         self.busy.insert(key.clone());
-        self.steps.spawn(async move { Ended::Step(key, step.await) });
+        let copies = self.places.contains_key(&key) && self.is_copy(&key);
+        let gate = if copies { self.copies.clone() } else { self.others.clone() };
+        self.steps.spawn(async move {
+            let _turn = gate.acquire_owned().await;
+            // A task of its own: a panic in it ends this step, and is told like another failure.
+            let result = tokio::spawn(step).await.unwrap_or_else(|panic| Err(panic.into()));
+            Ended::Step(key, result)
+        });
+    }
+
+    fn is_copy(&self, key: &Key) -> bool {
+        let Key::Claim(of) = key else { return false };
+        self.world.claims.get(of).is_some_and(|claim| decide::source(claim).is_some())
     }
 
     fn ended(&mut self, ended: Ended) {
@@ -263,6 +400,7 @@ impl Provisioner {
         match result {
             Ok(()) => {
                 self.failures.remove(&key);
+                self.places.remove(&key);
                 if self.again.remove(&key) {
                     self.look(key);
                 }
@@ -270,6 +408,10 @@ impl Provisioner {
             Err(error) => {
                 self.again.remove(&key);
                 self.tell_failure(&key, &error.to_string());
+                if matches!(&key, Key::Claim(of) if !self.world.claims.contains_key(of)) {
+                    self.abandon(key);
+                    return;
+                }
                 let pause = self.failures.get(&key).map_or(PAUSES.0, |f| (f.pause * 2).min(PAUSES.1));
                 self.failures.insert(key, Failure { at: Instant::now() + pause, pause });
             }
@@ -284,6 +426,7 @@ impl Provisioner {
                 failure.at = now;
             }
             let gone = match &key {
+                Key::Class(_) => true,
                 Key::Claim(of) => !self.world.claims.contains_key(of),
                 Key::Volume(name) => !self.world.volumes.contains_key(name),
             };
@@ -308,6 +451,7 @@ impl Provisioner {
     fn tell_failure(&self, key: &Key, why: &str) {
         tracing::warn!(?key, why, "provisioner");
         match key {
+            Key::Class(_) => {}
             Key::Claim(of) => {
                 if let Some(claim) = self.world.claims.get(of) {
                     self.recorder.tell(about_claim(claim), Note::warning("ProvisioningFailed", why));
@@ -326,11 +470,7 @@ impl Provisioner {
         if std::mem::replace(&mut self.sweeping, true) {
             return;
         }
-        let classes = self.world.classes.values().filter(|c| class::is_ours(c));
-        let mut roots: Vec<PathBuf> =
-            classes.filter_map(|c| class::Class::read(c).ok()?.root).chain([self.world.home.clone()]).collect();
-        roots.sort();
-        roots.dedup();
+        let roots = self.world.roots();
         let before = Timestamp::now().as_second() - i64::try_from(KEPT.as_secs()).unwrap_or(i64::MAX);
         self.steps.spawn(async move {
             let swept = tokio::task::spawn_blocking(move || roots.iter().for_each(|root| sweep(root, before)));
@@ -342,7 +482,7 @@ impl Provisioner {
 
 fn sweep(root: &Path, before: i64) {
     for path in folders::old(root, before) {
-        match folders::remove_tree(&path) {
+        match folders::remove_old(&path) {
             Ok(()) => tracing::info!(path = %path.display(), "deleted volume removed"),
             Err(error) => tracing::warn!(%error, "deleted volume not removed"),
         }
@@ -364,7 +504,7 @@ async fn provision(
 ) -> Result<(), StepError> {
     let api: Api<PersistentVolume> = Api::all(client);
     let (place, origin) = (made.place.clone(), made.origin.clone());
-    blocking(move || folders::make(&place, &origin)).await?;
+    blocking(move || folders::make(&place, &origin, folders::copied)).await?;
     match api.create(&PostParams::default(), &objects::volume(&made, &claim)).await {
         // Made by an earlier attempt whose answer was lost.
         Err(kube::Error::Api(status)) if status.code == 409 => {}

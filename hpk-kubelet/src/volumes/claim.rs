@@ -1,6 +1,7 @@
 //! persistentVolumeClaim and ephemeral: a claim's PersistentVolume is a folder that the node can reach, bound into the pod.
 
 use super::{Ground, nfs};
+use crate::provisioner::{ANNOTATION_BY, PROVISIONER};
 use hpk_api::plan::{GroupChange, HostBind, VolumePlan};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod};
 use thiserror::Error;
@@ -80,7 +81,9 @@ pub(super) fn plan(wanted: &ClaimUse, ground: Ground<'_>, binds: &mut Vec<HostBi
     }
     binds.push(bind(&volume, of, ground.mounts)?);
     let read_only = wanted.read_only || of.nfs.as_ref().is_some_and(|n| n.read_only == Some(true));
-    let group = if read_only { None } else { group_change(ground.pod) };
+    // Data that were there before belong to whom they belong: as upstream, hostPath and nfs are left alone.
+    let managed = of.local.is_some() || is_provisioned(found.volume.as_ref());
+    let group = group_change(ground.pod).filter(|_| managed && !read_only);
     Ok(VolumePlan::Host { index: binds.len() - 1, read_only, group })
 }
 
@@ -98,6 +101,12 @@ fn bind(name: &str, spec: &PersistentVolumeSpec, mounts: &str) -> Result<HostBin
     } else {
         Err(ClaimError::Kind { volume: name.to_owned(), kind: kind(spec) })
     }
+}
+
+/// Whether its folder was made for the claim by our provisioner.
+fn is_provisioned(volume: Option<&PersistentVolume>) -> bool {
+    let annotations = volume.and_then(|v| v.metadata.annotations.as_ref());
+    annotations.and_then(|a| a.get(ANNOTATION_BY)).is_some_and(|by| by == PROVISIONER)
 }
 
 /// What fsGroup asks for; None: nothing.
@@ -181,8 +190,16 @@ mod tests {
         }
         let pod = json!({"spec": {"containers": [],
             "securityContext": {"fsGroup": 7, "fsGroupChangePolicy": "OnRootMismatch"}}});
-        let (plan, _) = planned(claim("v", "Bound"), volume(json!({"local": {"path": "/y"}})), pod).expect("a plan");
-        assert_eq!(plan, VolumePlan::Host { index: 0, read_only: false, group: Some(GroupChange::OnRootMismatch) });
+        let group = |volume: Value| {
+            let (plan, _) = planned(claim("v", "Bound"), volume, pod.clone()).expect("a plan");
+            let VolumePlan::Host { group, .. } = plan else { panic!("{plan:?}") };
+            group
+        };
+        let mut ours = volume(json!({"hostPath": {"path": "/x"}}));
+        assert_eq!(group(ours.clone()), None, "somebody's data");
+        ours["metadata"]["annotations"] = json!({ANNOTATION_BY: PROVISIONER});
+        assert_eq!(group(ours), Some(GroupChange::OnRootMismatch));
+        assert_eq!(group(volume(json!({"local": {"path": "/y"}}))), Some(GroupChange::OnRootMismatch));
     }
 
     #[test]

@@ -95,9 +95,14 @@ fn a_copy_comes_from_a_bound_claim_of_the_same_namespace() {
     let mut world = world(&[class("home", json!({}))]);
     let mut source = claim(json!({"volumeName": "pvc-0123456789ab"}), json!({}));
     source.metadata.name = Some("source".into());
-    world.claims.insert(("ns".into(), "source".into()), source);
-    world.volumes.insert("pvc-0123456789ab".into(), volume("Bound", "Delete", &[]));
-    let from = |size: &str| {
+    source.status = serde_json::from_value(json!({"phase": "Bound"})).unwrap();
+    let mut its = volume("Bound", "Delete", &[]);
+    let of = its.spec.as_mut().unwrap();
+    of.claim_ref.as_mut().unwrap().name = Some("source".into());
+    of.host_path.as_mut().unwrap().path = "/h/volumes/ns/source-01234567".into();
+    world.claims.insert(("ns".into(), "source".into()), source.clone());
+    world.volumes.insert("pvc-0123456789ab".into(), its.clone());
+    let from = |world: &World, size: &str| {
         let mut copy = claim(
             json!({"dataSource": {"kind": "PersistentVolumeClaim", "name": "source"},
                 "resources": {"requests": {"storage": size}}}),
@@ -106,9 +111,27 @@ fn a_copy_comes_from_a_bound_claim_of_the_same_namespace() {
         copy.metadata.uid = Some("ffff".into());
         world.for_claim(&copy)
     };
-    let ForClaim::Provision(made) = from("1Gi") else { panic!("nothing") };
-    assert_eq!(made.origin, Origin::CopyOf("/h/volumes/ns/data-01234567".into()));
-    assert!(matches!(from("1Mi"), ForClaim::Refuse(Refusal::Smaller(..))));
+    let ForClaim::Provision(made) = from(&world, "1Gi") else { panic!("nothing") };
+    assert_eq!(made.origin, Origin::CopyOf("/h/volumes/ns/source-01234567".into()));
+    assert!(matches!(from(&world, "1Mi"), ForClaim::Refuse(Refusal::Smaller(..))));
+    let none = |world: &World, why: &str| {
+        assert!(matches!(from(world, "1Gi"), ForClaim::Refuse(Refusal::NoSource(_))), "{why}");
+    };
+    source.status = None;
+    world.claims.insert(("ns".into(), "source".into()), source.clone());
+    none(&world, "not bound");
+    // Whoever makes a claim may name any volume in it.
+    source.status = serde_json::from_value(json!({"phase": "Bound"})).unwrap();
+    world.claims.insert(("ns".into(), "source".into()), source);
+    for change in [json!({"uid": "another"}), json!({"namespace": "other"}), json!({"name": "other"}), Value::Null] {
+        let mut foreign = serde_json::to_value(&its).unwrap();
+        match change {
+            Value::Null => foreign["spec"]["claimRef"] = Value::Null,
+            change => foreign["spec"]["claimRef"].as_object_mut().unwrap().extend(change.as_object().unwrap().clone()),
+        }
+        world.volumes.insert("pvc-0123456789ab".into(), serde_json::from_value(foreign).unwrap());
+        none(&world, "the volume is another claim's");
+    }
 }
 
 #[test]
