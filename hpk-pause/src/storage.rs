@@ -6,12 +6,13 @@
 use crate::helper::Helper;
 use crate::paths::Paths;
 use crate::perform::Happening;
+use hpk_api::control::{VolumeStats, VolumeUse};
 use hpk_api::plan::{SandboxPlan, VolumePlan};
 use hpk_core::{ContainerUse, StorageLimits, StorageUse};
 use std::collections::HashSet;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -19,6 +20,8 @@ use tokio::sync::mpsc;
 const EVERY: Duration = Duration::from_secs(10);
 /// A measurement is followed by at least so many times its own duration of rest: large trees must not keep a core busy.
 const REST: u32 = 20;
+/// A claim's volume with more files and folders is not counted: it is on the shared file system, where that takes long.
+const CLAIM_ENTRIES: usize = 200_000;
 
 #[derive(Debug)]
 pub struct Meter {
@@ -65,10 +68,12 @@ impl Meter {
         }
         let volumes = plan.volumes.iter().filter(|(_, v)| matches!(v, VolumePlan::EmptyDir { memory: false, .. }));
         let volumes: Vec<String> = volumes.map(|(name, _)| name.clone()).collect();
+        let claims: Vec<Claim> =
+            plan.volumes.iter().filter_map(|(name, volume)| Claim::of(name, volume, paths)).collect();
         let (paths, happenings) = (paths.clone(), self.happenings.clone());
         self.helper.run(move || {
             let begun = Instant::now();
-            let used = measure(&volumes, &paths);
+            let used = measure(&volumes, &claims, &paths);
             let _ = happenings.send(Happening::Stored(used, begun.elapsed()));
         });
     }
@@ -82,8 +87,36 @@ impl Meter {
     }
 }
 
-fn measure(volumes: &[String], paths: &Paths) -> StorageUse {
-    let mut used = StorageUse::default();
+/// The volume of a claim.
+struct Claim {
+    volume: String,
+    claim: String,
+    path: PathBuf,
+}
+
+impl Claim {
+    fn of(name: &str, volume: &VolumePlan, paths: &Paths) -> Option<Self> {
+        let VolumePlan::Host { index, claim: Some(claim), .. } = volume else { return None };
+        Some(Self { volume: name.to_owned(), claim: claim.clone(), path: paths.host.join(index.to_string()) })
+    }
+
+    fn measure(&self) -> Option<VolumeStats> {
+        let system = nix::sys::statvfs::statvfs(&self.path).ok()?;
+        Some(VolumeStats {
+            name: self.volume.clone(),
+            claim: self.claim.clone(),
+            used: tree(&self.path, CLAIM_ENTRIES),
+            capacity: system.fragment_size() * system.blocks(),
+            available: system.fragment_size() * system.blocks_available(),
+            inodes: system.files(),
+            inodes_free: system.files_available(),
+        })
+    }
+}
+
+fn measure(volumes: &[String], claims: &[Claim], paths: &Paths) -> StorageUse {
+    let mut used = StorageUse { claims: claims.iter().filter_map(Claim::measure).collect(), ..StorageUse::default() };
+    let tree = |path: &Path| tree(path, usize::MAX).unwrap_or_default().bytes;
     for name in volumes {
         used.volumes.insert(name.clone(), tree(&paths.empty_dir(name)));
     }
@@ -96,26 +129,33 @@ fn measure(volumes: &[String], paths: &Paths) -> StorageUse {
     used
 }
 
-/// Bytes that a tree takes on its disk, as `du -x` counts: blocks, each file once. What vanishes meanwhile counts nothing.
-fn tree(root: &Path) -> u64 {
-    let Ok(meta) = std::fs::symlink_metadata(root) else { return 0 };
+/// What a tree takes on its disk, as `du -x` counts: blocks, each file once. What vanishes meanwhile counts nothing. None: it
+/// has more than `most` files and folders.
+fn tree(root: &Path, most: usize) -> Option<VolumeUse> {
+    let Ok(meta) = std::fs::symlink_metadata(root) else { return Some(VolumeUse::default()) };
     let device = meta.dev();
-    let mut total = size(&meta);
+    let mut total = VolumeUse { bytes: size(&meta), inodes: 1 };
+    let mut seen = 0;
     let mut linked = HashSet::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > most {
+                return None;
+            }
             let Ok(meta) = entry.metadata() else { continue };
             if meta.dev() != device || (meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino())) {
                 continue;
             }
-            total += size(&meta);
+            total.bytes += size(&meta);
+            total.inodes += 1;
             if meta.is_dir() {
                 folders.push(entry.path());
             }
         }
     }
-    total
+    Some(total)
 }
 
 fn size(meta: &Metadata) -> u64 {
@@ -129,15 +169,18 @@ mod tests {
     #[test]
     fn files_are_counted_once_and_by_their_blocks() {
         let dir = tempfile::tempdir().unwrap();
-        let empty = tree(dir.path());
+        let tree = |path: &Path| tree(path, 100).map(|used| used.bytes);
+        let empty = tree(dir.path()).unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(dir.path().join("sub/a"), vec![1u8; 100_000]).unwrap();
         std::fs::hard_link(dir.path().join("sub/a"), dir.path().join("b")).unwrap();
         std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
         // A hole takes no blocks.
         std::fs::File::create(dir.path().join("hole")).unwrap().set_len(1 << 30).unwrap();
-        let grown = tree(dir.path()) - empty;
+        let grown = tree(dir.path()).unwrap() - empty;
         assert!((100_000..300_000).contains(&grown), "{grown}");
-        assert_eq!(tree(&dir.path().join("nothing")), 0);
+        assert_eq!(tree(&dir.path().join("nothing")), Some(0));
+        assert_eq!(super::tree(dir.path(), 4), None, "five entries");
+        assert_eq!(super::tree(dir.path(), 5).map(|used| used.inodes), Some(5), "one file has two names");
     }
 }

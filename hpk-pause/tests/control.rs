@@ -153,7 +153,7 @@ impl World {
                         }
                         DriverRequest::Stats { answer } => {
                             let pod = Usage { cpu_nanos: 5, ..Usage::default() };
-                            drop(answer.send(Ok(StatsSample { pod, containers: Vec::new() })));
+                            drop(answer.send(Ok(StatsSample { pod, ..StatsSample::default() })));
                         }
                         DriverRequest::Probes { answer } => {
                             let counts = ProbeCounts {

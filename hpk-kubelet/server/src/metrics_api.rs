@@ -301,7 +301,10 @@ mod tests {
         let started_at = Some(Timestamp::from_second(1000).unwrap());
         let container = ContainerStats { name: "c".to_owned(), started_at, usage, ..ContainerStats::default() };
         let at = Some(Timestamp::from_second(second).unwrap());
-        PodSample { pod: Arc::new(pod), stats: PodStats { at, pod: usage, containers: vec![container] } }
+        PodSample {
+            pod: Arc::new(pod),
+            stats: PodStats { at, pod: usage, containers: vec![container], volumes: Vec::new() },
+        }
     }
 
     #[test]

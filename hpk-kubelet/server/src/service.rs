@@ -157,6 +157,7 @@ impl<B: Backend> Service<B> {
         node.sample(&[("node", self.first_node())], 1);
         let mut out = prometheus::text([requests, running, node]);
         out.push_str(&self.backend.metrics().await);
+        out.push_str(&stats::volumes(&self.backend).await);
         out
     }
 

@@ -4,12 +4,12 @@
 use crate::backend::{Backend, NodeStats, PodSample, add};
 use crate::prometheus::{self, Family};
 use futures::StreamExt;
-use hpk_api::control::{Answer, PodStats, Request, Usage};
+use hpk_api::control::{Answer, PodStats, Request, Usage, VolumeStats};
 use hpk_control::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -146,6 +146,66 @@ fn memory(at: &str, usage: &Usage) -> Value {
         "rssBytes": usage.rss_bytes})
 }
 
+fn volume(at: &str, namespace: &str, stats: &VolumeStats) -> Value {
+    let mut volume = json!({
+        "name": stats.name, "time": at,
+        "pvcRef": {"name": stats.claim, "namespace": namespace},
+        "capacityBytes": stats.capacity, "availableBytes": stats.available,
+        "inodes": stats.inodes, "inodesFree": stats.inodes_free,
+    });
+    if let Some(used) = stats.used {
+        volume["usedBytes"] = used.bytes.into();
+        volume["inodesUsed"] = used.inodes.into();
+    }
+    volume
+}
+
+/// Use of claims' volumes, for `/metrics`: only pods that have some are asked.
+pub(crate) async fn volumes<B: Backend>(backend: &Arc<B>) -> String {
+    let wanted = |pod: &Pod| is_running(pod) && has_claims(pod);
+    let answers = ask_all(backend, wanted, &Request::Stats, |answer| match answer {
+        Answer::Stats(stats) => Some(stats),
+        _ => None,
+    });
+    let answers = answers.await;
+    volume_metrics(answers.iter().map(|(pod, stats)| (name(pod).0, stats.volumes.as_slice())))
+}
+
+fn has_claims(pod: &Pod) -> bool {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.into_iter().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some())
+}
+
+/// By namespace. A claim of several pods is told once.
+fn volume_metrics<'a>(volumes: impl Iterator<Item = (&'a str, &'a [VolumeStats])>) -> String {
+    let of: BTreeMap<(&str, &str), &VolumeStats> =
+        volumes.flat_map(|(namespace, list)| list.iter().map(move |v| ((namespace, v.claim.as_str()), v))).collect();
+    let family = |name, help, value: fn(&VolumeStats) -> Option<u64>| {
+        let mut family = Family::gauge(name, help);
+        for ((namespace, claim), stats) in &of {
+            let labels = [("namespace", *namespace), ("persistentvolumeclaim", *claim)];
+            value(stats).into_iter().for_each(|value| family.sample(&labels, value));
+        }
+        family
+    };
+    prometheus::text([
+        family("kubelet_volume_stats_capacity_bytes", "[ALPHA] Capacity in bytes of the volume", |v| Some(v.capacity)),
+        family("kubelet_volume_stats_available_bytes", "[ALPHA] Number of available bytes in the volume", |v| {
+            Some(v.available)
+        }),
+        family("kubelet_volume_stats_used_bytes", "[ALPHA] Number of used bytes in the volume", |v| {
+            v.used.map(|u| u.bytes)
+        }),
+        family("kubelet_volume_stats_inodes", "[ALPHA] Maximum number of inodes in the volume", |v| Some(v.inodes)),
+        family("kubelet_volume_stats_inodes_free", "[ALPHA] Number of free inodes in the volume", |v| {
+            Some(v.inodes_free)
+        }),
+        family("kubelet_volume_stats_inodes_used", "[ALPHA] Number of used inodes in the volume", |v| {
+            v.used.map(|u| u.inodes)
+        }),
+    ])
+}
+
 /// `stats/v1alpha1 Summary`.
 pub(crate) fn summary(
     node_name: &str,
@@ -178,6 +238,7 @@ pub(crate) fn summary(
                 })
                 .collect();
             let ephemeral: u64 = stats.containers.iter().map(|c| c.rootfs_bytes + c.log_bytes).sum();
+            let volumes: Vec<Value> = stats.volumes.iter().map(|v| volume(&at, namespace, v)).collect();
             json!({
                 "podRef": {"name": pod_name, "namespace": namespace, "uid": uid},
                 "startTime": pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or_else(|| at.clone(), |t| t.0.to_string()),
@@ -185,6 +246,7 @@ pub(crate) fn summary(
                 "cpu": cpu(&at, &stats.pod, rates.rate(uid.to_owned(), taken, stats.pod.cpu_nanos)),
                 "memory": memory(&at, &stats.pod),
                 "ephemeral-storage": {"time": at, "usedBytes": ephemeral},
+                "volume": volumes,
                 "process_stats": {"process_count": stats.pod.processes},
             })
         })
@@ -309,7 +371,10 @@ mod tests {
         let usage = Usage { cpu_nanos: 1_500_000_000, memory_bytes: 1 << 20, rss_bytes: 1 << 19, processes: 2 };
         let at = Some("2026-01-01T00:00:00Z".parse().unwrap());
         let container = ContainerStats { name: "c".to_owned(), started_at: at, usage, rootfs_bytes: 10, log_bytes: 5 };
-        PodSample { pod: Arc::new(pod), stats: PodStats { at, pod: usage, containers: vec![container] } }
+        PodSample {
+            pod: Arc::new(pod),
+            stats: PodStats { at, pod: usage, containers: vec![container], volumes: Vec::new() },
+        }
     }
 
     #[test]
@@ -342,6 +407,21 @@ mod tests {
         assert_eq!(second["pods"][0]["containers"][0]["cpu"]["usageNanoCores"], 500_000_000);
         assert_eq!(second["node"]["memory"]["availableBytes"], 3 << 20);
         assert_eq!(second["pods"][0]["podRef"]["namespace"], "n");
+    }
+
+    #[test]
+    fn a_claim_is_told_once_and_without_what_could_not_be_counted() {
+        let used = Some(hpk_api::control::VolumeUse { bytes: 7, inodes: 3 });
+        let of = |claim: &str, used| {
+            [VolumeStats { name: "v".into(), claim: claim.into(), used, capacity: 100, ..VolumeStats::default() }]
+        };
+        let (small, large) = (of("small", used), of("large", None));
+        let text = volume_metrics([("n", &small[..]), ("n", &small[..]), ("n", &large[..])].into_iter());
+        let lines = |name: &str| text.lines().filter(|l| l.starts_with(name)).collect::<Vec<_>>();
+        let small = r#"kubelet_volume_stats_used_bytes{namespace="n",persistentvolumeclaim="small"} 7"#;
+        assert_eq!(lines("kubelet_volume_stats_used_bytes"), [small]);
+        assert_eq!(lines("kubelet_volume_stats_capacity_bytes").len(), 2);
+        assert_eq!(volume("t", "n", &of("small", used)[0])["pvcRef"], json!({"name": "small", "namespace": "n"}));
     }
 
     #[test]

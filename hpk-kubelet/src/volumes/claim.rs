@@ -84,7 +84,7 @@ pub(super) fn plan(wanted: &ClaimUse, ground: Ground<'_>, binds: &mut Vec<HostBi
     // Data that were there before belong to whom they belong: as upstream, hostPath and nfs are left alone.
     let managed = of.local.is_some() || is_provisioned(found.volume.as_ref());
     let group = group_change(ground.pod).filter(|_| managed && !read_only);
-    Ok(VolumePlan::Host { index: binds.len() - 1, read_only, group })
+    Ok(VolumePlan::Host { index: binds.len() - 1, read_only, group, claim: Some(name()) })
 }
 
 /// Where a PersistentVolume is on a node.
@@ -185,7 +185,8 @@ mod tests {
             (json!({"nfs": {"server": "filer", "path": "/export/data/mine"}}), "/data/mine", "Directory"),
         ] {
             let (plan, bind) = planned(claim("v", "Bound"), volume(spec), json!({"spec": null})).expect("a plan");
-            assert_eq!(plan, VolumePlan::Host { index: 0, read_only: false, group: None });
+            let claim = Some("c".to_owned());
+            assert_eq!(plan, VolumePlan::Host { index: 0, read_only: false, group: None, claim });
             assert_eq!(bind, HostBind { source: source.into(), kind: kind.into() });
         }
         let pod = json!({"spec": {"containers": [],

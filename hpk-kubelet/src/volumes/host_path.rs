@@ -5,5 +5,5 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
 pub(super) fn plan(source: &HostPathVolumeSource, binds: &mut Vec<HostBind>) -> VolumePlan {
     binds.push(HostBind { source: source.path.clone(), kind: source.type_.clone().unwrap_or_default() });
-    VolumePlan::Host { index: binds.len() - 1, read_only: false, group: None }
+    VolumePlan::Host { index: binds.len() - 1, read_only: false, group: None, claim: None }
 }

@@ -25,7 +25,7 @@ pub(super) fn plan(
     let found = find(mounts, &source.server, &source.path);
     let path = found.map_err(|cause| VolumeError::Nfs { volume: volume.to_owned(), cause })?;
     binds.push(HostBind { source: path, kind: "Directory".to_owned() });
-    Ok(VolumePlan::Host { index: binds.len() - 1, read_only: source.read_only == Some(true), group: None })
+    Ok(VolumePlan::Host { index: binds.len() - 1, read_only: source.read_only == Some(true), group: None, claim: None })
 }
 
 /// Where `server:path` is in the node's tree. `mounts`: /proc/self/mountinfo.

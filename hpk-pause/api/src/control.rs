@@ -268,6 +268,37 @@ pub struct PodStats {
     pub pod: Usage,
     /// By container name.
     pub containers: Vec<ContainerStats>,
+    /// Volumes of claims.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeStats>,
+}
+
+/// Use of one volume of a claim, and of the file system that it is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStats {
+    /// The volume's name in the pod.
+    pub name: String,
+    /// The claim's name.
+    pub claim: String,
+    /// Bytes and files of the volume itself. None: it is too large to be counted in time.
+    pub used: Option<VolumeUse>,
+    /// Size of the file system, bytes.
+    pub capacity: u64,
+    /// Bytes of the file system that are left for the user.
+    pub available: u64,
+    /// Files and folders that the file system can have.
+    pub inodes: u64,
+    /// Of these, those that are left.
+    pub inodes_free: u64,
+}
+
+/// What a tree takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub inodes: u64,
 }
 
 /// Resource use of one container.

@@ -339,6 +339,9 @@ pub enum VolumePlan {
         /// [`SandboxPlan::fs_group`] is to own what is in it. None: it stays as it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<GroupChange>,
+        /// The PersistentVolumeClaim whose volume it is: its use is told. None: a hostPath.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<String>,
     },
     /// An OCI image's content, read-only.
     Image {

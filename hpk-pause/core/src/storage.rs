@@ -3,6 +3,7 @@
 //! Upstream measures every ten seconds and evicts (kubelet/eviction, `localStorageEviction`); order and texts are its own.
 //! An ordinary user has no project quota, so this is what can be had here too; only a tmpfs is limited by the kernel.
 
+use hpk_api::control::VolumeStats;
 use hpk_api::plan::{ContainerPlan, RestartPolicy, SandboxPlan, VolumePlan};
 use hpk_api::quantity;
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ pub struct StorageUse {
     pub volumes: BTreeMap<String, u64>,
     /// By container name.
     pub containers: BTreeMap<String, ContainerUse>,
+    /// Volumes of claims, which are not on the node's disk and count for no limit.
+    pub claims: Vec<VolumeStats>,
 }
 
 /// What a container has on disk, bytes.
@@ -127,6 +130,7 @@ mod tests {
         StorageUse {
             volumes: [("v".to_owned(), volume)].into(),
             containers: [("a".to_owned(), of(a)), ("b".to_owned(), of(b))].into(),
+            claims: Vec::new(),
         }
     }
 

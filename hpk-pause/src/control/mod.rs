@@ -154,6 +154,7 @@ async fn connection(stream: UnixStream, context: Context) {
                 at: Some(Timestamp::now()),
                 pod: sample.pod,
                 containers: sample.containers,
+                volumes: sample.volumes,
             });
             handshake.finish(stats.map(Answer::Stats)).await;
         }

@@ -3,7 +3,7 @@
 //! The server holds an `mpsc::Sender<DriverRequest>` and the driver answers each request through the oneshot
 //! inside it. A dropped oneshot reads as "the supervisor is ending" and is not an error of the driver's.
 
-use hpk_api::control::{ContainerStats, ControlError, ExecOptions, Update, Usage};
+use hpk_api::control::{ContainerStats, ControlError, ExecOptions, Update, Usage, VolumeStats};
 use hpk_api::probe::ProbeCounts;
 use hpk_api::step::Rank;
 use std::os::fd::OwnedFd;
@@ -159,4 +159,6 @@ pub struct StatsSample {
     pub pod: Usage,
     /// Each container that runs.
     pub containers: Vec<ContainerStats>,
+    /// Volumes of claims.
+    pub volumes: Vec<VolumeStats>,
 }

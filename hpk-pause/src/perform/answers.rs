@@ -62,7 +62,7 @@ impl Performer {
     /// Resource use now, read from /proc.
     #[must_use]
     pub fn stats(&self, stored: &hpk_core::StorageUse, name: impl Fn(ContainerIndex) -> Option<String>) -> StatsSample {
-        let mut sample = StatsSample::default();
+        let mut sample = StatsSample { volumes: stored.claims.clone(), ..StatsSample::default() };
         for (&container, running) in &self.running {
             let (Some(ns), Some(name)) = (running.mount_ns, name(container)) else { continue };
             let used = hpk_sys::procfs::usage(ns);
