@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::nodes::PARTITION;
+use hpk_api::nodes::{LABELLER, PARTITION};
 use http::{HeaderName, HeaderValue};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, Config};
@@ -72,6 +72,7 @@ impl Nodes {
 pub struct Clients {
     first: Client,
     further: BTreeMap<String, Client>,
+    labeller: Client,
 }
 
 impl Clients {
@@ -81,14 +82,22 @@ impl Clients {
     /// The configuration is of no use.
     pub fn new(config: &Config, nodes: &Nodes) -> Result<Self> {
         let first = Client::try_from(config.clone())?;
-        let further = nodes.iter().skip(1).map(|node| Ok((node.name.clone(), client_as(config, &node.name)?)));
-        Ok(Self { first, further: further.collect::<Result<_>>()? })
+        let group = Some("system:nodes");
+        let as_node = |node: &VirtualNode| client_as(config, &format!("system:node:{}", node.name), group);
+        let further = nodes.iter().skip(1).map(|node| Ok((node.name.clone(), as_node(node)?)));
+        Ok(Self { first, further: further.collect::<Result<_>>()?, labeller: client_as(config, LABELLER, None)? })
     }
 
     /// For what concerns no Node.
     #[must_use]
     pub fn first(&self) -> &Client {
         &self.first
+    }
+
+    /// For labels of pods, which no Node may change.
+    #[must_use]
+    pub fn labeller(&self) -> &Client {
+        &self.labeller
     }
 
     /// For what a Node may do.
@@ -104,11 +113,12 @@ impl Clients {
     }
 }
 
-fn client_as(config: &Config, node: &str) -> Result<Client> {
+fn client_as(config: &Config, user: &str, group: Option<&'static str>) -> Result<Client> {
     let mut config = config.clone();
-    let user = HeaderValue::try_from(format!("system:node:{node}")).with_context(|| format!("node {node}"))?;
-    config.headers.push((HeaderName::from_static("impersonate-user"), user));
-    config.headers.push((HeaderName::from_static("impersonate-group"), HeaderValue::from_static("system:nodes")));
+    let name = HeaderValue::try_from(user).with_context(|| format!("user {user}"))?;
+    config.headers.push((HeaderName::from_static("impersonate-user"), name));
+    let group = group.map(|group| (HeaderName::from_static("impersonate-group"), HeaderValue::from_static(group)));
+    config.headers.extend(group);
     Ok(Client::try_from(config)?)
 }
 

@@ -77,7 +77,7 @@ pub(crate) type Sweep = Box<dyn Fn() + Send>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address {
     /// Towards other nodes.
-    node_ip: IpAddr,
+    pub(crate) node_ip: IpAddr,
     /// Interface MTU for the pod, bytes, when it is an overlay.
     pub(crate) mtu: Option<u32>,
 }

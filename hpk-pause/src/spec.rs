@@ -4,7 +4,9 @@
 //! only a container that comes later has its own read at its start.
 
 use crate::paths::Paths;
-use hpk_api::plan::{ContainerPlan, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan};
+use hpk_api::plan::{
+    ContainerPlan, HOST_IP_PLACEHOLDER, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan,
+};
 use hpk_api::state::ContainerUser;
 use hpk_core::LaunchFailure;
 use hpk_sys::caps::CapSet;
@@ -52,6 +54,7 @@ fn resolve(paths: &Paths, (image, user): &(String, String)) -> Result<User, Stri
 pub struct Specs {
     paths: Paths,
     pod_ips: Vec<IpAddr>,
+    host_ip: Option<IpAddr>,
     users: Users,
     seccomp: Option<Arc<Filter>>,
     gpu_env: Vec<(String, String)>,
@@ -75,13 +78,25 @@ impl Specs {
     #[must_use]
     pub fn new(paths: Paths) -> Self {
         let gpu_env = GPU_VARIABLES.iter().filter_map(|&name| Some((name.to_owned(), std::env::var(name).ok()?)));
-        Self { paths, pod_ips: Vec::new(), users: HashMap::new(), seccomp: None, gpu_env: gpu_env.collect() }
+        Self {
+            paths,
+            pod_ips: Vec::new(),
+            host_ip: host_ip(),
+            users: HashMap::new(),
+            seccomp: None,
+            gpu_env: gpu_env.collect(),
+        }
     }
 
     /// The pod's addresses and users are known.
     pub fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users) {
         self.pod_ips = ips;
         self.users = users;
+    }
+
+    /// The compute node's address is this one.
+    pub fn host_is(&mut self, ip: Option<IpAddr>) {
+        self.host_ip = ip;
     }
 
     /// Addresses of the pod.
@@ -147,7 +162,7 @@ impl Specs {
     /// Puts the pod's addresses where the plan could not know them.
     #[must_use]
     pub fn fill(&self, text: &str) -> String {
-        fill(text, &self.pod_ips)
+        fill(text, &self.pod_ips, self.host_ip)
     }
 
     fn user(&mut self, pod: &SandboxPlan, container: &ContainerPlan) -> Result<User, LaunchFailure> {
@@ -274,15 +289,23 @@ impl Specs {
     }
 }
 
+/// The compute node's address: hpk-netns has found it, and nothing that a pod can do changes it.
+#[must_use]
+pub fn host_ip() -> Option<IpAddr> {
+    std::env::var("HPK_HOST_IP").ok()?.parse().ok()
+}
+
 /// Replaces the placeholders of the plan.
 #[must_use]
-pub fn fill(text: &str, pod_ips: &[IpAddr]) -> String {
+pub fn fill(text: &str, pod_ips: &[IpAddr], host_ip: Option<IpAddr>) -> String {
     if !text.contains('\0') {
         return text.to_owned();
     }
     let first = pod_ips.first().map(ToString::to_string).unwrap_or_default();
     let all = pod_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    text.replace(POD_IPS_PLACEHOLDER, &all).replace(POD_IP_PLACEHOLDER, &first)
+    let host = host_ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let text = text.replace(POD_IPS_PLACEHOLDER, &all).replace(POD_IP_PLACEHOLDER, &first);
+    text.replace(HOST_IP_PLACEHOLDER, &host)
 }
 
 /// By QoS as upstream, as far as an ordinary user can: values below the job's own cannot be had, and the supervisor is
@@ -303,9 +326,11 @@ mod tests {
     #[test]
     fn placeholders_become_addresses() {
         let ips: Vec<IpAddr> = vec!["10.244.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
-        assert_eq!(fill("plain", &ips), "plain");
-        assert_eq!(fill(&format!("http://{POD_IP_PLACEHOLDER}:80"), &ips), "http://10.244.0.7:80");
-        assert_eq!(fill(POD_IPS_PLACEHOLDER, &ips), "10.244.0.7,fd00::7");
-        assert_eq!(fill(POD_IP_PLACEHOLDER, &[]), "");
+        assert_eq!(fill("plain", &ips, None), "plain");
+        assert_eq!(fill(&format!("http://{POD_IP_PLACEHOLDER}:80"), &ips, None), "http://10.244.0.7:80");
+        assert_eq!(fill(POD_IPS_PLACEHOLDER, &ips, None), "10.244.0.7,fd00::7");
+        assert_eq!(fill(POD_IP_PLACEHOLDER, &[], None), "");
+        let host = Some("10.77.0.11".parse().unwrap());
+        assert_eq!(fill(&format!("{HOST_IP_PLACEHOLDER}:8125"), &ips, host), "10.77.0.11:8125");
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::flags_policy;
 use crate::home::Home;
+use crate::label_policy;
 use crate::partition_nodes;
 use crate::storage_classes;
 use hpk_api::cluster::ClusterConfig;
@@ -77,6 +78,10 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     partition_nodes::run(&client, &cluster, &labels()).await?;
     apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), flags_policy::policy(&labels())).await?;
     apply::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), flags_policy::binding(&labels())).await?;
+    apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), label_policy::policy(&labels())).await?;
+    apply::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), label_policy::binding(&labels())).await?;
+    apply::<ClusterRole>(&Api::all(client.clone()), label_policy::role(&labels())).await?;
+    apply::<ClusterRoleBinding>(&Api::all(client.clone()), label_policy::role_binding(&labels())).await?;
     // The API server makes it a moment after it is ready; the service needs it now.
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}});
     apply::<Namespace>(&Api::all(client.clone()), namespace).await?;
@@ -279,6 +284,10 @@ mod tests {
         keeps::<EndpointSlice>(&metrics_endpoints(&cluster));
         keeps::<ValidatingAdmissionPolicy>(&flags_policy::policy(&labels()));
         keeps::<ValidatingAdmissionPolicyBinding>(&flags_policy::binding(&labels()));
+        keeps::<ValidatingAdmissionPolicy>(&label_policy::policy(&labels()));
+        keeps::<ValidatingAdmissionPolicyBinding>(&label_policy::binding(&labels()));
+        keeps::<ClusterRole>(&label_policy::role(&labels()));
+        keeps::<ClusterRoleBinding>(&label_policy::role_binding(&labels()));
         keeps::<APIService>(&metrics_api(b"pem").unwrap());
         assert_eq!(dns_service(&cluster)["spec"]["clusterIP"], "10.96.0.10");
         assert_eq!(dns_endpoints(&cluster)["endpoints"][0]["addresses"][0], "10.77.0.1");

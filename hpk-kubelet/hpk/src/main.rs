@@ -12,6 +12,7 @@ mod expose;
 mod flags_policy;
 mod home;
 mod kubeconfig;
+mod label_policy;
 mod partition_nodes;
 mod pki;
 mod progress;

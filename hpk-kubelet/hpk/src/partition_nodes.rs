@@ -3,7 +3,7 @@
 
 use crate::bootstrap::{BootstrapError, apply};
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::nodes::PARTITION;
+use hpk_api::nodes::{LABELLER, PARTITION};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -11,7 +11,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
 /// Name of the role and of its binding.
-const ROLE: &str = "hpk:kubelet-partitions";
+const ROLE: &str = "hpk:kubelet-as";
 
 pub(crate) async fn run(client: &Client, cluster: &ClusterConfig, labels: &Value) -> Result<(), BootstrapError> {
     apply::<ClusterRole>(&Api::all(client.clone()), role(cluster, labels)).await?;
@@ -60,16 +60,16 @@ fn user(node: &str) -> String {
 /// The kubelet has one certificate, of the first Node. For each further Node it acts as that Node's user, so that the Node
 /// authorizer and NodeRestriction hold for each of them as for a kubelet of its own.
 fn role(cluster: &ClusterConfig, labels: &Value) -> Value {
-    let users: Vec<String> = cluster.partitions.nodes.iter().map(|n| user(&n.name)).collect();
-    // A rule without names would be one for all names.
-    let rules = if users.is_empty() {
-        json!([])
-    } else {
-        json!([
-            {"apiGroups": [""], "resources": ["users"], "resourceNames": users, "verbs": ["impersonate"]},
-            {"apiGroups": [""], "resources": ["groups"], "resourceNames": ["system:nodes"], "verbs": ["impersonate"]},
-        ])
-    };
+    let nodes = cluster.partitions.nodes.iter().map(|n| user(&n.name));
+    let users: Vec<String> = std::iter::once(LABELLER.to_owned()).chain(nodes).collect();
+    let mut rules =
+        vec![json!({"apiGroups": [""], "resources": ["users"], "resourceNames": users, "verbs": ["impersonate"]})];
+    if users.len() > 1 {
+        let groups = ["system:nodes"];
+        rules.push(
+            json!({"apiGroups": [""], "resources": ["groups"], "resourceNames": groups, "verbs": ["impersonate"]}),
+        );
+    }
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
         "metadata": {"name": ROLE, "labels": labels}, "rules": rules,
@@ -93,11 +93,12 @@ mod tests {
     #[test]
     fn the_kubelet_may_speak_for_its_own_nodes_only() {
         let mut cluster = crate::decide::tests::layout().cluster;
-        assert_eq!(role(&cluster, &json!({}))["rules"], json!([]));
+        let rules = role(&cluster, &json!({}))["rules"].clone();
+        assert_eq!((&rules[0]["resourceNames"], &rules[1]), (&json!([LABELLER]), &Value::Null));
         cluster.partitions.nodes =
             vec![PartitionNode { name: "hpk-site-debug".to_owned(), partition: "debug".to_owned() }];
         let role = role(&cluster, &json!({}));
-        assert_eq!(role["rules"][0]["resourceNames"], json!(["system:node:hpk-site-debug"]));
+        assert_eq!(role["rules"][0]["resourceNames"], json!([LABELLER, "system:node:hpk-site-debug"]));
         assert_eq!(role["rules"][1]["resourceNames"], json!(["system:nodes"]));
         assert_eq!(binding(&cluster, &json!({}))["subjects"][0]["name"], "system:node:hpk-site");
     }

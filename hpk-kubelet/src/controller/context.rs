@@ -98,6 +98,7 @@ impl Context {
             cni_network: self.cluster.cni_network.clone().filter(|_| mode == NetworkMode::Cni),
             plaintext: self.cluster.plaintext,
             host_ports: if mode == NetworkMode::Host { Vec::new() } else { host_ports(pod) },
+            fills_host_ip: true,
             host_ip: Some(self.cluster.node_ip),
             list: if mode == NetworkMode::Overlay { network_list(&self.home) } else { None },
             bandwidth: bandwidth::asked(pod).unwrap_or_default(),
@@ -126,6 +127,7 @@ impl Context {
             },
             host_ips: vec![match network.mode {
                 // The compute node's address is known only when the job runs.
+                _ if network.fills_host_ip => hpk_api::plan::HOST_IP_PLACEHOLDER.to_owned(),
                 NetworkMode::Host => hpk_api::plan::POD_IP_PLACEHOLDER.to_owned(),
                 _ => self.cluster.node_ip.to_string(),
             }],

@@ -13,6 +13,7 @@ pub mod context;
 pub mod entry;
 mod event;
 mod jobs;
+mod labels;
 mod local_images;
 mod posting;
 pub mod prepare;
@@ -83,6 +84,8 @@ pub struct Controller {
     /// When to look for jobs that no pod has.
     strays_at: Instant,
     seen: watch::Sender<Pods>,
+    /// Labels that were set, by the pod's UID.
+    labelled: HashMap<String, labels::Labels>,
 }
 
 impl Controller {
@@ -143,6 +146,7 @@ impl Controller {
             listed: false,
             strays_at: Instant::now(),
             seen,
+            labelled: HashMap::new(),
         })
     }
 

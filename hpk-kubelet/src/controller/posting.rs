@@ -12,6 +12,7 @@ use std::time::Duration;
 
 impl Controller {
     pub(super) fn post(&mut self, uid: &str) {
+        self.label(uid);
         let host_ip = self.ctx.cluster.node_ip;
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let (Some(pod), Some(wanted)) = (entry.pod.clone(), entry.status(host_ip, Timestamp::now())) else {
@@ -74,6 +75,7 @@ impl Controller {
             return;
         }
         self.watches.release(uid);
+        self.labelled.remove(uid);
         if let Some(entry) = self.entries.remove(uid) {
             if let Some(pool) = &mut self.pool {
                 pool.release(&entry.record.pod_ips);

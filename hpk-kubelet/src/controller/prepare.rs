@@ -300,7 +300,9 @@ pub async fn refresh(
     known: &BTreeMap<String, Image>,
     memory: &mut Memory,
 ) -> Result<Refreshed, Held> {
-    let network = ctx.network(pod, &record.pod_ips);
+    let mut network = ctx.network(pod, &record.pod_ips);
+    // A supervisor of before the placeholder would take it for the value.
+    network.fills_host_ip = old.network.fills_host_ip;
     let unchanged: BTreeMap<String, Image> = known
         .iter()
         .filter(|(name, _)| sent.contains(name) || spec_image(pod, name) == plan_image(old, name))

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::event::Answers;
+use super::labels::Labels;
 use super::prepare::{self, Memory};
 use super::{Event, Sender, reports};
 use crate::api::events::Note;
@@ -331,6 +332,22 @@ pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus,
             }
         };
         Some(Event::Posted { uid, status: Box::new(status), retry })
+    });
+}
+
+/// Sets labels of a pod. They are for people: where it fails nothing is lost.
+pub(super) fn label(ctx: &Context, pod: Arc<Pod>, labels: Labels) {
+    let client = ctx.clients.labeller().clone();
+    tokio::spawn(async move {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(client, pod.metadata.namespace.as_deref().unwrap_or("default"));
+        // Of this very pod: another one of its name is left alone.
+        let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid, "labels": labels}});
+        match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {}
+            Err(Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
+            Err(error) => tracing::warn!(pod = %name, %error, "labels not set"),
+        }
     });
 }
 

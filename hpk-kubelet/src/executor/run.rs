@@ -71,6 +71,9 @@ pub struct Run {
     /// The node whose failure ended it; empty: none, or it is not said.
     #[serde(default)]
     pub failed_node: String,
+    /// Slurm's partition; empty: none, or not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub partition: String,
     /// Exit code of the first process.
     #[serde(default)]
     pub exit_code: Option<i32>,
@@ -100,6 +103,7 @@ impl Run {
             why: String::new(),
             nodes: String::new(),
             failed_node: String::new(),
+            partition: String::new(),
             exit_code: None,
             started_at: None,
             ended_at: None,

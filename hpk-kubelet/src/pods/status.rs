@@ -131,7 +131,10 @@ pub fn status(input: Input<'_>) -> PodStatus {
     };
     // In the node's network the pod's address is its compute node's, and so is the host's.
     let host_network = spec.host_network == Some(true);
-    let host_ip = pod_ips.first().filter(|_| host_network).cloned().unwrap_or_else(|| input.host_ip.to_string());
+    let found = input.report.and_then(|r| r.host_ip).map(|ip| ip.to_string());
+    let before = || input.previous.host_ip.clone();
+    let host_ip = found.or_else(|| pod_ips.first().filter(|_| host_network).cloned()).or_else(before);
+    let host_ip = host_ip.unwrap_or_else(|| input.host_ip.to_string());
     let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
     // Of a pod that was refused there is no container to tell of; kubectl would show what it waits for, not the pod's reason.
     let taken = input.refused.is_none();

@@ -144,6 +144,7 @@ async fn live(
     let address = crate::network::address(plan, &places);
     let mut own = vec![("HPK_NODE", crate::node::hostname())];
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
+    own.push(("HPK_HOST_IP", address.node_ip.to_string()));
     own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
     let namespaces = (parent::Namespaces::of(mode) == parent::Namespaces::Ours)

@@ -44,7 +44,11 @@ pub struct NetworkPlan {
     /// Ports of the compute node that lead to the pod (hostPort); empty for the node's own network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<HostPort>,
-    /// Address of the Node object (status.hostIP).
+    /// The supervisor of this plan puts the compute node's address in the place of
+    /// [`crate::plan::HOST_IP_PLACEHOLDER`].
+    #[serde(default)]
+    pub fills_host_ip: bool,
+    /// Address of the Node object, the login node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
     /// The user's CNI configuration list, for [`NetworkMode::Overlay`].

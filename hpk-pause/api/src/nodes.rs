@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 /// Label of a partition's Node, and key of its taint.
 pub const PARTITION: &str = "slurm.hpk.io/partition";
 
+/// Label of a pod: the id of its Slurm job.
+pub const JOB_ID: &str = "slurm.hpk.io/job-id";
+/// Label of a pod: the compute node that its job's first process is on.
+pub const NODE: &str = "slurm.hpk.io/node";
+/// Who sets labels of pods that say where they run, and may do nothing else.
+pub const LABELLER: &str = "hpk:pod-labels";
+
 /// Which partitions have a Node of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -94,6 +101,17 @@ pub fn label(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let label: String = name.chars().map(plain).take(50).collect();
     label.trim_end_matches('-').to_owned()
+}
+
+/// Whether Kubernetes takes it as a label's value, or as its name after the slash.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    let name = text.rsplit('/').next().unwrap_or_default();
+    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.len() <= 63
+        && end(name.chars().next())
+        && end(name.chars().last())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 #[cfg(test)]

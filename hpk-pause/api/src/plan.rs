@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 pub const POD_IP_PLACEHOLDER: &str = "\u{0}podIP\u{0}";
 /// Stands for `status.podIPs`, comma-separated.
 pub const POD_IPS_PLACEHOLDER: &str = "\u{0}podIPs\u{0}";
+/// Stands for `status.hostIP` and `status.hostIPs`: the compute node's address. Only where
+/// [`NetworkPlan::fills_host_ip`] says that the supervisor knows it.
+pub const HOST_IP_PLACEHOLDER: &str = "\u{0}hostIP\u{0}";
 
 /// One pod, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

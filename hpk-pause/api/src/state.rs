@@ -25,6 +25,9 @@ pub struct PodState {
     /// Host name of the compute node.
     #[serde(default)]
     pub node: String,
+    /// Address of the compute node, by which others reach its ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
     /// When the supervisor began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,

@@ -10,6 +10,7 @@ use hpk_api::cni::CniResult;
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use hpk_api::probe::ProbeCounts;
 use hpk_api::state::{ContainerState, PodState, RunState, StopCause};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Where and as what a pod runs.
@@ -19,6 +20,8 @@ pub struct Identity {
     pub job_id: Option<String>,
     /// Host name of the compute node.
     pub node: String,
+    /// Its address.
+    pub host_ip: Option<IpAddr>,
 }
 
 /// The one owner of a pod's state.
@@ -87,6 +90,7 @@ impl Supervisor {
             sequence: previous.map_or(0, |p| p.sequence) + 1,
             job_id: identity.job_id,
             node: identity.node,
+            host_ip: identity.host_ip,
             started_at: Some(now.wall),
             pod_ips: plan.network.pod_ips.clone(),
             init_containers: plan.init_containers.iter().map(fresh).collect(),

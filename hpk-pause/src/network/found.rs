@@ -56,8 +56,8 @@ fn interface(device: &Device, sandbox: &str) -> Interface {
     Interface { name: device.name.clone(), mac: device.mac.clone(), mtu: Some(device.mtu), sandbox: sandbox.to_owned() }
 }
 
-/// No packet is sent.
-fn own_address(plan: &NetworkPlan) -> Option<IpAddr> {
+/// The address by which this node speaks to the login node. No packet is sent.
+pub(crate) fn own_address(plan: &NetworkPlan) -> Option<IpAddr> {
     let login = plan.host_ip?;
     let any: IpAddr = if login.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;

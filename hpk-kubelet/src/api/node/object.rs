@@ -4,7 +4,7 @@ use crate::executor::slurm::cluster::{Capacity, Part};
 use crate::executor::slurm::gres;
 use crate::nodes::VirtualNode;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
-use hpk_api::nodes::{PARTITION, Vendor};
+use hpk_api::nodes::{PARTITION, Vendor, is_label};
 use k8s_openapi::api::core::v1::Node;
 use kube::Error;
 use serde_json::{Value, json};
@@ -122,13 +122,13 @@ fn labels(node: &VirtualNode, part: &Part, cluster: &ClusterConfig) -> BTreeMap<
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
-    labels.extend(node.measured.iter().filter(|p| gres::is_label(p)).map(|p| (PARTITION.to_owned(), p.clone())));
+    labels.extend(node.measured.iter().filter(|p| is_label(p)).map(|p| (PARTITION.to_owned(), p.clone())));
     if part.all.nodes > 0 && cluster.executor == ExecutorKind::Slurm {
         labels.insert("slurm.hpk.io/node-cpus".to_owned(), part.most_cpus.to_string());
         labels.insert("slurm.hpk.io/node-memory-mib".to_owned(), part.most_memory_mib.to_string());
     }
     let features = part.features.iter().map(|f| (format!("feature.slurm.hpk.io/{f}"), "true".to_owned()));
-    labels.extend(features.filter(|(key, _)| gres::is_label(key)));
+    labels.extend(features.filter(|(key, _)| is_label(key)));
     labels.extend(gres::labels(&part.all, cluster.gpu_vendor));
     labels
 }

@@ -10,7 +10,7 @@
 //! | any other `kind` | `slurm.hpk.io/kind` |
 
 use super::cluster::Capacity;
-use hpk_api::nodes::Vendor;
+use hpk_api::nodes::{Vendor, is_label};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -238,17 +238,6 @@ pub fn labels(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, String> {
     }
     all.retain(|key, value| is_label(key) && is_label(value));
     all
-}
-
-/// Whether Kubernetes takes it as a label's value, or as its name after the slash.
-#[must_use]
-pub fn is_label(text: &str) -> bool {
-    let name = text.rsplit('/').next().unwrap_or_default();
-    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    name.len() <= 63
-        && end(name.chars().next())
-        && end(name.chars().last())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 #[cfg(test)]
