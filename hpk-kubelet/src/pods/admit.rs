@@ -54,7 +54,8 @@ pub fn refuse(pod: &Pod) -> Option<Refusal> {
     None
 }
 
-/// Whether a port of the Node that the pod asks for is taken by one of the pods that the Node has already.
+/// Whether a port of the Node that the pod asks for is taken by one of the pods that the Node has already. `others`: of all
+/// Nodes.
 ///
 /// The scheduler keeps such pods apart, over all compute nodes, for they are one Node. A pod that names its Node itself comes
 /// by no scheduler.
@@ -63,7 +64,13 @@ pub fn ports_taken<'a>(pod: &Pod, others: impl IntoIterator<Item = &'a Pod>) -> 
     if wanted.is_empty() {
         return None;
     }
-    let taken = others.into_iter().flat_map(node_ports).any(|t| wanted.iter().any(|w| w.meets(&t)));
+    let node = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.node_name.clone());
+    let here = node(pod);
+    let taken = others
+        .into_iter()
+        .filter(|other| node(other) == here)
+        .flat_map(node_ports)
+        .any(|t| wanted.iter().any(|w| w.meets(&t)));
     taken.then(|| Refusal {
         reason: "NodePorts",
         message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".to_owned(),
@@ -160,6 +167,9 @@ mod tests {
             let refusal = ports_taken(&pod(kind, asks.clone()), [&pod("containers", has.clone())]);
             assert_eq!(refusal.map(|r| r.reason), taken.then_some("NodePorts"), "{has} {kind} {asks}");
         }
-        assert_eq!(ports_taken(&pod("containers", web), []), None);
+        assert_eq!(ports_taken(&pod("containers", web.clone()), []), None);
+        let mut elsewhere = pod("containers", web.clone());
+        elsewhere.spec.get_or_insert_default().node_name = Some("another".to_owned());
+        assert_eq!(ports_taken(&pod("containers", web), [&elsewhere]), None);
     }
 }
