@@ -10,6 +10,7 @@
 
 pub mod control;
 pub mod driver;
+pub mod gpus;
 pub mod handlers;
 pub mod helper;
 pub mod memory;

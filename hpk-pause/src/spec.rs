@@ -3,6 +3,7 @@
 //! Pure but for the images' passwd and group files: [`users`] reads them before the first start, off the event loop;
 //! only a container that comes later has its own read at its start.
 
+use crate::gpus::{self, Gpus};
 use crate::paths::Paths;
 use hpk_api::plan::{
     ContainerPlan, HOST_IP_PLACEHOLDER, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan,
@@ -57,17 +58,8 @@ pub struct Specs {
     host_ip: Option<IpAddr>,
     users: Users,
     seccomp: Option<Arc<Filter>>,
-    gpu_env: Vec<(String, String)>,
+    gpus: Gpus,
 }
-
-/// Variables of GPU libraries that number a job's devices; hpk-netns hands them on from Slurm.
-const GPU_VARIABLES: [&str; 5] = [
-    "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "ZE_AFFINITY_MASK",
-    "GPU_DEVICE_ORDINAL",
-];
 
 /// Name in the pod, plan field, file.
 const ETC: [(&str, &str); 3] =
@@ -77,15 +69,8 @@ impl Specs {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        let gpu_env = GPU_VARIABLES.iter().filter_map(|&name| Some((name.to_owned(), std::env::var(name).ok()?)));
-        Self {
-            paths,
-            pod_ips: Vec::new(),
-            host_ip: host_ip(),
-            users: HashMap::new(),
-            seccomp: None,
-            gpu_env: gpu_env.collect(),
-        }
+        let gpus = Gpus::of(|name| std::env::var(name).ok());
+        Self { paths, pod_ips: Vec::new(), host_ip: host_ip(), users: HashMap::new(), seccomp: None, gpus }
     }
 
     /// The pod's addresses and users are known.
@@ -124,15 +109,18 @@ impl Specs {
         let folder = self.paths.instance(&container.name, instance);
         let message_file = folder.join("termination-log");
         let writable = folder.join("rw");
+        let share = gpus::shares(pod).remove(&container.name);
+        let seen = self.gpus.seen(share.as_ref());
         let spec = LaunchSpec {
             name: container.name.clone(),
             rootfs: self.paths.rootfs(&container.image_ref.folder),
             upper: writable,
             argv: container.argv.iter().map(|a| self.fill(a)).collect(),
-            env: self.env(pod, container),
+            env: self.env(pod, container, seen.env),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),
             mounts: self.mounts(pod, container, &message_file)?,
             shown: Vec::new(),
+            hidden_devices: seen.hidden,
             shm: Some(self.paths.shm()),
             security,
             pid,
@@ -149,14 +137,17 @@ impl Specs {
         Ok(Prepared { spec, user, message_file })
     }
 
-    /// The container's own, and what Slurm says of the job's GPUs where it does not say so itself.
-    /// A pod in the node's network has the node's name.
-    fn env(&self, pod: &SandboxPlan, container: &ContainerPlan) -> Vec<(String, String)> {
-        let own = container.env.iter().map(|(k, v)| (k.clone(), self.fill(v)));
-        let free = |name: &str| !container.env.iter().any(|(own, _)| own == name);
+    /// The container's own, and what Slurm says of its GPUs (`gpus`) where it does not say so itself; an image's word that it
+    /// wants all of them is not one that counts. A pod in the node's network has the node's name.
+    fn env(&self, pod: &SandboxPlan, container: &ContainerPlan, gpus: Vec<(String, String)>) -> Vec<(String, String)> {
+        let counts = |name: &str, value: &str| value != "all" || !gpus.iter().any(|(slurm, _)| slurm == name);
+        let own = container.env.iter().filter(|(k, v)| counts(k, v)).map(|(k, v)| (k.clone(), self.fill(v)));
+        let own: Vec<(String, String)> = own.collect();
+        let free = |name: &str| !own.iter().any(|(own, _)| own == name);
         let name = (pod.hostname.is_empty() && free("HOSTNAME")).then(nix::unistd::gethostname).and_then(Result::ok);
         let name = name.map(|name| ("HOSTNAME".to_owned(), name.to_string_lossy().into_owned()));
-        own.chain(self.gpu_env.iter().filter(|(name, _)| free(name)).cloned()).chain(name).collect()
+        let more: Vec<(String, String)> = gpus.into_iter().filter(|(name, _)| free(name)).chain(name).collect();
+        own.into_iter().chain(more).collect()
     }
 
     /// Puts the pod's addresses where the plan could not know them.

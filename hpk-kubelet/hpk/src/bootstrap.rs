@@ -6,12 +6,14 @@ use crate::flags_policy;
 use crate::home::Home;
 use crate::label_policy;
 use crate::partition_nodes;
+use crate::runtime_classes;
 use crate::storage_classes;
 use hpk_api::cluster::ClusterConfig;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{Patch, PatchParams};
@@ -76,6 +78,9 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
         apply::<ClusterRoleBinding>(&Api::all(client.clone()), binding).await?;
     }
     partition_nodes::run(&client, &cluster, &labels()).await?;
+    for class in runtime_classes::all(&labels()) {
+        apply::<RuntimeClass>(&Api::all(client.clone()), class).await?;
+    }
     apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), flags_policy::policy(&labels())).await?;
     apply::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), flags_policy::binding(&labels())).await?;
     apply::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), label_policy::policy(&labels())).await?;
@@ -288,6 +293,7 @@ mod tests {
         keeps::<ValidatingAdmissionPolicyBinding>(&label_policy::binding(&labels()));
         keeps::<ClusterRole>(&label_policy::role(&labels()));
         keeps::<ClusterRoleBinding>(&label_policy::role_binding(&labels()));
+        runtime_classes::all(&labels()).iter().for_each(keeps::<RuntimeClass>);
         keeps::<APIService>(&metrics_api(b"pem").unwrap());
         assert_eq!(dns_service(&cluster)["spec"]["clusterIP"], "10.96.0.10");
         assert_eq!(dns_endpoints(&cluster)["endpoints"][0]["addresses"][0], "10.77.0.1");

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::{ContainerLogs, ExecutorKind};
 use hpk_api::images::{ImageRules, LocalChoice};
 use hpk_api::net::NetworkMode;
-use hpk_api::nodes::Chosen;
+use hpk_api::nodes::{Chosen, Vendor};
 use hpk_api::pod_flags::PodFlags;
 use hpk_api::quantity;
 use std::ffi::OsString;
@@ -186,6 +186,10 @@ pub(crate) struct Up {
     /// do not tolerate it; kept until it is given again [default: on]
     #[arg(long, value_name = "WHETHER", value_enum)]
     pub partition_taint: Option<Switch>,
+    /// Who made the GPUs whose type in Slurm does not tell: they are nvidia.com/gpu, amd.com/gpu or gpu.intel.com/i915 for pods;
+    /// kept until it is given again [default: nvidia]
+    #[arg(long, value_name = "WHO", value_enum)]
+    pub gpu_vendor: Option<VendorChoice>,
     /// Which flags of Slurm's pods may give by their annotations (slurm-job.hpk.io/flags); kept until it is given again.
     /// allow: all that docs/guide/pods.md lists. list: those that say where and when a job runs, such as --partition and
     /// --time. deny: none. For a cluster that others may create pods in. Jobs that are submitted stay as they are
@@ -318,6 +322,27 @@ fn priority_class(text: &str) -> Result<(String, String), String> {
         .filter(|(name, _)| !name.is_empty() && !name.starts_with('-'))
         .ok_or("must be the name of a PriorityClass, =, and flags of sbatch, such as high='--qos=high --nice=0'")?;
     Ok((name.to_owned(), flags.trim().to_owned()))
+}
+
+/// `--gpu-vendor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VendorChoice {
+    /// nvidia.com/gpu
+    Nvidia,
+    /// amd.com/gpu
+    Amd,
+    /// gpu.intel.com/i915
+    Intel,
+}
+
+impl From<VendorChoice> for Vendor {
+    fn from(choice: VendorChoice) -> Self {
+        match choice {
+            VendorChoice::Nvidia => Self::Nvidia,
+            VendorChoice::Amd => Self::Amd,
+            VendorChoice::Intel => Self::Intel,
+        }
+    }
 }
 
 /// `--pod-flags`.

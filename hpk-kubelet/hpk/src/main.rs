@@ -18,6 +18,7 @@ mod pki;
 mod progress;
 mod ps;
 mod runs;
+mod runtime_classes;
 mod site;
 mod status;
 mod storage_classes;

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
 use hpk_api::net::NetworkMode;
-use hpk_api::nodes::{Chosen, Partitions};
+use hpk_api::nodes::{Chosen, Partitions, Vendor};
 use hpk_api::pod_flags::PodFlags;
 use hpk_sys::ports::Hold;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
@@ -125,6 +125,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     }
     if args.network.as_ref().is_some_and(|n| (runs.network_mode, &runs.cni_network) != (n.mode, &n.name)) {
         bail!("--network: the control plane is running with another one: run hpk down first");
+    }
+    if args.gpu_vendor.is_some_and(|choice| Vendor::from(choice) != runs.gpu_vendor) {
+        bail!("--gpu-vendor: the control plane is running with another one: run hpk down first");
     }
     if args.pod_flags.is_some_and(|choice| PodFlags::from(choice) != runs.pod_flags) {
         bail!("--pod-flags: the control plane is running with the other setting: run hpk down first");
@@ -319,8 +322,10 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.images = former.images;
         cluster.partitions = former.partitions;
         cluster.scratch = former.scratch;
+        cluster.gpu_vendor = former.gpu_vendor;
     }
     cluster.partitions = partitions(args, &cluster.partitions);
+    cluster.gpu_vendor = args.gpu_vendor.map_or(cluster.gpu_vendor, Into::into);
     find_partitions(&mut cluster)?;
     cluster.local_cpus = args.local_cpus.or(cluster.local_cpus);
     cluster.container_logs = container_logs(args, cluster.container_logs);
@@ -759,6 +764,7 @@ mod tests {
             "--container-log-max-files=3",
             "--pod-flags=list",
             "--default-memory=2Gi",
+            "--gpu-vendor=amd",
             "--priority-class=a=--nice",
         ] {
             let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();

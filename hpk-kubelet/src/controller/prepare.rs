@@ -93,7 +93,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
     }
     let folder = ctx.folder(&record.pod.uid);
-    let site = ctx.node.borrow().site.clone();
+    let facts = ctx.node.borrow().clone();
     let asked = ctx.executor.ask(&Asking {
         pod,
         who: &record.pod,
@@ -101,7 +101,8 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         folder: folder.path(),
         cluster: &ctx.cluster,
         defaults: &ctx.defaults,
-        site: &site,
+        site: &facts.site,
+        there: &facts.cluster,
     });
     let request = match asked {
         Ok(request) => request,

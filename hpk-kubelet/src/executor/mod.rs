@@ -102,6 +102,8 @@ pub struct Asking<'a> {
     pub cluster: &'a ClusterConfig,
     pub defaults: &'a Defaults,
     pub site: &'a Site,
+    /// What there is for pods.
+    pub there: &'a Cluster,
 }
 
 /// What a pod asks of the executor.

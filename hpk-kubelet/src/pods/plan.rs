@@ -6,6 +6,7 @@
 use super::ephemeral::as_container;
 use super::{launcher, oom, probes, security, step};
 use crate::executor::slurm::flags;
+use crate::executor::slurm::gres;
 use crate::quantity::amounts;
 use crate::render::downward::Facts;
 use crate::render::env::{self, Environment};
@@ -117,11 +118,16 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let Volumes { plans: volumes, host_binds, payloads } = volumes::plan(ground)?;
     let mut warnings = Vec::new();
     let mut make = |c: &Container| container(&input, c, &mut warnings);
-    let init_containers: Vec<_> = spec.init_containers.iter().flatten().map(&mut make).collect();
+    let mut init_containers: Vec<_> = spec.init_containers.iter().flatten().map(&mut make).collect();
     let mut containers: Vec<_> = spec.containers.iter().map(&mut make).collect();
     let ranks = step::container(input.pod).map(|container| container.name.as_str());
     for container in containers.iter_mut().filter(|container| Some(container.name.as_str()) == ranks) {
         container.step = Some(step_plan(&input));
+    }
+    if let Some(shares) = gres::shares(input.pod) {
+        for container in init_containers.iter_mut().chain(&mut containers) {
+            container.gpus = shares.get(&container.name).copied();
+        }
     }
     for container in init_containers.iter().chain(&containers) {
         for mount in &container.mounts {
@@ -276,6 +282,7 @@ fn skeleton(container: &Container) -> ContainerPlan {
             requests: amounts(resources.and_then(|r| r.requests.as_ref())),
             limits: amounts(resources.and_then(|r| r.limits.as_ref())),
         },
+        gpus: None,
         target: None,
         step: None,
         blocked: None,

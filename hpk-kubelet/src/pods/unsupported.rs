@@ -76,7 +76,9 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if spec.host_ipc == Some(true) {
         tell(false, "spec.hostIPC".into(), "containers of one pod share IPC among themselves");
     }
-    if spec.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()) {
+    // Those of GPUs promise what a pod has in any case: the GPUs that it asks for.
+    let promised = |name: &str| matches!(name, "" | "nvidia" | "nvidia-cdi" | "nvidia-legacy");
+    if spec.runtime_class_name.as_deref().is_some_and(|name| !promised(name)) {
         tell(false, "spec.runtimeClassName".into(), "every pod runs under Apptainer");
     }
     if spec.priority.is_some_and(|p| p != 0) {

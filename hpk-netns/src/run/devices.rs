@@ -18,7 +18,9 @@ const GPU_VARIABLES: [&str; 6] = [
 ];
 
 /// Of these the containers are told too: programs number their devices by them.
-pub(crate) const PASSED_ON: [&str; 5] = [
+pub(crate) const PASSED_ON: [&str; 6] = [
+    // The supervisor: which device nodes are which container's.
+    "SLURM_JOB_GPUS",
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",

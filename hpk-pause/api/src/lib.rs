@@ -28,6 +28,7 @@ pub mod say;
 pub mod state;
 pub mod step;
 pub mod subids;
+pub mod time_limit;
 
 /// Version of the contract. A reader refuses a plan or hello whose version is greater than its own.
 pub const VERSION: u32 = 1;

@@ -209,6 +209,9 @@ pub struct ContainerPlan {
     /// Security settings.
     #[serde(default)]
     pub security: SecurityPlan,
+    /// How many of the job's GPUs are this container's. None: no container asks for GPUs, and each sees all of the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
     /// Container-level restart policy: sidecars (`Always` on an init container) and KEP-5307.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<RestartPolicy>,

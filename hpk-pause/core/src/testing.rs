@@ -14,6 +14,7 @@ pub(crate) fn container(name: &str) -> ContainerPlan {
         working_dir: None,
         mounts: Vec::new(),
         security: hpk_api::plan::SecurityPlan::default(),
+        gpus: None,
         restart_policy: None,
         restart_rules: Vec::new(),
         probes: hpk_api::probe::Probes::default(),

@@ -10,8 +10,9 @@
 //! | any other `kind` | `slurm.hpk.io/kind` |
 
 use super::cluster::Capacity;
+use crate::quantity;
 use hpk_api::nodes::{Vendor, is_label};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A generic resource.
@@ -218,6 +219,26 @@ pub fn wanted(pod: &Pod) -> Option<&str> {
     annotated.or_else(selected).or_else(affine).map(String::as_str).filter(|m| !m.is_empty())
 }
 
+/// How many GPUs each container asks for, by its name, when the pod asks for any. None: it does not, or they cannot be told
+/// apart by their number (parts of cards that several share).
+#[must_use]
+pub fn shares(pod: &Pod) -> Option<BTreeMap<String, u32>> {
+    let spec = pod.spec.as_ref()?;
+    let asked = |container: &Container, fits: &dyn Fn(&str) -> bool| -> u64 {
+        let resources = container.resources.as_ref();
+        let limits = resources.and_then(|r| r.limits.as_ref().or(r.requests.as_ref()));
+        limits.into_iter().flatten().filter(|(name, _)| fits(name)).map(|(_, q)| quantity::value_of(q)).sum()
+    };
+    let whole = |name: &str| vendor_named(name).is_some() || name.starts_with(MIG);
+    let containers = || spec.init_containers.iter().flatten().chain(&spec.containers);
+    if containers().any(|c| asked(c, &|name| name == SHARED) > 0) {
+        return None;
+    }
+    let count = |c: &Container| u32::try_from(asked(c, &whole)).unwrap_or(u32::MAX);
+    let shares: BTreeMap<String, u32> = containers().map(|c| (c.name.clone(), count(c))).collect();
+    shares.values().any(|n| *n > 0).then_some(shares)
+}
+
 /// Labels of a Node that say which types it has: of a single type of GPU also the vendor's own label.
 #[must_use]
 pub fn labels(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, String> {
@@ -323,6 +344,20 @@ mod tests {
         };
         assert_eq!(wanted(&affine(&["v100"])), Some("v100"));
         assert_eq!(wanted(&affine(&["v100", "a100"])), None);
+    }
+
+    #[test]
+    fn containers_that_ask_have_shares() {
+        let of = |first: serde_json::Value, second: serde_json::Value| {
+            let containers = json!([{"name": "a", "resources": first}, {"name": "b", "resources": second}]);
+            shares(&serde_json::from_value(json!({"spec": {"containers": containers}})).expect("pod"))
+        };
+        let gpus = |n: u32| json!({"limits": {"nvidia.com/gpu": n.to_string(), "cpu": "3"}});
+        assert_eq!(of(json!({}), json!({"limits": {"cpu": "1"}})), None);
+        assert_eq!(of(gpus(2), json!({})), Some([("a".to_owned(), 2), ("b".to_owned(), 0)].into()));
+        assert_eq!(of(gpus(1), json!({"limits": {SHARED: "1"}})), None);
+        let slice = json!({"limits": {"nvidia.com/mig-1g.5gb": "1"}});
+        assert_eq!(of(gpus(1), slice), Some([("a".to_owned(), 1), ("b".to_owned(), 1)].into()));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the site gives jobs that ask for nothing, and how long they may run: `scontrol show partition` and `show config`.
 
+pub use hpk_api::time_limit::TimeLimit;
+
 /// Partitions with their limits, and what the environment of `hpk up` chooses among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
@@ -21,15 +23,6 @@ pub struct Limits {
     pub usual_time: Option<TimeLimit>,
     /// Memory of a job that names none.
     pub memory: SiteMemory,
-}
-
-/// A job's time limit, or that of a partition; the longer is the greater.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TimeLimit {
-    /// Seconds.
-    Seconds(u64),
-    /// As long as it likes.
-    Unlimited,
 }
 
 /// Memory of a job that names none.
@@ -59,32 +52,6 @@ impl SiteMemory {
     fn parse(node: Option<&str>, cpu: Option<&str>) -> Self {
         let number = |text: Option<&str>| text.and_then(|t| t.parse().ok()).filter(|n| *n > 0);
         number(node).map(Self::Job).or_else(|| number(cpu).map(Self::Cpu)).unwrap_or_default()
-    }
-}
-
-impl TimeLimit {
-    /// Slurm's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes,
-    /// days-hours:minutes:seconds, UNLIMITED. None: something else.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        if ["unlimited", "infinite"].iter().any(|w| text.eq_ignore_ascii_case(w)) || text == "-1" {
-            return Some(Self::Unlimited);
-        }
-        let numbers = |text: &str| text.split(':').map(|n| n.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
-        let (days, rest) = match text.split_once('-') {
-            Some((days, rest)) => (Some(days.parse::<u64>().ok()?), numbers(rest)?),
-            None => (None, numbers(text)?),
-        };
-        let (hours, minutes, seconds) = match (days, &rest[..]) {
-            (None, [m]) => (0, *m, 0),
-            (None, [m, s]) => (0, *m, *s),
-            (Some(_), [h]) => (*h, 0, 0),
-            (Some(_), [h, m]) => (*h, *m, 0),
-            (_, [h, m, s]) => (*h, *m, *s),
-            _ => return None,
-        };
-        let parts = [(days.unwrap_or(0), 86_400), (hours, 3600), (minutes, 60), (seconds, 1)];
-        Some(Self::Seconds(parts.iter().fold(0, |sum: u64, (n, unit)| sum.saturating_add(n.saturating_mul(*unit)))))
     }
 }
 
@@ -120,6 +87,12 @@ impl Site {
         site
     }
 
+    /// The partition of jobs that name none.
+    #[must_use]
+    pub fn usual(&self) -> Option<&str> {
+        self.usual.as_deref()
+    }
+
     /// What holds for a job of these partitions (`a,b`), or of the usual one. Of several partitions the shortest times and
     /// the most memory: so it holds wherever the job runs.
     #[must_use]
@@ -150,29 +123,6 @@ fn least(a: Option<TimeLimit>, b: Option<TimeLimit>) -> Option<TimeLimit> {
 mod tests {
     use super::*;
     use TimeLimit::{Seconds, Unlimited};
-
-    #[test]
-    fn time_limits() {
-        for (text, limit) in [
-            ("5", Some(Seconds(300))),
-            ("5:30", Some(Seconds(330))),
-            ("1:00:00", Some(Seconds(3600))),
-            ("00:05:00", Some(Seconds(300))),
-            ("2-0", Some(Seconds(172_800))),
-            ("1-00:00:00", Some(Seconds(86_400))),
-            ("1-2:30", Some(Seconds(95_400))),
-            ("UNLIMITED", Some(Unlimited)),
-            ("infinite", Some(Unlimited)),
-            ("99999999999999999999", None),
-            ("18446744073709551615", Some(Seconds(u64::MAX))),
-            ("NONE", None),
-            ("", None),
-            ("1:2:3:4", None),
-        ] {
-            assert_eq!(TimeLimit::parse(text), limit, "{text}");
-        }
-        assert!(Unlimited > Seconds(u64::MAX));
-    }
 
     const CONFIG: &str =
         "Configuration data as of 2026\nDefMemPerCPU            = 100\nDefMemPerNode           = UNLIMITED\n";

@@ -1,17 +1,18 @@
 //! What a pod asks of Slurm: CPUs, memory, time, generic resources.
 
+use super::cluster::Capacity;
 use super::flags;
-use super::limits::{Limits, Site, SiteMemory, TimeLimit};
-use crate::executor::Asked;
+use super::gres::{self, Unknown};
+use super::limits::{Limits, SiteMemory, TimeLimit};
 use crate::executor::script::quote;
+use crate::executor::{Asked, Asking};
 use crate::pods::step;
 use crate::quantity::{self, amounts};
-use hpk_api::plan::PodRef;
+use hpk_api::nodes::Vendor;
 use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// MiB of a container that says nothing of memory, unless `hpk up --default-memory` says otherwise.
 pub const DEFAULT_MEMORY: u64 = 1024;
@@ -25,16 +26,15 @@ pub struct Defaults {
     /// MiB of a container that says nothing, as the user has chosen. None: [`DEFAULT_MEMORY`], and the job never has less
     /// than Slurm gives one that asks for nothing.
     pub memory_mib: Option<u64>,
-    /// Extended resources and the gres that serves them.
-    pub gres: BTreeMap<String, String>,
+    /// Minutes of a pod that has no deadline. None: what the partition gives.
+    pub time_minutes: Option<u64>,
     /// Seconds that a job is given beyond its pod's grace period to finish by itself.
     pub margin_seconds: u64,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        let gres = [("nvidia.com/gpu", "gpu"), ("amd.com/gpu", "gpu"), ("gpu.intel.com/i915", "gpu")];
-        Self { memory_mib: None, gres: gres.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), margin_seconds: 10 }
+        Self { memory_mib: None, time_minutes: None, margin_seconds: 10 }
     }
 }
 
@@ -45,10 +45,23 @@ pub struct Needs {
     pub cpus: u64,
     /// MiB.
     pub memory_mib: u64,
-    /// gres name → count.
+    /// gres, `gpu` or `gpu:a100` → count.
     pub gres: BTreeMap<String, u64>,
     /// Extended resources that no gres is known for.
     pub unknown: Vec<String>,
+    /// Resources that more than one type could be meant by, and these types.
+    pub ambiguous: Vec<(String, Vec<String>)>,
+}
+
+/// What the site has, as far as a request depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Has<'a> {
+    /// Memory of jobs that ask for none.
+    pub memory: SiteMemory,
+    /// Of the partition.
+    pub capacity: &'a Capacity,
+    /// Who made the GPUs whose type does not tell.
+    pub vendor: Vendor,
 }
 
 pub(crate) type Amounts = BTreeMap<String, u64>;
@@ -76,7 +89,7 @@ pub(crate) fn added_up(spec: &PodSpec, counts: impl Fn(&Container) -> Amounts) -
 
 /// What a pod needs. Of CPUs and devices that is its requests; pod-level requests take precedence; overhead is added.
 #[must_use]
-pub fn needs(pod: &Pod, defaults: &Defaults, site: SiteMemory) -> Needs {
+pub fn needs(pod: &Pod, defaults: &Defaults, has: Has<'_>) -> Needs {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let mut total = added_up(spec, |c| requests(c.resources.as_ref()));
@@ -88,15 +101,21 @@ pub fn needs(pod: &Pod, defaults: &Defaults, site: SiteMemory) -> Needs {
     for (name, amount) in total {
         match name.as_str() {
             "cpu" => needs.cpus = amount.div_ceil(1000).max(1),
-            _ if amount > 0 && is_extended(&name) => match defaults.gres.get(&name) {
-                Some(gres) => *needs.gres.entry(gres.clone()).or_default() += amount,
-                None => needs.unknown.push(name),
-            },
+            _ if amount > 0 && is_extended(&name) => {
+                match gres::of_resource(&name, gres::wanted(pod), has.capacity, has.vendor) {
+                    Ok((kind, model)) => {
+                        let gres = model.map_or_else(|| kind.clone(), |model| format!("{kind}:{model}"));
+                        *needs.gres.entry(gres).or_default() += amount;
+                    }
+                    Err(Unknown::Resource) => needs.unknown.push(name),
+                    Err(Unknown::Which(types)) => needs.ambiguous.push((name, types)),
+                }
+            }
             _ => {}
         }
     }
     let bytes = overhead.get(MEMORY).copied().unwrap_or(0);
-    needs.memory_mib = memory(spec, bytes, defaults, site.of(needs.cpus));
+    needs.memory_mib = memory(spec, bytes, defaults, has.memory.of(needs.cpus));
     needs
 }
 
@@ -156,10 +175,25 @@ fn largest(total: &mut Amounts, other: &Amounts) {
 
 /// Makes the request: what the pod's fields ask for; then `given`, the user's flags, which win over it; then what HPK itself
 /// needs, which nothing wins over.
-#[must_use]
-pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site: &Site, given: &[String]) -> Asked {
-    let limits = site.limits(flags::value(given, "partition"));
-    let needs = needs(pod, defaults, limits.memory);
+///
+/// # Errors
+/// The pod does not say which of several types it wants: for people, with the remedy.
+pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
+    let Asking { pod, who, folder, defaults, site, .. } = *asking;
+    let partition = flags::value(given, "partition");
+    let limits = site.limits(partition);
+    let measured = partition.or_else(|| asking.node.and_then(|n| n.measured.as_deref())).or_else(|| site.usual());
+    let capacity = asking.there.part(measured).all;
+    let has = Has { memory: limits.memory, capacity: &capacity, vendor: asking.cluster.gpu_vendor };
+    let needs = needs(pod, defaults, has);
+    if let Some((name, types)) = needs.ambiguous.first().filter(|_| !flags::has(given, "gres")) {
+        return Err(format!(
+            "resource {name}: this site has the types {}, and Slurm is asked for one; name it by the annotation {}, or choose a \
+             node by nodeSelector nvidia.com/gpu.product",
+            types.join(", "),
+            gres::MODEL
+        ));
+    }
     let has = |names: &[&str]| names.iter().any(|name| flags::has(given, name));
     let mut warnings = Vec::new();
     let mut asked = Vec::new();
@@ -189,7 +223,7 @@ pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site
         asked.push(format!("--time={minutes}"));
     }
     asked.extend(given.iter().filter(|a| !a.starts_with("--gres=")).cloned());
-    if let Some(gres) = gres(&needs.gres, flags::value(given, "gres")) {
+    if let Some(gres) = joined(&needs.gres, flags::value(given, "gres")) {
         asked.push(format!("--gres={gres}"));
     }
     warnings.extend(idle_tasks(pod, given).map(|text| ("SlurmTasksIdle", text)));
@@ -211,15 +245,16 @@ pub fn request(pod: &Pod, who: &PodRef, folder: &Path, defaults: &Defaults, site
         format!("--signal=B:TERM@{}", time.warning),
     ]);
     let asked: Vec<String> = asked.iter().map(|word| quote(word)).collect();
-    Asked { arguments, asked: asked.join(" "), warnings }
+    Ok(Asked { arguments, asked: asked.join(" "), warnings })
 }
 
 /// The devices that the pod's resources ask for, and those of the user's own flag: one flag, since the last one holds. A
 /// device in both is the flag's.
-fn gres(needed: &BTreeMap<String, u64>, given: Option<&str>) -> Option<String> {
+fn joined(needed: &BTreeMap<String, u64>, given: Option<&str>) -> Option<String> {
     let name = |entry: &str| entry.split([':', '=']).next().unwrap_or_default().to_owned();
     let told: Vec<String> = given.into_iter().flat_map(|g| g.split(',')).map(name).collect();
-    let ours = needed.iter().filter(|(name, _)| !told.contains(name)).map(|(name, count)| format!("{name}:{count}"));
+    let ours =
+        needed.iter().filter(|(gres, _)| !told.contains(&name(gres))).map(|(name, count)| format!("{name}:{count}"));
     let all: Vec<String> = ours.chain(given.map(str::to_owned)).collect();
     (!all.is_empty()).then(|| all.join(","))
 }
@@ -229,7 +264,7 @@ fn unknown(name: &str) -> String {
 }
 
 struct Time {
-    /// Of `--time`, when the pod's deadline asks for it.
+    /// Of `--time`, when the pod's deadline or the user's default asks for it.
     minutes: Option<u64>,
     /// Seconds before the limit that Slurm gives notice.
     warning: u64,
@@ -251,6 +286,7 @@ fn time(
     let own = flags::value(given, "time");
     // The supervisor keeps the exact deadline; Slurm's limit, in whole minutes, only backs it.
     let asked = deadline.filter(|_| own.is_none()).map(|d| d.saturating_add(wanted).saturating_add(60).div_ceil(60));
+    let asked = asked.or(defaults.time_minutes.filter(|_| own.is_none()));
     let (minutes, limit) = match (asked, limits.most_time) {
         // Beyond the partition's limit the job would wait for ever.
         (Some(minutes), Some(TimeLimit::Seconds(most))) if minutes.saturating_mul(60) > most => {
@@ -263,7 +299,8 @@ fn time(
             }
             (Some((most / 60).max(1)), Some(most))
         }
-        (Some(minutes), _) => (Some(minutes), None),
+        // With a deadline the pod's end begins before the limit, else at the limit.
+        (Some(minutes), _) => (Some(minutes), deadline.is_none().then_some(minutes.saturating_mul(60))),
         (None, _) => {
             let limit = own.and_then(TimeLimit::parse).or(limits.usual_time);
             (None, limit.and_then(|l| if let TimeLimit::Seconds(s) = l { Some(s) } else { None }))

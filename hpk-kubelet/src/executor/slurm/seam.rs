@@ -38,7 +38,7 @@ impl Executor for Client {
         if let Some(partition) = partition.filter(|_| !flags::has(&given, "partition")) {
             given.insert(0, format!("--partition={partition}"));
         }
-        Ok(request::request(pod, asking.who, asking.folder, asking.defaults, asking.site, &given))
+        request::request(asking, &given)
     }
 
     fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {

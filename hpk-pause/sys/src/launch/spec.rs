@@ -26,6 +26,8 @@ pub struct LaunchSpec {
     pub mounts: Vec<Mount>,
     /// Folders and files that are seen, read-only, at places of /proc and /sys; what the node does not have is left out.
     pub shown: Vec<Shown>,
+    /// Names below /dev of device nodes that others of the pod's containers get and this one does not.
+    pub hidden_devices: Vec<String>,
     /// Folder shared by the pod's containers as /dev/shm (a tmpfs); None: a tmpfs of its own.
     pub shm: Option<PathBuf>,
     /// User, groups, capabilities.
@@ -49,6 +51,11 @@ pub struct LaunchSpec {
 }
 
 impl LaunchSpec {
+    /// Whether a path is one of its [`Self::hidden_devices`].
+    pub(crate) fn hides(&self, path: &str) -> bool {
+        path.strip_prefix("/dev/").is_some_and(|name| self.hidden_devices.iter().any(|hidden| hidden == name))
+    }
+
     /// A container of this image and command: root with the default rights, nothing mounted, its own PID namespace.
     pub fn new<S: Into<String>>(
         name: impl Into<String>,
@@ -65,6 +72,7 @@ impl LaunchSpec {
             working_dir: None,
             mounts: Vec::new(),
             shown: Vec::new(),
+            hidden_devices: Vec::new(),
             shm: None,
             security: Security::default(),
             pid: PidNamespace::Own,

@@ -1,12 +1,20 @@
+use super::super::cluster::Cluster;
+use super::super::limits::Site;
 use super::*;
+use hpk_api::plan::PodRef;
 use serde_json::{Value, json};
+use std::path::Path;
 
 fn pod(spec: &Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).expect("pod")
 }
 
 fn of(spec: &Value, site: SiteMemory) -> Needs {
-    needs(&pod(spec), &Defaults::default(), site)
+    needs(&pod(spec), &Defaults::default(), has(site, &Capacity::default()))
+}
+
+fn has(memory: SiteMemory, capacity: &Capacity) -> Has<'_> {
+    Has { memory, capacity, vendor: Vendor::Nvidia }
 }
 
 fn container(name: &str, resources: Value) -> Value {
@@ -89,7 +97,10 @@ fn a_job_with_a_silent_container_has_no_less_than_slurm_gives_by_itself() {
     }
     // The user's own choice holds, up and down.
     let chosen = Defaults { memory_mib: Some(256), ..Defaults::default() };
-    assert_eq!(needs(&pod(&mixed), &chosen, SiteMemory::Job(64_000)).memory_mib, 1024 + 256 + ROOM);
+    assert_eq!(
+        needs(&pod(&mixed), &chosen, has(SiteMemory::Job(64_000), &Capacity::default())).memory_mib,
+        1024 + 256 + ROOM
+    );
 }
 
 #[test]
@@ -121,15 +132,47 @@ fn gpus() {
     for (given, all) in
         [(None, "gpu:2"), (Some("nic:1"), "gpu:2,nic:1"), (Some("gpu:a100:1,nic:1"), "gpu:a100:1,nic:1")]
     {
-        assert_eq!(gres(&ours, given).as_deref(), Some(all));
+        assert_eq!(joined(&ours, given).as_deref(), Some(all));
     }
-    assert_eq!(gres(&BTreeMap::new(), None), None);
+    assert_eq!(joined(&BTreeMap::new(), None), None);
+}
+
+const SINFO: &str = "\
+c1|64|16000|gpu:a100:4|idle|main|up|avx
+c2|64|16000|gpu:h100:4|idle|main|up|avx
+c3|64|16000|gpu:mi250:4|idle|amd|up|avx
+";
+
+#[test]
+fn a_type_of_gpu_is_asked_for_by_name() {
+    let there = Cluster::parse(SINFO);
+    let ask = |resource: &str, annotation: Option<&str>, flags: &[&str]| {
+        let limits = json!({"limits": {resource: "2"}});
+        let mut pod = pod(&json!({"containers": [container("a", limits)]}));
+        pod.metadata.annotations = annotation.map(|model| [(gres::MODEL.to_owned(), model.to_owned())].into());
+        let asked = asked(&pod, flags, &Site::default(), &there)?;
+        Ok::<_, String>(asked.arguments.into_iter().find(|a| a.starts_with("--gres=")).unwrap_or_default())
+    };
+    assert_eq!(ask("nvidia.com/gpu", Some("h100"), &[]).as_deref(), Ok("--gres=gpu:h100:2"));
+    assert_eq!(ask("amd.com/gpu", None, &[]).as_deref(), Ok("--gres=gpu:mi250:2"));
+    assert_eq!(ask("amd.com/gpu", None, &["--partition=amd"]).as_deref(), Ok("--gres=gpu:2"));
+    assert_eq!(ask("nvidia.com/gpu", None, &["--partition=main"]).as_deref(), Ok("--gres=gpu:2"));
+    assert_eq!(ask("nvidia.com/gpu", None, &["--gres=gpu:a100:1"]).as_deref(), Ok("--gres=gpu:a100:1"));
+    let refused = ask("nvidia.com/gpu", None, &[]).expect_err("two types and a third of another vendor");
+    assert!(refused.contains("a100, h100") && refused.contains("gpu-type"), "{refused}");
 }
 
 fn asks(spec: &Value, flags: &[&str], site: &Site) -> Asked {
+    asked(&pod(spec), flags, site, &Cluster::default()).expect("a request")
+}
+
+fn asked(pod: &Pod, flags: &[&str], site: &Site, there: &Cluster) -> Result<Asked, String> {
     let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u-1".into() };
     let given: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
-    request(&pod(spec), &who, Path::new("/home/a/.hpk/pods/u-1"), &Defaults::default(), site, &given)
+    let (cluster, defaults) = (crate::pods::plan::tests::cluster(), Defaults::default());
+    let folder = Path::new("/home/a/.hpk/pods/u-1");
+    let asking = Asking { pod, who: &who, node: None, folder, cluster: &cluster, defaults: &defaults, site, there };
+    request(&asking, &given)
 }
 
 #[test]
@@ -236,7 +279,8 @@ fn an_mpi_step_asks_for_each_of_its_ranks() {
     let asked = |given: &[&str]| {
         let given: Vec<String> = given.iter().map(|&flag| flag.to_owned()).collect();
         let site = Site::default();
-        request(&pod, &PodRef::default(), Path::new("/f"), &Defaults::default(), &site, &given).asked
+        let given: Vec<&str> = given.iter().map(String::as_str).collect();
+        asked(&pod, &given, &site, &Cluster::default()).expect("a request").asked
     };
     // A third of 1 GiB and the supervisor's share, rounded up.
     let each = (1024

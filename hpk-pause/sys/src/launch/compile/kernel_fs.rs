@@ -87,7 +87,7 @@ pub(super) fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sou
     mkdir(p, Step::Dev, "/dev/mqueue")?;
     // Kernels can be built without it.
     fs(p, Step::Dev, "mqueue", "/dev/mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, None, true)?;
-    for (device, slot) in node.devices.iter().zip(&sources.devices) {
+    for (device, slot) in node.devices.iter().filter(|d| !spec.hides(&d.target)).zip(&sources.devices) {
         let path = &device.target;
         let (target, missing) = (c("devices", path)?, !device.folder);
         let kind = OpKind::Attach { slot: *slot, target, missing, fallback_read_only: false };

@@ -86,7 +86,7 @@ pub(super) fn open_sources(
         open_mount(p, mount, *slot, node)?;
     }
     let mut devices = Vec::with_capacity(node.devices.len());
-    for device in &node.devices {
+    for device in node.devices.iter().filter(|d| !spec.hides(&d.target)) {
         devices.push(handed(p, device, Step::Dev)?);
     }
     let shm = match &spec.shm {
