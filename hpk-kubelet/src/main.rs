@@ -174,6 +174,7 @@ async fn run(args: Args) -> Result<()> {
         carriers,
         node,
         defaults: Arc::new(Defaults {
+            time_minutes: cluster.default_time,
             memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
             ..Defaults::default()
         }),

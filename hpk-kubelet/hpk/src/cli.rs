@@ -7,6 +7,7 @@ use hpk_api::net::NetworkMode;
 use hpk_api::nodes::{Chosen, Vendor};
 use hpk_api::pod_flags::PodFlags;
 use hpk_api::quantity;
+use hpk_api::time_limit::TimeLimit;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -170,6 +171,11 @@ pub(crate) struct Up {
     /// given again. site: 1Gi, and in all no less than what Slurm gives a job that asks for nothing [default: site]
     #[arg(long, value_name = "QUANTITY|site", value_parser = default_memory)]
     pub default_memory: Option<DefaultMemory>,
+    /// Time limit of a pod that has neither activeDeadlineSeconds nor --time among its flags, as sbatch takes it (minutes, or
+    /// 1-12:00:00), or site; at most what the partition allows; kept until it is given again. site: what the partition gives
+    /// [default: site]
+    #[arg(long, value_name = "TIME|site", value_parser = default_time)]
+    pub default_time: Option<DefaultTime>,
     /// What a pod's priorityClassName means to Slurm: flags that say where and when a job runs, such as
     /// high='--qos=high --nice=0'; may be repeated; each is kept until its class is given again, without flags to remove it
     #[arg(long, value_name = "NAME=FLAGS", value_parser = priority_class)]
@@ -285,6 +291,18 @@ fn scratch(text: &str) -> Result<Scratch, String> {
 /// `--default-memory`: bytes, None for the site's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DefaultMemory(pub Option<u64>);
+
+/// `--default-time`: minutes, None for the site's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DefaultTime(pub Option<u64>);
+
+fn default_time(text: &str) -> Result<DefaultTime, String> {
+    match (text, TimeLimit::parse(text)) {
+        ("site", _) => Ok(DefaultTime(None)),
+        (_, Some(TimeLimit::Seconds(seconds @ 1..))) => Ok(DefaultTime(Some(seconds.div_ceil(60)))),
+        _ => Err("must be site, or a time as sbatch takes it, such as 90 (minutes), 2:00:00 or 1-12".to_owned()),
+    }
+}
 
 fn default_memory(text: &str) -> Result<DefaultMemory, String> {
     if text == "site" {

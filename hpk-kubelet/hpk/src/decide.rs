@@ -262,6 +262,7 @@ pub(crate) fn cluster(
         plaintext: false,
         container_logs: ContainerLogs::default(),
         default_memory: None,
+        default_time: None,
         priority_classes: std::collections::BTreeMap::new(),
         partitions: Partitions::default(),
         gpu_vendor: Vendor::default(),

@@ -2,7 +2,7 @@
 //! Also `hpk supervise`, the other half.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use crate::cli::{self, DefaultMemory, Scratch};
+use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::home::{Home, Install, replace_file};
@@ -141,6 +141,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
     }
     if args.local_cpus.is_some() && args.local_cpus != runs.local_cpus {
         bail!("--local-cpus: the control plane is running with another number: run hpk down first");
+    }
+    if args.default_time.is_some_and(|DefaultTime(minutes)| minutes != runs.default_time) {
+        bail!("--default-time: the control plane is running with another one: run hpk down first");
     }
     if priority_classes(args, runs.priority_classes.clone()) != runs.priority_classes {
         bail!("--priority-class: the control plane is running with other flags: run hpk down first");
@@ -318,6 +321,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.container_logs = former.container_logs;
         cluster.pod_flags = former.pod_flags;
         cluster.default_memory = former.default_memory;
+        cluster.default_time = former.default_time;
         cluster.priority_classes = former.priority_classes;
         cluster.images = former.images;
         cluster.partitions = former.partitions;
@@ -338,6 +342,9 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     cluster.priority_classes = priority_classes(args, cluster.priority_classes);
     if let Some(DefaultMemory(bytes)) = args.default_memory {
         cluster.default_memory = bytes;
+    }
+    if let Some(DefaultTime(minutes)) = args.default_time {
+        cluster.default_time = minutes;
     }
     cluster.images = images(args, &cluster.images)?;
     if let Some(Scratch(folder)) = &args.scratch {
@@ -764,6 +771,7 @@ mod tests {
             "--container-log-max-files=3",
             "--pod-flags=list",
             "--default-memory=2Gi",
+            "--default-time=1-12",
             "--gpu-vendor=amd",
             "--priority-class=a=--nice",
         ] {

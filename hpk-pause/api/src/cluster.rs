@@ -83,6 +83,10 @@ pub struct ClusterConfig {
     /// for pods that are submitted afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_memory: Option<u64>,
+    /// Time limit of pods that have no deadline, minutes. None: the partition's own. Holds for pods that are submitted
+    /// afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_time: Option<u64>,
     /// Flags of sbatch for pods of a priority class, by the class' name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub priority_classes: BTreeMap<String, String>,

@@ -295,3 +295,36 @@ fn an_mpi_step_asks_for_each_of_its_ranks() {
     assert_eq!(asked(&["--nodes=2"]), format!("--cpus-per-task=3 --mem-per-cpu={each}M --nodes=2"));
     assert_eq!(asked(&[]), format!("--ntasks=1 --cpus-per-task=3 --mem-per-cpu={each}M"));
 }
+
+#[test]
+fn a_pod_without_a_deadline_can_have_a_default() {
+    let site = Site::parse(
+        "",
+        "PartitionName=main Default=YES MaxTime=UNLIMITED\nPartitionName=debug MaxTime=00:05:00\n",
+        |_| None,
+    );
+    let time = |spec: &Value, flags: &[&str]| {
+        let who = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into() };
+        let given: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
+        let defaults = Defaults { time_minutes: Some(90), ..Defaults::default() };
+        let (cluster, there, pod) = (crate::pods::plan::tests::cluster(), Cluster::default(), pod(spec));
+        let folder = Path::new("/p");
+        let asking = Asking {
+            pod: &pod,
+            who: &who,
+            node: None,
+            folder,
+            cluster: &cluster,
+            defaults: &defaults,
+            site: &site,
+            there: &there,
+        };
+        let asked = request(&asking, &given).expect("a request");
+        asked.arguments.into_iter().filter(|a| a.starts_with("--time=")).collect::<Vec<_>>()
+    };
+    let silent = json!({"containers": []});
+    assert_eq!(time(&silent, &[]), ["--time=90"]);
+    assert_eq!(time(&silent, &["--partition=debug"]), ["--time=5"]);
+    assert_eq!(time(&silent, &["--time=10"]), ["--time=10"]);
+    assert_eq!(time(&json!({"containers": [], "activeDeadlineSeconds": 100}), &[]), ["--time=4"]);
+}
