@@ -13,8 +13,8 @@ if [ -e "$SITE_DIR/run/hpk-changed" ] && [ -e "$SITE_DIR/home/alice/.hpk" ]; the
 fi
 phase "hpk up, as alice"
 # Said, because a site whose cluster was made before there was a choice would stay with IPv4; and sizes of logs that are
-# not the default, for a case that sees them.
-executor=(--executor slurm)
+# not the default, for a case that sees them; and a Node for one more of Slurm's partitions.
+executor=(--executor slurm --partitions debug)
 # More CPUs than there are, as the site's nodes claim: cases ask for whole ones.
 [ -z "$WITHOUT_SLURM" ] || executor=(--executor local --cluster-name site --local-cpus 64)
 alice hpk up "${executor[@]}" --ip-families dual --container-log-max-size 8Mi --container-log-max-files 8
