@@ -41,8 +41,8 @@ for n in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0 fuse:10:229 n
   IFS=: read -r path major minor <<<"$n"
   mknod -m 666 "$dev/$path" c "$major" "$minor"
 done
-# What stands for GPUs (conf/gres.conf): devices that read as zeros.
-for i in 0 1; do mknod -m 666 "$dev/gpu$i" c 1 5; done
+# What stands for GPUs (conf/gres.conf), with NVIDIA's names: devices that read as zeros.
+for n in nvidia0 nvidia1 nvidiactl; do mknod -m 666 "$dev/$n" c 1 5; done
 mknod -m 660 "$dev/loop-control" c 10 237
 for i in 0 1 2 3 4 5 6 7; do mknod -m 660 "$dev/loop$i" b 7 "$i"; done
 ln -s pts/ptmx "$dev/ptmx"
