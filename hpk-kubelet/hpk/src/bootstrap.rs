@@ -160,7 +160,7 @@ fn roles() -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["patch"]},
                 {"apiGroups": [""], "resources": ["persistentvolumes"],
                  "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-                {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses"], "verbs": watch},
+                {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses", "podgroups"], "verbs": watch},
             ]),
         ),
         json!({

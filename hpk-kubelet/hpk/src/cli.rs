@@ -115,6 +115,7 @@ pub(crate) enum Command {
   hpk up --container-log-max-size 100Mi           keep more of what containers print
   hpk up --pod-flags list                         pods of others: no flags that take more of the cluster
   hpk up --node-per-partition                     a Node for each partition of Slurm
+  hpk up --feature-gates WorkloadWithJob=true     features of Kubernetes that are not on by themselves
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --local-images /scratch/me/images        image files from there only
   hpk up --executor local                         pods on this machine, without Slurm
@@ -218,6 +219,11 @@ pub(crate) struct Up {
     /// Refuse images that have more files, folders and links than this; kept until it is given again [default: 2000000]
     #[arg(long, value_name = "N", value_parser = ImageRules::parse_max_files)]
     pub image_max_files: Option<u64>,
+    /// Feature gates for all of Kubernetes' programs, as NAME=true or NAME=false with commas between; they are kept until the flag is
+    /// given again, which sets all of them anew, and default takes them back. HPK itself switches GenericWorkload on, for
+    /// gangs of pods [default: default]
+    #[arg(long, value_name = "GATES|default", value_parser = crate::gates::parse)]
+    pub feature_gates: Option<crate::gates::Choice>,
     /// Start no hpk-kubelet
     #[arg(long)]
     pub no_kubelet: bool,

@@ -267,6 +267,7 @@ pub(crate) fn cluster(
         partitions: Partitions::default(),
         gpu_vendor: Vendor::default(),
         pod_flags: PodFlags::default(),
+        feature_gates: std::collections::BTreeMap::new(),
         images: ImageRules::default(),
         scratch: None,
         pki_dir: pki_dir.display().to_string(),

@@ -10,6 +10,7 @@ mod down;
 mod exec;
 mod expose;
 mod flags_policy;
+mod gates;
 mod home;
 mod kubeconfig;
 mod label_policy;

@@ -5,6 +5,7 @@
 use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
+use crate::gates;
 use crate::home::{Home, Install, replace_file};
 use crate::kubeconfig::{self, Kubeconfig};
 use crate::pki;
@@ -157,6 +158,9 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
         if !same {
             bail!("{flag}: the control plane is running with another one: run hpk down first");
         }
+    }
+    if args.feature_gates.as_ref().is_some_and(|choice| choice.0 != runs.feature_gates) {
+        bail!("--feature-gates: the control plane is running with other ones: run hpk down first");
     }
     let logs = container_logs(args, runs.container_logs);
     let images = images(args, &runs.images)?;
@@ -327,6 +331,7 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         cluster.partitions = former.partitions;
         cluster.scratch = former.scratch;
         cluster.gpu_vendor = former.gpu_vendor;
+        cluster.feature_gates = former.feature_gates;
     }
     cluster.partitions = partitions(args, &cluster.partitions);
     cluster.gpu_vendor = args.gpu_vendor.map_or(cluster.gpu_vendor, Into::into);
@@ -350,6 +355,9 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
     if let Some(Scratch(folder)) = &args.scratch {
         cluster.scratch = scratch(folder.as_deref())?;
     }
+    if let Some(gates) = &args.feature_gates {
+        cluster.feature_gates.clone_from(&gates.0);
+    }
     if let Some(choice) = args.pod_flags {
         cluster.pod_flags = choice.into();
     }
@@ -371,6 +379,12 @@ fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progress) -> Resu
         apiserver_flags: args.apiserver_flag.clone(),
     };
     let layout = Layout { home: home.clone(), cluster, control_plane };
+    if !layout.cluster.feature_gates.is_empty() {
+        gates::check(&layout.control_plane.programs, &layout.cluster)?;
+    }
+    if let Some(text) = gates::without(&layout.cluster) {
+        progress.done(&text);
+    }
 
     let leaves = pki::spec::leaves(&pki::spec::Subject {
         node_name: &layout.cluster.node_name,
@@ -774,6 +788,7 @@ mod tests {
             "--default-time=1-12",
             "--gpu-vendor=amd",
             "--priority-class=a=--nice",
+            "--feature-gates=A=true",
         ] {
             let refused = refuse_changes(&up(&[flag]), &runs).unwrap_err().to_string();
             assert!(refused.starts_with(flag.split('=').next().unwrap()) && refused.contains("hpk down"), "{refused}");

@@ -99,6 +99,10 @@ pub struct ClusterConfig {
     /// What pods may ask of Slurm by flags in their annotations. Holds for pods that are submitted afterwards.
     #[serde(default)]
     pub pod_flags: PodFlags,
+    /// Kubernetes' feature gates, as the user has set them (`hpk up --feature-gates`): those of [`Self::gates`] that are not
+    /// here stand as HPK has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub feature_gates: BTreeMap<String, bool>,
     /// Which images pods may have.
     #[serde(default)]
     pub images: ImageRules,
@@ -107,6 +111,26 @@ pub struct ClusterConfig {
     pub scratch: Option<PathBuf>,
     /// Folder with the cluster's keys (`ca.crt`, `ca.key`, `kubelet.kubeconfig`, …).
     pub pki_dir: String,
+}
+
+/// The gate of Workloads and PodGroups, and of `spec.schedulingGroup` of pods: gangs. It is on unless the user has switched
+/// it off.
+pub const GENERIC_WORKLOAD: &str = "GenericWorkload";
+
+impl ClusterConfig {
+    /// All feature gates that differ from Kubernetes' own defaults: HPK's, and over them the user's.
+    #[must_use]
+    pub fn gates(&self) -> BTreeMap<String, bool> {
+        let mut gates = BTreeMap::from([(GENERIC_WORKLOAD.to_owned(), true)]);
+        gates.extend(self.feature_gates.iter().map(|(name, on)| (name.clone(), *on)));
+        gates
+    }
+
+    /// Whether the API has PodGroups.
+    #[must_use]
+    pub fn has_pod_groups(&self) -> bool {
+        self.gates().get(GENERIC_WORKLOAD) == Some(&true)
+    }
 }
 
 /// How much of a container's output is kept (containerLogMaxSize and containerLogMaxFiles of KubeletConfiguration, whose

@@ -3,6 +3,7 @@
 
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout, flags, image};
+use crate::gates;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub(super) fn component(l: &Layout) -> Component {
     if egress_config(l).is_some() {
         args.push(format!("--egress-selector-config-file={}", l.config("egress.yaml")));
     }
+    args.extend(gates::arguments(&l.cluster));
+    args.extend(gates::apis(&l.cluster));
     args.extend(l.control_plane.apiserver_flags.iter().cloned());
     // The folder: the kubelet makes its socket anew at each start.
     let socket = l.control_plane.egress.as_ref().and_then(|s| s.parent()).map(|dir| dir.display().to_string());

@@ -2,6 +2,7 @@
 
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout, flags, go_seconds, image};
+use crate::gates;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ const NODE_MONITOR_GRACE: Duration = Duration::from_secs(300);
 pub(super) fn controller_manager(l: &Layout) -> Component {
     let kubeconfig = l.pki("controller-manager.kubeconfig");
     let port = l.control_plane.ports.controller_manager;
-    let args = flags([
+    let mut args = flags([
         ("kubeconfig", kubeconfig.clone()),
         ("authentication-kubeconfig", kubeconfig.clone()),
         ("authorization-kubeconfig", kubeconfig),
@@ -43,6 +44,7 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("service-cluster-ip-range", l.cluster.service_cidr.clone()),
         ("node-monitor-grace-period", go_seconds(NODE_MONITOR_GRACE)),
     ]);
+    args.extend(gates::arguments(&l.cluster));
     let (program, args) = image::command(l, "kube-controller-manager", args, &[]);
     service(l, "kube-controller-manager", program, args, port)
 }
@@ -50,7 +52,7 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
 pub(super) fn scheduler(l: &Layout) -> Component {
     let kubeconfig = l.pki("scheduler.kubeconfig");
     let port = l.control_plane.ports.scheduler;
-    let args = flags([
+    let mut args = flags([
         ("config", l.config("scheduler.yaml")),
         ("authentication-kubeconfig", kubeconfig.clone()),
         ("authorization-kubeconfig", kubeconfig),
@@ -62,6 +64,7 @@ pub(super) fn scheduler(l: &Layout) -> Component {
         ("client-ca-file", l.pki("ca.crt")),
         ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
     ]);
+    args.extend(gates::arguments(&l.cluster));
     let (program, args) = image::command(l, "kube-scheduler", args, &[]);
     service(l, "kube-scheduler", program, args, port)
 }
