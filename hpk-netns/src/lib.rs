@@ -4,6 +4,7 @@ mod apptainer;
 pub mod carry;
 pub mod cni;
 pub mod datapath;
+pub mod gang;
 pub mod member;
 mod nat;
 pub mod network;

@@ -5,6 +5,7 @@
 //! hpk-netns work <pod folder>    start the pod's parent container and carry its network and its link
 //! hpk-netns rank <pod folder> <n>  one rank of the MPI step of instance n, started by srun
 //! hpk-netns session <pod folder> <n> <r>  an exec session beside rank r, on its node
+//! hpk-netns gang <gang folder>    a Slurm job of several pods: one step for each, which is hpk-netns run
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
@@ -13,7 +14,7 @@
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_netns::rest::Rest;
-use hpk_netns::{carry, cni::inside, member, probe, rank, run};
+use hpk_netns::{carry, cni::inside, gang, member, probe, rank, run};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,6 +49,10 @@ fn main() -> ExitCode {
                     ExitCode::FAILURE
                 }
             }
+        }
+        ["gang", folder] => {
+            let folder = PathBuf::from(folder);
+            in_runtime(async move { gang::run(&folder).await })
         }
         ["rank", pod, instance] => match instance.parse() {
             Ok(instance) => exit_code(rank::run(Path::new(pod), instance)),

@@ -82,3 +82,8 @@ mod tests {
         assert_eq!(inner_mtu(65_536, false), 65_000);
     }
 }
+
+/// The id of the run that this process belongs to: a job's, one of the local executor, or a member's of a gang.
+pub(crate) fn run_id() -> Option<String> {
+    hpk_api::local::run_id(|name| std::env::var(name).ok())
+}

@@ -11,13 +11,13 @@
 use super::layout::{Layout, Surroundings};
 use super::local::Local;
 use super::{report, scratch, tell};
-use hpk_api::local::run_id;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, alarm};
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -71,7 +71,7 @@ fn keep_run(pod: &Path, local: Option<&Local>) -> i32 {
         Err(error) => hpk_api::say!("hpk-netns: {error}"),
     }
     if let Ended::Killed(signal) = ended
-        && !report::supervisor_finished(pod, run_id(|name| std::env::var(name).ok()).as_deref())
+        && !report::supervisor_finished(pod, crate::node::run_id().as_deref())
     {
         tell(pod, "supervisor", format!("hpk-netns was ended by {signal}, and its pod with it"), Some(ended.code()));
     }
@@ -104,6 +104,10 @@ fn watch(command: &mut Command, kill_wait: Option<u32>) -> io::Result<Ended> {
     signals.add(Signal::SIGCHLD);
     signals.add(Signal::SIGALRM);
     signals.thread_block()?;
+    if std::env::var(hpk_api::gang::RUN).is_ok_and(|run| run.contains('/')) {
+        // Slurm signals a step's process group: what is passed on must not come twice, nor to the network's helpers.
+        command.process_group(0);
+    }
     let worker = Pid::from_raw(command.spawn()?.id().cast_signed());
     loop {
         // For as long as the pod lives.

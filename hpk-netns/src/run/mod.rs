@@ -75,7 +75,7 @@ const HOST_PATH_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration:
 
 /// Runs the pod whose folder is `pod` and returns the exit code of the job. Its node-local folder stays.
 pub async fn run(pod: &Path) -> i32 {
-    let job_id = hpk_api::local::run_id(|name| std::env::var(name).ok());
+    let job_id = crate::node::run_id();
     match launch(pod, job_id.as_deref()).await {
         Ok(code) => code,
         // The pod's folder is the other job's, too: it is not told there.
@@ -143,6 +143,7 @@ async fn live(
     let places = crate::network::Places { pod: &layout.pod, run: &layout.run, net: &layout.net, local: &layout.local };
     let address = crate::network::address(plan, &places);
     let mut own = vec![("HPK_NODE", crate::node::hostname())];
+    own.extend(std::env::var(hpk_api::gang::RUN).ok().map(|run| (hpk_api::gang::RUN, run)));
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
     own.push(("HPK_HOST_IP", address.node_ip.to_string()));
     own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));

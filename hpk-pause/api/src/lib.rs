@@ -14,6 +14,7 @@ pub mod cni;
 pub mod control;
 pub mod cri_log;
 pub mod frame;
+pub mod gang;
 pub mod go_duration;
 pub mod images;
 pub mod link;

@@ -14,6 +14,8 @@ pub const REQUESTED: &str = "slurm-job.hpk.io/requested";
 pub const MPI_CONTAINER: &str = "slurm-job.hpk.io/mpi-container";
 /// Who the ranks of an MPI step are: `user` (the default) or `root`.
 pub const MPI_USER: &str = "slurm-job.hpk.io/mpi-user";
+/// How many pods of the same Job, JobSet or group of a LeaderWorkerSet are one gang (`true`: as many as the set says).
+pub const GANG: &str = "slurm-job.hpk.io/gang";
 /// All that ask for flags.
 pub const ANNOTATIONS: [&str; 3] = [OLD_FLAGS, FLAGS, MPI_FLAGS];
 

@@ -1,0 +1,94 @@
+//! A gang: several pods in one Slurm allocation. What hpk-kubelet orders, and what the allocation's agent
+//! (`hpk-netns gang`) says of it, as files in the gang's folder `HPK_HOME/gangs/<id>`.
+//!
+//! ```text
+//! gang.json             hpk-kubelet   which pods belong to it, and what is wanted of each
+//! members/<uid>.json    the agent     where the pod's step runs, and how it ended
+//! ```
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Folder of all gangs, in `HPK_HOME`.
+pub const FOLDER: &str = "gangs";
+/// Name of [`GangFile`] in the gang's folder.
+pub const FILE: &str = "gang.json";
+/// Folder of [`MemberFile`]s in the gang's folder.
+pub const MEMBERS: &str = "members";
+/// Environment of a member's step: the id of its run, `<job>/<number in the gang>`.
+pub const RUN: &str = crate::local::RUN_ID;
+
+/// Name of a member's file in [`MEMBERS`].
+#[must_use]
+pub fn member_file(uid: &str) -> String {
+    format!("{uid}.json")
+}
+
+/// `gang.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GangFile {
+    /// [`crate::VERSION`] of the writer.
+    pub version: u32,
+    /// The gang's id, its folder's name.
+    pub id: String,
+    /// Raised with each change.
+    pub generation: u64,
+    /// What holds its pods together, for people: `PodGroup ns/name`.
+    pub group: String,
+    /// Places for pods in the allocation: Slurm's tasks.
+    pub slots: u32,
+    /// Flags of srun that every member's step has: its size.
+    pub step: Vec<String>,
+    /// The pods that have, or had, a place.
+    pub members: Vec<Member>,
+    /// hpk-kubelet's own: sbatch has run, or may have.
+    #[serde(default)]
+    pub job_id: Option<String>,
+}
+
+/// A pod of a gang.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its UID. A UID is started once, whatever becomes of it.
+    pub uid: String,
+    /// `namespace/name`.
+    pub name: String,
+    /// What is wanted of it.
+    pub wish: Wish,
+}
+
+/// What is wanted of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wish {
+    /// Its step is to run.
+    Run,
+    /// Its step is to end in order.
+    Stop,
+    /// Its step is to end at once, or not to begin.
+    Kill,
+}
+
+/// `members/<uid>.json`. Where there is none, the pod's step was never begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberFile {
+    /// The node that it was given.
+    pub node: String,
+    /// When its step was asked for.
+    pub started_at: Timestamp,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<MemberEnd>,
+}
+
+/// The end of a member's step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberEnd {
+    /// 0–255, as srun says.
+    pub exit_code: i32,
+    /// When.
+    pub at: Timestamp,
+    /// It ended because it was told to at once ([`Wish::Kill`]).
+    #[serde(default)]
+    pub killed: bool,
+}
