@@ -54,6 +54,12 @@ impl Home {
         self.pods().join(uid)
     }
 
+    /// `gangs/`
+    #[must_use]
+    pub fn gangs(&self) -> PathBuf {
+        self.root.join(hpk_api::gang::FOLDER)
+    }
+
     /// `images/`
     #[must_use]
     pub fn images(&self) -> PathBuf {

@@ -10,6 +10,7 @@ pub mod carrier;
 pub mod controller;
 pub mod descriptors;
 pub mod executor;
+pub mod gangs;
 pub mod home;
 pub mod link_port;
 pub mod nodes;

@@ -18,6 +18,9 @@ use hpk_kubelet::executor::local::Local;
 use hpk_kubelet::executor::slurm::client::Client as Slurm;
 use hpk_kubelet::executor::slurm::request::Defaults;
 use hpk_kubelet::executor::{Executor, Times};
+use hpk_kubelet::gangs;
+use hpk_kubelet::gangs::keeper::Gangs;
+use hpk_kubelet::gangs::seam::WithGangs;
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::link_port;
 use hpk_kubelet::nodes::{Clients, Nodes};
@@ -127,7 +130,7 @@ async fn run(args: Args) -> Result<()> {
     let nodes = Arc::new(Nodes::of(&cluster));
     let clients = Clients::new(&api_config(&cluster).await?, &nodes)?;
     let client = clients.first().clone();
-    let executor = executor(&cluster, &home)?;
+    let (plain, slurm) = executor(&cluster, &home)?;
     let images = ImageStore::new(StoreConfig {
         root: home.images(),
         helper: hpk_images::helper::command_of(program.as_os_str()),
@@ -136,11 +139,11 @@ async fn run(args: Args) -> Result<()> {
     })?;
     let (links, link_events) = LinkServer::start(cluster.link_addr, &home.pki())?;
     let taken = link_port::open(&links, cluster.link_addr, last_link_address(&home))?;
-    let times = executor.times().await.unwrap_or_else(|error| {
+    let times = plain.times().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "Slurm's times are not known: usual ones are assumed");
         Times::default()
     });
-    let facts = NodeFacts::measure(&*executor).await;
+    let facts = NodeFacts::measure(&*plain).await;
     for node in nodes.iter() {
         let all = facts.part(Some(node)).all;
         tracing::info!(node = %node.name, cpus = all.cpus, memory_mib = all.memory_mib, nodes = all.nodes, "starts");
@@ -160,6 +163,34 @@ async fn run(args: Args) -> Result<()> {
         tokio::spawn(link_port::regain(links.clone(), cluster.link_addr));
     }
     let member_link = home.member_link();
+    let defaults = Arc::new(Defaults {
+        time_minutes: cluster.default_time,
+        memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
+        ..Defaults::default()
+    });
+    let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
+    let (seen, pods) = tokio::sync::watch::channel(HashMap::new());
+    let (changed, changes) = tokio::sync::mpsc::unbounded_channel();
+    // Without Slurm there is no allocation that pods could share.
+    let parts = slurm.clone().map(|slurm| gangs::keeper::Parts {
+        slurm,
+        home: home.clone(),
+        install: install.clone(),
+        cluster: cluster.clone(),
+        defaults: defaults.clone(),
+        node: node.clone(),
+        pods: pods.clone(),
+        groups: cluster.has_pod_groups().then(|| watch::pod_groups(client.clone(), changed)),
+        changes,
+        nodes: nodes.clone(),
+        tx: tx.clone(),
+    });
+    let gangs = parts.map(Gangs::start).transpose();
+    let gangs = gangs.with_context(|| format!("cannot read the gangs in {}", home.gangs().display()))?;
+    let executor: Arc<dyn Executor> = match slurm.zip(gangs.clone()) {
+        Some((slurm, gangs)) => Arc::new(WithGangs::new(slurm, gangs, home.clone())),
+        None => plain,
+    };
     let carriers = Carriers::start(links.clone(), executor.clone(), install.netns.clone());
     let ctx = Context {
         recorder: recorder.clone(),
@@ -173,18 +204,13 @@ async fn run(args: Args) -> Result<()> {
         links: links.clone(),
         carriers,
         node,
-        defaults: Arc::new(Defaults {
-            time_minutes: cluster.default_time,
-            memory_mib: cluster.default_memory.map(|b| b.div_ceil(1 << 20)),
-            ..Defaults::default()
-        }),
+        defaults,
+        gangs,
         settings: Arc::new(settings(times, &cluster)),
         message_timeout: Duration::from_secs(times.message_timeout.unwrap_or(MESSAGE_TIMEOUT).into()),
         home,
         cluster: cluster.clone(),
     };
-    let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
-    let (seen, pods) = tokio::sync::watch::channel(HashMap::new());
     let pki = PathBuf::from(&cluster.pki_dir);
     let api = listen(cluster.kubelet_addr)
         .with_context(|| format!("cannot serve the kubelet API on {}", cluster.kubelet_addr))?;
@@ -237,13 +263,16 @@ async fn run(args: Args) -> Result<()> {
 }
 
 /// What runs the pods.
-fn executor(cluster: &ClusterConfig, home: &Home) -> Result<Arc<dyn Executor>> {
+fn executor(cluster: &ClusterConfig, home: &Home) -> Result<(Arc<dyn Executor>, Option<Slurm>)> {
     let open_files = descriptors::raise();
     Ok(match cluster.executor {
-        ExecutorKind::Slurm => Arc::new(Slurm::find()?.with_open_files(open_files)),
+        ExecutorKind::Slurm => {
+            let slurm = Slurm::find()?.with_open_files(open_files);
+            (Arc::new(slurm.clone()), Some(slurm))
+        }
         ExecutorKind::Local => {
             let local = Local::start(home.root(), cluster.local_cpus, open_files);
-            Arc::new(local.context("it cannot be told which pods run on this machine")?)
+            (Arc::new(local.context("it cannot be told which pods run on this machine")?), None)
         }
     })
 }

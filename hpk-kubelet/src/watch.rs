@@ -5,12 +5,14 @@ use crate::nodes::Nodes;
 use futures::{StreamExt, TryStreamExt};
 use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::error::SendError;
 
 /// Pods bound to our Nodes, for ever. Those of a list come oldest first, as upstream's kubelet takes them: after a start, what only
@@ -79,6 +81,24 @@ where
                 Ok(Some(_)) => {}
                 Ok(None) => return,
                 Err(error) => tracing::warn!(%error, "{task}"),
+            }
+        }
+    });
+    reader
+}
+
+/// All PodGroups, kept up to date; `changed` hears of each change.
+#[must_use]
+pub fn pod_groups(client: Client, changed: UnboundedSender<()>) -> Store<PodGroup> {
+    let (reader, writer) = reflector::store();
+    let stream = watcher(Api::<PodGroup>::all(client), watcher::Config::default()).default_backoff().reflect(writer);
+    hpk_link::lasting::spawn("watch of PodGroups", async move {
+        let mut stream = std::pin::pin!(stream);
+        loop {
+            match stream.try_next().await {
+                Ok(Some(_)) => drop(changed.send(())),
+                Ok(None) => return,
+                Err(error) => tracing::warn!(%error, "watch of PodGroups"),
             }
         }
     });

@@ -92,6 +92,9 @@ def specs(a):
 def belongs(name, labels, wanted):
     if wanted == 'claims':
         return bool(CLAIMS.search(name))
+    if wanted == 'gangs':
+        # Beta: none of them is a conformance test yet. Preemption is Slurm's.
+        return 'FeatureGate:GenericWorkload' in labels and 'reemption' not in name
     if not labels & {'Conformance', 'NodeConformance'}:
         return False
     resize = 'FeatureGate:InPlacePodVerticalScaling' in labels or 'InPlace Resize' in name
@@ -234,7 +237,7 @@ def main():
     a = arguments()
     a.out = os.path.abspath(a.out)
     os.makedirs(os.path.join(a.out, 'logs'), exist_ok=True)
-    if a.set not in (*SUBJECTS, 'node', 'resize', 'claims', 'all'):
+    if a.set not in (*SUBJECTS, 'node', 'resize', 'claims', 'gangs', 'all'):
         print(f'judge.py: no set {a.set}; see --help', file=sys.stderr)
         return 2
     known, left_out = specs(a), never(a.never)

@@ -107,10 +107,12 @@ async fn end_silent(home: &Home, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// Ids of this user's jobs whose comment carries the UID of a pod in HPK_HOME.
+/// Ids of this user's jobs whose comment carries the UID of a pod, or the id of a gang, in HPK_HOME.
 pub(crate) fn pod_jobs(home: &Home) -> Result<Vec<String>, site::SiteError> {
-    let pods: HashSet<String> = std::fs::read_dir(home.root().join("pods"))
+    // A gang's job bears the gang's id.
+    let pods: HashSet<String> = ["pods", hpk_api::gang::FOLDER]
         .into_iter()
+        .filter_map(|folder| std::fs::read_dir(home.root().join(folder)).ok())
         .flatten()
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())

@@ -5,6 +5,7 @@ use crate::api::node::{EPHEMERAL_KIB, NodeFacts};
 use crate::carrier::Carriers;
 use crate::executor::Executor;
 use crate::executor::slurm::request::Defaults;
+use crate::gangs::keeper::Gangs;
 use crate::home::{Home, Install};
 use crate::nodes::{Clients, Nodes};
 use crate::pods::bandwidth;
@@ -46,6 +47,8 @@ pub struct Context {
     pub services: Store<Service>,
     /// What Slurm has.
     pub node: watch::Receiver<NodeFacts>,
+    /// Pods that begin together. None: this executor has none.
+    pub gangs: Option<Gangs>,
     /// Slurm requests.
     pub defaults: Arc<Defaults>,
     /// Supervisors' settings.

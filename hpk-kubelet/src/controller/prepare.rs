@@ -7,6 +7,7 @@ use super::pull::{self, Backoff};
 use crate::api::events::Note;
 use crate::api::fetch::{self, Kept};
 use crate::executor::{Asking, script};
+use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
 use crate::pods::plan::{self, Image, Input};
@@ -92,6 +93,19 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if let Some(fatal) = list.iter().find(|u| u.fatal) {
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
     }
+    if let Some(gangs) = &ctx.gangs {
+        match gangs.arrived(pod).await {
+            Ok(Gate::Open) => {}
+            Ok(Gate::Wait(text)) => {
+                tell(Note::normal(WAITING_FOR_GANG, text.clone()));
+                return Err(hold_all(pod, WAITING_FOR_GANG, &text, None));
+            }
+            Err(error) => {
+                tell(Note::warning("FailedSubmit", error.to_string()));
+                return Err(hold_all(pod, "CreateContainerConfigError", &error.to_string(), None));
+            }
+        }
+    }
     let folder = ctx.folder(&record.pod.uid);
     let facts = ctx.node.borrow().clone();
     let asked = ctx.executor.ask(&Asking {
@@ -160,8 +174,16 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
     memory.failures = 0;
+    if let Some(gangs) = &ctx.gangs
+        && let Gate::Wait(text) = gangs.ready(&record.pod.uid).await
+    {
+        return Err(hold_all(pod, WAITING_FOR_GANG, &text, None));
+    }
     Ok(Ready { arguments: request.arguments, asked: request.asked, plan: Box::new(made.plan), images: made.images })
 }
+
+/// Why the containers of a gang's member wait, until all of it can begin.
+const WAITING_FOR_GANG: &str = "WaitingForGang";
 
 /// All containers of the pod wait for the same.
 fn hold_all(pod: &Pod, reason: &str, message: &str, retry: Option<Duration>) -> Held {

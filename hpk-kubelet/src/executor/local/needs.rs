@@ -4,6 +4,7 @@
 //! nothing but the room of its supervisor.
 
 use super::queue::Size;
+use crate::executor::slurm::gres;
 use crate::executor::slurm::request::{Amounts, Defaults, ROOM, add, added_up, is_extended, requests};
 use crate::quantity::{amounts, value_of};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
@@ -49,7 +50,7 @@ pub fn needs(pod: &Pod, defaults: &Defaults) -> (Needs, Vec<String>) {
             CPU => size.milli_cpu = amount,
             MEMORY => size.memory_mib = amount.div_ceil(MIB).saturating_add(ROOM),
             _ if amount == 0 || !is_extended(&name) => {}
-            _ if defaults.gres.get(&name).is_some_and(|gres| gres == "gpu") => {
+            _ if gres::is_gpu(&name) => {
                 size.gpus = size.gpus.saturating_add(amount);
             }
             _ => unknown.push(name),

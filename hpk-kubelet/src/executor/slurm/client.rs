@@ -294,16 +294,35 @@ impl Client {
         Ok(Some(Site::parse(config, partitions, |name| std::env::var(name).ok())))
     }
 
+    /// Sends USR2 to the batch script: it has new orders.
+    ///
+    /// # Errors
+    /// As [`Self::cancel`]; a job that waits takes no signal.
+    pub async fn nudge(&self, id: &str) -> Result<(), SlurmError> {
+        let mut command = Command::new(&self.scancel);
+        command.args(["--batch", "--signal=USR2"]).arg(id);
+        self.scancel(command).await
+    }
+
     /// Starts `netns carry <folder>` as a step beside the others of a job, on its first node, with its standard
     /// streams piped to us.
     ///
     /// # Errors
     /// There is no srun, or it cannot be started; what Slurm says comes on its standard error.
     pub fn step(&self, job: &str, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
+        self.step_on(job, None, netns, folder)
+    }
+
+    /// As [`Self::step`], on another node of the job than its first.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_on(&self, job: &str, node: Option<&str>, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
         let srun = self.srun.as_ref().ok_or(SlurmError::NotFound { command: "srun" })?;
         let mut command = Command::new(srun);
         command
-            .args(["--overlap", "--nodes=1", "--ntasks=1", "--relative=0", "--mpi=none", "--quiet", "--input=0"])
+            .args(["--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--quiet", "--input=0"])
+            .arg(node.map_or_else(|| "--relative=0".to_owned(), |node| format!("--nodelist={node}")))
             // Else Slurm passes on whole lines only, and what it carries has none.
             .arg("--unbuffered")
             .args(["--job-name=hpk-link", "--chdir=/"])

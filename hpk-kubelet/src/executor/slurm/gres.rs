@@ -103,6 +103,12 @@ fn resource_of(vendor: Vendor) -> &'static str {
     }
 }
 
+/// Whether a resource is whole GPUs.
+#[must_use]
+pub fn is_gpu(resource: &str) -> bool {
+    vendor_named(resource).is_some()
+}
+
 fn vendor_named(resource: &str) -> Option<Vendor> {
     match resource {
         "nvidia.com/gpu" => Some(Vendor::Nvidia),

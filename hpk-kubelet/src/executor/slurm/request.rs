@@ -263,15 +263,15 @@ fn unknown(name: &str) -> String {
     format!("resource {name} is not known to Slurm here; ask for it by the annotation {} (--gres=…)", pod_flags::FLAGS)
 }
 
-struct Time {
+pub(crate) struct Time {
     /// Of `--time`, when the pod's deadline or the user's default asks for it.
-    minutes: Option<u64>,
+    pub(crate) minutes: Option<u64>,
     /// Seconds before the limit that Slurm gives notice.
-    warning: u64,
+    pub(crate) warning: u64,
 }
 
 /// The job's time limit, and how long before it the pod is to end.
-fn time(
+pub(crate) fn time(
     pod: &Pod,
     defaults: &Defaults,
     limits: Limits,

@@ -1,0 +1,365 @@
+use super::*;
+use crate::gangs::claim::{Claim, Policy};
+use proptest::prelude::*;
+use serde_json::json;
+use std::collections::{BTreeSet, HashMap};
+
+/// The world around the registry: a controller with its pods, a file system, and a Slurm that says no at times.
+struct Site {
+    registry: Registry,
+    start: Instant,
+    seconds: u64,
+    min: u32,
+    pods: BTreeMap<String, Seen>,
+    /// What the controller waits for, by ticket.
+    asked: HashMap<Ticket, (String, Asked)>,
+    next: Ticket,
+    /// Members by allocation, as they are on disk.
+    disk: BTreeMap<String, GangFile>,
+    /// Jobs that Slurm has made, with the members that their file had then.
+    made: Vec<(String, BTreeSet<String>)>,
+    alone: Vec<String>,
+    /// Runs that were answered, by pod.
+    runs: BTreeMap<String, String>,
+    woken: BTreeSet<String>,
+    /// Answers of sbatch to come.
+    refuse: u32,
+    lose: u32,
+    drop: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Arrived,
+    Ready,
+    Submit,
+}
+
+struct Around<'a> {
+    pods: &'a BTreeMap<String, Seen>,
+    min: u32,
+    now: Instant,
+}
+
+impl World for Around<'_> {
+    fn policy(&self, _: &str, _: &str) -> Option<Policy> {
+        Some(Policy { min_count: Some(self.min), all: false })
+    }
+    fn pod(&self, uid: &str) -> Seen {
+        self.pods.get(uid).copied().unwrap_or(Seen::Nothing)
+    }
+    fn now(&self) -> Instant {
+        self.now
+    }
+}
+
+impl Site {
+    fn new(min: u32) -> Self {
+        Self {
+            registry: Registry::default(),
+            start: Instant::now(),
+            seconds: 0,
+            min,
+            pods: BTreeMap::new(),
+            asked: HashMap::new(),
+            next: 0,
+            disk: BTreeMap::new(),
+            made: Vec::new(),
+            alone: Vec::new(),
+            runs: BTreeMap::new(),
+            woken: BTreeSet::new(),
+            refuse: 0,
+            lose: 0,
+            drop: 0,
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        let mut queue = vec![heard];
+        while let Some(heard) = queue.pop() {
+            let now = self.start + Duration::from_secs(self.seconds);
+            let around = Around { pods: &self.pods, min: self.min, now };
+            for effect in self.registry.on(heard, &around) {
+                queue.extend(self.perform(effect));
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) -> Option<Heard> {
+        match effect {
+            Effect::Gate { ticket, gate } => {
+                let (uid, asked) = self.asked.remove(&ticket).expect("asked");
+                match (gate, asked) {
+                    (Gate::Open, Asked::Arrived) => Some(self.ask(&uid, Asked::Ready)),
+                    (Gate::Open, Asked::Ready) => Some(self.ask(&uid, Asked::Submit)),
+                    (Gate::Wait(_), _) => None,
+                    (Gate::Open, Asked::Submit) => panic!("an answer to a submission is no gate"),
+                }
+            }
+            Effect::Alone { ticket } => {
+                let (uid, _) = self.asked.remove(&ticket).expect("asked");
+                self.alone.push(uid);
+                None
+            }
+            Effect::Made { ticket, run } => {
+                let (uid, _) = self.asked.remove(&ticket).expect("asked");
+                assert!(self.runs.insert(uid, run).is_none(), "a second run");
+                None
+            }
+            Effect::Failed { ticket, sure, .. } => {
+                let (uid, _) = self.asked.remove(&ticket).expect("asked");
+                // The pod's own search finds its job, or that there is none.
+                let found = self.made.iter().position(|(_, members)| members.contains(&uid));
+                if let Some(job) = found.filter(|_| !sure) {
+                    self.runs.insert(uid, "found".to_owned());
+                    return Some(Heard::Found { id: self.made[job].0.clone(), job: job.to_string() });
+                }
+                Some(self.ask(&uid, Asked::Arrived))
+            }
+            Effect::Wake { uid } => {
+                self.woken.insert(uid);
+                None
+            }
+            Effect::Shape { id, members, .. } => {
+                let arguments = vec![format!("--ntasks={}", members.len())];
+                Some(Heard::Shaped { id, result: Ok((arguments.clone(), arguments)) })
+            }
+            Effect::Write(file) => {
+                let (id, generation) = (file.id.clone(), file.generation);
+                self.disk.insert(id.clone(), file);
+                Some(Heard::Written { id, generation, ok: true })
+            }
+            Effect::Sbatch { id, .. } => {
+                let file = self.disk.get(&id).expect("sbatch before the file is on disk");
+                let result = if self.refuse > 0 {
+                    self.refuse -= 1;
+                    Err((true, "no".to_owned()))
+                } else if self.drop > 0 {
+                    self.drop -= 1;
+                    Err((false, "no answer, and no job".to_owned()))
+                } else {
+                    let job = self.made.len().to_string();
+                    self.made.push((id.clone(), file.members.iter().map(|m| m.uid.clone()).collect()));
+                    if self.lose > 0 {
+                        self.lose -= 1;
+                        Err((false, "no answer".to_owned()))
+                    } else {
+                        Ok(job)
+                    }
+                };
+                Some(Heard::Submitted { id, result })
+            }
+            Effect::Remove { id } => {
+                self.disk.remove(&id);
+                None
+            }
+            Effect::Nudge { .. } | Effect::Cancel { .. } => None,
+        }
+    }
+
+    fn ask(&mut self, uid: &str, asked: Asked) -> Heard {
+        self.next += 1;
+        let ticket = self.next;
+        self.asked.insert(ticket, (uid.to_owned(), asked));
+        let uid = uid.to_owned();
+        match asked {
+            Asked::Arrived => {
+                let claim = Claim {
+                    key: Key { namespace: "ns".into(), kind: "PodGroup", name: "g".into() },
+                    size: Size::OfPodGroup,
+                };
+                let metadata = json!({"namespace": "ns", "name": uid, "uid": uid});
+                let pod = serde_json::from_value(json!({"metadata": metadata})).expect("pod");
+                Heard::Arrived { ticket, claim, pod: Arc::new(pod) }
+            }
+            Asked::Ready => Heard::Ready { ticket, uid },
+            Asked::Submit => Heard::Submit { ticket, uid },
+        }
+    }
+
+    fn come(&mut self, uid: &str) {
+        self.pods.insert(uid.to_owned(), Seen::Alive);
+        let heard = self.ask(uid, Asked::Arrived);
+        self.hear(heard);
+        self.settle();
+    }
+
+    /// Pods that were woken are prepared anew.
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            let Some(uid) = self.woken.pop_first() else { return };
+            let at_work = self.asked.values().any(|(other, _)| *other == uid);
+            if !at_work && self.pods.contains_key(&uid) && !self.runs.contains_key(&uid) && !self.alone.contains(&uid) {
+                let heard = self.ask(&uid, Asked::Arrived);
+                self.hear(heard);
+            }
+        }
+        panic!("pods wake each other for ever");
+    }
+
+    fn see(&mut self, uid: &str, seen: Seen) {
+        if seen == Seen::Nothing {
+            self.pods.remove(uid);
+        } else if let Some(pod) = self.pods.get_mut(uid) {
+            *pod = seen;
+        }
+        self.hear(Heard::Look);
+        self.settle();
+    }
+}
+
+#[test]
+fn all_begin_as_one_job() {
+    let mut site = Site::new(3);
+    site.come("a");
+    site.come("b");
+    assert!(site.made.is_empty() && site.alone.is_empty());
+    site.come("c");
+    assert_eq!(site.made.len(), 1);
+    let members: BTreeSet<String> = ["a", "b", "c"].map(str::to_owned).into();
+    assert_eq!(site.made[0].1, members);
+    let runs: BTreeSet<&str> = site.runs.values().map(String::as_str).collect();
+    assert_eq!(runs, ["0/0", "0/1", "0/2"].into());
+}
+
+#[test]
+fn a_replacement_takes_a_free_place_and_one_more_is_alone() {
+    let mut site = Site::new(2);
+    site.come("a");
+    site.come("b");
+    site.come("c");
+    assert_eq!((site.made.len(), site.alone.as_slice()), (1, &["c".to_owned()][..]));
+    site.see("a", Seen::Nothing);
+    site.come("d");
+    assert_eq!(site.runs["d"], "0/2");
+    assert_eq!(site.disk.values().next().unwrap().members.len(), 3);
+}
+
+#[test]
+fn when_all_are_gone_the_next_are_a_gang_of_their_own() {
+    let mut site = Site::new(2);
+    site.come("a");
+    site.come("b");
+    let id = site.made[0].0.clone();
+    site.see("a", Seen::Over);
+    site.see("b", Seen::Over);
+    site.hear(Heard::Over { id });
+    site.come("c");
+    assert_eq!(site.made.len(), 1, "one of two waits");
+    site.come("d");
+    assert_eq!(site.made.len(), 2);
+    assert!(site.made[1].1.contains("c") && site.made[1].1.contains("d"));
+    site.see("a", Seen::Nothing);
+    site.see("b", Seen::Nothing);
+    assert_eq!(site.disk.len(), 1, "the first one's folder is not needed any more");
+}
+
+#[test]
+fn a_refusal_is_tried_again_by_all() {
+    let mut site = Site::new(2);
+    site.refuse = 1;
+    site.come("a");
+    site.come("b");
+    site.settle();
+    assert_eq!(site.made.len(), 1);
+    assert_eq!(site.runs.len(), 2);
+}
+
+#[test]
+fn a_member_that_does_not_come_holds_the_others_for_a_while_only() {
+    let mut site = Site::new(2);
+    site.come("a");
+    // It is ready, and is lost before its sbatch.
+    site.pods.insert("b".into(), Seen::Alive);
+    let heard = site.ask("b", Asked::Arrived);
+    site.hear(heard);
+    let heard = site.ask("a", Asked::Arrived);
+    site.hear(heard);
+    assert!(site.made.is_empty() && site.registry.due().is_some(), "one of two has come to its sbatch");
+    site.woken.clear();
+    site.pods.remove("b");
+    site.seconds += 31;
+    site.hear(Heard::Look);
+    site.settle();
+    assert!(site.made.is_empty() && site.registry.due().is_none());
+    site.come("c");
+    let members: BTreeSet<String> = ["a", "c"].map(str::to_owned).into();
+    assert_eq!(site.made.iter().map(|(_, members)| members.clone()).collect::<Vec<_>>(), [members]);
+}
+
+#[test]
+fn a_member_ends_alone_and_the_last_one_ends_the_job() {
+    let mut site = Site::new(2);
+    site.come("a");
+    site.come("b");
+    let around = Around { pods: &site.pods.clone(), min: 2, now: site.start };
+    let end =
+        |registry: &mut Registry, run: &str| registry.on(Heard::End { run: run.to_owned(), wish: Wish::Kill }, &around);
+    let first = end(&mut site.registry, "0/0");
+    assert!(!first.iter().any(|e| matches!(e, Effect::Cancel { .. })), "{first:?}");
+    let last = end(&mut site.registry, "0/1");
+    assert!(last.contains(&Effect::Cancel { job: "0".into() }), "{last:?}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    Come(u8),
+    Go(u8),
+    Finish(u8),
+    Refuse,
+    Lose,
+    Drop,
+    Time,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        6 => (0_u8..12).prop_map(Happening::Come),
+        1 => (0_u8..12).prop_map(Happening::Go),
+        1 => (0_u8..12).prop_map(Happening::Finish),
+        1 => Just(Happening::Refuse),
+        1 => Just(Happening::Lose),
+        1 => Just(Happening::Drop),
+        1 => Just(Happening::Time),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever comes and goes, and whatever sbatch says: no pod has a place in two jobs, or one beside a job of its own;
+    /// and no job begins with less than minCount members there.
+    #[test]
+    fn a_pod_has_one_place(min in 1_u32..5, story in prop::collection::vec(happening(), 0..40)) {
+        let mut site = Site::new(min);
+        for happening in story {
+            let before = site.made.len();
+            match happening {
+                Happening::Come(n) => {
+                    let uid = format!("u{n}");
+                    if !site.pods.contains_key(&uid) && !site.runs.contains_key(&uid) && !site.alone.contains(&uid) {
+                        site.come(&uid);
+                    }
+                }
+                Happening::Go(n) => site.see(&format!("u{n}"), Seen::Nothing),
+                Happening::Finish(n) => site.see(&format!("u{n}"), Seen::Over),
+                Happening::Refuse => site.refuse = 1,
+                Happening::Lose => site.lose = 1,
+                Happening::Drop => site.drop = 1,
+                Happening::Time => {
+                    site.seconds += 31;
+                    site.hear(Heard::Look);
+                    site.settle();
+                }
+            }
+            let there = site.pods.values().filter(|seen| **seen == Seen::Alive).count();
+            prop_assert!(site.made.len() == before || there >= min as usize, "{} of {}", there, min);
+            let mut placed: Vec<&String> = site.made.iter().flat_map(|(_, members)| members).collect();
+            placed.extend(&site.alone);
+            let number = placed.len();
+            placed.sort();
+            placed.dedup();
+            prop_assert_eq!(placed.len(), number, "a pod has two places: {:?} {:?}", site.made, site.alone);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The executor that the controller sees: Slurm, with the members of a gang as runs of their own.
+
+use super::heard::Heard;
+use super::keeper::{Gangs, Outcome, job_name};
+use super::{claim, member, parts};
+use crate::executor::run::Run;
+use crate::executor::slurm::client::Client;
+use crate::executor::slurm::cluster::Cluster;
+use crate::executor::slurm::limits::Site;
+use crate::executor::words::Words;
+use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::home::Home;
+use hpk_api::gang::{self, GangFile, MemberFile, Wish};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+use tokio::process::Child;
+
+/// A gang that was not submitted.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct NotSubmitted(String);
+
+/// Slurm and its gangs.
+#[derive(Clone, Debug)]
+pub struct WithGangs {
+    slurm: Client,
+    gangs: Gangs,
+    home: Home,
+}
+
+impl WithGangs {
+    #[must_use]
+    pub fn new(slurm: Client, gangs: Gangs, home: Home) -> Self {
+        Self { slurm, gangs, home }
+    }
+
+    /// Each allocation in the list as the runs of its members. `whole`: the list has all jobs.
+    async fn members(&self, runs: Vec<Run>, whole: bool) -> Vec<Run> {
+        // After Slurm was asked: what it has submitted is known here.
+        let files = self.gangs.files();
+        let folder = self.home.gangs();
+        let (mut list, mut of_gangs) = (Vec::new(), Vec::new());
+        for run in runs {
+            match gang_of(&run, &folder) {
+                None => list.push(run),
+                Some(id) => of_gangs.push((id.to_owned(), run)),
+            }
+        }
+        if whole {
+            self.tell_gone(&files, &of_gangs);
+        }
+        let mut known = Vec::new();
+        for (id, run) in of_gangs {
+            match files.iter().find(|file| file.id == id) {
+                Some(file) => {
+                    if file.job_id.is_none() {
+                        self.gangs.tell(Heard::Found { id: id.clone(), job: run.id.clone() });
+                    }
+                    if run.is_gone() {
+                        self.gangs.tell(Heard::Over { id });
+                    }
+                    known.push((file.clone(), run));
+                }
+                None if whole && !run.phase.is_over() => {
+                    tracing::warn!(gang = %id, job = %run.id, "no gang has this job: it is cancelled");
+                    if let Err(error) = self.slurm.cancel(&run.id).await {
+                        tracing::warn!(job = %run.id, %error, "scancel of a gang");
+                    }
+                }
+                None => {}
+            }
+        }
+        if !known.is_empty() {
+            let home = self.home.clone();
+            let views = tokio::task::spawn_blocking(move || {
+                let views = known.iter().flat_map(|(file, run)| views(&home, file, run));
+                views.collect::<Vec<_>>()
+            });
+            list.extend(views.await.unwrap_or_default());
+        }
+        list
+    }
+
+    /// Allocations that are in no list of all jobs any more are over.
+    fn tell_gone(&self, files: &[GangFile], listed: &[(String, Run)]) {
+        for file in files.iter().filter(|file| file.job_id.is_some()) {
+            if !listed.iter().any(|(id, _)| *id == file.id) {
+                self.gangs.tell(Heard::Over { id: file.id.clone() });
+            }
+        }
+    }
+}
+
+/// The id of the gang whose allocation a run is.
+fn gang_of<'a>(run: &'a Run, gangs: &Path) -> Option<&'a str> {
+    let folder = Path::new(&run.folder);
+    (folder.parent() == Some(gangs)).then(|| folder.file_name()?.to_str()).flatten()
+}
+
+fn views(home: &Home, file: &GangFile, run: &Run) -> Vec<Run> {
+    let members = file.members.iter().enumerate().map(|(number, m)| {
+        let said = member_file(home, &file.id, &m.uid);
+        let folder = home.pod(&m.uid);
+        member::view(&member::Known {
+            uid: &m.uid,
+            number,
+            folder: &folder,
+            job: run,
+            file: said.as_ref(),
+            wish: m.wish,
+        })
+    });
+    members.collect()
+}
+
+fn member_file(home: &Home, id: &str, uid: &str) -> Option<MemberFile> {
+    let path: PathBuf = home.gangs().join(id).join(gang::MEMBERS).join(gang::member_file(uid));
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// The jobs of these runs.
+fn jobs(ids: &[String]) -> Vec<String> {
+    let mut jobs: Vec<String> = ids.iter().map(|id| parts(id).map_or(id.as_str(), |(job, _)| job).to_owned()).collect();
+    jobs.sort_unstable();
+    jobs.dedup();
+    jobs
+}
+
+impl Executor for WithGangs {
+    fn words(&self) -> &'static Words {
+        self.slurm.words()
+    }
+
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
+        claim::of(asking.pod).map_err(|error| error.to_string())?;
+        self.slurm.ask(asking)
+    }
+
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {
+        Box::pin(async move {
+            match self.gangs.submit(submission.uid).await {
+                Outcome::Alone => Executor::submit(&self.slurm, submission).await,
+                Outcome::Made(run) => Ok(run),
+                Outcome::Failed { sure, why } => Err(ExecutorError::new(NotSubmitted(why), true, sure)),
+            }
+        })
+    }
+
+    fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>> {
+        Box::pin(async move {
+            let jobs = ids.map(jobs);
+            let runs = Executor::query(&self.slurm, jobs.as_deref()).await?;
+            Ok(self.members(runs, ids.is_none()).await)
+        })
+    }
+
+    fn remembered<'a>(&'a self, which: Past<'a>) -> Answer<'a, Option<Vec<Run>>> {
+        Box::pin(async move {
+            let runs = match which {
+                Past::Ids(ids) => self.slurm.remembered(Past::Ids(&jobs(ids))).await?,
+                Past::Names(names, since) => {
+                    let files = self.gangs.files();
+                    let theirs = files.iter().filter(|f| f.members.iter().any(|m| names.contains(&m.name)));
+                    let all: Vec<String> =
+                        names.iter().cloned().chain(theirs.map(|file| job_name(&file.group))).collect();
+                    self.slurm.remembered(Past::Names(&all, since)).await?
+                }
+            };
+            Ok(match runs {
+                Some(runs) => Some(self.members(runs, false).await),
+                None => None,
+            })
+        })
+    }
+
+    fn cancel<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            match parts(id) {
+                Some(_) => {
+                    self.gangs.end(id, Wish::Kill);
+                    Ok(())
+                }
+                None => Executor::cancel(&self.slurm, id).await,
+            }
+        })
+    }
+
+    fn terminate<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            match parts(id) {
+                Some(_) => {
+                    self.gangs.end(id, Wish::Stop);
+                    Ok(())
+                }
+                None => Executor::terminate(&self.slurm, id).await,
+            }
+        })
+    }
+
+    fn step(&self, id: &str, netns: &Path, folder: &Path) -> Result<Child, ExecutorError> {
+        let Some((job, number)) = parts(id) else { return Executor::step(&self.slurm, id, netns, folder) };
+        let files: Arc<Vec<GangFile>> = self.gangs.files();
+        let node = files.iter().find(|file| file.job_id.as_deref() == Some(job)).and_then(|file| {
+            let member = file.members.get(number)?;
+            Some(member_file(&self.home, &file.id, &member.uid)?.node)
+        });
+        Ok(self.slurm.step_on(job, node.as_deref(), netns, folder)?)
+    }
+
+    fn cluster(&self) -> Answer<'_, Cluster> {
+        Executor::cluster(&self.slurm)
+    }
+
+    fn site(&self) -> Answer<'_, Option<Site>> {
+        Executor::site(&self.slurm)
+    }
+
+    fn times(&self) -> Answer<'_, Times> {
+        Executor::times(&self.slurm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allocation_is_known_by_its_folder() {
+        let run = |folder: &str| Run { folder: folder.to_owned(), ..Run::lost("7", "g") };
+        let gangs = Path::new("/h/gangs");
+        assert_eq!(gang_of(&run("/h/gangs/g-0"), gangs), Some("g-0"));
+        for other in ["/h/pods/u", "/other/gangs/g-0", "", "/h/gangs"] {
+            assert_eq!(gang_of(&run(other), gangs), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn several_members_are_one_question() {
+        let ids = ["7/1", "8", "7/0"].map(str::to_owned);
+        assert_eq!(jobs(&ids), ["7", "8"]);
+    }
+}

@@ -1,0 +1,241 @@
+//! Gangs: pods that begin together, in one Slurm job with a step for each. The cases take turns, for one of them fills the
+//! cluster.
+
+use hpk_e2e::{BUSYBOX, Job, Namespace, PATIENCE, eventually, job_of, jobs, sx};
+use serde_json::{Value, json};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pod_group(ns: &Namespace, name: &str, min: u32) {
+    ns.apply(
+        &json!({
+            "apiVersion": "scheduling.k8s.io/v1beta1", "kind": "PodGroup", "metadata": {"name": name},
+            "spec": {"schedulingPolicy": {"gang": {"minCount": min}}},
+        })
+        .to_string(),
+    );
+}
+
+fn member(ns: &Namespace, group: &str, name: &str, cpus: &str) -> Value {
+    let mut pod = ns.script_pod(name, "Never", "echo I am $HOSTNAME; trap 'exit 0' TERM; sleep 600 & wait");
+    pod["spec"]["schedulingGroup"] = json!({"podGroupName": group});
+    pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!(cpus);
+    pod
+}
+
+/// A Job of `pods` pods, of which `gang` are a gang.
+fn job(name: &str, pods: u32, gang: u32, script: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+        "spec": {
+            "completions": pods, "parallelism": pods, "completionMode": "Indexed", "backoffLimit": 6,
+            "template": {
+                "metadata": {"annotations": {"slurm-job.hpk.io/gang": gang.to_string()}},
+                "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "containers": [{
+                    "name": "main", "image": BUSYBOX, "command": ["sh", "-c", script],
+                    "resources": {"requests": {"cpu": "1", "memory": "64Mi"}},
+                }]},
+            },
+        },
+    })
+}
+
+/// Slurm's jobs of a namespace.
+fn jobs_of(ns: &Namespace) -> Vec<Job> {
+    jobs().into_iter().filter(|job| job.name.starts_with(&format!("{}/", ns.name()))).collect()
+}
+
+fn pods_of(ns: &Namespace, job: &str) -> Vec<Value> {
+    let run = ns.kubectl(&["get", "pods", "-l", &format!("batch.kubernetes.io/job-name={job}"), "-o", "json"]);
+    let list: Value = serde_json::from_str(run.ok()).unwrap();
+    list["items"].as_array().cloned().unwrap_or_default()
+}
+
+fn name_of(pod: &Value) -> String {
+    pod["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+fn waiting_message(pod: &Value) -> String {
+    let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+    format!("{}: {}", waiting["reason"].as_str().unwrap_or_default(), waiting["message"].as_str().unwrap_or_default())
+}
+
+/// Of a full cluster: no member begins before all can, and they are one row in squeue. Then each is a pod like any other.
+#[test]
+fn a_gang_begins_as_a_whole_on_a_full_cluster() {
+    let _turn = turn();
+    let ns = Namespace::new("gang");
+    // All CPUs of the site but two on each node: two members could begin, four cannot.
+    let filler = sx(
+        "login",
+        Some("alice"),
+        &[
+            "sbatch",
+            "--parsable",
+            "-N2",
+            "-n2",
+            "--ntasks-per-node=1",
+            "-c62",
+            "--mem=100",
+            "-o/dev/null",
+            "--wrap=sleep 900",
+        ],
+    );
+    let filler = filler.ok().trim().to_owned();
+    eventually("the filler runs", PATIENCE, || jobs().into_iter().find(|j| j.id == filler && j.state == "RUNNING"));
+
+    pod_group(&ns, "four", 4);
+    let names = ["g0", "g1", "g2", "g3"];
+    for name in &names[..2] {
+        ns.apply(&member(&ns, "four", name, "2").to_string());
+    }
+    // A pod that came later is bound: the scheduler has seen the half gang, and keeps it from the Node.
+    ns.run_script("later", "Never", "true");
+    ns.wait_phase("later", "Succeeded");
+    ns.delete("pod", "later");
+    for name in &names[..2] {
+        let pod = ns.get("pod", name);
+        assert_eq!((&pod["status"]["phase"], &pod["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{name}");
+    }
+    assert!(jobs_of(&ns).is_empty(), "half a gang is in Slurm's queue");
+    for name in &names[2..] {
+        ns.apply(&member(&ns, "four", name, "2").to_string());
+    }
+    for name in names {
+        let pod = ns.until_pod(name, PATIENCE, |pod| {
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions
+                .iter()
+                .any(|c| c["type"] == "slurm.hpk.io/JobStarted" && c["status"] == "False" && c["reason"] == "Resources")
+        });
+        assert_eq!(pod["status"]["phase"], "Pending", "{name} began before all could");
+    }
+    let queued = jobs_of(&ns);
+    assert_eq!(queued.len(), 1, "one row in squeue: {queued:?}");
+    let row = &queued[0];
+    assert_eq!(
+        (row.name.as_str(), row.state.as_str(), row.cpus.as_str()),
+        (&*format!("{}/four", ns.name()), "PENDING", "8")
+    );
+
+    sx("login", Some("alice"), &["scancel", &filler]).ok();
+    for name in names {
+        ns.wait_ready(name);
+        assert_eq!(ns.kubectl(&["logs", name]).ok(), format!("I am {name}"));
+        assert_eq!(ns.kubectl(&["exec", name, "--", "hostname"]).ok(), name);
+    }
+    let running = jobs_of(&ns);
+    assert_eq!((running.len(), running[0].state.as_str()), (1, "RUNNING"), "{running:?}");
+
+    // One goes, the others stay; with the last one the allocation ends.
+    ns.delete("pod", "g1");
+    for name in ["g0", "g2", "g3"] {
+        let pod = ns.get("pod", name);
+        assert_eq!(pod["status"]["phase"], "Running", "{name}");
+        assert_eq!(ns.kubectl(&["exec", name, "--", "echo", "here"]).ok(), "here");
+    }
+    assert_eq!(jobs_of(&ns).len(), 1);
+    for name in ["g0", "g2", "g3"] {
+        ns.delete("pod", name);
+    }
+    eventually("the allocation ends with its last member", PATIENCE, || jobs_of(&ns).is_empty().then_some(()));
+}
+
+/// Members that are bound wait at the kubelet until there are enough, and say how many are missing. When they are there, an
+/// Indexed Job runs as one job of Slurm's to its end.
+#[test]
+fn half_a_gang_waits_and_an_indexed_job_is_one_job() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-job");
+    ns.apply(&job("half", 2, 4, "echo $JOB_COMPLETION_INDEX of 4; sleep 3").to_string());
+    eventually("two pods that wait", PATIENCE, || {
+        let pods = pods_of(&ns, "half");
+        let text = format!("WaitingForGang: Job {}/half", ns.name());
+        let waits = |pod: &Value| {
+            let told = waiting_message(pod);
+            told.starts_with(&text) && told.ends_with("2 of 4 members are there")
+        };
+        (pods.len() == 2 && pods.iter().all(waits)).then_some(())
+    });
+    assert!(jobs_of(&ns).is_empty());
+    let more = json!({"spec": {"completions": 4, "parallelism": 4}}).to_string();
+    ns.kubectl(&["patch", "job", "half", "-p", &more]).ok();
+    let row = eventually("one job in the queue", PATIENCE, || job_of(ns.name(), "half"));
+    ns.wait(&["job", "half"], "--for=condition=Complete");
+    assert!(jobs_of(&ns).iter().all(|job| job.id == row.id), "{:?}", jobs_of(&ns));
+    let mut said: Vec<String> =
+        pods_of(&ns, "half").iter().map(|pod| ns.kubectl(&["logs", &name_of(pod)]).ok().to_owned()).collect();
+    said.sort();
+    assert_eq!(said, ["0 of 4", "1 of 4", "2 of 4", "3 of 4"]);
+}
+
+/// The pod that a Job makes in place of a deleted one gets its place in the allocation.
+#[test]
+fn a_replacement_takes_the_place_that_was_left() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-again");
+    ns.apply(&job("team", 3, 3, "trap 'exit 0' TERM; sleep 600 & wait").to_string());
+    let ready = |count: usize| {
+        let pods = pods_of(&ns, "team");
+        let running =
+            |pod: &&Value| pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null();
+        let all: Vec<Value> = pods.iter().filter(running).cloned().collect();
+        (all.len() == count).then_some(all)
+    };
+    let first = eventually("three run", PATIENCE, || ready(3));
+    let row = job_of(ns.name(), "team").expect("its job");
+    let gone = name_of(&first[0]);
+    ns.delete("pod", &gone);
+    let second =
+        eventually("three run again", PATIENCE, || ready(3).filter(|pods| pods.iter().all(|pod| name_of(pod) != gone)));
+    assert_eq!(second.len(), 3);
+    let rows = jobs_of(&ns);
+    assert_eq!((rows.len(), &rows[0].id), (1, &row.id), "the same allocation: {rows:?}");
+}
+
+/// A kubelet that is killed finds its gangs again, and can end a member of theirs.
+#[test]
+fn a_killed_kubelet_finds_its_gangs_again() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-kill");
+    pod_group(&ns, "pair", 2);
+    for name in ["a", "b"] {
+        ns.apply(&member(&ns, "pair", name, "1").to_string());
+    }
+    for name in ["a", "b"] {
+        ns.wait_ready(name);
+    }
+    let row = job_of(ns.name(), "pair").expect("its job");
+    sx("login", Some("alice"), &["pkill", "-KILL", "-x", "hpk-kubelet"]).ok();
+    eventually("exec works again", PATIENCE, || {
+        (ns.kubectl(&["exec", "a", "--", "echo", "here"]).stdout.trim() == "here").then_some(())
+    });
+    ns.delete("pod", "a");
+    assert_eq!(ns.kubectl(&["exec", "b", "--", "echo", "here"]).ok(), "here");
+    let rows = jobs_of(&ns);
+    assert_eq!((rows.len(), &rows[0].id, rows[0].state.as_str()), (1, &row.id, "RUNNING"), "{rows:?}");
+    ns.delete("pod", "b");
+    eventually("the allocation ends", PATIENCE, || jobs_of(&ns).is_empty().then_some(()));
+}
+
+/// What does not fit together is told, not run.
+#[test]
+fn members_that_do_not_fit_are_told_so() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-odd");
+    pod_group(&ns, "odd", 2);
+    ns.apply(&member(&ns, "odd", "small", "1").to_string());
+    ns.apply(&member(&ns, "odd", "large", "20").to_string());
+    ns.until_event("small", "FailedSubmit", "members of the gang are of unlike size");
+    assert!(jobs_of(&ns).is_empty());
+
+    let mut lost = ns.script_pod("lost", "Never", "true");
+    lost["metadata"]["annotations"] = json!({"slurm-job.hpk.io/gang": "2"});
+    ns.apply(&lost.to_string());
+    ns.until_event("lost", "FailedSubmit", "the pod is none of a Job's, a JobSet's or a LeaderWorkerSet's");
+}
