@@ -69,6 +69,11 @@ pub(crate) fn explain_bind(error: &io::Error, at: SocketAddr, host: &str) -> Str
     }
 }
 
+/// The id of the run that this process belongs to: a job's, one of the local executor, or a member's of a gang.
+pub(crate) fn run_id() -> Option<String> {
+    hpk_api::local::run_id(|name| std::env::var(name).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::inner_mtu;
@@ -81,9 +86,4 @@ mod tests {
         assert_eq!(inner_mtu(600, false), 1280);
         assert_eq!(inner_mtu(65_536, false), 65_000);
     }
-}
-
-/// The id of the run that this process belongs to: a job's, one of the local executor, or a member's of a gang.
-pub(crate) fn run_id() -> Option<String> {
-    hpk_api::local::run_id(|name| std::env::var(name).ok())
 }

@@ -430,7 +430,7 @@ mod tests {
         };
         write(&gangs.join("g-0"), &file, "x").unwrap();
         fs::create_dir(gangs.join("empty")).unwrap();
-        assert_eq!(on_disk(&gangs).unwrap(), [file.clone()]);
+        assert_eq!(on_disk(&gangs).unwrap(), std::slice::from_ref(&file));
         let script = script(&file, Path::new("/p/hpk-netns"), Path::new("/h/gangs/g-0"));
         assert!(script.contains("trap '' USR1 USR2\nexec /p/hpk-netns gang /h/gangs/g-0\n"), "{script}");
     }

@@ -52,7 +52,7 @@ fn jobs_of(ns: &Namespace) -> Vec<Job> {
 
 fn pods_of(ns: &Namespace, job: &str) -> Vec<Value> {
     let run = ns.kubectl(&["get", "pods", "-l", &format!("batch.kubernetes.io/job-name={job}"), "-o", "json"]);
-    let list: Value = serde_json::from_str(run.ok()).unwrap();
+    let list: Value = serde_json::from_str(run.ok()).unwrap_or_default();
     list["items"].as_array().cloned().unwrap_or_default()
 }
 
