@@ -65,7 +65,8 @@ cp -r docs/guide "$tree/root/share/hpk/guide"
 cp "$here/install.sh" "$tree/install.sh"
 chmod -R u=rwX,go=rX "$tree"
 chmod 755 "$tree/install.sh"
-(cd "$tree/root" && find . -type f ! -path ./share/hpk/installed -printf '%P\n' | LC_ALL=C sort | grep -vx share/hpk/installed >share/hpk/installed)
+(cd "$tree/root" && find . -type f ! -path ./share/hpk/installed -printf '%P\n' | LC_ALL=C sort >"$work/installed")
+mv "$work/installed" "$tree/root/share/hpk/installed"
 (cd "$tree" && find root -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum >SHA256SUMS)
 
 phase "packing $name.tar.zst"
