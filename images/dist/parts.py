@@ -110,7 +110,7 @@ def licence_texts(parts: list[dict]) -> str:
 def main() -> None:
     """Reads both worlds and writes both documents."""
     programs, licences = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    parts = sorted(crates() + go_modules(programs), key=lambda p: (p["purl"]))
+    parts = sorted(crates() + go_modules(programs), key=lambda p: p["purl"])
     licences.mkdir(parents=True, exist_ok=True)
     (licences / "THIRD-PARTY.txt").write_text(licence_texts(parts))
     made = datetime.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), datetime.UTC)
