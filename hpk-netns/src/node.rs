@@ -14,6 +14,11 @@ pub(crate) fn hostname() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// What Slurm calls this node. Its host name may be longer, and srun knows no other name than Slurm's.
+pub(crate) fn slurm_name() -> String {
+    std::env::var("SLURMD_NODENAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(hostname)
+}
+
 /// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.
 pub(crate) fn address(pod: &Path, login: Option<IpAddr>) -> IpAddr {
     let credentials = std::fs::read(pod.join(hpk_api::files::LINK))

@@ -4,7 +4,7 @@
 //! `hpk-scratch` is made anew when its folder is another.
 
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -14,11 +14,11 @@ const PROVISIONER: &str = "volumes.hpk.io";
 const SCRATCH: &str = "hpk-scratch";
 
 /// A class of ours. `folder`: None for HPK_HOME's own.
-fn class(name: &str, labels: &Value, folder: Option<&Path>) -> Value {
+fn class(name: &str, labels: &Value, folder: Option<&Path>, default: bool) -> Value {
     json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": name, "labels": labels, "annotations": {
-            "storageclass.kubernetes.io/is-default-class": if folder.is_none() { "true" } else { "false" },
+            "storageclass.kubernetes.io/is-default-class": if default { "true" } else { "false" },
         }},
         "provisioner": PROVISIONER,
         "parameters": folder.map_or_else(|| json!({}), |folder| json!({"path": folder})),
@@ -38,18 +38,32 @@ pub(crate) async fn ensure(
     scratch: Option<&Path>,
 ) -> Result<(), (String, Box<kube::Error>)> {
     let api: Api<StorageClass> = Api::all(client.clone());
-    create(&api, class("hpk-home", labels, None)).await?;
+    let listed = api.list(&ListParams::default()).await;
+    let classes = listed.map_err(|source| ("hpk-home".to_owned(), Box::new(source)))?.items;
+    // A default of the user's own is not overruled.
+    create(&api, class("hpk-home", labels, None, !classes.iter().any(is_default))).await?;
     let at = |source| (SCRATCH.to_owned(), Box::new(source));
-    let there = api.get_opt(SCRATCH).await.map_err(at)?;
+    let there = classes.into_iter().find(|class| class.metadata.name.as_deref() == Some(SCRATCH));
     let path = there.as_ref().and_then(|c| c.parameters.as_ref()).and_then(|p| p.get("path")).map(Path::new);
-    let ours = there.as_ref().is_some_and(|c| c.provisioner == PROVISIONER);
+    let ours = there.as_ref().is_some_and(|c| c.provisioner == PROVISIONER && is_labelled(c, labels));
     if ours && path != scratch {
         api.delete(SCRATCH, &DeleteParams::default()).await.map_err(at)?;
     }
     match scratch {
-        Some(folder) => create(&api, class(SCRATCH, labels, Some(folder))).await,
+        Some(folder) => create(&api, class(SCRATCH, labels, Some(folder), false)).await,
         None => Ok(()),
     }
+}
+
+fn is_default(class: &StorageClass) -> bool {
+    let annotations = class.metadata.annotations.as_ref();
+    annotations.and_then(|a| a.get("storageclass.kubernetes.io/is-default-class")).is_some_and(|v| v == "true")
+}
+
+/// Whether it has our labels: another one of this name is the user's.
+fn is_labelled(class: &StorageClass, labels: &Value) -> bool {
+    let has = |key: &str| class.metadata.labels.as_ref().and_then(|l| l.get(key)).map(String::as_str);
+    labels.as_object().is_none_or(|labels| labels.iter().all(|(key, value)| has(key) == value.as_str()))
 }
 
 async fn create(api: &Api<StorageClass>, class: Value) -> Result<(), (String, Box<kube::Error>)> {
@@ -72,11 +86,11 @@ mod tests {
     #[test]
     fn one_class_is_the_default() {
         for (folder, default) in [(None, "true"), (Some(Path::new("/scratch/alice")), "false")] {
-            let wanted = class("x", &json!({}), folder);
+            let wanted = class("x", &json!({"by": "hpk"}), folder, default == "true");
             let typed: StorageClass = serde_json::from_value(wanted.clone()).unwrap();
             assert_eq!(typed.parameters.as_ref().unwrap().get("path").map(Path::new), folder);
-            let annotations = typed.metadata.annotations.unwrap();
-            assert_eq!(annotations["storageclass.kubernetes.io/is-default-class"], default);
+            assert_eq!(is_default(&typed), default == "true");
+            assert!(is_labelled(&typed, &json!({"by": "hpk"})) && !is_labelled(&typed, &json!({"by": "another"})));
         }
     }
 }

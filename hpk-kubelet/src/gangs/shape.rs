@@ -25,7 +25,7 @@ pub struct Ground<'a> {
 pub enum ShapeError {
     #[error(
         "the members of the gang are of unlike size ({small} and {large} for {what}): each place of its allocation is as large \
-         as the largest, and more than half of it would be idle. Give them requests nearer to each other"
+         as the largest, and more than a third of it would be idle. Give them requests nearer to each other"
     )]
     Unlike { what: String, small: String, large: String },
     #[error(
@@ -184,7 +184,7 @@ fn same_devices(sizes: &[(&Pod, Needs)]) -> Result<BTreeMap<String, u64>, ShapeE
     }
 }
 
-/// The largest member's, if the places are not idle for more than a half by it.
+/// The largest member's, if not more than a third of the allocation is idle by it.
 fn largest(sizes: &[(&Pod, Needs)], what: &str, of: impl Fn(&Needs) -> u64) -> Result<u64, ShapeError> {
     let by_size = |(_, needs): &&(&Pod, Needs)| of(needs);
     let (Some(most), Some(least)) = (sizes.iter().max_by_key(by_size), sizes.iter().min_by_key(by_size)) else {
@@ -192,7 +192,7 @@ fn largest(sizes: &[(&Pod, Needs)], what: &str, of: impl Fn(&Needs) -> u64) -> R
     };
     let sum: u64 = sizes.iter().map(|(_, needs)| of(needs)).sum();
     let places = of(&most.1).saturating_mul(sizes.len() as u64);
-    if places > sum.saturating_mul(2) {
+    if places.saturating_mul(2) > sum.saturating_mul(3) {
         let told = |(pod, needs): &(&Pod, Needs)| format!("{} has {}", name(pod), of(needs));
         return Err(ShapeError::Unlike { what: what.to_owned(), small: told(least), large: told(most) });
     }

@@ -62,7 +62,7 @@ pub(crate) enum RankError {
 #[must_use]
 pub fn run(pod: &Path, instance: u32) -> i32 {
     let job = Job::of_this_process();
-    let of = Rank { rank: job.rank, node: crate::node::hostname() };
+    let of = Rank { rank: job.rank, node: crate::node::slurm_name() };
     let rank = of.rank;
     let said = move |news: StepNews| {
         let mut out = Vec::new();

@@ -45,7 +45,7 @@ async fn begin(pod: &Path, session: &StepSession) -> io::Result<Session> {
     let own = std::env::current_exe()?.into_os_string();
     let numbers = [instance.to_string().into(), of.rank.to_string().into()];
     let words: Vec<OsString> = [own, "session".into(), pod.into()].into_iter().chain(numbers).collect();
-    let argv = if of.node == crate::node::hostname() {
+    let argv = if of.node == crate::node::slurm_name() {
         words
     } else {
         let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();

@@ -64,22 +64,28 @@ pub struct PartitionNode {
 
 impl Partitions {
     /// Finds the Nodes of the partitions that were chosen. `all`: the site's partitions; `usual`: the one that the cluster's
-    /// first Node, `first`, stands for.
+    /// first Node, `first`, stands for, or several of them with commas between. A partition that had a Node keeps it for as long
+    /// as the choice stands, also while the site hides it or makes it the default: a Node that goes takes its pods with it.
     ///
     /// # Errors
     /// Which partition cannot have a Node, and why.
     pub fn resolve(&mut self, first: &str, all: &[String], usual: Option<&str>) -> Result<(), String> {
+        let is_usual = |name: &str| usual.is_some_and(|usual| usual.split(',').any(|one| one == name));
+        let had = |name: &str| self.nodes.iter().any(|node| node.partition == name);
         let names: Vec<&String> = match &self.chosen {
             Chosen::None => Vec::new(),
-            Chosen::All => all.iter().filter(|p| Some(p.as_str()) != usual).collect(),
+            Chosen::All => {
+                let gone = self.nodes.iter().map(|node| &node.partition).filter(|name| !all.contains(name));
+                all.iter().filter(|name| !is_usual(name) || had(name)).chain(gone).collect()
+            }
             Chosen::Listed(list) => list.iter().collect(),
         };
         let mut nodes: Vec<PartitionNode> = Vec::new();
         for partition in names {
-            if !all.contains(partition) {
+            if !all.contains(partition) && !had(partition) {
                 return Err(format!("Slurm knows no partition {partition}; it has {}", all.join(", ")));
             }
-            if Some(partition.as_str()) == usual {
+            if is_usual(partition) && !had(partition) {
                 return Err(format!("{partition} is the default partition, whose Node is {first}; leave it out"));
             }
             let name = format!("{first}-{}", label(partition));
@@ -139,6 +145,16 @@ mod tests {
             let refused = resolved(listed(names), all).expect_err("must be refused");
             assert!(refused.contains(why), "{refused}");
         }
+        let mut kept = Partitions { chosen: Chosen::All, ..Partitions::default() };
+        let mut names = |all: &[&str], usual: &str| {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            kept.resolve("hpk-site", &all, Some(usual)).expect("Nodes");
+            kept.nodes.iter().map(|n| n.partition.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["main", "debug", "long"], "main,long"), ["debug"]);
+        assert_eq!(names(&["main", "debug", "long"], "main"), ["debug", "long"]);
+        assert_eq!(names(&["main", "long"], "main"), ["long", "debug"], "hidden for a while");
+        assert_eq!(names(&["main", "debug", "long"], "debug"), ["main", "debug", "long"], "another default");
         assert!(resolved(Chosen::All, &["a_b", "a-b"]).expect_err("one name").contains("hpk-site-a-b"));
     }
 }

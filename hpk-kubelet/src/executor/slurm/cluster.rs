@@ -116,7 +116,9 @@ impl Cluster {
     /// What a partition has, or all of them, each node counted once.
     #[must_use]
     pub fn part(&self, partition: Option<&str>) -> Part {
-        let members = || self.members.iter().filter(|m| partition.is_none_or(|p| m.partition == p));
+        // SBATCH_PARTITION may name several.
+        let named = |p: &str, name: &str| p.split(',').any(|one| one == name);
+        let members = || self.members.iter().filter(|m| partition.is_none_or(|p| named(p, &m.partition)));
         let closed = members().next().is_some() && members().all(|m| !m.partition_up);
         let mut part = Part { closed, ..Part::default() };
         let mut seen = BTreeSet::new();
