@@ -71,7 +71,8 @@ type StepError = Box<dyn std::error::Error + Send + Sync>;
 /// Works for ever. `home`: where the volumes of classes without a path are.
 pub async fn run(client: Client, recorder: Recorder, home: PathBuf) {
     let mut seen = seen(&client);
-    let mut sweep = tokio::time::interval(SWEEP);
+    // Not at once: after a long stop there is time to bring a volume back.
+    let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
     let mut task = Provisioner {
         client,
         recorder,
