@@ -115,20 +115,13 @@ impl Pod {
             ])
             .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_hpk-pause"))
-            .args([
-                "--plan",
-                "pod/plan.json",
-                "--pod-dir",
-                "pod",
-                "--images",
-                "images",
-                "--scratch",
-                "scratch",
-                "--host",
-                "host",
-                "--run",
-                "run",
-            ])
+            // As in a job, whose paths are all absolute: a process that makes a container is in a mount namespace of its own.
+            .args(
+                [("--plan", "pod/plan.json"), ("--pod-dir", "pod"), ("--images", "images"), ("--scratch", "scratch")]
+                    .into_iter()
+                    .chain([("--host", "host"), ("--run", "run")])
+                    .flat_map(|(option, path)| [option.into(), dir.path().join(path).into_os_string()]),
+            )
             .args(options)
             .current_dir(dir.path())
             .stdin(Stdio::null())
