@@ -68,7 +68,8 @@ pub(crate) fn slots(nodes: &[String], tasks_per_node: &str) -> Option<Vec<String
             None => (word, 1_usize),
         };
         let count: usize = count.trim().parse().ok()?;
-        counts.extend(std::iter::repeat_n(count, times.min(nodes.len())));
+        // One too many is enough to be refused below.
+        counts.extend(std::iter::repeat_n(count, times.min(nodes.len() + 1)));
     }
     if counts.len() != nodes.len() {
         return None;
