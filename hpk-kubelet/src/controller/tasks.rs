@@ -272,7 +272,9 @@ async fn look_up(
 
 /// Looks for the jobs of pods in squeue, then in sacct, then in what a supervisor has left in the pod's folder.
 async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String, Finding, Option<String>)> {
-    let of = |jobs: &[Run], uid: &str| run::choose(jobs.iter().filter(|j| j.is_of(uid)).cloned().collect());
+    let of = |jobs: &[Run], uid: &str| {
+        run::choose(jobs.iter().filter(|j| j.is_of(uid) && !j.was_refused()).cloned().collect())
+    };
     let (found, missing): (Vec<_>, Vec<_>) =
         sought.into_iter().map(|s| (of(queue, &s.pod.uid), s)).partition(|(job, _)| job.is_some());
     let mut list: Vec<_> =

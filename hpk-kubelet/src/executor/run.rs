@@ -156,6 +156,12 @@ impl Run {
         Some(format!("{prefix}{number}{suffix}")).filter(|host| !host.is_empty())
     }
 
+    /// Slurm keeps what it refuses at its submission as a job that has failed and never had a node: it is no run of the pod.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        self.phase == RunPhase::Failed && matches!(self.nodes.as_str(), "" | "None assigned")
+    }
+
     /// Over and gone from its node.
     #[must_use]
     pub fn is_gone(&self) -> bool {
@@ -193,6 +199,13 @@ mod tests {
             let job = Run { nodes: nodes.to_owned(), ..Run::lost("7", "") };
             assert_eq!(job.batch_host().as_deref(), host, "{nodes}");
         }
+    }
+
+    #[test]
+    fn a_refused_job_is_one_that_failed_without_a_node() {
+        let of = |phase, nodes: &str| Run { phase, nodes: nodes.to_owned(), ..Run::lost("7", "") }.was_refused();
+        assert!(of(RunPhase::Failed, "") && of(RunPhase::Failed, "None assigned"));
+        assert!(!of(RunPhase::Failed, "c1") && !of(RunPhase::Cancelled, "") && !of(RunPhase::Pending, ""));
     }
 
     #[test]
