@@ -116,7 +116,7 @@ fn begin(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<
 }
 
 fn launch(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<Launched, RankError> {
-    let step: StepFile = read(&pod.join(hpk_api::files::step(instance)))?;
+    let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let (Some((_, keeper)), Some(env)) = (place.keeper(), place.noted(rank)) else {
         place.open().leave();
