@@ -68,7 +68,11 @@ fn kubelet_killed_while_an_mpi_step_runs_and_ends() {
     let end = &end["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!((&end["exitCode"], &end["message"]), (&json!(9), &json!("rank 3 on c2 exited with code 9")), "{end}");
     assert_eq!(ns.kubectl(&["logs", "step"]).ok().lines().filter(|line| line.starts_with("rank ")).count(), 4);
-    assert_eq!(ns.kubectl(&["exec", "lives", "--", "rank:2", "hostname"]).ok(), "c2");
+    // The kubelet has just begun, and its links come up one by one.
+    eventually("a session beside a rank", PATIENCE, || {
+        let run = ns.kubectl(&["exec", "lives", "--", "rank:2", "hostname"]);
+        (run.stdout.trim() == "c2").then_some(())
+    });
     assert_eq!(ns.get("pod", "lives")["status"]["containerStatuses"][0]["restartCount"], json!(0));
 }
 
