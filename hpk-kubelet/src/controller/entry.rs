@@ -72,6 +72,8 @@ pub struct Entry {
     pub trouble: Option<String>,
     /// The preparation that runs.
     pub preparing: Option<AbortHandle>,
+    /// What it may have read already has changed since it began: if it does not get through, it is begun anew at once.
+    pub outdated: bool,
     /// Not before this.
     pub retry_at: Option<Instant>,
     /// Between attempts; None while one has it.
@@ -149,6 +151,7 @@ impl Entry {
             arguments: Vec::new(),
             trouble: None,
             preparing: None,
+            outdated: false,
             retry_at: None,
             memory: Some(Memory::default()),
             held: BTreeMap::new(),

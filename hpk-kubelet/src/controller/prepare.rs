@@ -98,7 +98,7 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
             Ok(Gate::Open) => {}
             Ok(Gate::Wait(text)) => {
                 tell(Note::normal(WAITING_FOR_GANG, text.clone()));
-                return Err(hold_all(pod, WAITING_FOR_GANG, &text, Some(GANG_AGAIN)));
+                return Err(hold_all(pod, WAITING_FOR_GANG, &text, None));
             }
             Err(error) => {
                 tell(Note::warning("FailedSubmit", error.to_string()));
@@ -177,16 +177,13 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     if let Some(gangs) = &ctx.gangs
         && let Gate::Wait(text) = gangs.ready(&record.pod.uid).await
     {
-        return Err(hold_all(pod, WAITING_FOR_GANG, &text, Some(GANG_AGAIN)));
+        return Err(hold_all(pod, WAITING_FOR_GANG, &text, None));
     }
     Ok(Ready { arguments: request.arguments, asked: request.asked, plan: Box::new(made.plan), images: made.images })
 }
 
 /// Why the containers of a gang's member wait, until all of it can begin.
 const WAITING_FOR_GANG: &str = "WaitingForGang";
-
-/// A waiting member is looked at again then: the word that its gang is whole may have come before this attempt had ended.
-const GANG_AGAIN: Duration = Duration::from_secs(5);
 
 /// All containers of the pod wait for the same.
 fn hold_all(pod: &Pod, reason: &str, message: &str, retry: Option<Duration>) -> Held {

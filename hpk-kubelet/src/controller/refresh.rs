@@ -24,6 +24,7 @@ impl Controller {
     pub(super) fn references_changed(&mut self, uid: &str) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.retry_at = None;
+        entry.outdated = entry.preparing.is_some();
         entry.refresh_at = entry.refresh_at.map(|_| Instant::now());
         self.advance(uid);
     }

@@ -44,6 +44,7 @@ impl Controller {
             }
         }
         let memory = entry.memory.take().unwrap_or_default();
+        entry.outdated = false;
         entry.preparing = Some(tasks::prepare(&self.ctx, &self.tx, pod, entry.record.clone(), memory));
     }
 
@@ -67,7 +68,8 @@ impl Controller {
                 entry.held = held.waiting;
                 // Without a time the pod waits for a change of its own object.
                 let wait = held.retry.unwrap_or(Duration::from_secs(24 * 3600));
-                entry.retry_at = Some(Instant::now() + wait);
+                let outdated = std::mem::take(&mut entry.outdated);
+                entry.retry_at = Some(Instant::now() + wait).filter(|_| !outdated);
                 self.advance(uid);
             }
         }

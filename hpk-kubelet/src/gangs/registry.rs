@@ -31,6 +31,8 @@ struct Waiting {
     told: Option<Gate>,
     /// What was decided when it was ready.
     step: Option<Step>,
+    /// Why its gang cannot begin, until it has been told at its submission.
+    refused: Option<String>,
     /// The kubelet has it. An attempt may be a moment before that.
     seen: bool,
 }

@@ -67,7 +67,6 @@ fn waiting_message(pod: &Value) -> String {
 
 /// Of a full cluster: no member begins before all can, and they are one row in squeue. Then each is a pod like any other.
 #[test]
-#[ignore = "known fault: a member that is told too early that its gang is whole waits for longer than a minute"]
 fn a_gang_begins_as_a_whole_on_a_full_cluster() {
     let _turn = turn();
     let ns = Namespace::new("gang");
@@ -177,7 +176,6 @@ fn half_a_gang_waits_and_an_indexed_job_is_one_job() {
 
 /// The pod that a Job makes in place of a deleted one gets its place in the allocation.
 #[test]
-#[ignore = "known fault: a member that is told too early that its gang is whole waits for longer than a minute"]
 fn a_replacement_takes_the_place_that_was_left() {
     let _turn = turn();
     let ns = Namespace::new("gang-again");
@@ -227,7 +225,6 @@ fn a_killed_kubelet_finds_its_gangs_again() {
 
 /// What does not fit together is told, not run.
 #[test]
-#[ignore = "known fault: the event says that the gang has changed instead of what does not fit"]
 fn members_that_do_not_fit_are_told_so() {
     let _turn = turn();
     let ns = Namespace::new("gang-odd");

@@ -6,6 +6,7 @@ use crate::gangs::decide::State;
 use crate::gangs::heard::{Effect, Ticket, World};
 use crate::gangs::{parts, run_id};
 use hpk_api::gang::Wish;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Registry {
@@ -37,7 +38,16 @@ impl Registry {
                 allocation.file.step = step;
                 self.gathered(id, world, fx);
             }
-            Err(why) => self.give_up(id, true, &why, fx),
+            Err(why) => {
+                // Nobody may have come yet: each member is told when it does.
+                let all: Vec<String> = allocation.file.members.iter().map(|m| m.uid.clone()).collect();
+                let come = allocation.gather.iter().flat_map(|(_, come)| come.keys().cloned()).collect::<BTreeSet<_>>();
+                self.give_up(id, true, &why, fx);
+                for group in self.groups.values_mut() {
+                    let members = group.waiting.iter_mut().filter(|(uid, _)| all.contains(uid) && !come.contains(*uid));
+                    members.for_each(|(_, member)| member.refused = Some(why.clone()));
+                }
+            }
         }
     }
 

@@ -30,7 +30,8 @@ impl Registry {
         self.take_back(&uid, fx);
         let group = self.groups.entry(key.clone()).or_default();
         group.size = Some(claim.size);
-        let fresh = Waiting { pod: pod.clone(), state: State::Held, told: None, step: None, seen: false };
+        let fresh =
+            Waiting { pod: pod.clone(), state: State::Held, told: None, step: None, refused: None, seen: false };
         let member = group.waiting.entry(uid.clone()).or_insert(fresh);
         member.pod = pod;
         member.seen |= world.pod(&uid) != Seen::Nothing;
@@ -63,7 +64,7 @@ impl Registry {
         };
         if let Some(member) = self.groups.get_mut(&key).and_then(|g| g.waiting.get_mut(uid)) {
             member.state = State::Ready;
-            if member.step == Some(Step::Begin) {
+            if member.step == Some(Step::Begin) || member.refused.is_some() {
                 return fx.push(Effect::Gate { ticket, gate: Gate::Open });
             }
         }
@@ -126,7 +127,8 @@ impl Registry {
 
     pub(super) fn submit(&mut self, ticket: Ticket, uid: &str, world: &impl World, fx: &mut Vec<Effect>) {
         let Some(key) = self.key_of(uid) else { return fx.push(Effect::Alone { ticket }) };
-        let step = self.groups.get_mut(&key).and_then(|g| g.waiting.get_mut(uid)).and_then(|m| m.step.take());
+        let member = self.groups.get_mut(&key).and_then(|g| g.waiting.get_mut(uid));
+        let (step, refused) = member.map(|m| (m.step.take(), m.refused.take())).unwrap_or_default();
         match step {
             Some(Step::Begin) => {
                 let mine = self.allocations.values_mut().find(|a| a.gather.is_some() && a.has(uid));
@@ -161,7 +163,10 @@ impl Registry {
                 self.leave(&key, uid);
                 fx.push(Effect::Alone { ticket });
             }
-            None => fx.push(again(ticket, "its gang has changed meanwhile")),
+            None => fx.push(match refused {
+                Some(why) => Effect::Failed { ticket, sure: true, why },
+                None => again(ticket, "its gang has changed meanwhile"),
+            }),
         }
     }
 }
