@@ -26,6 +26,10 @@ struct Site {
     refuse: u32,
     lose: u32,
     drop: u32,
+    /// Gangs to come whose members do not fit together.
+    unfit: u32,
+    /// Why submissions failed, by pod.
+    failed: Vec<(String, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,8 @@ impl Site {
             refuse: 0,
             lose: 0,
             drop: 0,
+            unfit: 0,
+            failed: Vec::new(),
         }
     }
 
@@ -106,8 +112,9 @@ impl Site {
                 assert!(self.runs.insert(uid, run).is_none(), "a second run");
                 None
             }
-            Effect::Failed { ticket, sure, .. } => {
+            Effect::Failed { ticket, sure, why } => {
                 let (uid, _) = self.asked.remove(&ticket).expect("asked");
+                self.failed.push((uid.clone(), why));
                 // The pod's own search finds its job, or that there is none.
                 let found = self.made.iter().position(|(_, members)| members.contains(&uid));
                 if let Some(job) = found.filter(|_| !sure) {
@@ -121,6 +128,10 @@ impl Site {
                 None
             }
             Effect::Shape { id, members, .. } => {
+                if self.unfit > 0 {
+                    self.unfit -= 1;
+                    return Some(Heard::Shaped { id, result: Err("of unlike size".to_owned()) });
+                }
                 let arguments = vec![format!("--ntasks={}", members.len())];
                 Some(Heard::Shaped { id, result: Ok((arguments.clone(), arguments)) })
             }
@@ -263,6 +274,17 @@ fn a_refusal_is_tried_again_by_all() {
     site.settle();
     assert_eq!(site.made.len(), 1);
     assert_eq!(site.runs.len(), 2);
+}
+
+#[test]
+fn each_member_is_told_what_does_not_fit() {
+    let mut site = Site::new(2);
+    site.unfit = 1;
+    site.come("a");
+    site.come("b");
+    let told: BTreeSet<(&str, &str)> = site.failed.iter().map(|(uid, why)| (uid.as_str(), why.as_str())).collect();
+    assert_eq!(told, [("a", "of unlike size"), ("b", "of unlike size")].into());
+    assert_eq!(site.runs.len(), 2, "they are tried again");
 }
 
 #[test]
