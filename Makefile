@@ -41,7 +41,9 @@ demo: site-up ## from a bare Debian machine to pods on Slurm: build, bring up, s
 	@tests/demo.sh
 
 .PHONY: test
-test: lint deny unit e2e ## all that a newcomer needs to see green: format, lints, licences, unit tests, cases on the site
+test: lint deny unit e2e ## all that a newcomer needs to see green: format, lints, licences, unit tests, cases on the site, some faults
+	@$(phase) "a short fault campaign"
+	@tests/chaos/chaos.py --short --seconds 30 --seed 1
 	@$(phase) "all tests passed"
 
 .PHONY: tools

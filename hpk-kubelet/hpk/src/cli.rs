@@ -334,9 +334,7 @@ fn partitions(text: &str) -> Result<Chosen, String> {
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
-    /// Yes.
     On,
-    /// No.
     Off,
 }
 

@@ -1,5 +1,5 @@
 //! What a gang's job and its agent's word mean for one member: the view of a job that the rest of the kubelet has of any pod.
-//! Pure.
+//! It does no I/O.
 
 use crate::executor::run::{Run, RunPhase};
 use hpk_api::gang::{MemberFile, Wish};

@@ -86,7 +86,7 @@ pub struct MemberFile {
 pub struct MemberEnd {
     /// 0–255, as srun says.
     pub exit_code: i32,
-    /// When.
+    /// When it had ended.
     pub at: Timestamp,
     /// It ended because it was told to at once ([`Wish::Kill`]).
     #[serde(default)]

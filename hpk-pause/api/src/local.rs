@@ -37,7 +37,7 @@ pub struct Process {
 pub struct End {
     /// Exit code of its first process.
     pub code: i32,
-    /// When.
+    /// When it had ended.
     pub at: Timestamp,
     /// It was ended while it waited for its turn.
     #[serde(default)]
