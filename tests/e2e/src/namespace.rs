@@ -136,12 +136,23 @@ impl Namespace {
         self.kubectl(&["delete", kind, name, &timeout]).ok();
     }
 
-    /// Pods and events, for the message of a failed case.
+    /// Pods, what failed pods have written, and events, for the message of a failed case.
     pub fn describe(&self) -> String {
         let pods = self.kubectl(&["get", "pods", "-o", "wide"]).stdout;
-        let states = self.kubectl(&["get", "pods", "-o", "jsonpath={range .items[*]}{.status}{\"\\n\"}{end}"]).stdout;
+        let failed = self.kubectl(&["get", "pods", "--field-selector=status.phase=Failed", "-o", "name"]).stdout;
+        let failed: String = failed.lines().map(|pod| self.last_words(pod)).collect();
+        let states =
+            "jsonpath={range .items[?(@.status.phase!=\"Succeeded\")]}{.metadata.name} {.status}{\"\\n\"}{end}";
+        let states = self.kubectl(&["get", "pods", "-o", states]).stdout;
         let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).stdout;
-        format!("{pods}\n{states}\n{events}")
+        format!("{pods}\n{failed}\n{states}\n{events}")
+    }
+
+    /// How the containers of `pod` have ended, and the ends of their logs.
+    fn last_words(&self, pod: &str) -> String {
+        let ends = self.kubectl(&["get", pod, "-o", "jsonpath={.status.containerStatuses[*].state}"]).stdout;
+        let logs = self.kubectl(&["logs", pod, "--all-containers", "--prefix", "--tail=20"]);
+        format!("{pod}: {ends}\n{}{}", logs.stdout, logs.stderr)
     }
 }
 
