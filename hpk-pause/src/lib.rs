@@ -10,6 +10,7 @@
 
 pub mod control;
 pub mod driver;
+pub mod env_files;
 pub mod gpus;
 pub mod handlers;
 pub mod helper;

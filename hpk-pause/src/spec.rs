@@ -1,8 +1,10 @@
 //! From a container's plan to a launch specification: volumes to paths, names to ids, placeholders to addresses.
 //!
-//! Pure but for the images' passwd and group files: [`users`] reads them before the first start, off the event loop;
-//! only a container that comes later has its own read at its start.
+//! Pure but for two kinds of files. The images' passwd and group files are read by [`users`] before the first start, off
+//! the event loop; only a container that comes later has its own read at its start. Files of variables
+//! ([`crate::env_files`]) are on the node's own disk, small, and read at each start.
 
+use crate::env_files::FileValues;
 use crate::gpus::{self, Gpus};
 use crate::paths::Paths;
 use hpk_api::plan::{
@@ -111,14 +113,16 @@ impl Specs {
         let writable = folder.join("rw");
         let share = gpus::shares(pod).remove(&container.name);
         let seen = self.gpus.seen(share.as_ref());
+        let files = FileValues::read(&container.file_keys, &self.paths).map_err(LaunchFailure::Config)?;
+        let fill = |text: &str| files.fill(self.fill(text));
         let spec = LaunchSpec {
             name: container.name.clone(),
             rootfs: self.paths.rootfs(&container.image_ref.folder),
             upper: writable,
-            argv: container.argv.iter().map(|a| self.fill(a)).collect(),
-            env: self.env(pod, container, seen.env),
+            argv: container.argv.iter().map(|a| fill(a)).collect(),
+            env: self.env(pod, container, &files, seen.env),
             working_dir: container.working_dir.as_deref().map(|dir| self.fill(dir)),
-            mounts: self.mounts(pod, container, &message_file)?,
+            mounts: self.mounts(pod, container, &files, &message_file)?,
             shown: Vec::new(),
             hidden_devices: seen.hidden,
             shm: Some(self.paths.shm()),
@@ -139,9 +143,16 @@ impl Specs {
 
     /// The container's own, and what Slurm says of its GPUs (`gpus`) where it does not say so itself; an image's word that it
     /// wants all of them is not one that counts. A pod in the node's network has the node's name.
-    fn env(&self, pod: &SandboxPlan, container: &ContainerPlan, gpus: Vec<(String, String)>) -> Vec<(String, String)> {
+    fn env(
+        &self,
+        pod: &SandboxPlan,
+        container: &ContainerPlan,
+        files: &FileValues,
+        gpus: Vec<(String, String)>,
+    ) -> Vec<(String, String)> {
         let counts = |name: &str, value: &str| value != "all" || !gpus.iter().any(|(slurm, _)| slurm == name);
-        let own = container.env.iter().filter(|(k, v)| counts(k, v)).map(|(k, v)| (k.clone(), self.fill(v)));
+        let own = container.env.iter().filter(|(k, v)| counts(k, v) && !files.leaves_out(v));
+        let own = own.map(|(k, v)| (k.clone(), files.fill(self.fill(v))));
         let own: Vec<(String, String)> = own.collect();
         let free = |name: &str| !own.iter().any(|(own, _)| own == name);
         let name = (pod.hostname.is_empty() && free("HOSTNAME")).then(nix::unistd::gethostname).and_then(Result::ok);
@@ -227,6 +238,7 @@ impl Specs {
         &self,
         pod: &SandboxPlan,
         container: &ContainerPlan,
+        files: &FileValues,
         message_file: &std::path::Path,
     ) -> Result<Vec<Mount>, LaunchFailure> {
         let mut mounts = Vec::with_capacity(container.mounts.len() + 4);
@@ -236,7 +248,7 @@ impl Specs {
             })?;
             let (source, read_only) = self.source(&mount.volume, volume);
             mounts.push(Mount {
-                sub_path: mount.sub_path.as_deref().filter(|p| !p.is_empty()).map(|p| self.fill(p)),
+                sub_path: mount.sub_path.as_deref().filter(|p| !p.is_empty()).map(|p| files.fill(self.fill(p))),
                 read_only: mount.read_only || read_only,
                 recursive_read_only: mount.recursive_read_only,
                 propagation: match mount.propagation.as_deref() {

@@ -258,6 +258,7 @@ fn skeleton(container: &Container) -> ContainerPlan {
         image_ref: ImageRef::default(),
         argv: Vec::new(),
         env: Vec::new(),
+        file_keys: Vec::new(),
         working_dir: None,
         mounts: Vec::new(),
         security: hpk_api::plan::SecurityPlan { allow_privilege_escalation: true, ..Default::default() },
@@ -344,6 +345,7 @@ fn fill(
     plan.mounts = mounts(container, &environment)?;
     plan.stop_signal = stop_signal(container, image);
     plan.env = environment.variables;
+    plan.file_keys = environment.file_keys;
     if !plan.env.iter().any(|(name, _)| name == "PATH") {
         plan.env.insert(0, ("PATH".to_owned(), DEFAULT_PATH.to_owned()));
     }

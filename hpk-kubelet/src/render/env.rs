@@ -3,7 +3,8 @@
 use super::downward::{self, Facts, FieldError};
 use super::expand::expand;
 use super::sources::Sources;
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
+use hpk_api::plan::{FileKey, file_key_placeholder};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, FileKeySelector, Pod};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -44,13 +45,9 @@ pub enum EnvError {
     /// A reference of the downward API.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// A source that is not supported.
-    #[error("env {name:?}: valueFrom.{field} is not supported by HPK")]
-    Unsupported {
-        name: String,
-        /// Field of valueFrom.
-        field: &'static str,
-    },
+    /// A source that this release does not know.
+    #[error("env {0:?}: valueFrom names no source that HPK knows")]
+    Unknown(String),
 }
 
 /// An environment, and the texts of `InvalidEnvironmentVariableNames` events for keys that were left out.
@@ -58,6 +55,8 @@ pub enum EnvError {
 pub struct Environment {
     /// In final order.
     pub variables: Vec<(String, String)>,
+    /// What the supervisor reads at the start: where the variables hold [`file_key_placeholder`] of an index into this.
+    pub file_keys: Vec<FileKey>,
     /// For events.
     pub warnings: Vec<String>,
 }
@@ -105,6 +104,7 @@ pub fn environment(
     facts: &Facts,
 ) -> Result<Environment, EnvError> {
     let mut own = Ordered::default();
+    let mut file_keys = Vec::new();
     let mut warnings = Vec::new();
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
@@ -156,6 +156,14 @@ pub fn environment(
                     |name: &str| own.get(name).or_else(|| sources.service_variables.get(name).map(String::as_str));
                 Some(expand(variable.value.as_deref().unwrap_or_default(), lookup))
             }
+            Some(EnvVarSource { file_key_ref: Some(reference), .. }) => {
+                let image =
+                    || image_env.iter().find(|(name, _)| *name == variable.name).map(|(_, value)| value.as_str());
+                let service = || sources.service_variables.get(&variable.name).map(String::as_str);
+                let otherwise = own.get(&variable.name).or_else(service).or_else(image);
+                file_keys.push(file_key(&variable.name, reference, otherwise));
+                Some(file_key_placeholder(file_keys.len() - 1))
+            }
             Some(source) => from_source(pod, container, &variable.name, source, sources, facts)?,
         };
         if let Some(value) = value {
@@ -174,7 +182,18 @@ pub fn environment(
             all.set(name, value.clone());
         }
     }
-    Ok(Environment { variables: all.list, warnings })
+    Ok(Environment { variables: all.list, file_keys, warnings })
+}
+
+fn file_key(variable: &str, reference: &FileKeySelector, otherwise: Option<&str>) -> FileKey {
+    FileKey {
+        variable: variable.to_owned(),
+        volume: reference.volume_name.clone(),
+        path: reference.path.clone(),
+        key: reference.key.clone(),
+        optional: reference.optional == Some(true),
+        otherwise: otherwise.map(str::to_owned),
+    }
 }
 
 fn object(pod: &Pod, name: &str) -> String {
@@ -229,8 +248,7 @@ fn from_source(
             None => Err(EnvError::NoSecretKey { key: reference.key.clone(), object: object(pod, &reference.name) }),
         };
     }
-    let field = if source.file_key_ref.is_some() { "fileKeyRef" } else { "(unknown)" };
-    Err(EnvError::Unsupported { name: variable.to_owned(), field })
+    Err(EnvError::Unknown(variable.to_owned()))
 }
 
 #[cfg(test)]
@@ -294,6 +312,24 @@ mod tests {
                 "KUBERNETES_SERVICE_HOST=10.96.0.1",
             ]
         );
+    }
+
+    #[test]
+    fn what_files_hold_is_marked_for_the_supervisor() {
+        let file =
+            |key: &str| json!({"fileKeyRef": {"volumeName": "v", "path": "p", "key": key, "optional": key == "b"}});
+        let container = json!({"name": "c", "env": [
+            {"name": "A", "valueFrom": file("b")}, {"name": "B", "valueFrom": file("c")}, {"name": "C", "value": "$(B)!"}]});
+        let container: Container = serde_json::from_value(container).expect("container");
+        let image = [("A".to_owned(), "image".to_owned())];
+        let made =
+            environment(&pod(), &container, &image, &Sources::default(), &Facts::default()).expect("environment");
+        let [a, b] = [0, 1].map(file_key_placeholder);
+        let variables = [("A".to_owned(), a), ("B".to_owned(), b.clone()), ("C".to_owned(), format!("{b}!"))];
+        assert_eq!(made.variables, variables);
+        let told: Vec<_> =
+            made.file_keys.iter().map(|k| (k.variable.as_str(), k.optional, k.otherwise.as_deref())).collect();
+        assert_eq!(told, [("A", true, Some("image")), ("B", false, None)]);
     }
 
     #[test]

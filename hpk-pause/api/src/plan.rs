@@ -18,6 +18,13 @@ pub const POD_IPS_PLACEHOLDER: &str = "\u{0}podIPs\u{0}";
 /// [`NetworkPlan::fills_host_ip`] says that the supervisor knows it.
 pub const HOST_IP_PLACEHOLDER: &str = "\u{0}hostIP\u{0}";
 
+/// Stands for the value of the variable [`ContainerPlan::file_keys`]`[index]`, which the supervisor reads when the
+/// container is about to start.
+#[must_use]
+pub fn file_key_placeholder(index: usize) -> String {
+    format!("\u{0}fileKey {index}\u{0}")
+}
+
 /// One pod, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxPlan {
@@ -200,6 +207,9 @@ pub struct ContainerPlan {
     /// Environment in final order (image env first), expanded.
     #[serde(default)]
     pub env: Vec<(String, String)>,
+    /// Variables whose values lie in files that earlier containers write (env.valueFrom.fileKeyRef).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub file_keys: Vec<FileKey>,
     /// Working directory; None: the image's or `/`. Created when missing, as runtimes do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
@@ -255,6 +265,25 @@ pub struct ContainerPlan {
     /// that cannot be pulled after the start …): it is not started and waits with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked: Option<Blocked>,
+}
+
+/// A variable whose value lies in a file of an emptyDir (env.valueFrom.fileKeyRef).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileKey {
+    /// The variable's name.
+    pub variable: String,
+    /// Key into [`SandboxPlan::volumes`].
+    pub volume: String,
+    /// The file, relative to the volume.
+    pub path: String,
+    /// Which of the file's variables.
+    pub key: String,
+    /// The container starts without the variable when the file or the key is missing.
+    #[serde(default)]
+    pub optional: bool,
+    /// What the variable is then: what it would be without this source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<String>,
 }
 
 /// Why a container cannot be created now.

@@ -31,6 +31,7 @@ mod backoff;
 mod container;
 mod due;
 mod ending;
+pub mod env_file;
 mod health;
 mod instance;
 mod kill;

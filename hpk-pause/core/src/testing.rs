@@ -11,6 +11,7 @@ pub(crate) fn container(name: &str) -> ContainerPlan {
         image_ref: hpk_api::plan::ImageRef::default(),
         argv: vec!["/bin/true".to_owned()],
         env: Vec::new(),
+        file_keys: Vec::new(),
         working_dir: None,
         mounts: Vec::new(),
         security: hpk_api::plan::SecurityPlan::default(),

@@ -48,6 +48,39 @@ spec:
 }
 
 #[test]
+fn environment_out_of_files_that_init_containers_write() {
+    let ns = Namespace::new("env-files");
+    let mut pod = ns.script_pod("reads", "Never", "echo \"$FIRST|$GREETING|${ABSENT-unset}|$0\"");
+    let file = |key: &str, optional: bool| json!({"fileKeyRef": {"volumeName": "config", "path": "made/app.env", "key": key, "optional": optional}});
+    let main = &mut pod["spec"]["containers"][0];
+    main["env"] = json!([
+        {"name": "FIRST", "valueFrom": file("ONE", false)},
+        {"name": "GREETING", "value": "hello $(FIRST)"},
+        {"name": "ABSENT", "valueFrom": file("NONE", true)},
+    ]);
+    main["args"] = json!(["$(FIRST)!"]);
+    let script = "mkdir /config/made && printf \"# note\\nONE='the one'\\n\" > /config/made/app.env";
+    pod["spec"]["initContainers"] = json!([{
+        "name": "writes", "image": BUSYBOX, "command": ["sh", "-c", script],
+        "volumeMounts": [{"name": "config", "mountPath": "/config"}],
+    }]);
+    pod["spec"]["volumes"] = json!([{"name": "config", "emptyDir": {}}]);
+    ns.apply(&pod.to_string());
+    ns.wait_phase("reads", "Succeeded");
+    let logs = ns.kubectl(&["logs", "reads"]);
+    assert_eq!(logs.ok(), "the one|hello the one|unset|the one!\n");
+
+    pod["metadata"]["name"] = json!("misses");
+    pod["spec"]["containers"][0]["env"][2]["valueFrom"] = file("NONE", false);
+    ns.apply(&pod.to_string());
+    let waits = ns.until_pod("misses", PATIENCE, |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    });
+    let message = waits["status"]["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
+    assert!(message.contains("env[ABSENT].valueFrom.fileKeyRef") && message.contains("NONE"), "{message}");
+}
+
+#[test]
 fn volumes_of_every_common_kind() {
     let ns = Namespace::new("volumes");
     ns.apply(&format!(
