@@ -78,6 +78,10 @@ impl Backend for Kubelet {
         }
     }
 
+    fn log_folder(&self) -> PathBuf {
+        self.ctx.home.log()
+    }
+
     fn pod_folder(&self, uid: &str) -> PathBuf {
         self.ctx.folder(uid).inside()
     }

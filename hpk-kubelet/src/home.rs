@@ -54,6 +54,12 @@ impl Home {
         self.pods().join(uid)
     }
 
+    /// `log/`: logs of the control plane's programs and the kubelet.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
     /// `gangs/`
     #[must_use]
     pub fn gangs(&self) -> PathBuf {

@@ -49,6 +49,9 @@ pub trait Backend: Send + Sync + 'static {
     /// `HPK_HOME/pods/<uid>`, where the logs of pods without a supervisor are read.
     fn pod_folder(&self, uid: &str) -> PathBuf;
 
+    /// Where the control plane's programs and the kubelet log to, for `/logs/`.
+    fn log_folder(&self) -> PathBuf;
+
     /// The node as a whole.
     fn node_stats(&self) -> impl Future<Output = NodeStats> + Send;
 

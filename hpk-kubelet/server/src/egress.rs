@@ -283,6 +283,9 @@ mod tests {
                 None => Err("its link is down".into()),
             }
         }
+        fn log_folder(&self) -> PathBuf {
+            PathBuf::new()
+        }
         fn pod_folder(&self, _: &str) -> PathBuf {
             PathBuf::new()
         }

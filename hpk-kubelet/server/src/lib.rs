@@ -17,6 +17,7 @@ mod head;
 mod listener;
 mod logs;
 mod metrics_api;
+mod node_logs;
 mod probes;
 pub mod prometheus;
 mod respond;

@@ -26,6 +26,8 @@ pub(crate) enum Route {
     CadvisorMetrics,
     ProbeMetrics,
     Configz,
+    /// `/logs/` and `/logs/<file>`.
+    NodeLogs(Option<String>),
 }
 
 /// A container by its path parameters.
@@ -84,7 +86,8 @@ pub(crate) fn find(method: &str, path: &str) -> Result<Route, NoRoute> {
         ["metrics", "cadvisor"] => (Route::CadvisorMetrics, "GET"),
         ["metrics", "probes"] => (Route::ProbeMetrics, "GET"),
         ["configz"] => (Route::Configz, "GET"),
-        ["logs", ..] => return Err(NoRoute::Disabled("logs endpoint is disabled.\n")),
+        ["logs"] => (Route::NodeLogs(None), "GET"),
+        ["logs", file] => (Route::NodeLogs(Some((*file).to_owned())), "GET"),
         ["debug", "pprof", ..] => return Err(NoRoute::Disabled("profiling endpoint is disabled.\n")),
         ["debug", "flags", ..] => return Err(NoRoute::Disabled("flags endpoint is disabled.\n")),
         _ => return Err(NoRoute::NotFound),
@@ -190,7 +193,10 @@ mod tests {
         assert_eq!(find("GET", "/run/a/b/c"), Err(NoRoute::MethodNotAllowed("POST")));
         assert_eq!(find("GET", "/nope"), Err(NoRoute::NotFound));
         assert_eq!(find("GET", "/exec/a/b"), Err(NoRoute::NotFound));
-        assert!(matches!(find("GET", "/logs/x"), Err(NoRoute::Disabled(_))));
+        assert_eq!(find("GET", "/logs/"), Ok(Route::NodeLogs(None)));
+        assert_eq!(find("GET", "/logs/x.log"), Ok(Route::NodeLogs(Some("x.log".to_owned()))));
+        assert_eq!(find("GET", "/logs/x/y"), Err(NoRoute::NotFound));
+        assert!(matches!(find("GET", "/debug/pprof/heap"), Err(NoRoute::Disabled(_))));
         let Ok(Route::Exec(t)) = find("POST", "/exec/ns/pod/uid-1/c") else { panic!() };
         assert_eq!((t.uid.as_deref(), t.container.as_str()), (Some("uid-1"), "c"));
         let Ok(Route::Attach(t)) = find("GET", "/attach/ns/p%2dod/c") else { panic!() };

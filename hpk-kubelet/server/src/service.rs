@@ -4,6 +4,7 @@ use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, FrameReader, FrameWriter, LOST, SupervisorStream};
 use crate::head;
 use crate::metrics_api::{self, MetricsApi};
+use crate::node_logs;
 use crate::probes;
 use crate::prometheus::{self, Family};
 use crate::respond::{Body, json, method_not_allowed, text, with_type};
@@ -123,6 +124,11 @@ impl<B: Backend> Service<B> {
             Route::Metrics => metrics(self.own_metrics().await),
             Route::ProbeMetrics => metrics(probes::render(&probes::collect(&self.backend).await)),
             Route::Configz => json(&self.backend.configuration()),
+            Route::NodeLogs(name) => {
+                let folder = self.backend.log_folder();
+                let served = tokio::task::spawn_blocking(move || node_logs::serve(&folder, name.as_deref())).await;
+                served.unwrap_or_else(|e| text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+            }
         }
     }
 

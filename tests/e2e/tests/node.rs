@@ -105,6 +105,17 @@ fn metrics_of_containers_and_probes() {
     assert!(!after.contains(&container) && node(&after) >= before && before > 0.0, "{before} {after}");
 }
 
+/// `kubectl get --raw …/proxy/logs/` lists what the Node's own programs log to, and shows each.
+#[test]
+fn logs_of_the_node() {
+    let logs = format!("/api/v1/nodes/{NODE}/proxy/logs/");
+    let list = kubectl(&["get", "--raw", &logs]);
+    assert!(list.ok().contains("<a href=\"hpk-kubelet.log\">hpk-kubelet.log</a>"), "{}", list.stdout);
+    let log = kubectl(&["get", "--raw", &format!("{logs}hpk-kubelet.log")]);
+    assert!(!log.ok().is_empty());
+    assert_ne!(kubectl(&["get", "--raw", &format!("{logs}..%2fkubeconfig")]).code, Some(0));
+}
+
 #[test]
 fn nothing_of_a_pod_is_anyone_elses_to_read() {
     let ns = Namespace::new("private");

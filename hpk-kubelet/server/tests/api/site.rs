@@ -129,6 +129,10 @@ impl Backend for FakeKubelet {
         Ok(Box::new(ours))
     }
 
+    fn log_folder(&self) -> PathBuf {
+        PathBuf::from("/nonexistent")
+    }
+
     fn pod_folder(&self, _: &str) -> PathBuf {
         PathBuf::from("/nonexistent")
     }
