@@ -25,6 +25,8 @@ const POD_CIDR_V6: &str = "fd00:10:244::/64";
 /// Ports are looked for from here; below the kernel's range for outgoing connections (32768).
 const FIRST_PORT: u16 = 16443;
 const LAST_PORT: u16 = 32000;
+/// Where tools look for a kubelet that do not read the Node's daemonEndpoints.
+const KUBELET_PORT: u16 = 10250;
 
 /// Ports on the login node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,9 +185,9 @@ fn ports_with(
     // Users of one login node begin their search at different places.
     let span = u32::from(LAST_PORT - FIRST_PORT);
     let start = u16::try_from(uid.wrapping_mul(97) % span).unwrap_or(0);
-    let mut pick = |ip: IpAddr, old: Option<u16>| -> Result<u16, NoPort> {
+    let mut pick = |ip: IpAddr, first: Option<u16>| -> Result<u16, NoPort> {
         let candidates = (0..=LAST_PORT - FIRST_PORT).map(|i| FIRST_PORT + (start + i) % (LAST_PORT - FIRST_PORT));
-        let port = old
+        let port = first
             .into_iter()
             .chain(candidates.filter(|p| !kept.contains(p)))
             .find(|p| !taken.contains(p) && take(ip, *p))
@@ -195,7 +197,7 @@ fn ports_with(
     };
     Ok(Ports {
         apiserver: pick(node_ip, former.map(|f| f.apiserver))?,
-        kubelet: pick(node_ip, former.map(|f| f.kubelet))?,
+        kubelet: pick(node_ip, Some(former.map_or(KUBELET_PORT, |f| f.kubelet)))?,
         link: pick(node_ip, former.map(|f| f.link))?,
         dns: pick(node_ip, former.map(|f| f.dns))?,
         etcd: pick(loopback, former.map(|f| f.etcd))?,
@@ -334,6 +336,9 @@ pub(crate) mod tests {
         let all = first.all();
         let set: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(set.len(), all.len(), "one port each: {all:?}");
+        assert_eq!(first.kubelet, KUBELET_PORT);
+        let neighbour = ports_with(None, ip, 1000, |_, p| p != KUBELET_PORT).unwrap();
+        assert!((FIRST_PORT..=LAST_PORT).contains(&neighbour.kubelet), "{neighbour:?}");
         assert_eq!(ports_with(Some(&first), ip, 1000, |_, _| true).unwrap(), first);
 
         let second = ports_with(Some(&first), ip, 1000, |_, p| p != first.etcd).unwrap();
