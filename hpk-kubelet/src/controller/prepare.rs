@@ -11,6 +11,7 @@ use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
 use crate::pods::plan::{self, Image, Input};
+use crate::pods::runtime_class;
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::{PRIORITY_CLASS, unsupported};
 use crate::render::atomic;
@@ -92,6 +93,13 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
     }
     if let Some(fatal) = list.iter().find(|u| u.fatal) {
         return Err(hold_all(pod, "CreateContainerConfigError", &fatal.message(), None));
+    }
+    let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
+    if !class.is_empty()
+        && let Err(why) = runtime_class::check(ctx.clients.of_pod(pod).clone(), class).await
+    {
+        tell(Note::warning("FailedCreatePodSandBox", why));
+        return Err(Held { retry: retry(memory), ..Held::default() });
     }
     if let Some(gangs) = &ctx.gangs {
         match gangs.arrived(pod).await {

@@ -17,6 +17,7 @@ pub mod plan;
 pub mod probes;
 pub mod reconcile;
 pub mod resize;
+pub mod runtime_class;
 pub mod security;
 pub mod status;
 pub mod step;

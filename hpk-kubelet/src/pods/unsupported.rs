@@ -76,11 +76,6 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if spec.host_ipc == Some(true) {
         tell(false, "spec.hostIPC".into(), "containers of one pod share IPC among themselves");
     }
-    // Those of GPUs promise what a pod has in any case: the GPUs that it asks for.
-    let promised = |name: &str| matches!(name, "" | "nvidia" | "nvidia-cdi" | "nvidia-legacy");
-    if spec.runtime_class_name.as_deref().is_some_and(|name| !promised(name)) {
-        tell(false, "spec.runtimeClassName".into(), "every pod runs under Apptainer");
-    }
     if spec.priority.is_some_and(|p| p != 0) {
         tell(
             false,
@@ -175,15 +170,6 @@ fn container_fields(path: &str, container: &Container, tell: &mut impl FnMut(boo
     }
     if context.and_then(|c| c.app_armor_profile.as_ref()).is_some_and(|p| p.type_ == "Localhost") {
         tell(false, field("securityContext.appArmorProfile"), "profiles are the site's to load");
-    }
-    for variable in container.env.iter().flatten() {
-        if variable.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some()) {
-            tell(
-                true,
-                field(&format!("env[{}].valueFrom.fileKeyRef", variable.name)),
-                "let the container read the file",
-            );
-        }
     }
 }
 

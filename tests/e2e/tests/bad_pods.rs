@@ -1,6 +1,6 @@
 //! A bad pod gets an event and a status that say what is wrong; the kubelet goes on with the others.
 
-use hpk_e2e::{NODE, Namespace, PATIENCE};
+use hpk_e2e::{NODE, Namespace, PATIENCE, kubectl};
 use serde_json::json;
 
 /// After each bad pod: an ordinary one still runs to its end.
@@ -109,6 +109,23 @@ fn command_that_does_not_exist() {
     let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!((&terminated["exitCode"], &terminated["reason"]), (&json!(128), &json!("StartError")));
     assert!(terminated["message"].to_string().contains("/no/such/program"), "{terminated}");
+}
+
+#[test]
+fn runtime_that_is_another_than_apptainer() {
+    let ns = Namespace::new("runtime");
+    let class = format!("strong-{}", ns.name());
+    let object = json!({
+        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": class}, "handler": "gvisor",
+    });
+    ns.apply(&object.to_string());
+    let mut pod = ns.script_pod("bad", "Never", "true");
+    pod["spec"]["runtimeClassName"] = json!(class);
+    ns.apply(&pod.to_string());
+    ns.until_event("bad", "FailedCreatePodSandBox", "handler \"gvisor\"");
+    assert_eq!(ns.get("pod", "bad")["status"]["phase"], "Pending");
+    kubectl(&["delete", "runtimeclass", &class]).ok();
+    kubelet_goes_on(&ns);
 }
 
 #[test]

@@ -131,7 +131,7 @@ const TYPES: &[Type] = &[
             ("resourceClaims", Told(r#"[{"name": "gpu", "resourceClaimName": "x"}]"#)),
             ("resources", Done),
             ("restartPolicy", Done),
-            ("runtimeClassName", Told(r#""gvisor""#)),
+            ("runtimeClassName", Done),
             ("schedulerName", Elsewhere),
             ("schedulingGates", Elsewhere),
             ("schedulingGroup", Elsewhere),
@@ -254,7 +254,7 @@ const TYPES: &[Type] = &[
         rows: &[
             ("configMapKeyRef", Done),
             ("fieldRef", Done),
-            ("fileKeyRef", Told(r#"{"volumeName": "v", "path": "p", "key": "k"}"#)),
+            ("fileKeyRef", Done),
             ("resourceFieldRef", Done),
             ("secretKeyRef", Done),
         ],
