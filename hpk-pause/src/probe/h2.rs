@@ -1,4 +1,4 @@
-//! HTTP/2 (RFC 9113) as far as one unary gRPC call needs it: one stream, sans-IO.
+//! HTTP/2 (RFC 9113) as far as one request needs it, a unary gRPC call or a GET: one stream, sans-IO.
 //!
 //! Bytes of the server go in by [`Call::receive`], bytes for it come out of [`Call::take_output`].
 
@@ -77,8 +77,18 @@ impl Call {
         for (name, value) in headers {
             hpack::encode(name, value, &mut block);
         }
-        frame(HEADERS, END_HEADERS, STREAM, &block, &mut self.output);
-        frame(DATA, END_STREAM, STREAM, content, &mut self.output);
+        let ends = if content.is_empty() { END_STREAM } else { 0 };
+        let (mut kind, mut rest) = (HEADERS, block.as_slice());
+        while rest.len() > MAX_FRAME {
+            let (piece, after) = rest.split_at(MAX_FRAME);
+            frame(kind, if kind == HEADERS { ends } else { 0 }, STREAM, piece, &mut self.output);
+            (kind, rest) = (CONTINUATION, after);
+        }
+        let flags = if kind == HEADERS { END_HEADERS | ends } else { END_HEADERS };
+        frame(kind, flags, STREAM, rest, &mut self.output);
+        if !content.is_empty() {
+            frame(DATA, END_STREAM, STREAM, content, &mut self.output);
+        }
     }
 
     /// What is to be sent now.
@@ -221,6 +231,27 @@ mod tests {
             let _ = call.receive(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]);
             let _ = call.receive(&bytes);
         }
+    }
+
+    #[test]
+    fn long_headers_go_in_several_frames() {
+        let mut call = Call::new();
+        let preface = call.take_output().len();
+        assert!(preface > 0);
+        let long = "x".repeat(3 * MAX_FRAME);
+        call.request(&[(":method", "GET"), ("cookie", &long)], &[]);
+        let (wire, mut at, mut block, mut seen) = (call.take_output(), 0, Vec::new(), Vec::new());
+        while let [a, b, c, kind, flags, ..] = wire[at..] {
+            let length = u32::from_be_bytes([0, a, b, c]) as usize;
+            assert!(length <= MAX_FRAME);
+            block.extend_from_slice(&wire[at + FRAME_HEADER..at + FRAME_HEADER + length]);
+            seen.push((kind, flags));
+            at += FRAME_HEADER + length;
+        }
+        let (middle, last) = ((CONTINUATION, 0), (CONTINUATION, END_HEADERS));
+        assert_eq!(seen, [(HEADERS, END_STREAM), middle, middle, last]);
+        let sent = hpack::decode(&block).unwrap();
+        assert_eq!(sent, [(":method".to_owned(), "GET".to_owned()), ("cookie".to_owned(), long)]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! httpGet: a small HTTP/1.1 client that behaves and speaks as Go's `net/http` does in upstream's prober.
+//! httpGet: a small HTTP/1.1 client that behaves and speaks as Go's `net/http` does in upstream's prober; in HTTP/2 where an
+//! https server chooses it ([`http2`]).
 
+use super::request::Request;
 use super::tls::PLAIN_ANSWER;
-use super::url::Url;
-use super::{HookDone, Outcome, ProbeContext, connect, tls};
+use super::{HookDone, Outcome, ProbeContext, connect, http2, tls};
 use hpk_api::probe::Handler;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -68,78 +69,6 @@ pub(super) async fn hook(handler: &Handler, context: &ProbeContext) -> Result<Ho
     }
 }
 
-struct Request {
-    url: Url,
-    /// Host header when it is not the URL's.
-    host: Option<String>,
-    /// Canonical names, sorted, as Go writes them.
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    fn new(handler: &Handler, context: &ProbeContext, purpose: &str) -> Option<Self> {
-        let Handler::HttpGet { scheme, host, port, path, headers } = handler else { return None };
-        let host = host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| context.pod_ip.to_string());
-        let url = Url::new(scheme.eq_ignore_ascii_case("https"), &host, *port, path);
-        let mut headers: Vec<(String, String)> =
-            headers.iter().map(|(name, value)| (canonical(name), clean(value))).collect();
-        let has = |headers: &[(String, String)], name: &str| headers.iter().any(|(n, _)| n == name);
-        if !has(&headers, "User-Agent") {
-            headers.push(("User-Agent".to_owned(), format!("kube-{purpose}/{}", context.kube_version)));
-        }
-        if !has(&headers, "Accept") {
-            headers.push(("Accept".to_owned(), "*/*".to_owned()));
-        }
-        // Set to nothing means: leave it out.
-        for name in ["Accept", "User-Agent"] {
-            if headers.iter().find(|(n, _)| n == name).is_some_and(|(_, value)| value.is_empty()) {
-                headers.retain(|(n, _)| n != name);
-            }
-        }
-        let host = headers.iter().find(|(n, _)| n == "Host").map(|(_, value)| value.clone()).filter(|h| !h.is_empty());
-        // These are the client's own to write.
-        headers.retain(|(n, _)| {
-            !matches!(n.as_str(), "Host" | "Content-Length" | "Transfer-Encoding" | "Trailer" | "Connection")
-        });
-        headers.sort_by(|a, b| a.0.cmp(&b.0));
-        Some(Self { url, host, headers })
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let host = self.host.clone().unwrap_or_else(|| self.url.authority());
-        let mut text = format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", self.url.target());
-        // Go writes the User-Agent first and takes only its first value.
-        if let Some((name, value)) = self.headers.iter().find(|(n, _)| n == "User-Agent") {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        for (name, value) in self.headers.iter().filter(|(n, _)| n != "User-Agent") {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        text.push_str("Connection: close\r\n\r\n");
-        text.into_bytes()
-    }
-}
-
-/// Go's canonical form: `x-my-header` becomes `X-My-Header`.
-fn canonical(name: &str) -> String {
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
-        return clean(name);
-    }
-    let mut upper = true;
-    name.chars()
-        .map(|c| {
-            let c = if upper { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
-            upper = c == '-';
-            c
-        })
-        .collect()
-}
-
-/// A header cannot bring in another one.
-fn clean(text: &str) -> String {
-    text.replace(['\r', '\n'], " ").trim().to_owned()
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Headers,
@@ -193,7 +122,10 @@ async fn exchange(request: &Request, stage: &mut Stage) -> Result<Response, Fail
     if request.url.https {
         let stream = tls::connect(stream, &request.url.host).await.map_err(Failed::Request)?;
         // Boxed: an https exchange is rare, and its state is large.
-        return Box::pin(talk(stream, request, stage)).await;
+        return match tls::speaks_http2(&stream) {
+            true => Box::pin(talk_http2(stream, request, stage)).await,
+            false => Box::pin(talk(stream, request, stage)).await,
+        };
     }
     talk(stream, request, stage).await
 }
@@ -228,6 +160,19 @@ async fn talk(
     buffer.drain(..used);
     let body = read_body(&mut stream, buffer, &head).await?;
     Ok(Response { status: head.status, location: head.location, body })
+}
+
+async fn talk_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &Request,
+    stage: &mut Stage,
+) -> Result<Response, Failed> {
+    let mut exchange = http2::Exchange::begin(stream, request).await.map_err(Failed::Request)?;
+    let status = exchange.status().await.map_err(Failed::Request)?;
+    let location = exchange.header("location").map(str::to_owned);
+    *stage = Stage::Body;
+    let body = exchange.body(MAX_BODY).await.map_err(Failed::Body)?;
+    Ok(Response { status, location, body })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -527,19 +472,30 @@ mod tests {
         assert_eq!(done.http_fallback, Some(event));
     }
 
-    #[tokio::test]
-    async fn https_trusts_anyone() {
+    /// A TLS server with a certificate that nobody vouches for.
+    fn acceptor(alpn: &[&str]) -> tokio_rustls::TlsAcceptor {
         use rustls::pki_types::PrivateKeyDer;
         let own = rcgen::generate_simple_self_signed(vec!["elsewhere.example".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
-        let config =
+        let mut config =
             rustls::ServerConfig::builder_with_provider(std::sync::Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
                 .unwrap()
                 .with_no_client_auth()
                 .with_single_cert(vec![own.cert.der().clone()], key)
                 .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config))
+    }
+
+    fn https(port: u16, path: &str) -> Handler {
+        let (scheme, path) = ("HTTPS".to_owned(), path.to_owned());
+        Handler::HttpGet { scheme, host: None, port, path, headers: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn https_trusts_anyone() {
+        let acceptor = acceptor(&[]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
@@ -550,14 +506,38 @@ mod tests {
             tls.write_all(b"HTTP/1.1 503 Not yet\r\nContent-Length: 0\r\n\r\n").await.unwrap();
             tls.shutdown().await.unwrap();
         });
-        let handler = Handler::HttpGet {
-            scheme: "HTTPS".to_owned(),
-            host: None,
-            port,
-            path: "/".to_owned(),
-            headers: Vec::new(),
-        };
-        assert_eq!(run(&handler).await, Outcome::Failure("HTTP probe failed with statuscode: 503".to_owned()));
+        let failed = Outcome::Failure("HTTP probe failed with statuscode: 503".to_owned());
+        assert_eq!(run(&https(port, "/")).await, failed);
+    }
+
+    /// A server by the crate h2 that refuses HTTP/1.1.
+    #[tokio::test]
+    async fn servers_that_speak_http2_alone_are_probed() {
+        let acceptor = acceptor(&["h2"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let mut connection = h2::server::handshake(acceptor.accept(tcp).await.unwrap()).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    assert_eq!(request.headers()["user-agent"], "kube-probe/1.37");
+                    let (status, location) = match request.uri().path() {
+                        "/moved" => (302, "/up"),
+                        "/up" => (200, ""),
+                        _ => (503, ""),
+                    };
+                    let head = http::Response::builder().status(status).header("location", location);
+                    let mut body = respond.send_response(head.body(()).unwrap(), false).unwrap();
+                    // More than a probe reads, and more than its window.
+                    body.send_data(vec![b'x'; 100 << 10].into(), true).unwrap();
+                }
+            }
+        });
+        assert_eq!(run(&https(port, "/up")).await, Outcome::Success);
+        assert_eq!(run(&https(port, "/moved")).await, Outcome::Success);
+        let failed = Outcome::Failure("HTTP probe failed with statuscode: 503".to_owned());
+        assert_eq!(run(&https(port, "/down")).await, failed);
     }
 
     proptest! {

@@ -9,6 +9,8 @@ mod grpc;
 mod h2;
 mod hpack;
 mod http;
+mod http2;
+mod request;
 mod resolve;
 pub mod text;
 mod tls;

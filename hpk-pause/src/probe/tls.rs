@@ -13,6 +13,13 @@ use tokio_rustls::client::TlsStream;
 /// Text for an https request that got a plain answer; hooks are repeated over http then.
 pub(super) const PLAIN_ANSWER: &str = "http: server gave HTTP response to HTTPS client";
 
+const HTTP2: &[u8] = b"h2";
+
+/// Whether the server has chosen HTTP/2.
+pub(super) fn speaks_http2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
+}
+
 #[derive(Debug)]
 struct Anything(Vec<SignatureScheme>);
 
@@ -64,7 +71,7 @@ fn config() -> Result<Arc<ClientConfig>, String> {
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(Anything(schemes)))
                 .with_no_client_auth();
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
             config.resumption = rustls::client::Resumption::disabled();
             Ok(Arc::new(config))
         })
