@@ -2,7 +2,14 @@
 
 use hpk_e2e::{BUSYBOX, MPI, Namespace, four_ranks, ranks, sorted, sx};
 use serde_json::{Value, json};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Ranks that wait for each other spin: one pod of them at a time, or small machines do nothing else.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A pod of ranks in the image with the MPI libraries.
 fn judged(name: &str, count: u32, command: &[&str]) -> Value {
@@ -14,15 +21,14 @@ fn judged(name: &str, count: u32, command: &[&str]) -> Value {
 /// mpi4py with three families: how their ranks find each other is chosen by the library that they would load.
 #[test]
 fn three_families_of_mpi() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-families");
     let families = [("openmpi", "Open MPI v5"), ("mpich", "MPICH Version"), ("intel", "Intel(R) MPI Library")];
-    for (family, _) in families {
+    for (family, version) in families {
         let mut pod = judged(family, 4, &["python3", "/opt/hello.py"]);
         let folder = format!("/opt/{family}/lib");
         pod["spec"]["containers"][0]["env"] = json!([{"name": "LD_LIBRARY_PATH", "value": folder}]);
         ns.apply(&pod.to_string());
-    }
-    for (family, version) in families {
         ns.wait_phase(family, "Succeeded");
         let logs = ns.kubectl(&["logs", family]);
         let lines = sorted(logs.ok());
@@ -38,6 +44,7 @@ fn three_families_of_mpi() {
 /// The quiet mistake is named where its user looks.
 #[test]
 fn another_pmi_than_the_librarys_is_told() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-wrong");
     let mut pod = four_ranks("alone", "exec mpi-ring");
     pod["metadata"]["annotations"]["slurm-job.hpk.io/mpi-flags"] = json!("--mpi=pmi2");
@@ -51,9 +58,6 @@ fn verified(ns: &Namespace, class: &str, counts: &[u32], patience: Duration) {
     for count in counts {
         let pod = format!("ep-{}-{count}", class.to_lowercase());
         ns.apply(&judged(&pod, *count, &["nas-ep", class]).to_string());
-    }
-    for count in counts {
-        let pod = format!("ep-{}-{count}", class.to_lowercase());
         ns.until_pod(&pod, patience, |pod| pod["status"]["phase"] == "Succeeded");
         let logs = ns.kubectl(&["logs", &pod]);
         assert!(logs.ok().contains(&format!("EP class {class}, {count} ranks")), "{}", logs.stdout);
@@ -64,6 +68,7 @@ fn verified(ns: &Namespace, class: &str, counts: &[u32], patience: Duration) {
 /// The sums that NASA has published, by any number of ranks.
 #[test]
 fn nas_ep_of_classes_s_and_w() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-ep");
     verified(&ns, "S", &[2, 4, 8, 16], Duration::from_secs(120));
     verified(&ns, "W", &[2, 4, 8, 16], Duration::from_secs(120));
@@ -72,16 +77,16 @@ fn nas_ep_of_classes_s_and_w() {
 #[test]
 #[ignore = "a minute of CPU: make long"]
 fn nas_ep_of_class_a() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-ep-a");
-    for count in [2, 4, 8, 16] {
-        verified(&ns, "A", &[count], Duration::from_secs(600));
-    }
+    verified(&ns, "A", &[2, 4, 8, 16], Duration::from_secs(600));
 }
 
 /// HPC Challenge judges its own results.
 #[test]
 #[ignore = "a minute of CPU: make long"]
 fn hpcc_passes_its_own_tests() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-hpcc");
     let input = include_str!("mpi_libraries/hpccinf.txt");
     let input =
@@ -103,6 +108,7 @@ fn hpcc_passes_its_own_tests() {
 /// The node's own MPI, bound in: the image has none, nor a C library.
 #[test]
 fn the_hosts_mpi_in_an_image_without_one() {
+    let _alone = alone();
     let ns = Namespace::new("mpi-host");
     let source = include_str!("../../../images/toolbox/mpi-ring.c");
     let program = format!("ring-of-{}", ns.name());
