@@ -147,6 +147,13 @@ long: site-up ## the cases that take minutes: back-off over six restarts, no con
 	@$(phase) "long end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --ignored --test-threads=1 --nocapture
 
+# The calls alone are taken away: what else an old kernel lacks is in docs/guide/install.md.
+.PHONY: old-kernel
+old-kernel: export SITE_DIR := $(SITE_DIR)-4.18
+old-kernel: tools ## the end-to-end cases on a site without the system calls that came after Linux 4.18
+	@tests/site/up.sh --old-kernel enosys --no-images
+	@$(MAKE) e2e
+
 .PHONY: chaos
 chaos: site-up ## a fault campaign: parts of the cluster are killed, stopped and cut off under pods (CHAOS_SECONDS=1800 SEED=n)
 	@tests/chaos/chaos.py --seconds $(or $(CHAOS_SECONDS),1800) $(if $(SEED),--seed $(SEED)) --out $(SITE_DIR)/chaos.json

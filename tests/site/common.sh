@@ -20,6 +20,8 @@ if [ -e "$SITE_DIR/without-slurm" ]; then
   WITHOUT_SLURM=yes
   NODES=login
 fi
+# Nothing, or how calls that Linux 4.18 lacks are answered (up.sh --old-kernel).
+OLD_KERNEL=$(cat "$SITE_DIR/old-kernel" 2>/dev/null || true)
 # IPv6 of the login node and c2, and an address behind the login node.
 SITE_V6=fd00:77::
 WORLD_V6=fd00:77:1::1

@@ -5,7 +5,10 @@
 # container registry at login:5000 with the project's images, a shared /home,
 # Apptainer without setuid, users alice and bob with subordinate ids.
 #
-#   up.sh [--no-images] [--without-slurm]
+#   up.sh [--no-images] [--without-slurm] [--old-kernel enosys|eperm]
+#
+# With --old-kernel everything in the nodes runs as on Linux 4.18, as far as
+# system calls tell (old-kernel.c). A site stays what it was made as.
 #
 # With --without-slurm it is one machine named login: the same root filesystem,
 # registry and users, and no daemon of Slurm's nor configuration for one. A site
@@ -17,18 +20,30 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../../images/lib.sh"
-images=yes without_slurm=
-for word in "$@"; do
-  case $word in
+images=yes without_slurm= old_kernel=
+while [ $# -gt 0 ]; do
+  case $1 in
     --no-images) images= ;;
     --without-slurm) without_slurm=yes ;;
-    *) die "unknown argument $word" ;;
+    --old-kernel)
+      old_kernel=${2:-}
+      [[ $old_kernel = enosys || $old_kernel = eperm ]] || die "--old-kernel: enosys or eperm"
+      shift
+      ;;
+    *) die "unknown argument $1" ;;
   esac
+  shift
 done
 . "$here/common.sh"
 if [ -n "$without_slurm" ] && [ -z "$WITHOUT_SLURM" ]; then
   [ ! -e "$SITE_DIR/etc" ] || die "$SITE_DIR is a site with Slurm: give another SITE_DIR"
   touch "$SITE_DIR/without-slurm"
+  . "$here/common.sh"
+fi
+
+if [ -n "$old_kernel" ] && [ "$OLD_KERNEL" != "$old_kernel" ]; then
+  [ ! -e "$SITE_DIR/etc" ] || die "$SITE_DIR is a site with another kernel: give another SITE_DIR"
+  echo "$old_kernel" >"$SITE_DIR/old-kernel"
   . "$here/common.sh"
 fi
 
@@ -91,6 +106,10 @@ configure() {
     reconfigure=yes
   }
   install -m 755 "$here/boot.sh" "$SITE_DIR/shared/boot.sh"
+  if [ -n "$OLD_KERNEL" ] && [ "$here/old-kernel.c" -nt "$SITE_DIR/shared/old-kernel" ]; then
+    need gcc gcc
+    gcc -static -O2 -o "$SITE_DIR/shared/old-kernel" "$here/old-kernel.c"
+  fi
   for u in alice:1000 bob:1001; do
     id=${u#*:} u=${u%:*}
     [ -e "$SITE_DIR/home/$u" ] && continue
@@ -151,8 +170,10 @@ start() {
       echo "$BASHPID" >"$d/cgroup.procs"
     done
     cd /
+    kernel=()
+    [ -z "$OLD_KERNEL" ] || kernel=("$SITE_DIR/shared/old-kernel" "$OLD_KERNEL")
     exec setsid nsenter --net="/run/netns/$TAG-$n" \
-      unshare --mount --uts --ipc --cgroup --pid --fork bash "$here/node-init.sh" "$n" "$rootfs" \
+      unshare --mount --uts --ipc --cgroup --pid --fork "${kernel[@]}" bash "$here/node-init.sh" "$n" "$rootfs" \
       </dev/null >"$SITE_DIR/run/$n.log" 2>&1
   ) &
   disown
