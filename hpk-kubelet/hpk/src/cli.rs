@@ -1,5 +1,7 @@
 //! The command line: what can be asked of `hpk`.
 
+use crate::logs::Logs;
+use crate::shell::Shell;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::{ContainerLogs, ExecutorKind};
 use hpk_api::images::{ImageRules, LocalChoice};
@@ -44,8 +46,13 @@ pub(crate) enum Command {
     /// Show what runs
     #[command(after_help = "Examples:
   hpk status                             exit code 0 when all serve, 3 when not
+  hpk status --watch                     again at each change, until interrupted
   hpk status -o json | jq -r '.components[] | select(.phase != \"ready\") | .name'")]
-    Status(Output),
+    Status(Status),
+    /// Show what the control plane's programs and hpk-kubelet have logged
+    Logs(Logs),
+    /// Start a shell, or a command, in which kubectl speaks to this cluster
+    Shell(Shell),
     /// Show pods and their Slurm jobs in one table
     Ps(Ps),
     /// Check what HPK needs on this site, with a remedy for what is missing
@@ -497,6 +504,17 @@ pub(crate) struct Doctor {
     /// Also submit a short job that checks a compute node (waits for it)
     #[arg(long)]
     pub job: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `hpk status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Show it again at each change, until interrupted or until the control plane is down
+    #[arg(short, long)]
+    pub watch: bool,
     /// How to print.
     #[command(flatten)]
     pub output: Output,

@@ -14,12 +14,14 @@ mod gates;
 mod home;
 mod kubeconfig;
 mod label_policy;
+mod logs;
 mod partition_nodes;
 mod pki;
 mod progress;
 mod ps;
 mod runs;
 mod runtime_classes;
+mod shell;
 mod site;
 mod status;
 mod storage_classes;
@@ -51,8 +53,11 @@ fn run(command: Command) -> Result<ExitCode> {
     if let Command::ExecChild { parent, home, name, argv } = command {
         return Err(supervise::process::exec_child(parent, &home, &name, &argv).into());
     }
-    if let Command::Exec(args) = command {
-        return exec::run(args);
+    match command {
+        Command::Exec(args) => return exec::run(args),
+        Command::Logs(args) => return logs::run(&args),
+        Command::Shell(args) => return shell::run(args),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -83,7 +88,9 @@ fn run(command: Command) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             // Handled above, before there are threads.
-            Command::ExecChild { .. } | Command::Exec(_) => Ok(ExitCode::FAILURE),
+            Command::ExecChild { .. } | Command::Exec(_) | Command::Logs(_) | Command::Shell(_) => {
+                Ok(ExitCode::FAILURE)
+            }
         }
     })
 }

@@ -1,5 +1,5 @@
 //! `hpk status`: how the supervisor and its components stand, and which network pods are in. Exit code 0 when all serve, 3
-//! when not.
+//! when not, and after `--watch`.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use crate::cli::{self, Format};
@@ -12,6 +12,7 @@ use anyhow::Result;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;
 use serde::Serialize;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +28,13 @@ struct Shown {
     #[serde(flatten)]
     snapshot: Snapshot,
     network: Network,
+}
+
+impl Shown {
+    fn of(snapshot: Snapshot, home: &Home) -> Result<Self> {
+        // The network cannot be changed while the control plane runs.
+        Ok(Self { snapshot, network: Network::of(&need_json(&home.cluster_json())?) })
+    }
 }
 
 /// What pods that start now are given.
@@ -54,8 +62,19 @@ impl Network {
 }
 
 /// `hpk status`.
-pub(crate) async fn run(args: &cli::Output) -> Result<ExitCode> {
+pub(crate) async fn run(args: &cli::Status) -> Result<ExitCode> {
     let home = Home::from_env()?;
+    let print = |shown: Option<&Shown>| -> Result<()> {
+        match (args.output.output, args.watch) {
+            (Format::Json, true) => println!("{}", serde_json::to_string(&shown)?),
+            (Format::Json, false) => println!("{}", serde_json::to_string_pretty(&shown)?),
+            (Format::Text, _) => print!("{}", text(shown, &home)),
+        }
+        Ok(())
+    };
+    if args.watch {
+        return watch(&home, args.output.output, print).await;
+    }
     let asked = async {
         let mut client = Client::ask(&home, &site::hostname()?, Request::Status).await?;
         anyhow::Ok(client.must().await?)
@@ -66,19 +85,32 @@ pub(crate) async fn run(args: &cli::Output) -> Result<ExitCode> {
         Err(_) => Err(ControlError::Mute { seconds: PATIENCE.as_secs(), log: home.log().join("supervisor.log") }),
     };
     let shown = match answer {
-        Ok(snapshot) => {
-            // It cannot be changed while the control plane runs.
-            Some(Shown { snapshot, network: Network::of(&need_json(&home.cluster_json())?) })
-        }
+        Ok(snapshot) => Some(Shown::of(snapshot, &home)?),
         Err(ControlError::NotRunning) => None,
         Err(e) => return Err(e.into()),
     };
-    match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&shown)?),
-        Format::Text => print!("{}", text(shown.as_ref(), &home)),
-    }
+    print(shown.as_ref())?;
     let ready = shown.is_some_and(|s| s.snapshot.ready);
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+}
+
+/// Each change, until the control plane is down.
+async fn watch(home: &Home, format: Format, print: impl Fn(Option<&Shown>) -> Result<()>) -> Result<ExitCode> {
+    let clears = format == Format::Text && std::io::stdout().is_terminal();
+    let mut client = Client::ask(home, &site::hostname()?, Request::Watch).await?;
+    let mut first = true;
+    while let Some(snapshot) = client.next().await? {
+        if clears {
+            print!("\x1b[H\x1b[2J");
+        } else if !first && format == Format::Text {
+            println!();
+        }
+        first = false;
+        print(Some(&Shown::of(snapshot, home)?))?;
+        std::io::stdout().flush()?;
+    }
+    print(None)?;
+    Ok(ExitCode::from(NOT_READY))
 }
 
 fn text(shown: Option<&Shown>, home: &Home) -> String {

@@ -1,7 +1,7 @@
 //! The control plane that `hpk up` started: it serves, it comes back, it reaches pods, and it is its owner's alone.
 #![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, kubectl, sx};
+use hpk_e2e::{Namespace, PATIENCE, Step, TOOLBOX, at_terminal, eventually, kubectl, sx};
 use serde_json::{Value, json};
 
 /// `hpk status -o json`, whatever its exit code says.
@@ -44,6 +44,29 @@ fn up_when_it_is_up_changes_nothing() {
     let before = component("etcd");
     sx("login", Some("alice"), &["hpk", "up"]).ok();
     assert_eq!(component("etcd")["pid"], before["pid"]);
+}
+
+#[test]
+fn logs_and_a_shell_of_the_cluster() {
+    let alice = |command: &[&str]| sx("login", Some("alice"), command);
+    let list = alice(&["hpk", "logs"]);
+    assert!(list.ok().lines().any(|name| name == "kube-apiserver"), "{}", list.stdout);
+    assert_eq!(alice(&["hpk", "logs", "hpk-kubelet", "-n", "2"]).ok().lines().count(), 2);
+    let unknown = alice(&["hpk", "logs", "kubelet"]);
+    assert!(unknown.code != Some(0) && unknown.stderr.contains("hpk-kubelet"), "{}", unknown.stderr);
+
+    let ready = alice(&["env", "-u", "KUBECONFIG", "hpk", "shell", "--", "kubectl", "get", "--raw", "/readyz"]);
+    assert_eq!(ready.ok(), "ok");
+    let typed = "echo \"config $KUBECONFIG\"; exit 7\n";
+    let shell = at_terminal(
+        &["env", "-u", "KUBECONFIG", "SHELL=/bin/bash", "hpk", "shell"],
+        &[Step::Expect("[(]hpk[)] "), Step::Type(typed), Step::Expect("config /home/alice/.hpk/kubeconfig")],
+    );
+    assert_eq!(shell.code, Some(7), "{}", shell.stdout);
+
+    let watch = alice(&["sh", "-c", "timeout 20 hpk status --watch -o json | head -n 1"]);
+    let first: Value = serde_json::from_str(watch.ok()).unwrap();
+    assert_eq!(first["components"][0]["name"], "etcd");
 }
 
 #[test]
