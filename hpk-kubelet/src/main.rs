@@ -6,7 +6,7 @@ use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_api::link::LinkCredentials;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
-use hpk_images::{ImageStore, Limits, Registries, StoreConfig};
+use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
 use hpk_kubelet::api::events::{Note, Recorder};
 use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
@@ -24,7 +24,6 @@ use hpk_kubelet::gangs::seam::WithGangs;
 use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::link_port;
 use hpk_kubelet::nodes::{Clients, Nodes};
-use hpk_kubelet::pods::folder;
 use hpk_kubelet::provisioner;
 use hpk_kubelet::watch;
 use hpk_link::lasting;
@@ -33,7 +32,7 @@ use hpk_server::{ServerConfig, TlsFiles};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +64,9 @@ fn main() -> ExitCode {
     // The image helper enters a user namespace: it must run before there is any thread.
     if std::env::args_os().nth(1).is_some_and(|a| a == "image-helper") {
         return hpk_images::helper::main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|a| a == hpk_images::UNPACK) {
+        return hpk_images::unpack_main();
     }
     if std::env::args_os().nth(1).is_some_and(|a| a == provisioner::copy::COMMAND) {
         return provisioner::copy::main();
@@ -136,6 +138,7 @@ async fn run(args: Args) -> Result<()> {
         helper: hpk_images::helper::command_of(program.as_os_str()),
         registries: Registries::load(&home.registries())?,
         limits: Limits::from(&cluster.images),
+        layout: Layout::of(cluster.images.layout, &home.images()),
     })?;
     let (links, link_events) = LinkServer::start(cluster.link_addr, &home.pki())?;
     let taken = link_port::open(&links, cluster.link_addr, last_link_address(&home))?;
@@ -317,36 +320,19 @@ fn settings(times: Times, cluster: &ClusterConfig) -> Settings {
     settings
 }
 
-/// Removes images that no pod has used for a week; pods' records say what is in use.
+/// Removes images that no pod has used for a week.
 async fn collect_images(images: ImageStore, home: Home) {
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(6 * 3600));
     // The first tick comes at once: at the start there are more urgent things.
     tick.tick().await;
     loop {
         tick.tick().await;
-        let in_use = match images_in_use(&home) {
-            Ok(in_use) => in_use,
-            Err(error) => {
-                tracing::warn!(%error, "unused images are not removed: it cannot be told which are in use");
-                continue;
-            }
-        };
-        match images.collect(&in_use, std::time::Duration::from_secs(7 * 24 * 3600)).await {
+        match images.collect(&|| hpk_images::uses(&home.pods()), std::time::Duration::from_secs(7 * 24 * 3600)).await {
             Ok(gone) if gone.images.is_empty() => {}
             Ok(gone) => tracing::info!(images = gone.images.len(), "unused images removed"),
             Err(error) => tracing::warn!(%error, "unused images not removed"),
         }
     }
-}
-
-/// The image folders of all pods' records.
-fn images_in_use(home: &Home) -> Result<HashSet<String>> {
-    let mut in_use = HashSet::new();
-    for uid in folder::all(&home.pods())? {
-        let record = folder::Folder::at(home.pod(&uid)).record()?;
-        in_use.extend(record.into_iter().flat_map(|r| r.images.into_values().map(|i| i.folder)));
-    }
-    Ok(in_use)
 }
 
 async fn api_config(cluster: &ClusterConfig) -> Result<Config> {

@@ -8,6 +8,7 @@
 //! hpk-netns gang <gang folder>    a Slurm job of several pods: one step for each, which is hpk-netns run
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
+//! hpk-netns images <wish> <program> …   in a pod's namespaces: shows images that are files, then becomes the program
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
 //! hpk-netns --version
 //! ```
@@ -35,6 +36,14 @@ fn main() -> ExitCode {
         let Err(error) = inside::run(&raw.collect::<Vec<_>>(), std::os::unix::process::parent_id());
         hpk_api::say!("hpk-netns: inside the pod's namespaces: {error}");
         return ExitCode::from(2);
+    }
+    let words: Vec<_> = std::env::args_os().skip(1).take(3).collect();
+    if let [command, wish, program] = words.as_slice()
+        && command == run::images::COMMAND
+    {
+        let Err(error) = run::images::show(wish, program, &std::env::args_os().skip(4).collect::<Vec<_>>());
+        hpk_api::say!("hpk-netns: {error}");
+        return ExitCode::FAILURE;
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -58,7 +58,7 @@ pub enum UsageError {
 pub const USAGE: &str = "\
 hpk-pause: the supervisor of one pod, PID 1 of its parent container
 
-usage: hpk-pause --plan FILE [--pod-dir DIR] [--images DIR] [--scratch DIR] [--host DIR] [--run DIR] [--allow-not-init]
+usage: hpk-pause --plan FILE [--pod-dir DIR] [--images DIR] [--mounted DIR] [--scratch DIR] [--host DIR] [--run DIR] [--allow-not-init]
        hpk-pause ctl [--socket FILE] status|stats|logs|exec|stop …
        hpk-pause --version";
 
@@ -91,6 +91,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, UsageErr
             "--plan" => plan = Some(folder("--plan")?),
             "--pod-dir" => run.paths.pod = folder("--pod-dir")?,
             "--images" => run.paths.images = folder("--images")?,
+            "--mounted" => run.paths.mounted = folder("--mounted")?,
             "--scratch" => run.paths.scratch = folder("--scratch")?,
             "--host" => run.paths.host = folder("--host")?,
             "--run" => run.paths.run = folder("--run")?,

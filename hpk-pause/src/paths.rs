@@ -1,4 +1,4 @@
-//! Where everything of this pod is. Pure.
+//! Where everything of this pod is. Pure, but for [`Paths::rootfs`].
 
 use hpk_api::{files, paths};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ pub struct Paths {
     pub pod: PathBuf,
     /// The image store.
     pub images: PathBuf,
+    /// Images of the store that are files there, as folders.
+    pub mounted: PathBuf,
     /// Node-local scratch of this job.
     pub scratch: PathBuf,
     /// hostPath binds.
@@ -25,6 +27,7 @@ impl Default for Paths {
             plan: Path::new(paths::POD).join(files::PLAN),
             pod: paths::POD.into(),
             images: paths::IMAGES.into(),
+            mounted: paths::MOUNTED.into(),
             scratch: paths::SCRATCH.into(),
             host: paths::HOST.into(),
             run: paths::RUN.into(),
@@ -51,10 +54,12 @@ impl Paths {
         self.run.join(paths::NETNS_SOCK)
     }
 
-    /// Root file system of an image.
+    /// Root file system of an image. It is looked at whether the image is mounted.
     #[must_use]
     pub fn rootfs(&self, folder: &str) -> PathBuf {
-        self.images.join(folder).join("rootfs")
+        let mounted = self.mounted.join(folder);
+        let place = if !folder.is_empty() && mounted.is_dir() { mounted } else { self.images.join(folder) };
+        place.join("rootfs")
     }
 
     /// Logs of a container.

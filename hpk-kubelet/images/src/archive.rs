@@ -5,6 +5,7 @@ use crate::blobs::{digest_of, digest_of_reader, folder_name, verify};
 use crate::error::SourceError;
 use crate::local::{Folder, Node, Opened};
 use crate::manifest::{Descriptor, Document, MAX_LAYERS, Manifest, go_arch, select};
+use crate::reference::Format;
 use crate::region::{Region, RegionReader};
 use crate::tree::TreeError;
 use serde::Deserialize;
@@ -83,28 +84,49 @@ fn by_tag<'a>(entries: &'a [Descriptor], tag: Option<&str>) -> Result<&'a Descri
     }
 }
 
+/// The names that a local image has by its file: of `docker save`, of containerd, or of whoever made the layout.
+pub(crate) fn names(opened: &Opened, format: Format) -> Result<Vec<String>, SourceError> {
+    let layout = Layout::open(opened)?;
+    if format == Format::DockerArchive {
+        return Ok(docker_image(&layout, opened)?.repo_tags.unwrap_or_default());
+    }
+    let Document::Index(entries) = Document::parse(&layout.document("index.json")?)? else { return Ok(Vec::new()) };
+    let annotations = by_tag(&entries, opened.tag.as_deref())?.annotations.clone().unwrap_or_default();
+    let whole = annotations.get("io.containerd.image.name").cloned();
+    // Often it is a tag alone, which names no image.
+    let reference =
+        annotations.get("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/'])).cloned();
+    Ok(whole.or(reference).into_iter().collect())
+}
+
+/// One image of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+fn docker_image(layout: &Layout<'_>, opened: &Opened) -> Result<DockerImage, SourceError> {
+    let document = layout.document("manifest.json")?;
+    let images: Vec<DockerImage> = serde_json::from_slice(&document).map_err(SourceError::json("manifest.json"))?;
+    let image = match &opened.tag {
+        Some(tag) => images
+            .into_iter()
+            .find(|i| i.repo_tags.iter().flatten().any(|t| t == tag || t.ends_with(&format!("/{tag}")))),
+        None => images.into_iter().next(),
+    };
+    image.ok_or_else(|| {
+        SourceError::NotFound(format!("no image {} in manifest.json", opened.tag.as_deref().unwrap_or_default()))
+    })
+}
+
 /// An image of `docker-archive:`, of at most so many bytes.
 pub(crate) fn docker(opened: &Opened, most: u64) -> Result<Resolved, SourceError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Image {
-        config: String,
-        #[serde(default)]
-        repo_tags: Option<Vec<String>>,
-        layers: Vec<String>,
-    }
     let layout = Layout::open(opened)?;
-    let document = layout.document("manifest.json")?;
-    let images: Vec<Image> = serde_json::from_slice(&document).map_err(SourceError::json("manifest.json"))?;
-    let image = match &opened.tag {
-        Some(tag) => {
-            images.iter().find(|i| i.repo_tags.iter().flatten().any(|t| t == tag || t.ends_with(&format!("/{tag}"))))
-        }
-        None => images.first(),
-    }
-    .ok_or_else(|| {
-        SourceError::NotFound(format!("no image {} in manifest.json", opened.tag.as_deref().unwrap_or_default()))
-    })?;
+    let image = docker_image(&layout, opened)?;
     let config = layout.document(&image.config)?;
     if image.layers.len() > MAX_LAYERS {
         return Err(invalid("manifest.json", "it has too many layers"));

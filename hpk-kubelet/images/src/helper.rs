@@ -12,6 +12,8 @@
 //! make a user namespace for itself. hpk-kubelet does so for its hidden command `image-helper`. It opens no file that an
 //! image's name leads to: it gets them open.
 
+use crate::measure::{Facts, measure};
+use crate::mksquashfs::Mksquashfs;
 use crate::pass;
 use crate::region::Region;
 use crate::tree::{Limits, Report};
@@ -41,7 +43,11 @@ pub(crate) enum Job {
     Layers { rootfs: PathBuf, layers: Vec<(Region, String)>, owners: bool, limits: Limits },
     /// Unpack a SquashFS into an empty folder.
     Squashfs { rootfs: PathBuf, image: Region, owners: bool, limits: Limits },
-    /// Remove a folder whose files belong to subordinate ids.
+    /// Pack a folder's files into one.
+    Pack { tree: PathBuf, out: PathBuf, packer: Mksquashfs },
+    /// Tell of a folder's files.
+    Measure { path: PathBuf },
+    /// Remove a folder whose files belong to subordinate ids, or a file.
     Remove { path: PathBuf },
 }
 
@@ -58,13 +64,15 @@ struct Place {
 enum Order {
     Layers { rootfs: PathBuf, layers: Vec<(Place, String)>, owners: bool, limits: Limits },
     Squashfs { rootfs: PathBuf, image: Place, owners: bool, limits: Limits },
+    Pack { tree: PathBuf, out: PathBuf, packer: Mksquashfs },
+    Measure { path: PathBuf },
     Remove { path: PathBuf },
 }
 
 /// What became of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Outcome {
-    Done(Report),
+    Done(Report, Facts),
     Failed(String),
 }
 
@@ -88,6 +96,8 @@ impl Job {
             Self::Squashfs { rootfs, image, owners, limits } => {
                 Order::Squashfs { rootfs, image: place(&image), owners, limits }
             }
+            Self::Pack { tree, out, packer } => Order::Pack { tree, out, packer },
+            Self::Measure { path } => Order::Measure { path },
             Self::Remove { path } => Order::Remove { path },
         };
         (order, files)
@@ -121,7 +131,7 @@ fn serve() -> std::io::Result<()> {
     let order: Order = serde_json::from_str(&line)?;
     let files: Vec<_> = files.into_iter().map(Arc::new).collect();
     let outcome = match perform(order, &files) {
-        Ok(report) => Outcome::Done(report),
+        Ok((report, facts)) => Outcome::Done(report, facts),
         Err(text) => Outcome::Failed(text),
     };
     writeln!(stdout, "{}", serde_json::to_string(&outcome)?)?;
@@ -134,7 +144,7 @@ fn limit_memory() -> std::io::Result<()> {
     Ok(())
 }
 
-fn perform(order: Order, files: &[Arc<File>]) -> Result<Report, String> {
+fn perform(order: Order, files: &[Arc<File>]) -> Result<(Report, Facts), String> {
     let region = |place: Place| {
         let file = files.get(place.file).ok_or("a file of the job is missing")?.clone();
         Ok::<_, String>(Region { file, offset: place.offset, length: place.length })
@@ -146,18 +156,32 @@ fn perform(order: Order, files: &[Arc<File>]) -> Result<Report, String> {
                 .map(|(place, digest)| Ok((region(place)?, digest)))
                 .collect::<Result<Vec<_>, String>>()?;
             enter(&rootfs)?;
-            unpack::layers(&layers, owners, limits).map_err(|e| e.to_string())
+            measured("/", unpack::layers(&layers, owners, limits).map_err(|e| e.to_string())?)
         }
         Order::Squashfs { rootfs, image, owners, limits } => {
             let image = region(image)?;
             enter(&rootfs)?;
-            unpack::squashfs(&image, owners, limits).map_err(|e| e.to_string())
+            measured("/", unpack::squashfs(&image, owners, limits).map_err(|e| e.to_string())?)
         }
-        Order::Remove { path } => match std::fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {e}", path.display())),
-            _ => Ok(Report::default()),
-        },
+        Order::Pack { tree, out, packer } => packer.pack(&tree, &out).map(|()| Default::default()),
+        Order::Measure { path } => measured(path, Report::default()),
+        Order::Remove { path } => {
+            let removed = match std::fs::remove_dir_all(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(&path),
+                other => other,
+            };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {e}", path.display())),
+                _ => Ok(Default::default()),
+            }
+        }
     }
+}
+
+fn measured(root: impl AsRef<Path>, report: Report) -> Result<(Report, Facts), String> {
+    let root = root.as_ref();
+    let facts = measure(root).map_err(|e| format!("look through {}: {e}", root.display()))?;
+    Ok((report, facts))
 }
 
 fn enter(rootfs: &Path) -> Result<(), String> {
@@ -191,7 +215,7 @@ pub(crate) fn subordinate_ids() -> Option<SubIds> {
 }
 
 /// Runs one job in a helper process. Killed with it when the future is dropped.
-pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) -> Result<Report, HelperError> {
+pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) -> Result<(Report, Facts), HelperError> {
     let (program, args) =
         helper.split_first().ok_or_else(|| HelperError::Broken("no helper command is configured".to_owned()))?;
     let start = |source| HelperError::Start { program: program.clone(), source };
@@ -233,7 +257,7 @@ pub(crate) async fn run(helper: &[OsString], ids: Option<&SubIds>, job: &Job) ->
     let broken = |what: String| HelperError::Broken(format!("{what} {}", words.trim()).trim().to_owned());
     match answer {
         Ok(Some(line)) => match serde_json::from_str(&line) {
-            Ok(Outcome::Done(report)) => Ok(report),
+            Ok(Outcome::Done(report, facts)) => Ok((report, facts)),
             Ok(Outcome::Failed(text)) => Err(HelperError::Job(text)),
             Err(e) => Err(broken(format!("bad answer ({e})"))),
         },

@@ -6,10 +6,11 @@
 //!
 //! ```text
 //! images/
-//!   sha256-<hex>/          one per image manifest: rootfs/  config.json  image.json
+//!   sha256-<hex>/          one per image manifest, as a folder: rootfs/  config.json  image.json
+//!   sha256-<hex>.sqfs      or as one file: a SquashFS, and behind it what the two JSON files say
 //!   .refs/<hash>.json      what a reference resolved to, for imagePullPolicy IfNotPresent
 //!   .blobs/sha256-<hex>    downloaded layers, shared by images, kept until they are collected
-//!   .locks/<name>          flock per image and blob, against other processes of the same user
+//!   .locks/<name>          flock per image and blob, against other processes of the same user; `store` for all of it
 //!   .tmp/                  images being unpacked; renamed into place when complete
 //! ```
 //! Images in the user's own files are opened once, by rules ([`LocalImages`]), and read through what is open.
@@ -21,14 +22,21 @@
 mod archive;
 mod blobs;
 mod config;
+mod entry;
 mod error;
 pub mod helper;
 mod inflate;
 mod keyring;
 mod layer;
+mod layout;
+mod load;
 mod local;
 mod lock;
+mod make;
+mod manage;
 mod manifest;
+mod measure;
+mod mksquashfs;
 mod pass;
 mod reference;
 mod region;
@@ -38,13 +46,22 @@ mod sif;
 mod squashfs;
 mod store;
 mod tree;
+mod unfold;
 mod unpack;
+mod uses;
 
 pub use config::ImageConfig;
 pub use error::PullError;
 pub use keyring::{Keyring, KeyringError};
+pub use layout::{Layout, shared_by};
+pub use load::Loaded;
 pub use local::LocalImages;
+pub use manage::{Collected, RemoveError, StoredImage, Verified};
+pub use measure::Facts;
+pub use mksquashfs::packer;
 pub use reference::{Format, LocalImage, Source};
 pub use registries::{Registries, RegistriesError};
-pub use store::{Collected, ImageStore, Progress, PullPolicy, PulledImage, StoreConfig, StoreError, StoredImage};
+pub use store::{ImageStore, Progress, PullPolicy, PulledImage, StoreConfig, StoreError};
 pub use tree::Limits;
+pub use unfold::{UNPACK, unpack_main};
+pub use uses::{Uses, UsesError, images, uses};

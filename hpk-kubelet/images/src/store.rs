@@ -3,28 +3,29 @@
 use crate::archive::{self, Resolved};
 use crate::blobs::{Blobs, digest_of, digest_of_reader, folder_name, verify};
 use crate::config::ImageConfig;
+use crate::entry::{self, Entry, ROOTFS, read_json, write_json};
 use crate::error::{PullError, SourceError};
-use crate::helper::{self, HelperError, Job};
+use crate::helper;
 use crate::keyring::{Keyring, Pass};
+use crate::layout::Layout;
 use crate::local::{self, LocalImages, Node, Opened};
+use crate::make::Content;
 use crate::manifest::{Document, Manifest, go_arch, select};
 use crate::reference::{Format, LocalImage, Source};
 use crate::region::Region;
 use crate::registries::Registries;
-use crate::tree::{Limits, Report, TreeError};
-use crate::{lock, registry, sif};
+use crate::tree::{Limits, TreeError};
+use crate::{registry, sif};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
 use hpk_api::subids::SubIds;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
 
 /// Layers of one image that are downloaded at a time (upstream's containerd default).
 const PARALLEL_DOWNLOADS: usize = 3;
@@ -65,16 +66,18 @@ pub struct StoreConfig {
     pub registries: Registries,
     /// How much one image may take.
     pub limits: Limits,
+    /// How images that come are kept; those that are there stay as they are.
+    pub layout: Layout,
 }
 
 /// The store cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 #[error("image store: {action} {path}: {source}")]
 pub struct StoreError {
-    action: &'static str,
-    path: PathBuf,
+    pub(crate) action: &'static str,
+    pub(crate) path: PathBuf,
     #[source]
-    source: std::io::Error,
+    pub(crate) source: std::io::Error,
 }
 
 /// An image that is ready for pods.
@@ -105,44 +108,15 @@ pub enum Progress {
     },
     /// Layers are being unpacked.
     Unpacking,
-}
-
-/// An image in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredImage {
-    /// Folder and digest reference.
-    pub image_ref: ImageRef,
-    /// References known to resolve to it, sorted.
-    pub names: Vec<String>,
-    /// Bytes, as [`PulledImage::size`].
-    pub size: u64,
-    /// When it was last pulled or found present for a pod.
-    pub last_used: SystemTime,
-}
-
-/// What the collector removed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Folder names of removed images.
-    pub images: Vec<String>,
-    /// Number of removed layers.
-    pub blobs: usize,
-}
-
-/// `image.json`: facts of an unpacked image. Its presence says that the folder is complete.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Meta {
-    /// Digest reference of the pull that made it.
-    id: String,
-    size: u64,
-    created: Timestamp,
+    /// The files are being packed into one.
+    Packing,
 }
 
 /// `.refs/<hash>.json`: what a reference resolved to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct RefEntry {
-    reference: String,
-    image: ImageRef,
+pub(crate) struct RefEntry {
+    pub(crate) reference: String,
+    pub(crate) image: ImageRef,
     /// For files: modification time and size, so that a changed file is a new image.
     #[serde(default)]
     stamp: Option<String>,
@@ -157,16 +131,16 @@ const MOST_PASSES: usize = 64;
 /// The store. Cheap to clone; all clones are one store.
 #[derive(Clone)]
 pub struct ImageStore {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: StoreConfig,
-    ids: Option<SubIds>,
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    pub(crate) ids: Option<SubIds>,
     blobs: Blobs,
     /// One pull at a time per reference and per folder within this process; flock does it between processes.
     turns: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
-    serial: AtomicU64,
+    pub(crate) serial: AtomicU64,
 }
 
 impl ImageStore {
@@ -233,74 +207,24 @@ impl ImageStore {
     /// How to run an image that is in the store.
     #[must_use]
     pub fn config(&self, image: &ImageRef) -> Option<ImageConfig> {
-        read_json(&self.inner.config.root.join(&image.folder).join("config.json"))
+        Entry::find(&self.inner.config.root, &image.folder).map(|(_, config)| config)
     }
 
-    /// The root file system of an image.
+    /// The root file system of an image, where it is a folder.
     #[must_use]
     pub fn rootfs(&self, image: &ImageRef) -> PathBuf {
-        self.inner.config.root.join(&image.folder).join("rootfs")
+        self.inner.config.root.join(&image.folder).join(ROOTFS)
     }
 
-    /// All images, in no particular order; for Node.status.images and the collector.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn list(&self) -> Result<Vec<StoredImage>, StoreError> {
-        let root = &self.inner.config.root;
-        let fail = |source| StoreError { action: "read", path: root.clone(), source };
-        let mut names: HashMap<String, Vec<String>> = HashMap::new();
-        for entry in self.inner.refs() {
-            names.entry(entry.image.folder).or_default().push(entry.reference);
-        }
-        let mut images = Vec::new();
-        for entry in std::fs::read_dir(root).map_err(fail)? {
-            let folder = entry.map_err(fail)?.file_name().to_string_lossy().into_owned();
-            if folder.starts_with('.') {
-                continue;
-            }
-            let file = root.join(&folder).join("image.json");
-            let Some(meta) = read_json::<Meta>(&file) else { continue };
-            let last_used = std::fs::metadata(&file).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            let mut names = names.remove(&folder).unwrap_or_default();
-            names.sort();
-            images.push(StoredImage { image_ref: ImageRef { folder, id: meta.id }, names, size: meta.size, last_used });
-        }
-        Ok(images)
-    }
-
-    /// Removes images that no pod uses and that were not asked for during `min_age`, and cached layers that
-    /// old. `in_use` holds folder names; it must include those of every pod whose job may still run.
-    ///
-    /// # Errors
-    /// When the store cannot be read. An image that cannot be removed is left for the next time.
-    pub async fn collect(&self, in_use: &HashSet<String>, min_age: Duration) -> Result<Collected, StoreError> {
-        let mut collected = Collected::default();
-        let old = |time: SystemTime| time.elapsed().is_ok_and(|age| age >= min_age);
-        for image in self.list()? {
-            let folder = image.image_ref.folder;
-            if in_use.contains(&folder) || !old(image.last_used) {
-                continue;
-            }
-            match self.inner.remove_image(&folder).await {
-                Ok(()) => collected.images.push(folder),
-                Err(e) => tracing::warn!(%folder, "cannot remove an unused image: {e}"),
-            }
-        }
-        let blobs = self.inner.config.root.join(".blobs");
-        let fail = |source| StoreError { action: "read", path: blobs.clone(), source };
-        for entry in std::fs::read_dir(&blobs).map_err(fail)?.flatten() {
-            let unused = entry.metadata().and_then(|m| m.modified()).is_ok_and(old);
-            if unused && std::fs::remove_file(entry.path()).is_ok() {
-                collected.blobs += 1;
-            }
-        }
-        Ok(collected)
+    /// The one file of an image, where it is of the layout squashfs.
+    #[must_use]
+    pub fn file(&self, image: &ImageRef) -> PathBuf {
+        entry::file(&self.inner.config.root, &image.folder)
     }
 }
 
 impl Inner {
-    fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, t| t.strong_count() > 0);
         if let Some(turn) = turns.get(key).and_then(Weak::upgrade) {
@@ -311,12 +235,12 @@ impl Inner {
         turn
     }
 
-    fn ref_path(&self, reference: &str) -> PathBuf {
+    pub(crate) fn ref_path(&self, reference: &str) -> PathBuf {
         let hash = digest_of(reference.as_bytes());
         self.config.root.join(".refs").join(format!("{}.json", &hash["sha256:".len()..]))
     }
 
-    fn refs(&self) -> Vec<RefEntry> {
+    pub(crate) fn refs(&self) -> Vec<RefEntry> {
         let Ok(entries) = std::fs::read_dir(self.config.root.join(".refs")) else { return Vec::new() };
         entries.flatten().filter_map(|e| read_json(&e.path())).collect()
     }
@@ -336,13 +260,10 @@ impl Inner {
         self.load(entry.image, true)
     }
 
-    fn load(&self, image_ref: ImageRef, already_present: bool) -> Option<PulledImage> {
-        let folder = self.config.root.join(&image_ref.folder);
-        let meta_path = folder.join("image.json");
-        let meta: Meta = read_json(&meta_path)?;
-        let config = read_json(&folder.join("config.json"))?;
-        crate::blobs::touch(&meta_path);
-        Some(PulledImage { image_ref, config, size: meta.size, already_present })
+    pub(crate) fn load(&self, image_ref: ImageRef, already_present: bool) -> Option<PulledImage> {
+        let (entry, config) = Entry::find(&self.config.root, &image_ref.folder)?;
+        entry.touch();
+        Some(PulledImage { image_ref, config, size: entry.meta.size, already_present })
     }
 
     async fn fetch(
@@ -352,6 +273,7 @@ impl Inner {
         keyring: &Keyring,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, SourceError> {
+        let _store = self.share_store().await?;
         let stamp = wanted.stamp();
         let mut pass = Pass::open();
         let image = match wanted {
@@ -376,17 +298,27 @@ impl Inner {
                 self.unpack_local(source, blocking(resolve).await?, progress).await?
             }
         };
-        let reference = source.normalized();
+        self.name(source.normalized(), &image.image_ref, stamp, pass)?;
+        Ok(image)
+    }
+
+    /// Writes down what a reference means.
+    pub(crate) fn name(
+        &self,
+        reference: String,
+        image: &ImageRef,
+        stamp: Option<String>,
+        pass: Pass,
+    ) -> Result<(), SourceError> {
         let path = self.ref_path(&reference);
         let mut passes = vec![pass.clone()];
         // Who may have the same image by this name may go on having it.
-        if let Some(before) = read_json::<RefEntry>(&path).filter(|before| before.image == image.image_ref) {
+        if let Some(before) = read_json::<RefEntry>(&path).filter(|before| before.image == *image) {
             passes.extend(before.passes.into_iter().flatten().filter(|known| *known != pass));
             passes.truncate(MOST_PASSES);
         }
-        let entry = RefEntry { reference, image: image.image_ref.clone(), stamp, passes: Some(passes) };
-        write_json(&path, &entry).map_err(SourceError::io("write", path))?;
-        Ok(image)
+        let entry = RefEntry { reference, image: image.clone(), stamp, passes: Some(passes) };
+        write_json(&path, &entry).map_err(SourceError::io("write", path))
     }
 
     /// Before a file is hashed: a sparse one of any length costs nothing to make.
@@ -506,138 +438,6 @@ impl Inner {
         let image_ref = ImageRef { folder, id: format!("{name}@{digest}") };
         self.once(image_ref, || async { Ok(Content::Sif { name, file, root }) }, progress).await
     }
-
-    /// Makes the folder of an image unless it is there, under its locks.
-    async fn once<F, Fut>(
-        &self,
-        image_ref: ImageRef,
-        content: F,
-        progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<PulledImage, SourceError>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Content, SourceError>>,
-    {
-        let turn = self.turn(&image_ref.folder);
-        let _turn = turn.lock().await;
-        let _lock = self.lock(&image_ref.folder).await?;
-        if let Some(image) = self.load(image_ref.clone(), false) {
-            return Ok(image);
-        }
-        let content = content().await?;
-        progress(Progress::Unpacking);
-        let folder = self.config.root.join(&image_ref.folder);
-        // Remains of a helper that was killed: only the holder of this lock makes such folders.
-        self.remove_leftovers(&image_ref.folder).await;
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}.{}.{serial}", image_ref.folder, std::process::id());
-        let tmp = self.config.root.join(".tmp").join(name);
-        let made = self.make(&tmp, &image_ref, content).await;
-        let placed = match made {
-            Ok(()) => match tokio::fs::rename(&tmp, &folder).await {
-                Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
-                    // An incomplete folder of that name (no image.json): out of the way with it.
-                    self.remove(&folder).await?;
-                    tokio::fs::rename(&tmp, &folder).await.map_err(SourceError::io("rename", &tmp))
-                }
-                other => other.map_err(SourceError::io("rename", &tmp)),
-            },
-            Err(e) => Err(e),
-        };
-        if let Err(e) = placed {
-            if let Err(again) = self.remove(&tmp).await {
-                tracing::warn!("cannot clean up after a failed unpack: {again}");
-            }
-            return Err(e);
-        }
-        self.load(image_ref, false)
-            .ok_or_else(|| SourceError::Other("the image vanished right after it was unpacked".to_owned()))
-    }
-
-    async fn make(&self, tmp: &Path, image_ref: &ImageRef, content: Content) -> Result<(), SourceError> {
-        tokio::fs::create_dir(tmp).await.map_err(SourceError::io("create", tmp))?;
-        let rootfs = tmp.join("rootfs");
-        tokio::fs::create_dir(&rootfs).await.map_err(SourceError::io("create", &rootfs))?;
-        // An image without an entry for the root leaves this mode.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&rootfs, mode).map_err(SourceError::io("chmod", &rootfs))?;
-        let owners = self.ids.is_some() || nix::unistd::Uid::effective().is_root();
-        let limits = self.config.limits;
-        let (config, size) = match content {
-            Content::Layers(resolved) => {
-                let config =
-                    ImageConfig::from_blob(&resolved.config).map_err(SourceError::json("image configuration"))?;
-                let job = Job::Layers { rootfs, layers: resolved.layers, owners, limits };
-                self.unpack(image_ref, &job).await?;
-                (config, resolved.size)
-            }
-            Content::Sif { name, file, root } => {
-                let before = local::stamp(&file);
-                let job = Job::Squashfs { rootfs: rootfs.clone(), image: root, owners, limits };
-                self.unpack(image_ref, &job).await?;
-                if before != local::stamp(&file) {
-                    return Err(SourceError::Unpack(format!("{name} was changed while it was read")));
-                }
-                (sif::config(&rootfs), file.length)
-            }
-        };
-        let meta = Meta { id: image_ref.id.clone(), size, created: Timestamp::now() };
-        let write = |name: &str, result: std::io::Result<()>| result.map_err(SourceError::io("write", tmp.join(name)));
-        write("config.json", write_json(&tmp.join("config.json"), &config))?;
-        write("image.json", write_json(&tmp.join("image.json"), &meta))
-    }
-
-    async fn unpack(&self, image: &ImageRef, job: &Job) -> Result<(), SourceError> {
-        let report = self.help(job).await.map_err(|e| SourceError::Unpack(e.to_string()))?;
-        tracing::info!(image = image.id, ?report, "image unpacked");
-        Ok(())
-    }
-
-    async fn help(&self, job: &Job) -> Result<Report, HelperError> {
-        helper::run(&self.config.helper, self.ids.as_ref(), job).await
-    }
-
-    async fn lock(&self, name: &str) -> Result<lock::Lock, SourceError> {
-        let path = self.config.root.join(".locks").join(name);
-        lock::acquire(path.clone()).await.map_err(SourceError::io("lock", path))
-    }
-
-    async fn remove(&self, path: &Path) -> Result<(), SourceError> {
-        let job = Job::Remove { path: path.to_owned() };
-        self.help(&job).await.map(drop).map_err(|e| SourceError::Other(e.to_string()))
-    }
-
-    async fn remove_leftovers(&self, folder: &str) {
-        let Ok(entries) = std::fs::read_dir(self.config.root.join(".tmp")) else { return };
-        let prefix = format!("{folder}.");
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix)
-                && let Err(e) = self.remove(&entry.path()).await
-            {
-                tracing::warn!("cannot remove {}: {e}", entry.path().display());
-            }
-        }
-    }
-
-    async fn remove_image(&self, folder: &str) -> Result<(), SourceError> {
-        let turn = self.turn(folder);
-        let _turn = turn.lock().await;
-        let _lock = self.lock(folder).await?;
-        for entry in self.refs().into_iter().filter(|e| e.image.folder == folder) {
-            let path = self.ref_path(&entry.reference);
-            tokio::fs::remove_file(&path).await.map_err(SourceError::io("remove", &path))?;
-        }
-        // Renamed first: a half-removed image must never look complete.
-        let from = self.config.root.join(folder);
-        let to = self.config.root.join(".tmp").join(format!("{folder}.removed"));
-        tokio::fs::rename(&from, &to).await.map_err(SourceError::io("rename", &from))?;
-        self.remove(&to).await
-    }
-}
-
-enum Content {
-    Layers(Resolved),
-    Sif { name: String, file: Region, root: Region },
 }
 
 /// What a reference leads to; a local image is open, and its rules are kept.
@@ -679,19 +479,8 @@ impl Wanted {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
 ) -> Result<T, SourceError> {
     tokio::task::spawn_blocking(work).await.map_err(|e| SourceError::Other(e.to_string()))?
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-/// Replaces a file as a whole.
-fn write_json(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
-    let tmp = path.with_extension("json.tmp");
-    std::fs::write(&tmp, serde_json::to_vec(value)?)?;
-    std::fs::rename(tmp, path)
 }

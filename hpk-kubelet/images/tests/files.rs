@@ -4,8 +4,10 @@
 
 use backhand::compression::Compressor;
 use backhand::{FilesystemCompressor, FilesystemWriter, NodeHeader};
-use hpk_images::{ImageStore, Keyring, Limits, LocalImages, Progress, PullError, PullPolicy, PulledImage, Registries};
-use hpk_images::{StoreConfig, helper};
+use hpk_images::{
+    ImageStore, Keyring, Layout, Limits, LocalImages, Progress, PullError, PullPolicy, PulledImage, Registries,
+};
+use hpk_images::{StoreConfig, Verified, helper};
 use std::io::Cursor;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,12 +18,17 @@ struct Place {
 }
 
 fn place_with(limits: Limits) -> Place {
+    place_of(limits, Layout::Folder)
+}
+
+fn place_of(limits: Limits, layout: Layout) -> Place {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::new(StoreConfig {
         root: folder.path().join("store"),
         helper: helper::command_of(env!("CARGO_BIN_EXE_hpk-image").as_ref()),
         registries: Registries::default(),
         limits,
+        layout,
     })
     .unwrap();
     Place { folder, store }
@@ -471,4 +478,123 @@ async fn an_image_ends_at_the_limits() {
     std::fs::File::options().write(true).open(layer).unwrap().set_len(1 << 40).unwrap();
     let error = place.pull(&format!("oci:{}", place.path("sparse").display())).await.unwrap_err().to_string();
     assert!(error.contains("more than 1048576 bytes"), "{error}");
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = entries.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+/// A layer with what a SquashFS could lose.
+fn hard_layer() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut put = |path: &str, kind: tar::EntryType, mode: u32, id: u64, link: Option<&str>, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(id);
+        header.set_gid(id);
+        header.set_mtime(1_600_000_000);
+        header.set_size(content.len() as u64);
+        match link {
+            Some(target) => builder.append_link(&mut header, path, target).unwrap(),
+            None => builder.append_data(&mut header, path, content).unwrap(),
+        }
+    };
+    put("bin/", tar::EntryType::Directory, 0o755, 0, None, b"");
+    put("bin/su", tar::EntryType::Regular, 0o4755, 0, None, b"program");
+    put("bin/also", tar::EntryType::Link, 0o4755, 0, Some("bin/su"), b"");
+    put("secret/", tar::EntryType::Directory, 0o700, 7, None, b"");
+    put("secret/-f", tar::EntryType::Regular, 0o640, 7, None, &[0; 300_000]);
+    put("link", tar::EntryType::Symlink, 0o777, 0, Some("bin/su"), b"");
+    put("pipe", tar::EntryType::Fifo, 0o600, 7, None, b"");
+    builder.into_inner().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_one_file_and_unfolds_to_what_it_was() {
+    let (one, plain) = (place_of(Limits::default(), Layout::Squashfs), place());
+    let pulled = async |place: &Place| {
+        place.layout("layout", &[hard_layer()]);
+        place.pull(&format!("oci:{}", place.path("layout").display())).await.unwrap()
+    };
+    let (packed, folder) = (pulled(&one).await, pulled(&plain).await);
+    assert_eq!(packed.config, folder.config);
+    let name = format!("{}.sqfs", packed.image_ref.folder);
+    assert_eq!(names_in(&one.path("store")), std::slice::from_ref(&name));
+    let listed = one.store.list().unwrap();
+    assert_eq!(listed[0].takes.map(|(_, inodes)| inodes), Some(1));
+    assert_eq!(listed[0].layout, Layout::Squashfs);
+    // The other layout has it side by side, with the same files to the last owner, mode and time.
+    one.store.unfold(&packed.image_ref).await.unwrap();
+    assert_eq!(names_in(&one.path("store")), [packed.image_ref.folder.clone(), name]);
+    let rootfs = one.store.rootfs(&packed.image_ref);
+    let su = std::fs::metadata(rootfs.join("bin/su")).unwrap();
+    assert_eq!((su.mode() & 0o7777, su.nlink(), su.mtime()), (0o4755, 2, 1_600_000_000));
+    if is_root() {
+        assert_eq!(std::fs::metadata(rootfs.join("secret/-f")).unwrap().uid(), 7);
+    }
+    let facts = |place: &Place, folder: &str| {
+        let text = std::fs::read(place.path("store").join(folder).join("image.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["files"].clone()
+    };
+    let (ours, theirs) = (facts(&one, &packed.image_ref.folder), facts(&plain, &folder.image_ref.folder));
+    assert_eq!((&ours["inodes"], &ours["bytes"]), (&theirs["inodes"], &theirs["bytes"]));
+    assert!(names_in(&one.path("store/.tmp")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_in_both_layouts() {
+    for layout in [Layout::Folder, Layout::Squashfs] {
+        let place = place_of(Limits::default(), layout);
+        place.layout("layout", &[hard_layer()]);
+        let image = place.pull(&format!("oci:{}", place.path("layout").display())).await.unwrap().image_ref;
+        assert_eq!(place.store.verify(&image).await.unwrap(), Verified::Good);
+        match layout {
+            Layout::Folder => std::fs::write(place.store.rootfs(&image).join("bin/su"), "programs").unwrap(),
+            Layout::Squashfs => {
+                use std::os::unix::fs::FileExt;
+                let file = std::fs::File::options().write(true).open(place.store.file(&image)).unwrap();
+                file.write_all_at(b"!", 200).unwrap();
+            }
+        }
+        assert!(matches!(place.store.verify(&image).await.unwrap(), Verified::Damaged(_)), "{layout:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_has_is_not_removed_even_if_it_comes_in_between() {
+    for layout in [Layout::Folder, Layout::Squashfs] {
+        let place = place_of(Limits::default(), layout);
+        place.layout("layout", &[hard_layer()]);
+        let image = place.pull(&format!("oci:{}", place.path("layout").display())).await.unwrap().image_ref;
+        let asked = std::sync::atomic::AtomicU32::new(0);
+        let used = hpk_images::Uses::from([(image.folder.clone(), ["d/p".to_owned()].into())]);
+        // Free at the first look; a pod has it at the second.
+        let uses = || match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Ok(hpk_images::Uses::new()),
+            _ => Ok(used.clone()),
+        };
+        let refused = place.store.remove(&image, &uses).await.unwrap_err().to_string();
+        assert!(refused.contains("d/p"), "{refused}");
+        assert!(place.store.has(&image));
+        place.store.remove(&image, &|| Ok(hpk_images::Uses::new())).await.unwrap();
+        assert!(place.is_clean() && !place.store.has(&image));
+        assert!(names_in(&place.path("store")).is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loaded_image_is_had_by_name_without_a_registry() {
+    let place = place();
+    place.layout("layout", &[hard_layer()]);
+    let loaded = place.store.load(&place.path("layout").display().to_string(), Some("app:1"), &|_| ()).await.unwrap();
+    assert_eq!(loaded.names, ["docker.io/library/app:1"]);
+    let never = PullPolicy::Never;
+    let had = place.store.pull("app:1", never, &Keyring::default(), &LocalImages::Anywhere, &|_| ()).await.unwrap();
+    assert_eq!(had.image_ref, loaded.image.image_ref);
+    let bad = place.store.load(&place.path("layout").display().to_string(), Some("UPPER/x"), &|_| ()).await;
+    assert!(bad.unwrap_err().to_string().contains("UPPER/x"));
 }

@@ -12,7 +12,6 @@ use hpk_images::{
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
-use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -153,6 +152,7 @@ fn store_with(root: &Path, registries: Registries) -> ImageStore {
         helper: helper::command_of(env!("CARGO_BIN_EXE_hpk-image").as_ref()),
         registries,
         limits: Limits::default(),
+        layout: hpk_images::Layout::Folder,
     })
     .unwrap()
 }
@@ -252,7 +252,7 @@ async fn many_pods_pull_an_image_once() {
                 .image_ref
         })
     });
-    let mut refs = HashSet::new();
+    let mut refs = std::collections::HashSet::new();
     for pull in pulls.collect::<Vec<_>>() {
         refs.insert(pull.await.unwrap());
     }
@@ -281,8 +281,8 @@ async fn policies_decide_whether_the_registry_is_asked() {
     assert_ne!(second.image_ref, first.image_ref);
     assert_eq!(read(store.rootfs(&second.image_ref).join("v")), "two");
     // The first is unused and old enough; the second is in use.
-    let in_use = HashSet::from([second.image_ref.folder.clone()]);
-    let collected = store.collect(&in_use, Duration::ZERO).await.unwrap();
+    let in_use = hpk_images::Uses::from([(second.image_ref.folder.clone(), ["d/p".to_owned()].into())]);
+    let collected = store.collect(&|| Ok(in_use.clone()), Duration::ZERO).await.unwrap();
     assert_eq!(collected.images, [first.image_ref.folder]);
     let left: Vec<_> = store.list().unwrap().into_iter().map(|i| i.image_ref.folder).collect();
     assert_eq!(left, std::slice::from_ref(&second.image_ref.folder));

@@ -177,6 +177,11 @@ pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mu
         ));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
+    // With the plan the use of its images is written down. Who removed one before has not seen that.
+    if let Some(gone) = hpk_images::images(&made.plan).find(|image| !ctx.images.has(image)) {
+        tell(Note::warning("Failed", format!("image {} was removed meanwhile; it is pulled again", gone.id)));
+        return Err(Held { retry: retry(memory), ..Held::default() });
+    }
     if let Err(error) = ctx.links.issue(&record.pod.uid, folder.link(), record.pod_ips.clone()).await {
         tell(Note::warning("FailedCreatePodSandBox", format!("no link credentials: {error}")));
         return Err(Held { retry: retry(memory), ..Held::default() });
@@ -344,6 +349,16 @@ pub async fn refresh(
         ctx.recorder.pod(pod, Note::warning("FailedMount", format!("cannot update the pod's volumes: {error}")));
     }
     memory.failures = 0;
+    // The pod's images are mounted once, before its first container.
+    let had: Vec<&str> = hpk_images::images(old).map(|image| image.folder.as_str()).collect();
+    for image in
+        made.images.values().map(|image| &image.image_ref).filter(|image| !had.contains(&image.folder.as_str()))
+    {
+        if let Err(error) = ctx.images.unfold(image).await {
+            ctx.recorder.pod(pod, Note::warning("Failed", error.to_string()));
+            return Err(Held { retry: retry(memory), ..Held::default() });
+        }
+    }
     let before: BTreeMap<&str, &ContainerPlan> = old.all().map(|c| (c.name.as_str(), c)).collect();
     let mut update = hpk_api::control::Update::default();
     let mut plan = old.clone();

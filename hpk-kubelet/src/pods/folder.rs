@@ -28,8 +28,7 @@ use thiserror::Error;
 /// Longest file that is read back, bytes.
 const MOST: u64 = 64 << 20;
 
-/// The kubelet's own file in a pod's folder.
-pub const RECORD: &str = "kubelet.json";
+pub use hpk_api::files::RECORD;
 
 /// How far the pod is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

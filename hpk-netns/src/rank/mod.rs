@@ -16,6 +16,7 @@ mod stdio;
 pub use session::run as session;
 
 use crate::run::hostpath::{self, HostPathError};
+use crate::run::images::{self, Images};
 use crate::run::scratch::ScratchError;
 use crate::step::record;
 use hpk_api::control::Usage;
@@ -48,6 +49,8 @@ pub(crate) enum RankError {
     Scratch(#[from] ScratchError),
     #[error(transparent)]
     HostPath(#[from] HostPathError),
+    #[error(transparent)]
+    Images(#[from] crate::run::images::ImagesError),
     #[error("the container on this node: {0}")]
     Namespaces(#[from] UsernsError),
     #[error("the container on this node: {0}")]
@@ -139,10 +142,14 @@ fn usage(ns: MountNs) -> Usage {
 fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>), RankError> {
     let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
+    let mut shares = Vec::new();
     let (keeper, pidfd) = match place.keeper() {
         Some(found) => found,
-        None => make(pod, instance, &place)?,
+        None => make(pod, instance, &place, &mut shares)?,
     };
+    // Each rank for itself: the first one may end before the others.
+    let place = place.share_images()?;
+    drop(shares);
     let entered = Entered::enter(pidfd)?;
     if !keeper.ready {
         let folders: Vec<PathBuf> = facts::folders(|name| job.variable(name), place.user())
@@ -194,7 +201,7 @@ fn spec_of(plan: &RankPlan) -> Result<JoinSpec, RankError> {
 }
 
 /// Makes the container of the step on this node.
-fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), RankError> {
+fn make(pod: &Path, instance: u32, place: &Place, shares: &mut Vec<File>) -> Result<(Keeper, OwnedFd), RankError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| RankError::Io { path, source }
@@ -202,7 +209,7 @@ fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), R
     let inside = hpk_api::files::inside(pod);
     let plan: SandboxPlan = read(&inside.join(hpk_api::files::PLAN))?;
     let of = |name: &str| place.folder.join(name);
-    for name in ["scratch", "host", "run", "points"] {
+    for name in ["scratch", "host", "run", "points", images::POINTS] {
         let folder = of(name);
         crate::run::scratch::remove(&folder).and_then(|()| std::fs::create_dir(&folder)).map_err(io(&folder))?;
     }
@@ -216,6 +223,8 @@ fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), R
         inside.into_os_string(),
         "--images".into(),
         place.layout.images.clone().into_os_string(),
+        "--mounted".into(),
+        of(images::POINTS).into_os_string(),
         "--scratch".into(),
         of("scratch").into_os_string(),
         "--host".into(),
@@ -241,6 +250,11 @@ fn make(pod: &Path, instance: u32, place: &Place) -> Result<(Keeper, OwnedFd), R
         stderr: Some(writer.into()),
         ..Surroundings::default()
     };
+    let mut shown = Images::find(&plan, &place.layout, of(images::POINTS));
+    if !shown.is_empty() {
+        shares.extend(shown.take(which::which("apptainer").ok().as_deref())?);
+    }
+    let (program, arguments) = shown.wrap(program, arguments.into());
     let code = userns::start(&program, &arguments, around)?.wait()?;
     if code != 0 {
         return Err(RankError::Container(words(reader)));

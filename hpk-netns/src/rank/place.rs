@@ -11,7 +11,7 @@
 
 use super::RankError;
 use crate::run::layout::{Layout, Surroundings};
-use crate::run::scratch;
+use crate::run::{images, scratch};
 use hpk_api::step::Keeper;
 use hpk_sys::{procfs, rank};
 use nix::unistd::Pid;
@@ -36,6 +36,8 @@ pub(crate) struct Place {
     /// None: others may pass.
     gate: Option<File>,
     lock: File,
+    /// Of images that may be unpacked on this node.
+    shares: Vec<File>,
 }
 
 impl Place {
@@ -49,13 +51,21 @@ impl Place {
         for _ in 0..TRIES {
             scratch::keep(&layout, &folder, around.uid)?;
             match enter(&folder) {
-                Ok((gate, lock)) => return Ok(Self { layout, folder, uid: around.uid, gate: Some(gate), lock }),
+                Ok((gate, lock)) => {
+                    return Ok(Self { layout, folder, uid: around.uid, gate: Some(gate), lock, shares: Vec::new() });
+                }
                 // The last one that left has removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(RankError::Io { path: folder, source: error }),
             }
         }
         Err(RankError::Io { path: folder, source: io::ErrorKind::NotFound.into() })
+    }
+
+    /// Has a share of the container's images while this lives. To be called while they are there by somebody else's.
+    pub(crate) fn share_images(mut self) -> Result<Self, RankError> {
+        self.shares = images::shares(&self.folder.join(images::POINTS), &self.layout.unpacked)?;
+        Ok(self)
     }
 
     /// The keeper of the container on this node, if it lives.

@@ -52,6 +52,8 @@ pub(crate) struct Start {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// User and UTS namespaces are made for it, and a network namespace if so; else it makes its own.
     pub(crate) namespaces: Option<NewNamespaces>,
+    /// A mount namespace too, for a program that mounts before it becomes the container.
+    pub(crate) mounts: bool,
 }
 
 /// See [`Start::namespaces`].
@@ -85,7 +87,7 @@ impl Start {
             host_name: self.namespaces.is_some(),
             network: self.namespaces.is_some_and(|n| n.network),
             network_below: true,
-            mounts: false,
+            mounts: self.mounts,
             ipc: false,
             env: Some(&self.env),
             folder: Some(Path::new("/")),

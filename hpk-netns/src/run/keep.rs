@@ -64,6 +64,9 @@ fn keep_run(pod: &Path, local: Option<&Local>) -> i32 {
         let layout = Layout::new(pod, uid, &around);
         scratch::clear(&layout, around.uid)?;
         crate::datapath::remove_dead_sockets(&layout.net);
+        if let Err(error) = super::images::sweep(&layout.unpacked) {
+            hpk_api::say!("hpk-netns: {error}");
+        }
         Ok(())
     });
     match cleared {

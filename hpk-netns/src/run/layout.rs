@@ -57,8 +57,12 @@ pub(crate) struct Layout {
     pub(crate) images: PathBuf,
     /// The parent image: a sandbox folder with `/hpk-pause`.
     pub(crate) parent_image: PathBuf,
+    /// The program that unpacks images.
+    pub(crate) kubelet: PathBuf,
     /// Folder of all our pods on this node, 0700, node-local.
     pub(crate) user: PathBuf,
+    /// Images of this HPK_HOME that are unpacked on this node.
+    pub(crate) unpacked: PathBuf,
     /// Folder of this HPK_HOME's pods on this node, for packets between them: another cluster of the same user has
     /// pods of the same addresses.
     pub(crate) net: PathBuf,
@@ -87,10 +91,12 @@ impl Layout {
             pod: pod.to_path_buf(),
             images: home.join("images"),
             parent_image: prefix.join("share/hpk/pause"),
+            kubelet: prefix.join("bin/hpk-kubelet"),
             run: local.join("run"),
             scratch: local.join("scratch"),
             host: local.join("host"),
             net: user.join(format!("{SHARED}{:016x}", fingerprint(home))),
+            unpacked: user.join(format!("img-{:016x}", fingerprint(home))),
             user,
             local,
         }

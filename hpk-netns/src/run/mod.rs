@@ -13,6 +13,7 @@ mod child;
 mod devices;
 pub(crate) mod hostpath;
 mod hostport;
+pub mod images;
 mod keep;
 pub(crate) mod layout;
 mod local;
@@ -42,6 +43,8 @@ enum LaunchError {
     Scratch(#[from] scratch::ScratchError),
     #[error(transparent)]
     HostPath(#[from] hostpath::HostPathError),
+    #[error(transparent)]
+    Images(#[from] images::ImagesError),
     #[error(
         "apptainer is not on this node's PATH ({source}); load its module in ~/.bashrc or ask for it on the compute nodes"
     )]
@@ -61,6 +64,7 @@ impl LaunchError {
             Self::ReadPlan { .. } | Self::Plan { .. } => "plan",
             Self::Scratch(_) => "scratch",
             Self::HostPath(_) => hpk_api::state::HOST_PATH,
+            Self::Images(_) => "image",
             Self::NoApptainer { .. } | Self::NoParentImage { .. } | Self::Start { .. } => "apptainer",
             Self::Runtime(_) => "supervisor",
         }
@@ -129,7 +133,16 @@ async fn live(
         }
         _ => HostPorts::default(),
     };
+    let is_ours = parent::Namespaces::of(mode) == parent::Namespaces::Ours;
+    let mut images = images::Images::find(plan, layout, layout.local.join(images::POINTS));
+    // Until this process ends.
+    let _shares = if images.is_empty() { Vec::new() } else { images.take(Some(&apptainer))? };
+    if !is_ours {
+        // Apptainer makes the namespaces: nothing can be mounted in them before.
+        images.unpack()?;
+    }
     let parts = parent::Parts {
+        mounted: (!images.is_empty()).then(|| if is_ours { images.points() } else { images.unpacked() }),
         layout,
         host_ports: &host_ports,
         root_lacks: root_lacks.as_deref(),
@@ -148,10 +161,11 @@ async fn live(
     own.push(("HPK_HOST_IP", address.node_ip.to_string()));
     own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
-    let namespaces = (parent::Namespaces::of(mode) == parent::Namespaces::Ours)
-        .then_some(child::NewNamespaces { network: mode != NetworkMode::Host });
+    let namespaces = is_ours.then_some(child::NewNamespaces { network: mode != NetworkMode::Host });
     let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
-    let beginning = child::Start { program: apptainer.clone(), args, env, namespaces }.begin().map_err(failed)?;
+    let (program, args) = if is_ours { images.wrap(apptainer.clone(), args) } else { (apptainer.clone(), args) };
+    let mounts = !images.is_empty() && is_ours;
+    let beginning = child::Start { program, args, env, namespaces, mounts }.begin().map_err(failed)?;
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
     let user = layout.user.clone();
     let sweep = move || {

@@ -42,6 +42,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) devices: Devices,
     /// For jobs of root: capabilities that this root lacks. Apptainer would ask for all of them, and fail.
     pub(crate) root_lacks: Option<&'a [String]>,
+    /// Where images that are files in the store are seen as folders; None: the pod has none.
+    pub(crate) mounted: Option<&'a Path>,
     /// The node's Apptainer, where the pod's containers may need it.
     pub(crate) nested: Option<&'a Nested>,
 }
@@ -75,6 +77,9 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
     };
     bind(&hpk_api::files::inside(&l.pod), paths::POD, false);
     bind(&l.images, paths::IMAGES, true);
+    if let Some(mounted) = parts.mounted {
+        bind(mounted, paths::MOUNTED, true);
+    }
     bind(&l.scratch, paths::SCRATCH, false);
     bind(&l.run, paths::RUN, false);
     if !parts.host_points.is_empty() {
@@ -170,6 +175,7 @@ mod tests {
             host_ports,
             root_lacks,
             nested: Some(&nested),
+            mounted: Some(Path::new("/tmp/m")),
             host_points: &points,
             devices: Devices { binds: vec!["/dev/net/tun".into()], flags: vec!["--nv"] },
         };
@@ -201,6 +207,7 @@ mod tests {
         let text = line("overlay");
         assert!(text.contains("--mount type=bind,\"source=/data,1\",destination=/hpk/host/0"), "{text}");
         assert!(text.contains("--mount type=bind,source=/h/images,destination=/hpk/images,ro"), "{text}");
+        assert!(text.contains("--mount type=bind,source=/tmp/m,destination=/hpk/mounted,ro"), "{text}");
         assert!(text.ends_with("/opt/share/hpk/pause /hpk-pause --plan /hpk/pod/plan.json"), "{text}");
     }
 

@@ -16,12 +16,27 @@ pub struct ImageRules {
     pub max_bytes: u64,
     /// Files, folders and links of one image.
     pub max_files: u64,
+    /// How images that are pulled are kept.
+    pub layout: LayoutChoice,
+}
+
+/// `hpk up --image-layout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayoutChoice {
+    /// One file on file systems that suffer from many files, else a folder.
+    #[default]
+    Auto,
+    /// A folder with every file of the image.
+    Folder,
+    /// One SquashFS file.
+    Squashfs,
 }
 
 impl Default for ImageRules {
     /// Generous: the largest images that are in use have a fifth of it.
     fn default() -> Self {
-        Self { local: None, max_bytes: 100 << 30, max_files: 2_000_000 }
+        Self { local: None, max_bytes: 100 << 30, max_files: 2_000_000, layout: LayoutChoice::Auto }
     }
 }
 

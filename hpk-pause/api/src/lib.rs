@@ -43,6 +43,8 @@ pub mod paths {
     pub const POD: &str = "/hpk/pod";
     /// The image store: `/hpk/images/<digest>/rootfs` (read-only).
     pub const IMAGES: &str = "/hpk/images";
+    /// Images that are files in the store, as folders: `/hpk/mounted/<digest>/rootfs` (read-only).
+    pub const MOUNTED: &str = "/hpk/mounted";
     /// Scratch folder of the job on node-local storage (read-write).
     pub const SCRATCH: &str = "/hpk/scratch";
     /// Bind mounts of hostPath volumes: `/hpk/host/<index>`.
@@ -73,6 +75,8 @@ pub mod files {
         if inside.is_dir() || !pod.join(PLAN).is_file() { inside } else { pod.to_owned() }
     }
 
+    /// Written by hpk-kubelet, beside the part that the supervisor has: its own record of the pod.
+    pub const RECORD: &str = "kubelet.json";
     /// Written by hpk-kubelet: [`crate::plan::SandboxPlan`].
     pub const PLAN: &str = "plan.json";
     /// Written by hpk-kubelet: the sbatch script.

@@ -26,6 +26,24 @@ pub fn make_shared(dir: &Path) -> Result<(), Errno> {
     mount(None::<&str>, dir, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
 }
 
+/// Shows the folder `source` at `target` too, read-only.
+///
+/// # Errors
+/// As mount(2).
+pub fn bind_read_only(source: &Path, target: &Path) -> Result<(), Errno> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+}
+
+/// Whether another file system than that of the folder above is mounted at `path`.
+#[must_use]
+pub fn is_mount_point(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    path.parent().is_some_and(|above| device(path).is_some() && device(path) != device(above))
+}
+
 /// Whether the kernel has mount_setattr(2) (5.12).
 pub(crate) fn has_mount_setattr() -> bool {
     // SAFETY: a descriptor of -1 and no attributes: the kernel can only refuse.

@@ -1,7 +1,7 @@
 //! `hpk-image pull REFERENCE STORE`: the image store without a cluster, for tests and for looking at images.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints for who calls it, and ends then")]
 
-use hpk_images::{ImageStore, Keyring, Limits, LocalImages, PullPolicy, Registries, StoreConfig, helper};
+use hpk_images::{ImageStore, Keyring, Layout, Limits, LocalImages, PullPolicy, Registries, StoreConfig, helper};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn pull(reference: &str, store: &str) -> ExitCode {
             helper: helper::command_of(program.as_os_str()),
             registries: Registries::default(),
             limits: Limits::default(),
+            layout: Layout::default(),
         })?;
         let image =
             store.pull(reference, PullPolicy::Always, &Keyring::default(), &LocalImages::Anywhere, &|_| ()).await?;
