@@ -1,5 +1,9 @@
 //! The command line: what can be asked of `hpk`.
 
+mod image;
+
+pub(crate) use image::{Image, ImageCommand, ImageList, ImageLoad, ImagePrune, ImagePull, ImageRm, ImageVerify};
+
 use crate::logs::Logs;
 use crate::shell::Shell;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -61,6 +65,8 @@ pub(crate) enum Command {
     Expose(Expose),
     /// Run a command beside a rank of an MPI step, on its node
     Exec(Exec),
+    /// Show, fetch, load, check and remove images
+    Image(Image),
     /// Print the path of the kubeconfig
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]
     Kubeconfig,
@@ -226,6 +232,11 @@ pub(crate) struct Up {
     /// Refuse images that have more files, folders and links than this; kept until it is given again [default: 2000000]
     #[arg(long, value_name = "N", value_parser = ImageRules::parse_max_files)]
     pub image_max_files: Option<u64>,
+    /// How images that are pulled from now on are kept; kept until it is given again. folder: every file of an image is one of
+    /// HPK_HOME's file system. squashfs: an image is one file. auto: squashfs on Lustre, GPFS, BeeGFS, NFS, CephFS and Panasas,
+    /// else folder. Images that are there stay as they are, and are used [default: auto]
+    #[arg(long, value_name = "LAYOUT", value_enum)]
+    pub image_layout: Option<LayoutChoice>,
     /// Feature gates for all of Kubernetes' programs, as NAME=true or NAME=false with commas between; they are kept until the flag is
     /// given again, which sets all of them anew, and default takes them back. HPK itself switches GenericWorkload on, for
     /// gangs of pods [default: default]
@@ -237,6 +248,27 @@ pub(crate) struct Up {
     /// Give up waiting after so many seconds (what was started goes on)
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,
+}
+
+/// `--image-layout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutChoice {
+    /// By the file system of HPK_HOME.
+    Auto,
+    /// A folder with every file of the image.
+    Folder,
+    /// One SquashFS file.
+    Squashfs,
+}
+
+impl From<LayoutChoice> for hpk_api::images::LayoutChoice {
+    fn from(choice: LayoutChoice) -> Self {
+        match choice {
+            LayoutChoice::Auto => Self::Auto,
+            LayoutChoice::Folder => Self::Folder,
+            LayoutChoice::Squashfs => Self::Squashfs,
+        }
+    }
 }
 
 /// `--executor`.
@@ -550,7 +582,9 @@ mod tests {
     #[test]
     fn every_command_shows_examples_that_it_understands() {
         use clap::CommandFactory;
-        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+        let all = Cli::command();
+        let commands = all.get_subcommands().flat_map(|c| std::iter::once(c).chain(c.get_subcommands()));
+        for command in commands.filter(|c| !c.is_hide_set() && c.get_name() != "help") {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let lines: Vec<&str> = help.lines().map(str::trim).filter(|l| l.starts_with("hpk ")).collect();
             assert!(!lines.is_empty() || help.contains("$(hpk "), "{} has no examples: {help:?}", command.get_name());
@@ -571,7 +605,9 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hpk", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for word in ["up", "down", "status", "doctor", "expose", "kubeconfig", "completions", "ip-families"] {
+            for word in
+                ["up", "down", "status", "doctor", "expose", "kubeconfig", "completions", "ip-families", "prune"]
+            {
                 assert!(script.contains(word), "{shell}: no {word}");
             }
         }

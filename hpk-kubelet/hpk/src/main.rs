@@ -12,6 +12,7 @@ mod expose;
 mod flags_policy;
 mod gates;
 mod home;
+mod image;
 mod kubeconfig;
 mod label_policy;
 mod logs;
@@ -68,6 +69,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Ps(args) => ps::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,
             Command::Expose(args) => expose::run(args).await,
+            Command::Image(args) => image::run(args).await,
             Command::Kubeconfig => {
                 println!("{}", Home::from_env()?.kubeconfig().display());
                 Ok(ExitCode::SUCCESS)

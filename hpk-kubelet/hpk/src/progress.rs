@@ -37,6 +37,15 @@ impl Progress {
         }
     }
 
+    /// A new phase begins: on a terminal what is being waited for, elsewhere a line, if there was nothing to read for longer
+    /// than `silent`.
+    pub(crate) fn phase(&self, message: String, silent: Duration) {
+        if self.bar.is_none() && self.begin.elapsed() > silent {
+            self.done(&message);
+        }
+        self.waiting(message);
+    }
+
     /// What is being waited for: shown on a terminal only.
     pub(crate) fn waiting(&self, message: String) {
         if let Some(bar) = &self.bar {

@@ -168,6 +168,7 @@ fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()> {
         ("--local-images", images.local == runs.images.local),
         ("--image-max-size", images.max_bytes == runs.images.max_bytes),
         ("--image-max-files", images.max_files == runs.images.max_files),
+        ("--image-layout", images.layout == runs.images.layout),
         ("--container-log-max-size", logs.max_bytes == runs.container_logs.max_bytes),
         ("--container-log-max-files", logs.max_files == runs.container_logs.max_files),
     ] {
@@ -254,6 +255,7 @@ fn images(args: &cli::Up, former: &ImageRules) -> Result<ImageRules> {
         local: asked.unwrap_or_else(|| former.local.clone()),
         max_bytes: args.image_max_size.unwrap_or(former.max_bytes),
         max_files: args.image_max_files.unwrap_or(former.max_files),
+        layout: args.image_layout.map_or(former.layout, Into::into),
     })
 }
 

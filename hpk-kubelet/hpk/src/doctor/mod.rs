@@ -3,6 +3,7 @@
 
 mod checks;
 mod executor;
+mod images;
 mod network;
 
 use crate::cli::{self, Format};
