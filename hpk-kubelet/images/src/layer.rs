@@ -3,6 +3,7 @@
 //! An error never shows bytes of the layer but the names of its entries.
 
 use crate::tree::{Meta, Time, Tree, TreeError, at, resolve};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -24,14 +25,37 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Applies a layer onto the tree.
 pub(crate) fn apply(layer: impl Read, tree: &mut Tree) -> Result<(), LayerError> {
-    let mut archive = tar::Archive::new(layer);
+    let count = Cell::new(0);
+    let mut archive = tar::Archive::new(Counted { reader: layer, count: &count });
     let mut layer = Layer { tree, made: HashSet::new(), holding: HashSet::new() };
+    let mut end = 0;
     // The tar reader's own words may hold bytes of what it read.
     for (n, entry) in (0..).zip(archive.entries().map_err(|_| LayerError::Tar(0))?) {
-        layer.entry(entry.map_err(|_| LayerError::Tar(n))?)?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // Some tools (umoci insert) leave out what should fill the last file's block, and all that should follow.
+            Err(_) if n > 0 && count.get() == end => break,
+            Err(_) => return Err(LayerError::Tar(n)),
+        };
+        end = entry.raw_file_position().saturating_add(entry.size());
+        layer.entry(entry)?;
     }
     layer.tree.set_folder_times();
     Ok(())
+}
+
+/// Counts the bytes that are read.
+struct Counted<'a, R> {
+    reader: R,
+    count: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        self.count.set(self.count.get().saturating_add(n as u64));
+        Ok(n)
+    }
 }
 
 struct Layer<'a> {
@@ -158,12 +182,17 @@ fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> (Time, Vec<(OsString, V
                 time = std::str::from_utf8(extension.value_bytes()).ok().and_then(pax_time).unwrap_or(time);
             }
             let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
-            if name == b"security.capability" || name.starts_with(b"user.") {
+            if is_kept(name) {
                 attributes.push((OsStr::from_bytes(name).to_owned(), extension.value_bytes().to_vec()));
             }
         }
     }
     (time, attributes)
+}
+
+/// Whether an extended attribute is an image's to have: file capabilities and the user's own.
+pub(crate) fn is_kept(name: &[u8]) -> bool {
+    name == b"security.capability" || name.starts_with(b"user.")
 }
 
 /// `1700000000.25`, `-1.5` (half a second before the last but one second of 1969) …

@@ -2,8 +2,9 @@
 //!
 //! The input is hostile: every offset and length is checked, what is kept in memory is bounded whatever the input says,
 //! and an error never shows bytes of it. Reads by position only; writes nothing. Layout: Linux,
-//! Documentation/filesystems/squashfs.rst. Extended attributes are not read.
+//! Documentation/filesystems/squashfs.rst.
 
+mod attributes;
 mod metadata;
 
 use crate::region::ReadAt;
@@ -135,6 +136,8 @@ pub(crate) struct Inode {
     pub(crate) number: u32,
     /// Names it has.
     pub(crate) links: u32,
+    /// Which entry of the table of attributes.
+    attributes: u32,
     pub(crate) kind: Kind,
 }
 
@@ -160,6 +163,7 @@ pub(crate) struct Squashfs<'a> {
     folders: Metadata<'a>,
     /// Of the tables that other tables point to.
     tables: Metadata<'a>,
+    attributes: Option<attributes::Table>,
     tails: VecDeque<(u64, Rc<Vec<u8>>)>,
 }
 
@@ -203,6 +207,7 @@ impl<'a> Squashfs<'a> {
             inodes: table(u64_at(&head, 64)),
             folders: table(u64_at(&head, 72)),
             tables: table(0),
+            attributes: attributes::Table::open(image, u64_at(&head, 56))?,
             tails: VecDeque::new(),
         };
         let (pointers, count) = (u64_at(&head, 48), u16_at(&head, 26));
@@ -249,7 +254,7 @@ impl<'a> Squashfs<'a> {
         let mut cursor = self.inodes.cursor(reference >> 16, offset);
         let mut head = [0; 16];
         cursor.read(&mut head)?;
-        let (mut links, kind) = body(u16_at(&head, 0), &mut cursor)?;
+        let (mut links, kind, attributes) = body(u16_at(&head, 0), &mut cursor)?;
         if matches!(kind, Kind::Folder(_)) {
             links = 1;
         }
@@ -260,6 +265,7 @@ impl<'a> Squashfs<'a> {
             time: u32_at(&head, 8),
             number: u32_at(&head, 12),
             links,
+            attributes,
             kind,
         })
     }
@@ -362,14 +368,15 @@ impl<'a> Squashfs<'a> {
     }
 }
 
-/// What follows an inode's head: number of names, and the rest.
-fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind)> {
+/// What follows an inode's head: number of names, the rest, and which attributes it has.
+fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind, u32)> {
+    let mut attributes = attributes::NONE;
     let mut take = |size: usize| -> Result<[u8; 40]> {
         let mut bytes = [0; 40];
         cursor.read(&mut bytes[..size])?;
         Ok(bytes)
     };
-    Ok(match kind {
+    let (links, kind) = match kind {
         1 => {
             let b = take(16)?;
             let listing = Listing { block: u32_at(&b, 0), size: u32::from(u16_at(&b, 8)), offset: u16_at(&b, 10) };
@@ -377,6 +384,7 @@ fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind)> {
         }
         8 => {
             let b = take(24)?;
+            attributes = u32_at(&b, 20);
             let listing = Listing { size: u32_at(&b, 4), block: u32_at(&b, 8), offset: u16_at(&b, 18) };
             (1, Kind::Folder(listing))
         }
@@ -400,6 +408,7 @@ fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind)> {
                 fragment_offset: u32_at(&b, 32),
                 sizes: cursor.place(),
             };
+            attributes = u32_at(&b, 36);
             (u32_at(&b, 24), Kind::File(content))
         }
         3 | 10 => {
@@ -419,7 +428,8 @@ fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind)> {
         6 | 13 => (u32_at(&take(4)?, 0), Kind::Fifo),
         7 | 14 => (1, Kind::Socket),
         _ => return Err(SquashError::Damaged("an inode is of no known kind")),
-    })
+    };
+    Ok((links, kind, attributes))
 }
 
 /// [`Squashfs::read`].

@@ -6,7 +6,7 @@ use crate::region::Region;
 use crate::squashfs::{Content, Inode, Kind, SquashError, Squashfs};
 use crate::tree::{Limits, Meta, Report, Time, Tree, TreeError};
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,11 @@ pub(crate) fn squashfs(image: &Region, owners: bool, limits: Limits) -> Result<R
                     folders.push((path, inode));
                     continue;
                 }
-                (Kind::File(content), _) => file(&mut squashfs, &mut tree, &path, meta, content)?,
+                (Kind::File(content), _) => {
+                    let mut attributes = squashfs.attributes(&inode)?;
+                    attributes.retain(|(name, _)| layer::is_kept(name.as_bytes()));
+                    file(&mut squashfs, &mut tree, &path, meta, content, &attributes)?;
+                }
                 (Kind::Symlink(target), _) => tree.make_symlink(&path, Path::new(OsStr::from_bytes(target)), meta)?,
                 (Kind::Fifo, _) => tree.make_fifo(&path, meta)?,
                 (Kind::Device, _) => tree.skip_device(&path)?,
@@ -117,9 +121,10 @@ fn file(
     path: &Path,
     meta: Meta,
     content: &Content,
+    attributes: &[(OsString, Vec<u8>)],
 ) -> Result<(), UnpackError> {
     let mut reader = squashfs.read(content);
-    let made = tree.make_file(path, meta, &mut reader, &[]);
+    let made = tree.make_file(path, meta, &mut reader, attributes);
     match reader.fault() {
         Some(fault) => Err(fault.into()),
         None => Ok(made?),

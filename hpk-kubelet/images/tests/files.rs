@@ -510,6 +510,12 @@ fn hard_layer() -> Vec<u8> {
     put("secret/-f", tar::EntryType::Regular, 0o640, 7, None, &[0; 300_000]);
     put("link", tar::EntryType::Symlink, 0o777, 0, Some("bin/su"), b"");
     put("pipe", tar::EntryType::Fifo, 0o600, 7, None, b"");
+    builder.append_pax_extensions([("SCHILY.xattr.user.colour", &b"blue"[..])]).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(1);
+    header.set_mtime(1_600_000_000);
+    builder.append_data(&mut header, "coloured", &b"x"[..]).unwrap();
     builder.into_inner().unwrap()
 }
 
@@ -533,6 +539,11 @@ async fn an_image_is_one_file_and_unfolds_to_what_it_was() {
     let rootfs = one.store.rootfs(&packed.image_ref);
     let su = std::fs::metadata(rootfs.join("bin/su")).unwrap();
     assert_eq!((su.mode() & 0o7777, su.nlink(), su.mtime()), (0o4755, 2, 1_600_000_000));
+    // Whether this file system keeps attributes is seen in the other layout.
+    let colour = |store: &ImageStore, image: &PulledImage| {
+        xattr::get(store.rootfs(&image.image_ref).join("coloured"), "user.colour").unwrap_or_default()
+    };
+    assert_eq!(colour(&one.store, &packed), colour(&plain.store, &folder));
     if is_root() {
         assert_eq!(std::fs::metadata(rootfs.join("secret/-f")).unwrap().uid(), 7);
     }
@@ -597,4 +608,24 @@ async fn a_loaded_image_is_had_by_name_without_a_registry() {
     assert_eq!(had.image_ref, loaded.image.image_ref);
     let bad = place.store.load(&place.path("layout").display().to_string(), Some("UPPER/x"), &|_| ()).await;
     assert!(bad.unwrap_err().to_string().contains("UPPER/x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_may_end_with_its_last_files_last_byte() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(700);
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    builder.append_data(&mut header, "f", &[7; 700][..]).unwrap();
+    let whole = builder.into_inner().unwrap();
+    let place = place();
+    let pull = async |name: &str, length: usize| {
+        place.layout(name, &[whole[..length].to_vec()]);
+        place.pull(&format!("oci:{}", place.path(name).display())).await
+    };
+    let image = pull("ends", 512 + 700).await.unwrap().image_ref;
+    assert_eq!(std::fs::read(place.store.rootfs(&image).join("f")).unwrap(), [7; 700]);
+    let error = pull("cut", 512 + 699).await.unwrap_err().to_string();
+    assert!(error.contains("not a readable tar"), "{error}");
 }
