@@ -10,6 +10,7 @@
 //! the links that use them.
 
 pub mod balancer;
+mod dirty;
 pub mod policies;
 pub mod relays;
 pub mod services;

@@ -36,6 +36,49 @@ pub struct Cluster<'a> {
     pub namespaces: &'a BTreeMap<String, Labels>,
 }
 
+/// Whether the policy is about this pod.
+pub(crate) fn selects(policy: &NetworkPolicy, pod: &PodInfo) -> bool {
+    let Some(spec) = policy.spec.as_ref() else { return false };
+    let everyone = LabelSelector::default();
+    policy.metadata.namespace.as_deref().unwrap_or_default() == pod.namespace
+        && matches(spec.pod_selector.as_ref().unwrap_or(&everyone), &pod.labels)
+}
+
+fn peers(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyPeer> {
+    let spec = policy.spec.iter();
+    spec.flat_map(|spec| {
+        let from = spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
+        from.chain(spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten()))
+    })
+}
+
+/// Whether any of the policy's peers is chosen by its namespace's labels.
+pub(crate) fn selects_namespaces(policy: &NetworkPolicy) -> bool {
+    peers(policy).any(|peer| peer.namespace_selector.is_some())
+}
+
+/// Whether what the policy means depends on this pod, as a peer.
+pub(crate) fn may_have_peer(policy: &NetworkPolicy, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
+    let own = policy.metadata.namespace.as_deref().unwrap_or_default();
+    // Ports by name are those of every pod, where a rule names no peer.
+    let all_by_name = policy.spec.iter().flat_map(|spec| spec.egress.iter().flatten()).any(|rule| {
+        let named = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
+        rule.to.as_ref().is_none_or(Vec::is_empty) && rule.ports.iter().flatten().any(named)
+    });
+    all_by_name || peers(policy).any(|peer| is_peer(peer, own, pod, namespaces))
+}
+
+/// Whether a peer clause of a policy in `namespace` chooses this pod.
+fn is_peer(peer: &NetworkPolicyPeer, namespace: &str, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
+    let in_namespace = match &peer.namespace_selector {
+        None => pod.namespace == namespace,
+        Some(selector) => namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector, labels)),
+    };
+    peer.ip_block.is_none()
+        && in_namespace
+        && peer.pod_selector.as_ref().is_none_or(|selector| matches(selector, &pod.labels))
+}
+
 /// The facts for one pod from all policies of its namespace.
 pub fn compile<'a>(
     pod: &PodInfo,
@@ -43,13 +86,9 @@ pub fn compile<'a>(
     cluster: Cluster<'_>,
 ) -> PolicyFacts {
     let mut facts = PolicyFacts::default();
-    for policy in policies {
+    for policy in policies.filter(|policy| selects(policy, pod)) {
         let Some(spec) = policy.spec.as_ref() else { continue };
-        let everyone = LabelSelector::default();
         let own = policy.metadata.namespace.as_deref().unwrap_or_default();
-        if own != pod.namespace || !matches(spec.pod_selector.as_ref().unwrap_or(&everyone), &pod.labels) {
-            continue;
-        }
         // Without policyTypes: ingress always, egress when there are egress rules.
         let types = spec.policy_types.clone().unwrap_or_default();
         let has = |name: &str| types.iter().any(|t| t == name);
@@ -133,16 +172,10 @@ fn select<'a>(
     if let Some(block) = &peer.ip_block {
         return vec![(PolicyPeer { cidr: block.cidr.clone(), except: block.except.clone().unwrap_or_default() }, None)];
     }
-    let in_namespace = |pod: &PodInfo| match &peer.namespace_selector {
-        None => pod.namespace == namespace,
-        Some(selector) => cluster.namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector, labels)),
-    };
-    let chosen =
-        |pod: &&PodInfo| in_namespace(pod) && peer.pod_selector.as_ref().is_none_or(|s| matches(s, &pod.labels));
     cluster
         .pods
         .values()
-        .filter(chosen)
+        .filter(|pod| is_peer(peer, namespace, pod, cluster.namespaces))
         .flat_map(|pod| pod.ips.iter().map(move |ip| (single(*ip), Some(pod))))
         .collect()
 }

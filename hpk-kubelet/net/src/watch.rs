@@ -100,18 +100,13 @@ pub async fn run(config: Config) {
                 None => return,
             },
             Some(change) = changes.next() => {
-                let policies = !matches!(change, Change::Service(..) | Change::Slice(..));
                 if let Change::Service(service, live) = &change {
                     balancer.service(service, *live);
                 }
                 if let (Change::Policy(policy, live), Some(unenforced)) = (&change, &mut unenforced) {
                     unenforced.policy(policy, *live);
                 }
-                let pushes = on_change(&mut world, change);
-                if (policies || world.policies_due()) && compile_at.is_none() {
-                    compile_at = Some(tokio::time::Instant::now() + GATHER);
-                }
-                pushes
+                on_change(&mut world, change)
             }
             () = tokio::time::sleep_until(due), if compile_at.is_some() => {
                 compile_at = None;
@@ -127,6 +122,9 @@ pub async fn run(config: Config) {
                 Vec::new()
             }
         };
+        if world.policies_due() && compile_at.is_none() {
+            compile_at = Some(tokio::time::Instant::now() + GATHER);
+        }
         for Push { to, facts } in pushes {
             match to {
                 To::All => links.broadcast(&facts).await,

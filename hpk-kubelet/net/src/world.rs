@@ -3,6 +3,7 @@
 //! A peer is remembered when its link goes down: the link is not the datapath, and a pod lives on without the kubelet.
 //! It is forgotten when its pod is.
 
+use crate::dirty::Dirty;
 use crate::policies::{self, Cluster, Labels, PodInfo};
 use crate::relays::Relays;
 use crate::services;
@@ -60,8 +61,8 @@ pub struct World {
     pods: BTreeMap<String, PodInfo>,
     namespaces: BTreeMap<String, Labels>,
     policy_told: HashMap<String, PolicyFacts>,
-    /// What policies mean has changed since [`World::policies`].
-    policies_due: bool,
+    /// What has changed since [`World::policies`].
+    dirty: Dirty,
     peers: HashMap<String, Peer>,
     by_ip: HashMap<IpAddr, String>,
     /// Who asked for an address, and is told when its owner changes.
@@ -92,7 +93,7 @@ impl World {
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             policy_told: HashMap::new(),
-            policies_due: false,
+            dirty: Dirty::default(),
             peers: HashMap::new(),
             by_ip: HashMap::new(),
             askers: HashMap::new(),
@@ -161,7 +162,7 @@ impl World {
         let all = self.relays.all();
         if all != self.relays_told {
             self.relays_told.clone_from(&all);
-            self.policies_due = true;
+            self.dirty.all();
             if self.subscribed.contains(MEMBER) {
                 pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![NetUpdate::Relays(all)] });
             }
@@ -178,7 +179,12 @@ impl World {
             }
         }
         if let Some(dns) = facts.as_ref().filter(|_| key == DNS_SERVICE) {
-            self.pods.insert(DNS_SERVICE.to_owned(), stand_ins::dns_pod(dns));
+            let pod = stand_ins::dns_pod(dns);
+            self.put_pod(DNS_SERVICE, Some(pod));
+        }
+        if key == DNS_SERVICE && facts.as_ref() != self.compiled.get(key) {
+            // Every pod is told which of the member's ports stand for it.
+            self.dirty.all();
         }
         match facts {
             Some(facts) if self.compiled.get(key) == Some(&facts) => {}
@@ -227,22 +233,33 @@ impl World {
     /// A NetworkPolicy was made or changed.
     pub fn policy(&mut self, policy: NetworkPolicy) {
         let key = services::key(policy.metadata.namespace.as_deref(), policy.metadata.name.as_deref());
+        let namespace = policy.metadata.namespace.clone().unwrap_or_default();
+        if self.policies.get(&key).is_none_or(|old| old.spec != policy.spec) {
+            self.dirty.policies_of(&namespace);
+        }
         self.policies.insert(key, policy);
     }
 
     /// A NetworkPolicy is gone.
     pub fn policy_gone(&mut self, key: &str) {
-        self.policies.remove(key);
+        if let Some(old) = self.policies.remove(key) {
+            self.dirty.policies_of(old.metadata.namespace.as_deref().unwrap_or_default());
+        }
     }
 
     /// A Namespace's labels.
     pub fn namespace(&mut self, name: &str, labels: Labels) {
-        self.namespaces.insert(name.to_owned(), labels);
+        if self.namespaces.get(name) != Some(&labels) {
+            self.namespaces.insert(name.to_owned(), labels);
+            self.dirty.labels_of_namespaces(&self.policies);
+        }
     }
 
     /// A Namespace is gone.
     pub fn namespace_gone(&mut self, name: &str) {
-        self.namespaces.remove(name);
+        if self.namespaces.remove(name).is_some() {
+            self.dirty.labels_of_namespaces(&self.policies);
+        }
     }
 
     /// A pod was made or changed. Addresses of its link are better known than those of its status.
@@ -250,12 +267,24 @@ impl World {
         if let Some(peer) = self.peers.get(uid).filter(|p| !p.ips.is_empty()) {
             info.ips.clone_from(&peer.ips);
         }
-        self.pods.insert(uid.to_owned(), info);
+        self.put_pod(uid, Some(info));
+    }
+
+    /// The pod is this one now; None: it is gone.
+    fn put_pod(&mut self, uid: &str, info: Option<PodInfo>) {
+        let old = self.pods.get(uid);
+        if old != info.as_ref() {
+            self.dirty.pod(uid, [old, info.as_ref()], &self.policies, &self.namespaces);
+        }
+        match info {
+            Some(info) => drop(self.pods.insert(uid.to_owned(), info)),
+            None => drop(self.pods.remove(uid)),
+        }
     }
 
     /// A pod is gone: its peers forget it.
     pub fn pod_gone(&mut self, uid: &str) -> Vec<Push> {
-        self.pods.remove(uid);
+        self.put_pod(uid, None);
         self.policy_told.remove(uid);
         let Some(peer) = self.peers.remove(uid) else { return Vec::new() };
         for all in self.askers.values_mut() {
@@ -272,18 +301,19 @@ impl World {
         pushes
     }
 
-    /// Policies anew for every subscribed pod; only what changed is pushed. To be called a moment after a burst of
-    /// changes of pods, namespaces and policies.
+    /// Policies anew for the subscribed pods that a change concerns; only what differs is pushed. To be called a moment after
+    /// a burst of changes.
     pub fn policies(&mut self) -> Vec<Push> {
-        self.policies_due = false;
-        let subscribed: Vec<String> = self.subscribed.iter().cloned().collect();
-        subscribed.into_iter().filter_map(|uid| self.policy_of(&uid, false)).collect()
+        let dirty = std::mem::take(&mut self.dirty);
+        let concerned = |uid: &&String| self.pods.get(*uid).is_some_and(|pod| dirty.concerns(uid, pod, &self.policies));
+        let concerned: Vec<String> = self.subscribed.iter().filter(concerned).cloned().collect();
+        concerned.into_iter().filter_map(|uid| self.policy_of(&uid, false)).collect()
     }
 
-    /// Whether [`Self::policies`] is to be called although neither pods, namespaces nor policies changed.
+    /// Whether [`Self::policies`] is to be called.
     #[must_use]
     pub fn policies_due(&self) -> bool {
-        self.policies_due
+        !self.dirty.is_empty()
     }
 
     fn stand_ins(&self) -> Vec<StandIn> {
@@ -296,11 +326,20 @@ impl World {
         self.relays_told.iter().filter_map(stand_in).collect()
     }
 
+    /// What the pod's policies mean now.
+    fn compile(&self, pod: &PodInfo) -> PolicyFacts {
+        let cluster = Cluster { pods: &self.pods, namespaces: &self.namespaces };
+        // Keys begin with the namespace; no name has a slash, and `0` comes after it.
+        let (first, end) = (format!("{}/", pod.namespace), format!("{}0", pod.namespace));
+        let own = self.policies.range(first..end).map(|(_, policy)| policy);
+        let mut facts = policies::compile(pod, own, cluster);
+        stand_ins::extend(&mut facts, &self.stand_ins());
+        facts
+    }
+
     fn policy_of(&mut self, uid: &str, always: bool) -> Option<Push> {
         let pod = self.pods.get(uid)?;
-        let cluster = Cluster { pods: &self.pods, namespaces: &self.namespaces };
-        let mut facts = policies::compile(pod, self.policies.values(), cluster);
-        stand_ins::extend(&mut facts, &self.stand_ins());
+        let facts = self.compile(pod);
         let none = PolicyFacts::default();
         let told = self.policy_told.get(uid).unwrap_or(&none);
         if !always && *told == facts {
@@ -320,8 +359,9 @@ impl World {
         for ip in &peer.ips {
             self.by_ip.insert(*ip, uid.clone());
         }
-        if let Some(pod) = self.pods.get_mut(&uid) {
-            pod.ips.clone_from(&peer.ips);
+        if let Some(pod) = self.pods.get(&uid).filter(|pod| pod.ips != peer.ips) {
+            let pod = PodInfo { ips: peer.ips.clone(), ..pod.clone() };
+            self.put_pod(&uid, Some(pod));
         }
         let ips = peer.ips.clone();
         self.peers.insert(uid, peer);
@@ -404,6 +444,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn hello(uid: &str, ip: &str, port: u16, key: &str) -> Hello {
@@ -585,5 +626,123 @@ mod tests {
         assert!(w.policies().is_empty());
         w.policy_gone("d/deny");
         assert_eq!(w.policies().len(), 1);
+    }
+
+    /// A change of what pods and policies are.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Pod { uid: u8, namespace: u8, label: u8, ip: u8, port: Option<u16> },
+        PodGone(u8),
+        Up { uid: u8, ip: u8 },
+        Namespace { name: u8, label: u8 },
+        NamespaceGone(u8),
+        Policy { namespace: u8, name: u8, spec: serde_json::Value },
+        PolicyGone { namespace: u8, name: u8 },
+        Dns(u8),
+        Subscribed(u8),
+        Down(u8),
+        Compile,
+    }
+
+    fn apply(w: &mut World, change: Change) {
+        let address = |ip: u8| format!("10.244.0.{ip}");
+        let (ns, uid) = (|n: u8| format!("n{n}"), |n: u8| format!("u{n}"));
+        match change {
+            Change::Pod { uid: u, namespace, label, ip, port } => {
+                let info = PodInfo {
+                    namespace: ns(namespace),
+                    labels: Labels::from([("l".to_owned(), label.to_string())]),
+                    ips: vec![address(ip).parse().unwrap()],
+                    ports: port
+                        .map(|port| ("web".to_owned(), hpk_api::link::Protocol::Tcp, port))
+                        .into_iter()
+                        .collect(),
+                    ..PodInfo::default()
+                };
+                w.pod(&uid(u), info);
+            }
+            Change::PodGone(u) => drop(w.pod_gone(&uid(u))),
+            Change::Up { uid: u, ip } => drop(w.up(&hello(&uid(u), &address(ip), 1, "k"))),
+            Change::Namespace { name, label } => {
+                w.namespace(&ns(name), Labels::from([("l".to_owned(), label.to_string())]));
+            }
+            Change::NamespaceGone(name) => w.namespace_gone(&ns(name)),
+            Change::Policy { namespace, name, spec } => {
+                let policy = json!({"metadata": {"namespace": ns(namespace), "name": name.to_string()}, "spec": spec});
+                w.policy(serde_json::from_value(policy).unwrap());
+            }
+            Change::PolicyGone { namespace, name } => w.policy_gone(&format!("{}/{name}", ns(namespace))),
+            Change::Dns(ip) => {
+                let meta = json!({"namespace": "kube-system", "name": "kube-dns"});
+                let ports = json!([{"port": 53, "protocol": "UDP"}]);
+                let spec = json!({"clusterIP": "10.96.0.10", "ports": ports});
+                w.service(serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap());
+                let mut dns = slice("kube-dns", &format!("10.77.0.{ip}"));
+                dns.metadata.namespace = Some("kube-system".to_owned());
+                dns.ports.as_mut().unwrap()[0].protocol = Some("UDP".to_owned());
+                w.slice(dns);
+            }
+            Change::Subscribed(u) => drop(w.subscribed(&uid(u))),
+            Change::Down(u) => w.down(&uid(u)),
+            Change::Compile => drop(w.policies()),
+        }
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let labels = |label: u8| json!({"matchLabels": {"l": label.to_string()}});
+        let peer = (0_u8..4, 0_u8..2, 0_u8..2).prop_map(move |(kind, a, b)| match kind {
+            0 => json!({"podSelector": labels(a)}),
+            1 => json!({"namespaceSelector": labels(a)}),
+            2 => json!({"namespaceSelector": labels(a), "podSelector": labels(b)}),
+            _ => json!({"ipBlock": {"cidr": "10.0.0.0/8"}}),
+        });
+        let port = prop_oneof![Just(json!({"port": "web"})), Just(json!({"port": 80}))];
+        let rule = move |field: &'static str| {
+            let (peers, ports) = (proptest::collection::vec(peer.clone(), 0..2), proptest::option::of(port.clone()));
+            (peers, ports).prop_map(move |(peers, port)| {
+                let mut rule = json!({field: peers});
+                if let Some(port) = port {
+                    rule["ports"] = json!([port]);
+                }
+                rule
+            })
+        };
+        let spec = (proptest::option::of(0_u8..2), rule("from"), rule("to")).prop_map(move |(own, from, to)| {
+            let selector = own.map_or(json!({}), labels);
+            json!({"podSelector": selector, "policyTypes": ["Ingress", "Egress"], "ingress": [from], "egress": [to]})
+        });
+        prop_oneof![
+            6 => (0_u8..4, 0_u8..2, 0_u8..2, 1_u8..4, proptest::option::of(80_u16..82))
+                .prop_map(|(uid, namespace, label, ip, port)| Change::Pod { uid, namespace, label, ip, port }),
+            2 => (0_u8..4).prop_map(Change::PodGone),
+            2 => (0_u8..4, 1_u8..4).prop_map(|(uid, ip)| Change::Up { uid, ip }),
+            2 => (0_u8..2, 0_u8..2).prop_map(|(name, label)| Change::Namespace { name, label }),
+            1 => (0_u8..2).prop_map(Change::NamespaceGone),
+            4 => (0_u8..2, 0_u8..2, spec)
+                .prop_map(|(namespace, name, spec)| Change::Policy { namespace, name, spec }),
+            1 => (0_u8..2, 0_u8..2).prop_map(|(namespace, name)| Change::PolicyGone { namespace, name }),
+            1 => (1_u8..3).prop_map(Change::Dns),
+            4 => (0_u8..4).prop_map(Change::Subscribed),
+            1 => (0_u8..4).prop_map(Change::Down),
+            3 => Just(Change::Compile),
+        ]
+    }
+
+    proptest! {
+        /// However the cluster changes: what was compiled again is all that had to be.
+        #[test]
+        fn what_is_told_is_what_the_policies_mean(changes in proptest::collection::vec(change(), 1..60)) {
+            let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+            for change in changes {
+                apply(&mut w, change);
+            }
+            w.policies();
+            prop_assert!(!w.policies_due());
+            for uid in &w.subscribed {
+                let Some(pod) = w.pods.get(uid) else { continue };
+                let told = w.policy_told.get(uid).cloned().unwrap_or_default();
+                prop_assert_eq!(told, w.compile(pod), "{}", uid);
+            }
+        }
     }
 }
