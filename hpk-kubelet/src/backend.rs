@@ -1,7 +1,7 @@
 //! The kubelet behind its HTTPS API: pods as the controller sees them, supervisors through the link.
 
-use crate::controller::Pods;
 use crate::controller::context::Context;
+use crate::controller::{PodInfo, Pods};
 use hpk_link::server::OpenError;
 use hpk_server::prometheus::{self, Family};
 use hpk_server::{Backend, NodeStats, SupervisorStream};
@@ -31,25 +31,17 @@ impl Kubelet {
 }
 
 /// Every container has ended and none starts again.
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+fn has_ended(pod: &PodInfo) -> bool {
+    matches!(pod.phase(), Some("Succeeded" | "Failed"))
 }
 
 impl Backend for Kubelet {
     async fn pods(&self) -> Vec<Arc<Pod>> {
-        self.all().values().map(|p| p.pod.clone()).collect()
+        self.all().iter().map(|info| info.pod().clone()).collect()
     }
 
     async fn find_pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let all = self.all();
-        let mut found = all.values().filter(|p| {
-            p.pod.metadata.namespace.as_deref() == Some(namespace) && p.pod.metadata.name.as_deref() == Some(name)
-        });
-        // While a deleted pod's job still ends, a new pod may bear its name: the living one is meant.
-        let first = found.next()?;
-        let living = std::iter::once(first).chain(found).find(|p| p.pod.metadata.deletion_timestamp.is_none());
-        Some(living.unwrap_or(first).pod.clone())
+        self.all().find(namespace, name).map(|info| info.pod().clone())
     }
 
     async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, String> {
@@ -61,7 +53,7 @@ impl Backend for Kubelet {
 
     async fn open_session(&self, uid: &str) -> Result<SupervisorStream, String> {
         let (job, over) = match self.all().get(uid) {
-            Some(info) => (info.job.clone(), has_ended(&info.pod)),
+            Some(info) => (info.job().map(str::to_owned), has_ended(info)),
             None => (None, false),
         };
         match (self.ctx.links.open_supervisor(uid).await, job) {
@@ -95,15 +87,15 @@ impl Backend for Kubelet {
 
     async fn metrics(&self) -> String {
         let all = self.all();
-        let linked = all.values().filter(|p| p.linked).count();
+        let linked = all.iter().filter(|info| info.is_linked()).count();
         let one = |name, help, value: usize| {
             let mut family = Family::gauge(name, help);
             family.sample(&[], value);
             family
         };
         let mut phases = std::collections::BTreeMap::<String, usize>::new();
-        for info in all.values() {
-            let phase = info.pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Unknown".to_owned());
+        for info in all.iter() {
+            let phase = info.phase().unwrap_or("Unknown").to_owned();
             *phases.entry(phase).or_default() += 1;
         }
         let mut by_phase = Family::gauge("hpk_kubelet_pods_by_phase", "Pods by phase.");

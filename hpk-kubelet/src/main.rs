@@ -12,7 +12,7 @@ use hpk_kubelet::api::node::{self, NodeFacts};
 use hpk_kubelet::backend::Kubelet;
 use hpk_kubelet::carrier::Carriers;
 use hpk_kubelet::controller::context::Context;
-use hpk_kubelet::controller::{Controller, Event};
+use hpk_kubelet::controller::{Controller, Event, Pods};
 use hpk_kubelet::descriptors;
 use hpk_kubelet::executor::local::Local;
 use hpk_kubelet::executor::slurm::client::Client as Slurm;
@@ -32,7 +32,7 @@ use hpk_server::{ServerConfig, TlsFiles};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -172,7 +172,7 @@ async fn run(args: Args) -> Result<()> {
         ..Defaults::default()
     });
     let (tx, events) = tokio::sync::mpsc::channel::<Event>(4096);
-    let (seen, pods) = tokio::sync::watch::channel(HashMap::new());
+    let (seen, pods) = tokio::sync::watch::channel(Pods::default());
     let (changed, changes) = tokio::sync::mpsc::unbounded_channel();
     // Without Slurm there is no allocation that pods could share.
     let parts = slurm.clone().map(|slurm| gangs::keeper::Parts {

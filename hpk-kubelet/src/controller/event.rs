@@ -25,6 +25,8 @@ pub enum Event {
     /// An attempt to prepare ended.
     Prepared {
         uid: String,
+        /// Which.
+        attempt: u32,
         result: Box<Result<Ready, Held>>,
         /// For the next attempt.
         memory: Box<Memory>,
@@ -69,7 +71,7 @@ pub enum Event {
     Posted {
         uid: String,
         /// What was posted.
-        status: Box<PodStatus>,
+        status: Arc<PodStatus>,
         /// None: taken. Some: try again after this long.
         retry: Option<Duration>,
     },

@@ -1,79 +1,80 @@
-//! The controller: one task that owns every pod's entry and decides; all that waits are tasks that send it events.
+//! The controller: one task that hears of everything and owns every pod's entry; all that waits are tasks that send it
+//! events.
 //!
 //! ```text
-//!  pod watch ─┐                                   ┌─▶ prepare (images, references, plan, files)
-//!  squeue    ─┤        ┌─────────────────┐        ├─▶ record, then sbatch
-//!  links     ─┼─Event─▶│ entries by UID  │─Step──▶├─▶ ask the supervisor, scancel
-//!  reports   ─┤        │ reconcile::next │        ├─▶ status patch, events
-//!  tasks     ─┘        └─────────────────┘        └─▶ remove folder and object
+//!  pod watch ─┐                                                ┌─▶ prepare (images, references, plan, files)
+//!  squeue    ─┤        ┌───────────────────────────┐           ├─▶ record, then sbatch
+//!  links     ─┼─Event─▶│ Entry::on   entries by UID │─Effects─▶├─▶ ask the supervisor, scancel
+//!  reports   ─┤        │ Entry::due  times by UID   │  perform ├─▶ status patch, events
+//!  tasks     ─┘        └───────────────────────────┘           └─▶ remove folder and object
+//!      ▲                                                                  │
+//!      └──────────────────────── what it ends in ─────────────────────────┘
 //! ```
+//! [`entry`] is the state machine of one pod, with its picture; it decides and does no I/O. This module passes events to
+//! entries ([`Controller::hear`]), `perform.rs` does what they want, `jobs.rs` asks Slurm for all of them at once. What needs
+//! more than one pod (addresses, ports, strays) is here and there, by index.
+//!
 //! It never waits for I/O itself (but short reads of a pod's own small files), and nothing that a pod contains can end it.
 
+mod addresses;
 pub mod context;
-pub mod entry;
+mod due;
+mod entry;
 mod event;
 mod jobs;
-mod labels;
 mod local_images;
-mod posting;
-pub mod prepare;
-pub mod pull;
-mod records;
-mod refresh;
-mod reports;
-mod submission;
+mod no_link;
+mod perform;
+mod prepare;
+mod pull;
+mod seen;
+mod start;
 mod tasks;
-mod unlinked;
 
 pub use event::{Event, Sender};
+pub use seen::{PodInfo, Pods};
 
-use crate::api::events::Note;
-use crate::api::references::{NodesWatches, Watches};
+use crate::api::references::NodesWatches;
+use crate::executor::pace;
 use crate::pods::address::Pool;
-use crate::pods::admit;
-use crate::pods::folder::{self, Progress, Record, RecordError};
+use crate::pods::admit::{self, Refusal};
+use crate::pods::folder::{self, Record};
 use crate::pods::node_fit;
-use crate::pods::phase;
-use crate::pods::reconcile::{self, Stage, Step};
-use crate::pods::resize;
-use crate::pods::submission::{self as submission_rule, Submission};
+use crate::pods::submission::{self, Finding, Submission, Way};
+use addresses::Addresses;
 use context::Context;
-use entry::{Entry, Saving};
-use hpk_api::plan::PodRef;
+use due::Due;
+use entry::{Around, Entry, Found, Heard, Rules};
+use hpk_api::link::MEMBER;
+use hpk_link::server::LinkEvent;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
-use prepare::Memory;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A pod as others (the kubelet API) see it.
-#[derive(Clone, Debug)]
-pub struct PodInfo {
-    /// The object, with the kubelet's own status.
-    pub pod: Arc<Pod>,
-    /// A link stands.
-    pub linked: bool,
-    /// Its job, while that runs.
-    pub job: Option<String>,
-}
-
-/// All pods by UID.
-pub type Pods = HashMap<String, PodInfo>;
+/// Longest sleep of the loop.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// The controller.
 pub struct Controller {
     ctx: Context,
     tx: Sender,
     watches: NodesWatches,
+    rules: Rules,
     entries: HashMap<String, Entry>,
+    /// Tasks of pods that may have to be ended.
+    running: HashMap<String, Running>,
+    addresses: Addresses,
     pool: Option<Pool>,
-    /// When to look at an entry again.
-    timers: BinaryHeap<Reverse<(Instant, String)>>,
+    /// When an entry wants to hear that time has passed.
+    timers: Due<String, Instant>,
+    /// Of which pods Slurm is to be asked, how long after it was asked last.
+    polls: Due<String, Duration>,
     /// A query of Slurm runs.
     asking: bool,
     asked_at: Instant,
@@ -84,77 +85,21 @@ pub struct Controller {
     /// When to look for jobs that no pod has.
     strays_at: Instant,
     seen: watch::Sender<Pods>,
-    /// Labels that were set, by the pod's UID.
-    labelled: HashMap<String, labels::Labels>,
+}
+
+/// A pod's tasks.
+#[derive(Debug, Default)]
+struct Running {
+    preparation: Option<AbortHandle>,
+    watch: Option<AbortHandle>,
 }
 
 impl Controller {
-    /// A controller with the pods that earlier runs left on disk.
-    ///
-    /// # Errors
-    /// It cannot be told which pods have jobs: to go on would submit them again.
-    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Pods>) -> Result<Self, RecordError> {
-        let mut entries = HashMap::new();
-        let pods = ctx.home.pods();
-        let uids = folder::all(&pods).map_err(|source| RecordError::Read { path: pods, source })?;
-        for uid in uids {
-            match ctx.folder(&uid).record() {
-                Ok(Some(record)) => {
-                    let (progress, known) = (&record.progress, record.job_id.is_some());
-                    let submission = Submission::found(progress, known, Instant::now(), ctx.message_timeout);
-                    let mut entry = Entry::new(record, submission);
-                    if entry.stage() == Stage::Submitted {
-                        submission::take_up(&ctx, &mut entry);
-                    }
-                    entries.insert(uid, entry);
-                }
-                // Made but never begun: nothing can run in it.
-                Ok(None) => tracing::info!(%uid, "a pod folder without record is left for its pod to come"),
-                Err(error @ RecordError::Read { .. }) => return Err(error),
-                Err(error @ RecordError::Damaged { .. }) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the pod's job is looked for in Slurm");
-                    entries.insert(uid.clone(), without_record(&ctx, &uid, &error));
-                }
-            }
-        }
-        let used = entries.values().flat_map(|e: &Entry| e.record.pod_ips.clone());
-        let mark = std::fs::read_to_string(ctx.home.addresses()).ok().and_then(|text| text.trim().parse().ok());
-        let pool = Pool::new(&ctx.cluster.pod_cidr, used, mark);
-        tracing::info!(pods = entries.len(), "pods found on disk");
-        let changes = tx.clone();
-        let mut watches = NodesWatches::default();
-        for node in ctx.nodes.iter() {
-            let changes = changes.clone();
-            let of_node = Watches::start(ctx.clients.of(&node.name).clone(), node.name.clone(), move |uid| {
-                let changes = changes.clone();
-                async move {
-                    let _ = changes.send(Event::ReferencesChanged { uid }).await;
-                }
-            });
-            watches.add(node.name.clone(), of_node);
-        }
-        Ok(Self {
-            ctx,
-            tx,
-            watches,
-            entries,
-            pool,
-            timers: BinaryHeap::new(),
-            asking: false,
-            asked_at: Instant::now(),
-            outdated: false,
-            listed: false,
-            strays_at: Instant::now(),
-            seen,
-            labelled: HashMap::new(),
-        })
-    }
-
     /// Runs until `stop`. Jobs go on without it.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
         for uid in self.entries.keys().cloned().collect::<Vec<_>>() {
             // Before anything else: running pods find this kubelet by it.
-            self.see_to_link(&uid);
+            self.hear(&uid, Heard::Began);
         }
         loop {
             let wake = self.next_wake();
@@ -166,216 +111,172 @@ impl Controller {
                 },
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-            self.run_timers();
+            let now = Instant::now();
+            while let Some(uid) = self.timers.pop(now) {
+                self.hear(&uid, Heard::Time);
+            }
             self.ask_slurm();
         }
     }
 
     fn next_wake(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3600);
-        let timer = self.timers.peek().map_or(far, |Reverse((at, _))| *at);
-        let poll = if self.asking { far } else { self.poll_at().unwrap_or(far) };
-        timer.min(poll)
+        let poll = self.poll_at().filter(|_| !self.asking);
+        let far = Instant::now() + FAR;
+        self.timers.first().into_iter().chain(poll).fold(far, Instant::min)
     }
 
-    fn run_timers(&mut self) {
-        let now = Instant::now();
-        while self.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
-            if let Some(Reverse((_, uid))) = self.timers.pop() {
-                self.advance(&uid);
-            }
-        }
-    }
-
-    fn later(&mut self, uid: &str, wait: Duration) {
-        self.timers.push(Reverse((Instant::now() + wait, uid.to_owned())));
-    }
-
+    /// Passes an event to the pod that it is about.
     fn take(&mut self, event: Event) {
         match event {
             Event::Applied(pod) => self.applied(pod),
-            Event::Deleted(pod) => {
-                let uid = pod.metadata.uid.clone().unwrap_or_default();
-                self.vanished(&uid);
+            Event::Deleted(pod) => self.hear(pod.metadata.uid.as_deref().unwrap_or_default(), Heard::Vanished),
+            Event::Listed(all) => self.all_listed(&all),
+            Event::Prepared { uid, attempt, result, memory } => {
+                self.hear(&uid, Heard::Prepared { attempt, result, memory });
             }
-            Event::Listed(all) => {
-                self.listed = true;
-                let missing: Vec<String> = self.entries.keys().filter(|u| !all.contains(*u)).cloned().collect();
-                for uid in missing {
-                    self.vanished(&uid);
-                }
-                match folder::all(&self.ctx.home.pods()) {
-                    // Without a record nothing was ever submitted from them.
-                    Ok(uids) => {
-                        let without = |uid: &String| matches!(self.ctx.folder(uid).record(), Ok(None));
-                        let orphans = uids.into_iter().filter(|u| !self.entries.contains_key(u) && without(u));
-                        tasks::remove_orphans(&self.ctx, orphans.collect());
-                    }
-                    Err(error) => tracing::warn!(%error, "pod folders that nobody claims are not looked for"),
-                }
-            }
-            Event::Prepared { uid, result, memory } => self.prepared(&uid, *result, *memory),
-            Event::Submitted { uid, result } => self.submitted(&uid, result),
-            Event::Refreshed { uid, result, memory } => self.refreshed(&uid, *result, *memory),
-            Event::ReferencesChanged { uid } => self.references_changed(&uid),
-            Event::Recorded { uid, result } => self.recorded(&uid, result),
+            Event::Recorded { uid, result } => self.hear(&uid, Heard::Recorded(result)),
+            Event::Submitted { uid, result } => self.hear(&uid, Heard::Submitted(result)),
+            Event::Refreshed { uid, result, memory } => self.hear(&uid, Heard::Refreshed { result, memory }),
+            Event::ReferencesChanged { uid } => self.hear(&uid, Heard::ReferencesChanged),
             Event::RunsChanged => self.outdated = true,
             Event::Jobs(answers) => self.jobs(answers),
             Event::JobsFailed { asked, sought } => self.jobs_failed(&sought, asked),
             Event::Link(event) => self.link(event),
-            Event::Report { uid, state } => self.report(&uid, *state),
-            Event::Posted { uid, status, retry } => self.posted(&uid, *status, retry),
-            Event::StopFailed { uid } => {
-                if let Some(entry) = self.entries.get_mut(&uid) {
-                    entry.stop.asked = None;
-                }
-                self.later(&uid, Duration::from_secs(1));
+            Event::Report { uid, state } => {
+                let found = self.found(&uid, |entry| entry.is_sought() && state.job_id.is_some());
+                self.hear(&uid, Heard::Report { state, found });
             }
-            Event::Removed { uid, done } => self.removed(&uid, done),
+            Event::Posted { uid, status, retry } => self.hear(&uid, Heard::Posted { status, retry }),
+            Event::StopFailed { uid } => self.hear(&uid, Heard::NotAsked),
+            Event::Removed { uid, done: true } => self.forget(&uid),
+            Event::Removed { uid, done: false } => self.hear(&uid, Heard::NotRemoved),
         }
+    }
+
+    /// Has a pod's entry hear something, and does what it wants done.
+    fn hear(&mut self, uid: &str, heard: Heard) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let taken = |ip| self.addresses.is_anothers(ip, uid);
+        let around = Around {
+            now: Instant::now(),
+            clock: Timestamp::now(),
+            listed: self.listed,
+            rules: &self.rules,
+            taken: &taken,
+        };
+        let effects = entry.on(heard, &around);
+        let (due, poll) = (entry.due(&around), entry.interest(around.now).map(pace::of));
+        let key = uid.to_owned();
+        self.timers.set(&key, due);
+        self.polls.set(&key, poll);
+        self.addresses.set(uid, entry.addresses());
+        // Seen by the kubelet API before it is seen at the API server, never after.
+        self.publish(uid);
+        for effect in effects {
+            self.perform(uid, effect);
+        }
+    }
+
+    /// Lets others see the pod as it is.
+    fn publish(&self, uid: &str) {
+        let info = self.entries.get(uid).and_then(|entry| {
+            let job = entry.running_job().map(|job| job.id.clone());
+            Some(PodInfo::new(entry.object()?.clone(), entry.current_status().cloned(), entry.is_linked(), job))
+        });
+        self.seen.send_if_modified(|pods| pods.set(uid, info));
     }
 
     fn applied(&mut self, pod: Arc<Pod>) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        let who = PodRef {
-            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-            name: pod.metadata.name.clone().unwrap_or_default(),
-            uid: uid.clone(),
-        };
+        let now = Instant::now();
         let entry = self.entries.entry(uid.clone()).or_insert_with(|| {
-            let begun = submission_rule::was_begun(&pod);
-            let submission = if begun { Submission::without_record(Instant::now()) } else { Submission::Clear };
-            Entry::new(Record::new(who.clone(), Timestamp::now()), submission)
+            let way = match submission::was_begun(&pod) {
+                true => Way::Open(Submission::without_record(now)),
+                false => Way::Clear,
+            };
+            Entry::new(Record::new(entry::who(&pod), Timestamp::now()), way, now)
         });
-        if let Some(trouble) = entry.trouble.take() {
-            self.ctx.recorder.pod(&pod, Note::warning("DamagedRecord", trouble));
-            entry.record.pod = who;
-        }
-        let resize = |pod: &Pod| resize::infeasible(pod, &entry.record.granted);
-        if let (Some(None), Some(message)) = (entry.pod.as_deref().map(resize), resize(&pod)) {
-            self.ctx.recorder.pod(&pod, Note::warning(resize::EVENT, message));
-        }
-        let changed = entry.pod.as_ref().is_some_and(|old| {
-            old.metadata.generation != pod.metadata.generation
-                || old.metadata.annotations != pod.metadata.annotations
-                || old.metadata.labels != pod.metadata.labels
-        });
-        entry.pod = Some(pod.clone());
-        entry.settled = false;
-        if changed {
-            // A pod that is held may be fine now; a running one may have new images or containers.
-            entry.retry_at = None;
-            entry.refresh_at = entry.refresh_at.map(|_| Instant::now());
-            if let Some(task) = entry.preparing.take() {
-                task.abort();
-                entry.memory = Some(Memory::default());
-            }
-        }
-        self.judge_addresses(&uid);
-        self.admit(&uid, &pod);
-        self.advance(&uid);
+        let refusal = match entry.is_to_be_admitted() {
+            true => self.refusal(&uid, &pod),
+            false => None,
+        };
+        self.hear(&uid, Heard::Applied { pod, refusal });
     }
 
-    /// Refuses a pod that is not begun, if it must be.
-    fn admit(&mut self, uid: &str, pod: &Pod) {
-        let over = phase::is_terminal(pod.status.as_ref().and_then(|s| s.phase.as_deref()));
-        if over || !self.entries.get(uid).is_some_and(|e| e.stage() == Stage::New && e.refused.is_none()) {
-            return;
+    /// Why a pod that is not begun is not admitted: its own fault, its Node's, or that of others that have its ports.
+    fn refusal(&self, uid: &str, pod: &Pod) -> Option<Refusal> {
+        let unfit = || {
+            let name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+            node_fit::refuse(pod, self.ctx.node_objects.get(&ObjectRef::new(name)).as_deref()?)
+        };
+        let taken = || {
+            let others = self.entries.iter().filter(|(other, entry)| *other != uid && entry.holds_ports());
+            admit::ports_taken(pod, others.filter_map(|(_, entry)| entry.object().map(AsRef::as_ref)))
+        };
+        admit::refuse(pod).or_else(unfit).or_else(taken)
+    }
+
+    /// These are all pods of the Node: the others are gone, and so is what nobody claims.
+    fn all_listed(&mut self, all: &HashSet<String>) {
+        self.listed = true;
+        let missing: Vec<String> = self.entries.keys().filter(|uid| !all.contains(*uid)).cloned().collect();
+        for uid in missing {
+            self.hear(&uid, Heard::Vanished);
         }
-        let others = self.entries.iter().filter(|(other, e)| *other != uid && e.holds_ports());
-        let taken = || admit::ports_taken(pod, others.filter_map(|(_, e)| e.pod.as_deref()));
-        let name = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
-        let node = self.ctx.node_objects.get(&ObjectRef::new(name));
-        let unfit = || node_fit::refuse(pod, node.as_deref()?);
-        let Some(refusal) = admit::refuse(pod).or_else(unfit).or_else(taken) else { return };
-        self.ctx.recorder.pod(pod, Note::warning(refusal.reason, refusal.message.clone()));
-        if let Some(entry) = self.entries.get_mut(uid) {
-            entry.refused = Some(refusal);
+        match folder::all(&self.ctx.home.pods()) {
+            // Without a record nothing was ever submitted from them.
+            Ok(uids) => {
+                let without = |uid: &String| matches!(self.ctx.folder(uid).record(), Ok(None));
+                let orphans = uids.into_iter().filter(|uid| !self.entries.contains_key(uid) && without(uid));
+                tasks::remove_orphans(&self.ctx, orphans.collect());
+            }
+            Err(error) => tracing::warn!(%error, "pod folders that nobody claims are not looked for"),
         }
     }
 
-    fn vanished(&mut self, uid: &str) {
-        if let Some(entry) = self.entries.get_mut(uid) {
-            entry.pod = None;
-            self.advance(uid);
+    fn link(&mut self, event: LinkEvent) {
+        match event {
+            // The control plane's own place in the pod network is no pod.
+            LinkEvent::Up { hello, .. } if hello.pod_uid == MEMBER => {}
+            LinkEvent::Up { hello, carried } => self.hear(&hello.pod_uid, Heard::LinkUp { carried }),
+            LinkEvent::Down { uid, reason } => {
+                tracing::debug!(%uid, %reason, "link down");
+                self.hear(&uid, Heard::LinkDown);
+            }
+            LinkEvent::Refused { uid, why } => {
+                tracing::warn!(%uid, %why, "link refused");
+                self.hear(&uid, Heard::LinkRefused(why));
+            }
         }
     }
 
-    /// Does what [`reconcile::next`] says, then sees to status and references.
-    fn advance(&mut self, uid: &str) {
-        if !self.listed && self.entries.get(uid).is_some_and(|e| e.pod.is_none()) {
-            // Not known yet whether it is gone or only not listed.
-            return;
-        }
-        self.save_again(uid);
-        let now = Instant::now();
-        let Some(entry) = self.entries.get(uid).filter(|e| !e.removing) else { return };
-        let view = entry.view(now);
-        if entry.stage() == Stage::New
-            && view.in_api
-            && view.deleting.is_none()
-            && let Some(at) = entry.retry_at.filter(|at| *at > now)
-        {
-            self.later(uid, at - now);
-        } else {
-            for step in reconcile::next(&view) {
-                self.perform(uid, step);
-            }
-        }
-        self.see_to_link(uid);
-        self.refresh(uid);
-        self.post(uid);
+    /// A look for the pod's job has ended.
+    fn looked(&mut self, uid: &str, finding: Finding, id: Option<String>, asked: Instant) {
+        let found = self.found(uid, |entry| entry.is_sought() && finding == Finding::Job);
+        self.hear(uid, Heard::Looked { finding, id, asked, found });
     }
 
-    fn perform(&mut self, uid: &str, step: Step) {
-        let now = Instant::now();
-        let Some(entry) = self.entries.get_mut(uid) else { return };
-        match step {
-            Step::Prepare => self.prepare(uid),
-            Step::Abort => {
-                if let Some(task) = entry.preparing.take() {
-                    task.abort();
-                }
-                entry.memory = Some(Memory::default());
-            }
-            Step::AskStop(grace) => {
-                entry.stop.asked = Some(grace);
-                entry.stop.since = Some(now);
-                tasks::ask_stop(&self.ctx, &self.tx, uid, grace);
-            }
-            Step::Terminate => {
-                entry.stop.signalled = true;
-                entry.stop.since = Some(entry.stop.since.unwrap_or(now));
-                if let Some(id) = entry.record.job_id.clone() {
-                    tasks::scancel(&self.ctx, id, false);
-                }
-            }
-            Step::Cancel => {
-                entry.stop.cancelled = Some(now);
-                if let Some(id) = entry.record.job_id.clone() {
-                    tasks::scancel(&self.ctx, id, true);
-                }
-            }
-            // A write that is under way would leave its file behind; its end leads here again.
-            Step::Remove if entry.saving != Saving::Idle => {}
-            Step::Remove => {
-                entry.removing = true;
-                tasks::remove(&self.ctx, &self.tx, entry.record.pod.clone(), entry.pod.clone());
-            }
-            Step::Later(wait) => self.later(uid, wait),
-        }
+    /// What is in the pod's folder, where its entry is about to need it.
+    fn found(&self, uid: &str, is_needed: impl FnOnce(&Entry) -> bool) -> Option<Box<Found>> {
+        let entry = self.entries.get(uid).filter(|entry| entry.lacks_plan() && is_needed(entry))?;
+        Some(Box::new(perform::read_folder(&self.ctx, entry.record())))
     }
-}
 
-/// A pod whose record is of no use: what else is in its folder tells of it, and Slurm of its job.
-fn without_record(ctx: &Context, uid: &str, error: &RecordError) -> Entry {
-    let plan = ctx.folder(uid).plan();
-    let who = PodRef { uid: uid.to_owned(), ..plan.as_ref().map(|p| p.pod.clone()).unwrap_or_default() };
-    let mut record = Record::new(who, Timestamp::now());
-    record.pod_ips = plan.map(|p| p.network.pod_ips).unwrap_or_default();
-    // Where the pod is not known by name, accounting is asked in vain until the API has told it.
-    let submission = Submission::found(&Progress::Submitting, false, Instant::now(), ctx.message_timeout);
-    let mut entry = Entry::new(record, submission);
-    entry.trouble = Some(format!("{error}: the pod's job is looked for in Slurm"));
-    entry
+    /// Folder and object are gone.
+    fn forget(&mut self, uid: &str) {
+        self.watches.release(uid);
+        if let (Some(entry), Some(pool)) = (self.entries.remove(uid), &mut self.pool) {
+            pool.release(&entry.record().pod_ips);
+        }
+        let running = self.running.remove(uid).unwrap_or_default();
+        for task in running.preparation.into_iter().chain(running.watch) {
+            task.abort();
+        }
+        let key = uid.to_owned();
+        self.timers.set(&key, None);
+        self.polls.set(&key, None);
+        self.addresses.set(uid, std::iter::empty());
+        self.ctx.links.withdraw(uid);
+        self.publish(uid);
+    }
 }

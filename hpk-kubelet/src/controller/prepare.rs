@@ -66,7 +66,12 @@ fn retry(memory: &mut Memory) -> Option<Duration> {
 }
 
 /// One attempt.
-pub async fn prepare(ctx: &Context, pod: &Arc<Pod>, record: &Record, memory: &mut Memory) -> Result<Ready, Held> {
+pub(super) async fn prepare(
+    ctx: &Context,
+    pod: &Arc<Pod>,
+    record: &Record,
+    memory: &mut Memory,
+) -> Result<Ready, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let first = !memory.told;
     let network = ctx.network(pod, &record.pod_ips);
@@ -327,7 +332,7 @@ pub struct Refreshed {
 /// containers that would be made in another way now.
 ///
 /// `known`: images by container whose spec image has not changed: they are not pulled again.
-pub async fn refresh(
+pub(super) async fn refresh(
     ctx: &Context,
     pod: &Arc<Pod>,
     record: &Record,

@@ -63,7 +63,7 @@ impl Backoff {
 
 /// Images by container, and by volume.
 #[derive(Clone, Debug, Default)]
-pub struct Images {
+pub(super) struct Images {
     /// By container name.
     pub containers: BTreeMap<String, Result<Image, Blocked>>,
     /// By volume name.
@@ -140,7 +140,7 @@ fn keyring(ctx: &Context, pod: &Pod, secrets: &BTreeMap<String, Secret>) -> Keyr
 }
 
 /// Gets every image of the pod that is not in back-off.
-pub async fn pull(
+pub(super) async fn pull(
     ctx: &Context,
     pod: &Pod,
     secrets: &BTreeMap<String, Secret>,

@@ -2,9 +2,9 @@
 
 use super::context::Context;
 use super::event::Answers;
-use super::labels::Labels;
+use super::entry::Labels;
 use super::prepare::{self, Memory};
-use super::{Event, Sender, reports};
+use super::{Event, Sender, no_link};
 use crate::api::events::Note;
 use crate::api::node;
 use crate::executor::run::{self, Run};
@@ -37,11 +37,19 @@ fn spawn(tx: &Sender, work: impl Future<Output = Option<Event>> + Send + 'static
     .abort_handle()
 }
 
-pub(super) fn prepare(ctx: &Context, tx: &Sender, pod: Arc<Pod>, record: Record, mut memory: Memory) -> AbortHandle {
+pub(super) fn prepare(
+    ctx: &Context,
+    tx: &Sender,
+    attempt: u32,
+    pod: Arc<Pod>,
+    record: Record,
+    mut memory: Memory,
+) -> AbortHandle {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let result = prepare::prepare(&ctx, &pod, &record, &mut memory).await;
-        Some(Event::Prepared { uid: record.pod.uid, result: Box::new(result), memory: Box::new(memory) })
+        let (result, memory) = (Box::new(result), Box::new(memory));
+        Some(Event::Prepared { uid: record.pod.uid, attempt, result, memory })
     })
 }
 
@@ -66,13 +74,15 @@ pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
     });
 }
 
-pub(super) struct Refresh {
-    pub(super) pod: Arc<Pod>,
-    pub(super) record: Record,
-    pub(super) plan: Box<SandboxPlan>,
-    pub(super) sent: Vec<String>,
-    pub(super) known: BTreeMap<String, Image>,
-    pub(super) memory: Memory,
+/// What a reading of a running pod's references works with.
+#[derive(Debug)]
+pub(crate) struct Refresh {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) record: Record,
+    pub(crate) plan: Box<SandboxPlan>,
+    pub(crate) sent: Vec<String>,
+    pub(crate) known: BTreeMap<String, Image>,
+    pub(crate) memory: Memory,
 }
 
 pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
@@ -177,7 +187,7 @@ pub(super) fn tell_unlinked(ctx: &Context, pod: Arc<Pod>, uid: &str, node: Optio
     let (recorder, folder, address) = (ctx.recorder.clone(), ctx.folder(uid), ctx.links.address());
     tokio::task::spawn_blocking(move || {
         let output = folder.output_tail(4096);
-        let note = Note::warning("NoLink", reports::no_link(&output, address, node.as_deref()));
+        let note = Note::warning("NoLink", no_link::text(&output, address, node.as_deref()));
         recorder.pod(&pod, note);
     });
 }
@@ -313,7 +323,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
     list
 }
 
-pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus, patch: Value) {
+pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: Arc<PodStatus>, patch: Value) {
     let client = ctx.clients.of_pod(&pod).clone();
     spawn(tx, async move {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -333,7 +343,7 @@ pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: PodStatus,
                 Some(Duration::from_secs(2))
             }
         };
-        Some(Event::Posted { uid, status: Box::new(status), retry })
+        Some(Event::Posted { uid, status, retry })
     });
 }
 

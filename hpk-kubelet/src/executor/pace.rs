@@ -20,13 +20,9 @@ pub enum Interest {
 /// Longest wait while any job is followed.
 pub const QUIET: Duration = Duration::from_secs(15);
 
-/// Wait before the next query. None: nothing to ask about.
+/// How long after the last query the next one is wanted for this job's sake.
 #[must_use]
-pub fn wait(jobs: impl IntoIterator<Item = Interest>) -> Option<Duration> {
-    jobs.into_iter().map(of).min()
-}
-
-fn of(interest: Interest) -> Duration {
+pub fn of(interest: Interest) -> Duration {
     match interest {
         Interest::Linked => QUIET,
         Interest::Sought(_, true) => Duration::from_millis(100),
@@ -45,11 +41,10 @@ mod tests {
     #[test]
     fn paces() {
         let s = Duration::from_secs;
-        assert_eq!(wait([]), None);
-        assert_eq!(wait([Interest::Linked]), Some(QUIET));
-        assert_eq!(wait([Interest::Linked, Interest::Pending(s(0))]), Some(s(1)));
-        assert_eq!(wait([Interest::Pending(s(60))]), Some(s(6)));
-        assert_eq!(wait([Interest::Pending(s(6000))]), Some(QUIET));
-        assert_eq!(wait([Interest::Pending(s(60)), Interest::Ending(s(0))]), Some(Duration::from_millis(250)));
+        assert_eq!(of(Interest::Linked), QUIET);
+        assert_eq!(of(Interest::Pending(s(0))), s(1));
+        assert_eq!(of(Interest::Pending(s(60))), s(6));
+        assert_eq!(of(Interest::Pending(s(6000))), QUIET);
+        assert_eq!(of(Interest::Ending(s(0))), Duration::from_millis(250));
     }
 }

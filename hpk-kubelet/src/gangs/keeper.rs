@@ -168,10 +168,9 @@ impl World for Around<'_> {
 
     fn pod(&self, uid: &str) -> Seen {
         let Some(info) = self.pods.get(uid) else { return Seen::Nothing };
-        let status = info.pod.status.as_ref();
         match () {
-            () if phase::is_terminal(status.and_then(|s| s.phase.as_deref())) => Seen::Over,
-            () if info.pod.metadata.deletion_timestamp.is_some() => Seen::Ending,
+            () if phase::is_terminal(info.phase()) => Seen::Over,
+            () if info.is_deleted() => Seen::Ending,
             () => Seen::Alive,
         }
     }

@@ -24,24 +24,43 @@ const MARGIN: Duration = Duration::from_secs(10);
 
 /// How far a pod is on its way to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Submission {
+pub enum Way {
     /// There is no job, and none can come.
     Clear,
-    /// The record that an sbatch is to come is on its way to the disk.
-    Recording,
-    /// sbatch runs.
-    Asking,
-    /// sbatch ran, or may have: its job is looked for.
-    Looking(Search),
+    /// There may be one, or one may come.
+    Open(Submission),
     /// The job is known.
     Made,
 }
 
-/// How an sbatch ended.
+/// A submission that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// The record that an sbatch is to come is on its way to the disk.
+    Recording {
+        /// Of sbatch.
+        arguments: Vec<String>,
+    },
+    /// sbatch runs.
+    Asking,
+    /// sbatch ran, or may have: its job is looked for.
+    Looking(Search),
+}
+
+/// What the end of a record's write leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Nothing: no submission waited for it.
+    Nothing,
+    /// sbatch is to run now, with these arguments.
+    Sbatch(Vec<String>),
+    /// sbatch does not run: there is no job, and none can come.
+    Clear,
+}
+
+/// How an sbatch ended that brought no job's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// With the job's id.
-    Job,
+pub enum Failure {
     /// slurmctld has said no.
     Refused,
     /// Nobody knows what slurmctld does about it.
@@ -73,11 +92,13 @@ pub struct Search {
 impl Submission {
     /// What a kubelet starts with that finds a pod's record. `job_known`: with its job's id.
     #[must_use]
-    pub fn found(progress: &Progress, job_known: bool, now: Instant, message_timeout: Duration) -> Self {
+    pub fn found(progress: &Progress, job_known: bool, now: Instant, message_timeout: Duration) -> Way {
         match progress {
-            Progress::New => Self::Clear,
-            Progress::Submitted if job_known => Self::Made,
-            Progress::Submitting | Progress::Submitted => Self::Looking(Search::new(now, message_timeout * 2 + MARGIN)),
+            Progress::New => Way::Clear,
+            Progress::Submitted if job_known => Way::Made,
+            Progress::Submitting | Progress::Submitted => {
+                Way::Open(Self::Looking(Search::new(now, message_timeout * 2 + MARGIN)))
+            }
         }
     }
 
@@ -88,52 +109,47 @@ impl Submission {
         Self::Looking(Search::new(now, Duration::ZERO))
     }
 
-    /// The pod is ready for sbatch: its record is to be written. False: not now.
-    pub fn begin(&mut self) -> bool {
-        let clear = *self == Self::Clear;
-        if clear {
-            *self = Self::Recording;
-        }
-        clear
+    /// The pod is ready for sbatch: its record is to be written.
+    #[must_use]
+    pub fn begin(arguments: Vec<String>) -> Self {
+        Self::Recording { arguments }
     }
 
-    /// The record is on disk, or could not be written. True: sbatch is to run now.
-    pub fn recorded(&mut self, written: bool) -> bool {
-        if *self != Self::Recording {
-            return false;
+    /// A write of the record has ended. `go_on`: it is on disk, and the pod is still wanted.
+    pub fn recorded(&mut self, go_on: bool) -> Recorded {
+        let Self::Recording { arguments } = self else { return Recorded::Nothing };
+        if !go_on {
+            return Recorded::Clear;
         }
-        *self = if written { Self::Asking } else { Self::Clear };
-        written
+        let arguments = std::mem::take(arguments);
+        *self = Self::Asking;
+        Recorded::Sbatch(arguments)
     }
 
-    /// sbatch has ended.
-    pub fn answered(&mut self, answer: Answer, now: Instant, message_timeout: Duration) {
-        *self = match answer {
-            Answer::Job => Self::Made,
-            Answer::Refused => Self::Looking(Search::new(now, Duration::ZERO)),
-            Answer::Lost => Self::Looking(Search::new(now, message_timeout + MARGIN)),
+    /// sbatch has ended without a job's id.
+    pub fn failed(&mut self, failure: Failure, now: Instant, message_timeout: Duration) {
+        let window = match failure {
+            Failure::Refused => Duration::ZERO,
+            Failure::Lost => message_timeout + MARGIN,
         };
+        *self = Self::Looking(Search::new(now, window));
     }
 
-    /// A look that was begun at `asked` has ended.
-    pub fn looked(&mut self, finding: Finding, asked: Instant, now: Instant) {
-        let Self::Looking(search) = self else { return };
+    /// A look that was begun at `asked` has ended. None: there is more to look for.
+    pub fn looked(&mut self, finding: Finding, asked: Instant, now: Instant) -> Option<Way> {
+        let Self::Looking(search) = self else { return None };
         match finding {
-            Finding::Job => *self = Self::Made,
+            Finding::Job => return Some(Way::Made),
             Finding::Unknown => search.quiet_since = None,
             Finding::Nothing if asked < search.since => {}
             Finding::Nothing => {
                 let quiet = *search.quiet_since.get_or_insert(now);
                 if search.window.is_zero() || asked.saturating_duration_since(quiet) >= search.window {
-                    *self = Self::Clear;
+                    return Some(Way::Clear);
                 }
             }
         }
-    }
-
-    /// A job turned up though none was looked for.
-    pub fn adopt(&mut self) {
-        *self = Self::Made;
+        None
     }
 
     /// The job is being looked for.
@@ -204,46 +220,41 @@ mod tests {
     #[test]
     fn a_refusal_takes_one_look_and_a_lost_answer_many() {
         let t = Instant::now();
-        let mut refused = Submission::Asking;
-        refused.answered(Answer::Refused, t, s(TIMEOUT));
-        refused.looked(Finding::Nothing, t - s(1), t);
-        assert!(refused.search().is_some(), "that look was begun before");
-        refused.looked(Finding::Nothing, t, t + s(1));
-        assert_eq!(refused, Submission::Clear);
+        let failed = |failure| {
+            let mut submission = Submission::Asking;
+            submission.failed(failure, t, s(TIMEOUT));
+            submission
+        };
+        let mut refused = failed(Failure::Refused);
+        assert_eq!(refused.looked(Finding::Nothing, t - s(1), t), None, "that look was begun before");
+        assert_eq!(refused.looked(Finding::Nothing, t, t + s(1)), Some(Way::Clear));
         let lost = || {
-            let mut lost = Submission::Asking;
-            lost.answered(Answer::Lost, t, s(TIMEOUT));
-            lost.looked(Finding::Nothing, t + s(5), t + s(6));
-            lost.looked(Finding::Nothing, t + s(45), t + s(45));
-            assert!(lost.search().is_some(), "6 + 40 s");
+            let mut lost = failed(Failure::Lost);
+            assert_eq!(lost.looked(Finding::Nothing, t + s(5), t + s(6)), None);
+            assert_eq!(lost.looked(Finding::Nothing, t + s(45), t + s(45)), None, "6 + 40 s");
             lost
         };
-        let mut quiet = lost();
-        quiet.looked(Finding::Nothing, t + s(46), t + s(47));
-        assert_eq!(quiet, Submission::Clear);
-        let mut late = lost();
-        late.looked(Finding::Job, t + s(46), t + s(47));
-        assert_eq!(late, Submission::Made);
+        assert_eq!(lost().looked(Finding::Nothing, t + s(46), t + s(47)), Some(Way::Clear));
+        assert_eq!(lost().looked(Finding::Job, t + s(46), t + s(47)), Some(Way::Made));
         let mut away = lost();
-        away.looked(Finding::Unknown, t + s(46), t + s(50));
-        away.looked(Finding::Nothing, t + s(50), t + s(51));
-        assert!(away.search().is_some(), "the time begins anew");
+        assert_eq!(away.looked(Finding::Unknown, t + s(46), t + s(50)), None);
+        assert_eq!(away.looked(Finding::Nothing, t + s(50), t + s(51)), None, "the time begins anew");
     }
 
     #[test]
     fn nothing_is_submitted_but_after_its_record() {
-        let mut new = Submission::Clear;
-        assert!(!new.recorded(true));
-        assert!(new.begin() && !new.begin());
-        assert!(!new.recorded(false));
-        assert_eq!(new, Submission::Clear, "not written");
-        assert!(new.begin() && new.recorded(true));
-        assert_eq!(new, Submission::Asking);
+        let arguments = vec!["--mem=1".to_owned()];
+        assert_eq!(Submission::Asking.recorded(true), Recorded::Nothing);
+        let mut new = Submission::begin(arguments.clone());
+        assert_eq!(new.recorded(false), Recorded::Clear, "not written");
+        assert_eq!(new.recorded(true), Recorded::Sbatch(arguments));
+        assert_eq!((new.recorded(true), new), (Recorded::Nothing, Submission::Asking));
         let found = |progress, known| Submission::found(&progress, known, Instant::now(), s(TIMEOUT));
-        assert_eq!(found(Progress::New, false), Submission::Clear);
-        assert_eq!(found(Progress::Submitted, true), Submission::Made);
-        assert!(found(Progress::Submitted, false).search().is_some());
-        assert!(found(Progress::Submitting, false).search().is_some());
+        assert_eq!(found(Progress::New, false), Way::Clear);
+        assert_eq!(found(Progress::Submitted, true), Way::Made);
+        for progress in [Progress::Submitted, Progress::Submitting] {
+            assert!(matches!(found(progress, false), Way::Open(Submission::Looking(_))));
+        }
     }
 
     #[test]
@@ -289,7 +300,7 @@ mod tests {
         made: u32,
         disk: Progress,
         known: bool,
-        kubelet: Submission,
+        kubelet: Way,
         fate: Fate,
     }
 
@@ -304,7 +315,7 @@ mod tests {
                 made: 0,
                 disk: Progress::New,
                 known: false,
-                kubelet: Submission::Clear,
+                kubelet: Way::Clear,
                 fate: Fate::Answered,
             }
         }
@@ -322,29 +333,35 @@ mod tests {
 
         /// The kubelet does what it may, and what it has begun ends.
         fn act(&mut self) {
-            match &self.kubelet {
-                Submission::Clear => drop(self.kubelet.begin()),
-                Submission::Recording => {
+            let Way::Open(submission) = &mut self.kubelet else {
+                if self.kubelet == Way::Clear {
+                    self.kubelet = Way::Open(Submission::begin(Vec::new()));
+                }
+                return;
+            };
+            match submission {
+                Submission::Recording { .. } => {
                     self.disk = Progress::Submitting;
-                    self.kubelet.recorded(true);
+                    submission.recorded(true);
                 }
                 Submission::Asking => {
                     let fate = if self.up { self.fate } else { Fate::Late(TIMEOUT) };
-                    let answer = match fate {
+                    self.fate = Fate::Answered;
+                    let failure = match fate {
                         Fate::Answered => {
                             self.made += 1;
                             (self.disk, self.known) = (Progress::Submitted, true);
-                            Answer::Job
+                            self.kubelet = Way::Made;
+                            return;
                         }
-                        Fate::Refused => Answer::Refused,
-                        Fate::Dropped => Answer::Lost,
+                        Fate::Refused => Failure::Refused,
+                        Fate::Dropped => Failure::Lost,
                         Fate::Late(delay) => {
                             self.late.push((self.now, s(delay)));
-                            Answer::Lost
+                            Failure::Lost
                         }
                     };
-                    self.fate = Fate::Answered;
-                    self.kubelet.answered(answer, self.now, s(TIMEOUT));
+                    submission.failed(failure, self.now, s(TIMEOUT));
                 }
                 Submission::Looking(_) => {
                     let finding = match (self.up, self.made) {
@@ -352,17 +369,18 @@ mod tests {
                         (true, 0) => Finding::Nothing,
                         (true, _) => Finding::Job,
                     };
-                    self.kubelet.looked(finding, self.now, self.now);
+                    if let Some(way) = submission.looked(finding, self.now, self.now) {
+                        self.kubelet = way;
+                    }
                 }
-                Submission::Made => {}
             }
         }
 
         fn restart(&mut self, written: bool, sends_after: u64) {
             match self.kubelet {
-                Submission::Recording if written => self.disk = Progress::Submitting,
+                Way::Open(Submission::Recording { .. }) if written => self.disk = Progress::Submitting,
                 // It goes on without the kubelet.
-                Submission::Asking if !matches!(self.fate, Fate::Dropped | Fate::Refused) => {
+                Way::Open(Submission::Asking) if !matches!(self.fate, Fate::Dropped | Fate::Refused) => {
                     self.late.push((self.now + s(sends_after), s(TIMEOUT)));
                 }
                 _ => {}
@@ -418,7 +436,7 @@ mod tests {
                 world.pass(5);
                 prop_assert!(world.made <= 1, "a second job");
             }
-            prop_assert_eq!((world.made, &world.kubelet), (1, &Submission::Made));
+            prop_assert_eq!((world.made, &world.kubelet), (1, &Way::Made));
         }
     }
 }

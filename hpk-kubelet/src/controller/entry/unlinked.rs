@@ -17,29 +17,25 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// Of one pod.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unlinked {
+pub(crate) struct Unlinked {
     since: Option<Instant>,
     carry: Option<(Instant, Duration)>,
-    /// The time for which there is a timer.
-    timer: Option<Instant>,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// The owner hears that there is no link.
     Tell,
     /// And that there is one again.
     TellBack,
     /// A carrier is started.
     Carry,
-    /// To be asked again after this long.
-    Later(Duration),
 }
 
 impl Unlinked {
     /// To be asked whenever anything changes. `lacks`: the pod runs and has no link.
-    pub fn next(&mut self, now: Instant, lacks: bool) -> Vec<Act> {
+    pub(crate) fn next(&mut self, now: Instant, lacks: bool) -> Vec<Act> {
         if !lacks {
             let told = self.carry.is_some();
             *self = Self::default();
@@ -48,20 +44,19 @@ impl Unlinked {
         let since = *self.since.get_or_insert(now);
         let (due, pause) = self.carry.unwrap_or((since + PATIENCE, FIRST));
         let mut acts = Vec::new();
-        let mut at = due;
         if now >= due {
             if self.carry.is_none() {
                 acts.push(Act::Tell);
             }
             acts.push(Act::Carry);
-            at = now + pause;
-            self.carry = Some((at, (pause * 2).min(LONGEST)));
-        }
-        if self.timer != Some(at) {
-            self.timer = Some(at);
-            acts.push(Act::Later(at - now));
+            self.carry = Some((now + pause, (pause * 2).min(LONGEST)));
         }
         acts
+    }
+
+    /// When there is something to do without any news.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.since.map(|since| self.carry.map_or(since + PATIENCE, |(at, _)| at))
     }
 }
 
@@ -73,20 +68,24 @@ mod tests {
     fn a_link_that_stays_away_is_told_once_and_carried_ever_more_seldom() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
-        let later = |seconds| Act::Later(Duration::from_secs(seconds));
         let mut pod = Unlinked::default();
-        assert_eq!(pod.next(at(0), false), []);
-        assert_eq!(pod.next(at(0), true), [later(40)]);
-        assert_eq!(pod.next(at(39), true), [], "one timer is enough");
-        assert_eq!(pod.next(at(40), true), [Act::Tell, Act::Carry, later(60)]);
-        assert_eq!(pod.next(at(99), true), []);
-        assert_eq!(pod.next(at(100), true), [Act::Carry, later(120)]);
-        assert_eq!(pod.next(at(220), true), [Act::Carry, later(240)]);
-        assert_eq!(pod.next(at(221), false), [Act::TellBack]);
-        assert_eq!(pod.next(at(222), false), []);
+        let mut next = |now, lacks, acts: &[Act], due: Option<u64>| {
+            assert_eq!(pod.next(at(now), lacks), acts, "{now} s");
+            assert_eq!(pod.due(), due.map(at), "{now} s");
+        };
+        next(0, false, &[], None);
+        next(0, true, &[], Some(40));
+        next(39, true, &[], Some(40));
+        next(40, true, &[Act::Tell, Act::Carry], Some(100));
+        next(99, true, &[], Some(100));
+        next(100, true, &[Act::Carry], Some(220));
+        next(220, true, &[Act::Carry], Some(460));
+        next(221, false, &[Act::TellBack], None);
+        next(222, false, &[], None);
         // Back within the time: nobody hears of it.
-        assert_eq!(pod.next(at(300), true), [later(40)]);
-        assert_eq!(pod.next(at(310), false), []);
-        assert_eq!(pod.next(at(311), true), [later(40)], "counted anew");
+        next(300, true, &[], Some(340));
+        next(310, false, &[], None);
+        // Counted anew.
+        next(311, true, &[], Some(351));
     }
 }
