@@ -4,7 +4,7 @@ use crate::controller::context::Context;
 use crate::controller::{PodInfo, Pods};
 use hpk_link::server::OpenError;
 use hpk_server::prometheus::{self, Family};
-use hpk_server::{Backend, NodeStats, SupervisorStream};
+use hpk_server::{Backend, ConnectError, LoopEnded, NodeStats, SupervisorStream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use std::path::PathBuf;
@@ -44,14 +44,11 @@ impl Backend for Kubelet {
         self.all().find(namespace, name).map(|info| info.pod().clone())
     }
 
-    async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, String> {
-        match self.ctx.links.open_supervisor(uid).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(error.to_string()),
-        }
+    async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, ConnectError> {
+        Ok(Box::new(self.ctx.links.open_supervisor(uid).await?))
     }
 
-    async fn open_session(&self, uid: &str) -> Result<SupervisorStream, String> {
+    async fn open_session(&self, uid: &str) -> Result<SupervisorStream, ConnectError> {
         let (job, over) = match self.all().get(uid) {
             Some(info) => (info.job().map(str::to_owned), has_ended(info)),
             None => (None, false),
@@ -59,14 +56,13 @@ impl Backend for Kubelet {
         match (self.ctx.links.open_supervisor(uid).await, job) {
             (Ok(stream), _) => Ok(Box::new(stream)),
             // Its supervisor is gone because its work is done: a step of its job would find nobody, and blame the node.
-            (Err(OpenError::NoLink { .. }), _) if over => {
-                Err("the pod has ended: its containers run no more".to_owned())
-            }
+            (Err(OpenError::NoLink { .. }), _) if over => Err(ConnectError::Ended),
             (Err(OpenError::NoLink { .. }), Some(job)) => {
-                self.ctx.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await?;
+                let carried = self.ctx.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await;
+                carried.map_err(|error| ConnectError::Carrier(error.into()))?;
                 self.open_supervisor(uid).await
             }
-            (Err(error), _) => Err(error.to_string()),
+            (Err(error), _) => Err(error.into()),
         }
     }
 
@@ -107,12 +103,9 @@ impl Backend for Kubelet {
         ])
     }
 
-    async fn healthy(&self) -> Result<(), String> {
+    async fn healthy(&self) -> Result<(), LoopEnded> {
         // The controller's end of the channel lives exactly as long as its loop.
-        if self.pods.has_changed().is_err() {
-            return Err("the controller's loop has ended".to_owned());
-        }
-        Ok(())
+        self.pods.has_changed().map(drop).map_err(|_| LoopEnded)
     }
 
     fn configuration(&self) -> serde_json::Value {

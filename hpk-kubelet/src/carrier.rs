@@ -12,11 +12,13 @@ use crate::executor::words::Words;
 use crate::executor::{Executor, ExecutorError};
 use hpk_link::server::LinkServer;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +31,30 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const UNASKED: usize = 32;
 /// How much of srun's own words is kept, bytes.
 const WORDS: u64 = 4096;
+
+/// No link was brought to a pod. The text is for people.
+#[derive(Debug, Error)]
+pub enum CarryError {
+    #[error("the kubelet is ending")]
+    Ending,
+    /// The carrier has ended.
+    #[error("the pod's node cannot reach {address}, and {carrier} did not carry the link either: {why}")]
+    Ended {
+        /// Where links come.
+        address: SocketAddr,
+        /// What carries links.
+        carrier: &'static str,
+        why: String,
+    },
+    /// The carrier runs, and no link came.
+    #[error("the pod's node cannot reach {address}, and {carrier} brought no link within {} s", PATIENCE.as_secs())]
+    Late {
+        /// Where links come.
+        address: SocketAddr,
+        /// What carries links.
+        carrier: &'static str,
+    },
+}
 
 /// Starts carriers; clones are one.
 #[derive(Clone, Debug)]
@@ -77,29 +103,22 @@ impl Carriers {
     /// Returns when a link of the pod, which runs as `job`, stands.
     ///
     /// # Errors
-    /// Why there is none, for people.
-    pub async fn link(&self, uid: &str, job: &str, folder: &Path) -> Result<(), String> {
+    /// There is none.
+    pub async fn link(&self, uid: &str, job: &str, folder: &Path) -> Result<(), CarryError> {
         if tokio::time::timeout(ON_ITS_WAY, self.links.up(uid)).await.is_ok() {
             return Ok(());
         }
-        let gone = || "the kubelet is ending".to_owned();
         let (ended, end) = oneshot::channel();
         let want = Ask::Want { uid: uid.to_owned(), job: job.to_owned(), folder: folder.to_path_buf(), ended };
-        self.ask.send(want).await.map_err(|_| gone())?;
+        self.ask.send(want).await.map_err(|_| CarryError::Ending)?;
+        let (address, carrier) = (self.links.address(), self.words.carrier);
         tokio::select! {
             () = self.links.up(uid) => Ok(()),
-            why = end => Err(format!(
-                "the pod's node cannot reach {}, and {} did not carry the link either: {}",
-                self.links.address(),
-                self.words.carrier,
-                why.unwrap_or_else(|_| gone())
-            )),
-            () = tokio::time::sleep(PATIENCE) => Err(format!(
-                "the pod's node cannot reach {}, and {} brought no link within {} s",
-                self.links.address(),
-                self.words.carrier,
-                PATIENCE.as_secs()
-            )),
+            why = end => {
+                let why = why.unwrap_or_else(|_| CarryError::Ending.to_string());
+                Err(CarryError::Ended { address, carrier, why })
+            }
+            () = tokio::time::sleep(PATIENCE) => Err(CarryError::Late { address, carrier }),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What the server needs from the kubelet that it speaks for.
 
 use hpk_api::control::{PodStats, Usage};
+use hpk_link::server::OpenError;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A two-way byte stream.
@@ -24,6 +26,25 @@ pub(crate) type FrameWriter = hpk_control::stream::Writer<SupervisorStream>;
 pub(crate) const LOST: &str = "the connection to the pod was lost before the session ended: its node or its link to \
     the kubelet went down, or its supervisor was killed";
 
+/// No connection to a pod's supervisor. The text is for people.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The pod does not run yet or any more, or its link is down.
+    #[error(transparent)]
+    Link(#[from] OpenError),
+    /// Its work is done.
+    #[error("the pod has ended: its containers run no more")]
+    Ended,
+    /// Its link is down, and nothing else brought one.
+    #[error(transparent)]
+    Carrier(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The kubelet cannot do its work any more.
+#[derive(Debug, Error)]
+#[error("the controller's loop has ended")]
+pub struct LoopEnded;
+
 /// The kubelet behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// All pods of this node, with the kubelet's own latest status.
@@ -35,14 +56,14 @@ pub trait Backend: Send + Sync + 'static {
     /// A new connection to the control socket of a running pod.
     ///
     /// # Errors
-    /// Text for people: the pod does not run yet or any more, or its link is down.
-    fn open_supervisor(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, String>> + Send;
+    /// There is none.
+    fn open_supervisor(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, ConnectError>> + Send;
 
     /// The same for somebody who waits for it: a pod whose link does not stand may be reached by dearer means.
     ///
     /// # Errors
     /// As [`Self::open_supervisor`].
-    fn open_session(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, String>> + Send {
+    fn open_session(&self, uid: &str) -> impl Future<Output = Result<SupervisorStream, ConnectError>> + Send {
         self.open_supervisor(uid)
     }
 
@@ -61,8 +82,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the main loop makes progress, for `/healthz/syncloop`.
     ///
     /// # Errors
-    /// Why not.
-    fn healthy(&self) -> impl Future<Output = Result<(), String>> + Send;
+    /// It does not.
+    fn healthy(&self) -> impl Future<Output = Result<(), LoopEnded>> + Send;
 
     /// What `/configz` says: the configuration under upstream's key, `kubeletconfig`.
     fn configuration(&self) -> serde_json::Value;

@@ -11,7 +11,7 @@
 //! ```
 //! The socket lies in a folder of the user's own, and callers with another uid are turned away.
 
-use crate::backend::{Backend, SupervisorStream};
+use crate::backend::Backend;
 use hpk_api::control::{Request, StreamEnd};
 use hpk_api::frame::{CHUNK, channel};
 use hpk_control::{stream, stream_end};
@@ -167,7 +167,7 @@ async fn through<B: Backend>(
     address: SocketAddr,
 ) -> Result<(), EgressError> {
     let opened: Result<_, String> = async {
-        let connection: SupervisorStream = backend.open_session(uid).await?;
+        let connection = backend.open_session(uid).await.map_err(|e| e.to_string())?;
         stream::request(connection, &Request::Dial { address }).await.map_err(|e| e.to_string())
     }
     .await;
@@ -252,9 +252,10 @@ impl Hangup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::NodeStats;
+    use crate::backend::{ConnectError, LoopEnded, NodeStats, SupervisorStream};
     use hpk_api::control::{Answer, Greeting, Reply};
     use hpk_api::frame;
+    use hpk_link::server::OpenError;
     use std::path::PathBuf;
     use tokio::io::{AsyncBufReadExt, BufReader, DuplexStream, duplex};
     use tokio::net::TcpListener;
@@ -277,10 +278,10 @@ mod tests {
         async fn find_pod(&self, _: &str, _: &str) -> Option<Arc<Pod>> {
             None
         }
-        async fn open_supervisor(&self, _: &str) -> Result<SupervisorStream, String> {
+        async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, ConnectError> {
             match self.supervisor.lock().await.take() {
                 Some(s) => Ok(Box::new(s)),
-                None => Err("its link is down".into()),
+                None => Err(OpenError::Down { uid: uid.to_owned() }.into()),
             }
         }
         fn log_folder(&self) -> PathBuf {
@@ -295,7 +296,7 @@ mod tests {
         async fn metrics(&self) -> String {
             String::new()
         }
-        async fn healthy(&self) -> Result<(), String> {
+        async fn healthy(&self) -> Result<(), LoopEnded> {
             Ok(())
         }
         fn configuration(&self) -> serde_json::Value {
@@ -359,7 +360,7 @@ mod tests {
 
         // Its link is down now: the reason is told.
         let (_, answer) = connect(&path, "10.244.1.2:8443").await;
-        assert!(answer.starts_with("HTTP/1.1 502 dial 10.244.1.2:8443: its link is down"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 502 dial 10.244.1.2:8443: the link to pod u1 went down"), "{answer}");
     }
 
     #[tokio::test]

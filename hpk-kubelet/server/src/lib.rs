@@ -28,6 +28,6 @@ mod stats;
 mod stream;
 mod tls;
 
-pub use backend::{Backend, NodeStats, Stream, SupervisorStream};
+pub use backend::{Backend, ConnectError, LoopEnded, NodeStats, Stream, SupervisorStream};
 pub use listener::{ServerConfig, start};
 pub use tls::{TlsError, TlsFiles};

@@ -1,7 +1,7 @@
 //! One request: admitted, routed, answered.
 
 use crate::auth::{Auth, Refusal};
-use crate::backend::{Backend, FrameReader, FrameWriter, LOST, SupervisorStream};
+use crate::backend::{Backend, FrameReader, FrameWriter, LOST};
 use crate::head;
 use crate::metrics_api::{self, MetricsApi};
 use crate::node_logs;
@@ -14,7 +14,7 @@ use crate::stream::forward::{self, Dial};
 use crate::stream::remote::{self, Wanted};
 use crate::stream::{IDLE, upgrade};
 use crate::tls::Holder;
-use crate::{backend, logs};
+use crate::logs;
 use hpk_api::control::{AttachOptions, ErrorCode, ExecOptions, Request as ControlRequest, StreamEnd};
 use hpk_api::frame::channel;
 use hpk_control::stream_end;
@@ -243,7 +243,7 @@ impl<B: Backend> Service<B> {
     /// Asks a supervisor for a session.
     async fn open(&self, uid: &str, what: &ControlRequest) -> Result<(FrameReader, FrameWriter), Response<Body>> {
         let stream =
-            self.backend.open_session(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+            self.backend.open_session(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why.to_string()))?;
         match hpk_control::stream::request(stream, what).await {
             Ok((_, reader, writer)) => Ok((reader, writer)),
             Err(e) => {
@@ -330,13 +330,13 @@ impl<B: Backend> Service<B> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         // One try now, so that a pod that does not run is an HTTP error; later ones fail each for itself.
         if let Err(why) = self.backend.open_session(&uid).await {
-            return text(StatusCode::INTERNAL_SERVER_ERROR, why);
+            return text(StatusCode::INTERNAL_SERVER_ERROR, why.to_string());
         }
         let who = forward::Pod { name: name.to_owned(), uid: uid.clone() };
         let backend = self.backend.clone();
         let dial: Dial = Arc::new(move || {
             let (backend, uid) = (backend.clone(), uid.clone());
-            Box::pin(async move { dial(&backend, &uid).await })
+            Box::pin(async move { backend.open_session(&uid).await })
         });
         let upgraded = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -347,10 +347,6 @@ impl<B: Backend> Service<B> {
         });
         response
     }
-}
-
-async fn dial<B: backend::Backend>(backend: &Arc<B>, uid: &str) -> Result<SupervisorStream, String> {
-    backend.open_session(uid).await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

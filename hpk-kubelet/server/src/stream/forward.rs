@@ -3,7 +3,7 @@
 use super::spdy::connection::{Connection, Incoming};
 use super::upgrade::{Channels, Protocol};
 use super::{STREAM_CREATION, Stall, ws};
-use crate::backend::{FrameReader, FrameWriter, LOST, Stream, SupervisorStream};
+use crate::backend::{ConnectError, FrameReader, FrameWriter, LOST, Stream, SupervisorStream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hpk_api::control::{Request, StreamEnd};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Opens a new connection to the pod's supervisor.
-pub(crate) type Dial = Arc<dyn Fn() -> BoxFuture<'static, Result<SupervisorStream, String>> + Send + Sync>;
+pub(crate) type Dial = Arc<dyn Fn() -> BoxFuture<'static, Result<SupervisorStream, ConnectError>> + Send + Sync>;
 
 /// The pod, for messages.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(crate) async fn serve(protocol: Protocol, io: Box<dyn Stream>, pod: Pod, por
 }
 
 async fn open(dial: &Dial, port: u16) -> Result<(FrameReader, FrameWriter), String> {
-    let stream = dial().await?;
+    let stream = dial().await.map_err(|e| e.to_string())?;
     let (_, reader, writer) =
         hpk_control::stream::request(stream, &Request::PortForward { port }).await.map_err(|e| e.to_string())?;
     Ok((reader, writer))

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use hpk_api::control::{Answer, Greeting, Reply, Request, StreamEnd};
 use hpk_api::frame::{self, channel};
-use hpk_server::{Backend, NodeStats, ServerConfig, SupervisorStream, TlsFiles};
+use hpk_server::{Backend, ConnectError, LoopEnded, NodeStats, ServerConfig, SupervisorStream, TlsFiles};
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -122,7 +122,7 @@ impl Backend for FakeKubelet {
         ((namespace, name) == ("n", "p")).then(|| self.pod.clone())
     }
 
-    async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, String> {
+    async fn open_supervisor(&self, uid: &str) -> Result<SupervisorStream, ConnectError> {
         assert_eq!(uid, "u");
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::spawn(fake_supervisor(theirs));
@@ -145,7 +145,7 @@ impl Backend for FakeKubelet {
         "ours 1\n".to_owned()
     }
 
-    async fn healthy(&self) -> Result<(), String> {
+    async fn healthy(&self) -> Result<(), LoopEnded> {
         Ok(())
     }
 
