@@ -50,7 +50,7 @@ impl Backend for Kubelet {
 
     async fn open_session(&self, uid: &str) -> Result<SupervisorStream, ConnectError> {
         let (job, over) = match self.all().get(uid) {
-            Some(info) => (info.job().map(str::to_owned), has_ended(info)),
+            Some(info) => (info.job().cloned(), has_ended(info)),
             None => (None, false),
         };
         match (self.ctx.links.open_supervisor(uid).await, job) {
@@ -58,7 +58,7 @@ impl Backend for Kubelet {
             // Its supervisor is gone because its work is done: a step of its job would find nobody, and blame the node.
             (Err(OpenError::NoLink { .. }), _) if over => Err(ConnectError::Ended),
             (Err(OpenError::NoLink { .. }), Some(job)) => {
-                let carried = self.ctx.carriers.link(uid, &job, &self.ctx.home.pod(uid)).await;
+                let carried = self.ctx.carriers.link(&uid.into(), &job, &self.ctx.home.pod(uid)).await;
                 carried.map_err(|error| ConnectError::Carrier(error.into()))?;
                 self.open_supervisor(uid).await
             }

@@ -10,6 +10,7 @@
 
 use crate::executor::words::Words;
 use crate::executor::{Executor, ExecutorError};
+use hpk_api::ids::{JobId, PodUid};
 use hpk_link::server::LinkServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -68,19 +69,19 @@ pub struct Carriers {
 enum Ask {
     /// Start one, if there is none; answered when it ends.
     Want {
-        uid: String,
-        job: String,
+        uid: PodUid,
+        job: JobId,
         folder: PathBuf,
         ended: oneshot::Sender<String>,
     },
     /// Start one, if there is none and there are not too many.
     Offer {
-        uid: String,
-        job: String,
+        uid: PodUid,
+        job: JobId,
         folder: PathBuf,
     },
     Ended {
-        uid: String,
+        uid: PodUid,
         why: String,
     },
 }
@@ -96,7 +97,7 @@ impl Carriers {
     }
 
     /// Brings a link to the pod, which runs as `job`, if that can be done: nobody waits for it.
-    pub async fn offer(&self, uid: String, job: String, folder: PathBuf) {
+    pub async fn offer(&self, uid: PodUid, job: JobId, folder: PathBuf) {
         let _ = self.ask.send(Ask::Offer { uid, job, folder }).await;
     }
 
@@ -104,12 +105,12 @@ impl Carriers {
     ///
     /// # Errors
     /// There is none.
-    pub async fn link(&self, uid: &str, job: &str, folder: &Path) -> Result<(), CarryError> {
+    pub async fn link(&self, uid: &PodUid, job: &JobId, folder: &Path) -> Result<(), CarryError> {
         if tokio::time::timeout(ON_ITS_WAY, self.links.up(uid)).await.is_ok() {
             return Ok(());
         }
         let (ended, end) = oneshot::channel();
-        let want = Ask::Want { uid: uid.to_owned(), job: job.to_owned(), folder: folder.to_path_buf(), ended };
+        let want = Ask::Want { uid: uid.clone(), job: job.clone(), folder: folder.to_path_buf(), ended };
         self.ask.send(want).await.map_err(|_| CarryError::Ending)?;
         let (address, carrier) = (self.links.address(), self.words.carrier);
         tokio::select! {
@@ -132,10 +133,10 @@ struct Starter {
 
 impl Starter {
     /// One carrier, which tells its end.
-    fn start(&self, uid: &str, job: &str, folder: &Path) -> Result<(), ExecutorError> {
+    fn start(&self, uid: &PodUid, job: &JobId, folder: &Path) -> Result<(), ExecutorError> {
         let child = self.executor.step(job, &self.netns, folder)?;
         tracing::info!(%uid, %job, "no link: it is carried");
-        let (links, tell, uid) = (self.links.clone(), self.tell.clone(), uid.to_owned());
+        let (links, tell, uid) = (self.links.clone(), self.tell.clone(), uid.clone());
         tokio::spawn(async move {
             let why = carry(&links, child).await;
             tracing::info!(%uid, why, "the carrier ended");
@@ -146,7 +147,7 @@ impl Starter {
 }
 
 async fn keep(mut asked: mpsc::Receiver<Ask>, starter: Starter) {
-    let mut running: HashMap<String, Vec<oneshot::Sender<String>>> = HashMap::new();
+    let mut running: HashMap<PodUid, Vec<oneshot::Sender<String>>> = HashMap::new();
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Want { uid, job, folder, ended } => match running.get_mut(&uid) {

@@ -3,6 +3,7 @@
 use crate::controller::{Event, Sender};
 use crate::nodes::Nodes;
 use futures::{StreamExt, TryStreamExt};
+use hpk_api::ids::PodUid;
 use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
@@ -52,7 +53,7 @@ pub async fn pods(client: Client, nodes: Arc<Nodes>, tx: Sender) {
 }
 
 async fn tell_list(tx: &Sender, mut pods: Vec<Arc<Pod>>) -> Result<(), SendError<Event>> {
-    let uids = pods.iter().filter_map(|pod| pod.uid()).collect();
+    let uids = pods.iter().filter_map(|pod| pod.uid()).map(PodUid::from).collect();
     pods.sort_by(|a, b| age(a).cmp(&age(b)));
     for pod in pods {
         tx.send(Event::Applied(pod)).await?;

@@ -3,6 +3,7 @@
 use crate::auth::{Auth, Refusal};
 use crate::backend::{Backend, FrameReader, FrameWriter, LOST};
 use crate::head;
+use crate::logs;
 use crate::metrics_api::{self, MetricsApi};
 use crate::node_logs;
 use crate::probes;
@@ -14,7 +15,6 @@ use crate::stream::forward::{self, Dial};
 use crate::stream::remote::{self, Wanted};
 use crate::stream::{IDLE, upgrade};
 use crate::tls::Holder;
-use crate::logs;
 use hpk_api::control::{AttachOptions, ErrorCode, ExecOptions, Request as ControlRequest, StreamEnd};
 use hpk_api::frame::channel;
 use hpk_control::stream_end;
@@ -242,8 +242,11 @@ impl<B: Backend> Service<B> {
 
     /// Asks a supervisor for a session.
     async fn open(&self, uid: &str, what: &ControlRequest) -> Result<(FrameReader, FrameWriter), Response<Body>> {
-        let stream =
-            self.backend.open_session(uid).await.map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why.to_string()))?;
+        let stream = self
+            .backend
+            .open_session(uid)
+            .await
+            .map_err(|why| text(StatusCode::INTERNAL_SERVER_ERROR, why.to_string()))?;
         match hpk_control::stream::request(stream, what).await {
             Ok((_, reader, writer)) => Ok((reader, writer)),
             Err(e) => {

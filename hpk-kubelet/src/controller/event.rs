@@ -4,6 +4,7 @@ use super::prepare::{Held, Memory, Ready, Refreshed};
 use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::pods::submission::Finding;
+use hpk_api::ids::{JobId, PodUid};
 use hpk_api::state::PodState;
 use hpk_link::server::LinkEvent;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -21,10 +22,10 @@ pub enum Event {
     /// The API has it no more.
     Deleted(Arc<Pod>),
     /// These are all that the API has (UIDs).
-    Listed(HashSet<String>),
+    Listed(HashSet<PodUid>),
     /// An attempt to prepare ended.
     Prepared {
-        uid: String,
+        uid: PodUid,
         /// Which.
         attempt: u32,
         result: Box<Result<Ready, Held>>,
@@ -33,21 +34,21 @@ pub enum Event {
     },
     /// sbatch ended.
     Submitted {
-        uid: String,
+        uid: PodUid,
         /// Job id.
-        result: Result<String, ExecutorError>,
+        result: Result<JobId, ExecutorError>,
     },
     /// A refresh of a running pod ended.
     Refreshed {
-        uid: String,
+        uid: PodUid,
         result: Box<Result<Refreshed, Held>>,
         /// For the next one.
         memory: Box<Memory>,
     },
     /// An object that this pod refers to is not what the pod has read.
-    ReferencesChanged { uid: String },
+    ReferencesChanged { uid: PodUid },
     /// A write of the pod's record ended.
-    Recorded { uid: String, result: io::Result<()> },
+    Recorded { uid: PodUid, result: io::Result<()> },
     /// Something about a run has changed: the executor is to be asked now.
     RunsChanged,
     /// Slurm answered.
@@ -57,29 +58,29 @@ pub enum Event {
         /// When it was asked.
         asked: Instant,
         /// The pods whose jobs were sought.
-        sought: Vec<String>,
+        sought: Vec<PodUid>,
     },
     /// A link.
     Link(LinkEvent),
     /// A supervisor reports.
     Report {
-        uid: String,
+        uid: PodUid,
         /// Its word.
         state: Box<PodState>,
     },
     /// A status patch ended.
     Posted {
-        uid: String,
+        uid: PodUid,
         /// What was posted.
         status: Arc<PodStatus>,
         /// None: taken. Some: try again after this long.
         retry: Option<Duration>,
     },
     /// A request to the supervisor to stop failed.
-    StopFailed { uid: String },
+    StopFailed { uid: PodUid },
     /// Folder and object are gone, or not yet.
     Removed {
-        uid: String,
+        uid: PodUid,
         /// Whether all is gone.
         done: bool,
     },
@@ -91,11 +92,11 @@ pub struct Answers {
     /// When it was asked.
     pub asked: Instant,
     /// By pod and job id: what is said of the job, if it is known, and is the pod's.
-    pub known: Vec<(String, String, Option<Run>)>,
+    pub known: Vec<(PodUid, JobId, Option<Run>)>,
     /// sacct was asked about the missing ones, too.
     pub complete: bool,
     /// By pod: whether it has a job, and which.
-    pub sought: Vec<(String, Finding, Option<String>)>,
+    pub sought: Vec<(PodUid, Finding, Option<JobId>)>,
     /// All jobs of the user, if they were asked for.
     pub all: Option<Vec<Run>>,
 }

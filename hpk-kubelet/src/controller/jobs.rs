@@ -7,6 +7,7 @@ use crate::api::events::Note;
 use crate::executor::pace;
 use crate::executor::run::Run;
 use crate::pods::submission::{self, Finding, Stray};
+use hpk_api::ids::PodUid;
 use std::time::{Duration, Instant};
 
 /// Jobs that no pod has are looked for this often.
@@ -72,7 +73,7 @@ impl Controller {
         self.pace();
     }
 
-    pub(super) fn jobs_failed(&mut self, sought: &[String], asked: Instant) {
+    pub(super) fn jobs_failed(&mut self, sought: &[PodUid], asked: Instant) {
         self.asking = false;
         // Not at once, if it was that which was asked for.
         self.strays_at = self.strays_at.max(Instant::now() + pace::QUIET);
@@ -82,7 +83,7 @@ impl Controller {
         self.pace();
     }
 
-    fn job(&mut self, uid: &str, job: Run) {
+    fn job(&mut self, uid: &PodUid, job: Run) {
         let needs_words = self.entries.get(uid).is_some_and(|entry| entry.needs_words(&job));
         let words = needs_words.then(|| Box::new(perform::read_words(&self.ctx, uid)));
         self.hear(uid, Heard::Job { job: Box::new(job), words });
@@ -100,14 +101,14 @@ impl Controller {
     /// Ends the jobs of ours that no pod has: of a pod that went while nobody looked, or a second one.
     fn end_strays(&mut self, all: Vec<Run>) {
         for job in all.into_iter().filter(|job| !job.phase.is_over()) {
-            let Some(uid) = job.pod_in(&self.rules.pods).map(str::to_owned) else { continue };
+            let Some(uid) = job.pod_in(&self.rules.pods).map(PodUid::from) else { continue };
             let entry = self.entries.get(&uid);
             match submission::stray(&job.id, entry.map(|e| (e.stage(), e.record().job_id.as_deref()))) {
                 Stray::Keep => {}
                 Stray::Adopt => {
                     tracing::warn!(%uid, job = %job.id, "a pod that was not begun has a job: it is the pod's");
                     let found = self.found(&uid, |_| true);
-                    self.hear(&uid, Heard::Adopted { id: job.id, found });
+                    self.hear(&uid, Heard::Adopted { id: job.id.into(), found });
                 }
                 Stray::Cancel => {
                     tracing::warn!(%uid, job = %job.id, "no pod has this job: it is cancelled");
@@ -119,7 +120,7 @@ impl Controller {
                         );
                         self.ctx.recorder.pod(pod, Note::warning(job.words().reasons.duplicate, text));
                     }
-                    tasks::scancel(&self.ctx, job.id, true);
+                    tasks::scancel(&self.ctx, job.id.into(), true);
                 }
             }
         }

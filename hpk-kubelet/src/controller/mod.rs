@@ -32,6 +32,7 @@ mod start;
 mod tasks;
 
 pub use event::{Event, Sender};
+use hpk_api::ids::{JobId, PodUid};
 pub use seen::{PodInfo, Pods};
 
 use crate::api::references::NodesWatches;
@@ -66,15 +67,15 @@ pub struct Controller {
     tx: Sender,
     watches: NodesWatches,
     rules: Rules,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<PodUid, Entry>,
     /// Tasks of pods that may have to be ended.
-    running: HashMap<String, Running>,
+    running: HashMap<PodUid, Running>,
     addresses: Addresses,
     pool: Option<Pool>,
     /// When an entry wants to hear that time has passed.
-    timers: Due<String, Instant>,
+    timers: Due<PodUid, Instant>,
     /// Of which pods Slurm is to be asked, how long after it was asked last.
-    polls: Due<String, Duration>,
+    polls: Due<PodUid, Duration>,
     /// A query of Slurm runs.
     asking: bool,
     asked_at: Instant,
@@ -129,7 +130,7 @@ impl Controller {
     fn take(&mut self, event: Event) {
         match event {
             Event::Applied(pod) => self.applied(pod),
-            Event::Deleted(pod) => self.hear(pod.metadata.uid.as_deref().unwrap_or_default(), Heard::Vanished),
+            Event::Deleted(pod) => self.hear(&pod.metadata.uid.clone().unwrap_or_default().into(), Heard::Vanished),
             Event::Listed(all) => self.all_listed(&all),
             Event::Prepared { uid, attempt, result, memory } => {
                 self.hear(&uid, Heard::Prepared { attempt, result, memory });
@@ -154,7 +155,7 @@ impl Controller {
     }
 
     /// Has a pod's entry hear something, and does what it wants done.
-    fn hear(&mut self, uid: &str, heard: Heard) {
+    fn hear(&mut self, uid: &PodUid, heard: Heard) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let taken = |ip| self.addresses.is_anothers(ip, uid);
         let around = Around {
@@ -166,9 +167,8 @@ impl Controller {
         };
         let effects = entry.on(heard, &around);
         let (due, poll) = (entry.due(&around), entry.interest(around.now).map(pace::of));
-        let key = uid.to_owned();
-        self.timers.set(&key, due);
-        self.polls.set(&key, poll);
+        self.timers.set(uid, due);
+        self.polls.set(uid, poll);
         self.addresses.set(uid, entry.addresses());
         // Seen by the kubelet API before it is seen at the API server, never after.
         self.publish(uid);
@@ -178,16 +178,16 @@ impl Controller {
     }
 
     /// Lets others see the pod as it is.
-    fn publish(&self, uid: &str) {
+    fn publish(&self, uid: &PodUid) {
         let info = self.entries.get(uid).and_then(|entry| {
-            let job = entry.running_job().map(|job| job.id.clone());
+            let job = entry.running_job().map(|job| job.id.as_str().into());
             Some(PodInfo::new(entry.object()?.clone(), entry.current_status().cloned(), entry.is_linked(), job))
         });
         self.seen.send_if_modified(|pods| pods.set(uid, info));
     }
 
     fn applied(&mut self, pod: Arc<Pod>) {
-        let Some(uid) = pod.metadata.uid.clone() else { return };
+        let Some(uid) = pod.metadata.uid.clone().map(PodUid::from) else { return };
         let now = Instant::now();
         let entry = self.entries.entry(uid.clone()).or_insert_with(|| {
             let way = match submission::was_begun(&pod) {
@@ -210,24 +210,25 @@ impl Controller {
             node_fit::refuse(pod, self.ctx.node_objects.get(&ObjectRef::new(name)).as_deref()?)
         };
         let taken = || {
-            let others = self.entries.iter().filter(|(other, entry)| *other != uid && entry.holds_ports());
+            let others = self.entries.iter().filter(|(other, entry)| other.as_str() != uid && entry.holds_ports());
             admit::ports_taken(pod, others.filter_map(|(_, entry)| entry.object().map(AsRef::as_ref)))
         };
         admit::refuse(pod).or_else(unfit).or_else(taken)
     }
 
     /// These are all pods of the Node: the others are gone, and so is what nobody claims.
-    fn all_listed(&mut self, all: &HashSet<String>) {
+    fn all_listed(&mut self, all: &HashSet<PodUid>) {
         self.listed = true;
-        let missing: Vec<String> = self.entries.keys().filter(|uid| !all.contains(*uid)).cloned().collect();
+        let missing: Vec<PodUid> = self.entries.keys().filter(|uid| !all.contains(*uid)).cloned().collect();
         for uid in missing {
             self.hear(&uid, Heard::Vanished);
         }
         match folder::all(&self.ctx.home.pods()) {
             // Without a record nothing was ever submitted from them.
             Ok(uids) => {
-                let without = |uid: &String| matches!(self.ctx.folder(uid).record(), Ok(None));
-                let orphans = uids.into_iter().filter(|uid| !self.entries.contains_key(uid) && without(uid));
+                let without = |uid: &PodUid| matches!(self.ctx.folder(uid).record(), Ok(None));
+                let orphans =
+                    uids.into_iter().map(PodUid::from).filter(|uid| !self.entries.contains_key(uid) && without(uid));
                 tasks::remove_orphans(&self.ctx, orphans.collect());
             }
             Err(error) => tracing::warn!(%error, "pod folders that nobody claims are not looked for"),
@@ -238,32 +239,32 @@ impl Controller {
         match event {
             // The control plane's own place in the pod network is no pod.
             LinkEvent::Up { hello, .. } if hello.pod_uid == MEMBER => {}
-            LinkEvent::Up { hello, carried } => self.hear(&hello.pod_uid, Heard::LinkUp { carried }),
+            LinkEvent::Up { hello, carried } => self.hear(&hello.pod_uid.into(), Heard::LinkUp { carried }),
             LinkEvent::Down { uid, reason } => {
                 tracing::debug!(%uid, %reason, "link down");
-                self.hear(&uid, Heard::LinkDown);
+                self.hear(&uid.into(), Heard::LinkDown);
             }
             LinkEvent::Refused { uid, why } => {
                 tracing::warn!(%uid, %why, "link refused");
-                self.hear(&uid, Heard::LinkRefused(why));
+                self.hear(&uid.into(), Heard::LinkRefused(why));
             }
         }
     }
 
     /// A look for the pod's job has ended.
-    fn looked(&mut self, uid: &str, finding: Finding, id: Option<String>, asked: Instant) {
+    fn looked(&mut self, uid: &PodUid, finding: Finding, id: Option<JobId>, asked: Instant) {
         let found = self.found(uid, |entry| entry.is_sought() && finding == Finding::Job);
         self.hear(uid, Heard::Looked { finding, id, asked, found });
     }
 
     /// What is in the pod's folder, where its entry is about to need it.
-    fn found(&self, uid: &str, is_needed: impl FnOnce(&Entry) -> bool) -> Option<Box<Found>> {
+    fn found(&self, uid: &PodUid, is_needed: impl FnOnce(&Entry) -> bool) -> Option<Box<Found>> {
         let entry = self.entries.get(uid).filter(|entry| entry.lacks_plan() && is_needed(entry))?;
         Some(Box::new(perform::read_folder(&self.ctx, entry.record())))
     }
 
     /// Folder and object are gone.
-    fn forget(&mut self, uid: &str) {
+    fn forget(&mut self, uid: &PodUid) {
         self.watches.release(uid);
         if let (Some(entry), Some(pool)) = (self.entries.remove(uid), &mut self.pool) {
             pool.release(&entry.record().pod_ips);
@@ -272,9 +273,8 @@ impl Controller {
         for task in running.preparation.into_iter().chain(running.watch) {
             task.abort();
         }
-        let key = uid.to_owned();
-        self.timers.set(&key, None);
-        self.polls.set(&key, None);
+        self.timers.set(uid, None);
+        self.polls.set(uid, None);
         self.addresses.set(uid, std::iter::empty());
         self.ctx.links.withdraw(uid);
         self.publish(uid);

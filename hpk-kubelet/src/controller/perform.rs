@@ -6,12 +6,13 @@ use super::{Controller, tasks};
 use crate::pods::address::Pool;
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
+use hpk_api::ids::PodUid;
 use jiff::Timestamp;
 use std::net::IpAddr;
 use std::time::Instant;
 
 impl Controller {
-    pub(super) fn perform(&mut self, uid: &str, effect: Effect) {
+    pub(super) fn perform(&mut self, uid: &PodUid, effect: Effect) {
         let (ctx, tx) = (&self.ctx, &self.tx);
         match effect {
             Effect::Tell(pod, note) => ctx.recorder.pod(&pod, note),
@@ -32,8 +33,8 @@ impl Controller {
             Effect::AllowLink(addresses) => ctx.links.adopt(uid, ctx.folder(uid).link(), addresses),
             Effect::ForbidLink => ctx.links.withdraw(uid),
             Effect::Watch => {
-                let task = tasks::watch(ctx, tx, uid.to_owned());
-                let running = self.running.entry(uid.to_owned()).or_default();
+                let task = tasks::watch(ctx, tx, uid.clone());
+                let running = self.running.entry(uid.clone()).or_default();
                 running.watch.replace(task).into_iter().for_each(|old| old.abort());
             }
             Effect::Unwatch => {
@@ -53,7 +54,7 @@ impl Controller {
     }
 
     /// Begins an attempt to prepare the pod. It needs an address first.
-    fn prepare(&mut self, uid: &str, attempt: u32) {
+    fn prepare(&mut self, uid: &PodUid, attempt: u32) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let around = Around {
             now: Instant::now(),
@@ -77,7 +78,7 @@ impl Controller {
         }
         if let Some((pod, memory)) = entry.begin_attempt() {
             let task = tasks::prepare(&self.ctx, &self.tx, attempt, pod, entry.record().clone(), memory);
-            self.running.entry(uid.to_owned()).or_default().preparation = Some(task);
+            self.running.entry(uid.clone()).or_default().preparation = Some(task);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The pods as others see them (the kubelet API, sessions): by UID and by name, each with the kubelet's own newest status.
 
+use hpk_api::ids::{JobId, PodUid};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -12,13 +13,13 @@ pub struct PodInfo {
     /// Both in one: made when somebody asks for it, since most changes are asked for by nobody.
     whole: OnceLock<Arc<Pod>>,
     linked: bool,
-    job: Option<String>,
+    job: Option<JobId>,
 }
 
 impl PodInfo {
     /// `status`: the kubelet's own, which the API may not have yet; `job`: the one that runs it.
     #[must_use]
-    pub fn new(object: Arc<Pod>, status: Option<Arc<PodStatus>>, linked: bool, job: Option<String>) -> Self {
+    pub fn new(object: Arc<Pod>, status: Option<Arc<PodStatus>>, linked: bool, job: Option<JobId>) -> Self {
         Self { object, status, whole: OnceLock::new(), linked, job }
     }
 
@@ -52,8 +53,8 @@ impl PodInfo {
 
     /// Its job, while that runs.
     #[must_use]
-    pub fn job(&self) -> Option<&str> {
-        self.job.as_deref()
+    pub fn job(&self) -> Option<&JobId> {
+        self.job.as_ref()
     }
 
     /// Whether others would see no difference.
@@ -80,14 +81,14 @@ fn key(namespace: &str, name: &str) -> String {
 /// All pods.
 #[derive(Debug, Default)]
 pub struct Pods {
-    by_uid: HashMap<String, PodInfo>,
+    by_uid: HashMap<PodUid, PodInfo>,
     /// More than one, while a deleted pod's job still ends and a new pod bears its name.
-    by_name: HashMap<String, Vec<String>>,
+    by_name: HashMap<String, Vec<PodUid>>,
 }
 
 impl Pods {
     /// What is seen of the pod `uid` from now on; None: nothing. Returns whether others see a difference.
-    pub fn set(&mut self, uid: &str, info: Option<PodInfo>) -> bool {
+    pub fn set(&mut self, uid: &PodUid, info: Option<PodInfo>) -> bool {
         let Some(info) = info else {
             let Some(former) = self.by_uid.remove(uid) else { return false };
             let name = former.name();
@@ -107,8 +108,8 @@ impl Pods {
                 true
             }
             None => {
-                self.by_name.entry(info.name()).or_default().push(uid.to_owned());
-                self.by_uid.insert(uid.to_owned(), info);
+                self.by_name.entry(info.name()).or_default().push(uid.clone());
+                self.by_uid.insert(uid.clone(), info);
                 true
             }
         }
@@ -164,13 +165,13 @@ mod tests {
     #[test]
     fn of_two_pods_of_one_name_the_living_one_is_found() {
         let mut pods = Pods::default();
-        assert!(pods.set("old", Some(pod("a", true))) && pods.set("b", Some(pod("b", false))));
+        assert!(pods.set(&"old".into(), Some(pod("a", true))) && pods.set(&"b".into(), Some(pod("b", false))));
         assert!(pods.find("d", "a").is_some_and(|info| info.object.metadata.deletion_timestamp.is_some()));
-        assert!(pods.set("new", Some(pod("a", false))));
+        assert!(pods.set(&"new".into(), Some(pod("a", false))));
         assert!(pods.find("d", "a").is_some_and(|info| info.object.metadata.deletion_timestamp.is_none()));
-        assert!(pods.set("old", None) && !pods.set("old", None));
+        assert!(pods.set(&"old".into(), None) && !pods.set(&"old".into(), None));
         assert!(pods.find("d", "a").is_some() && pods.find("d", "c").is_none() && pods.find("e", "a").is_none());
-        assert!(pods.set("new", None) && pods.find("d", "a").is_none());
+        assert!(pods.set(&"new".into(), None) && pods.find("d", "a").is_none());
         assert_eq!((pods.len(), pods.by_name.len()), (1, 1));
     }
 
@@ -182,9 +183,11 @@ mod tests {
             let status = PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() };
             PodInfo::new(object.clone(), Some(Arc::new(status)), linked, None)
         };
-        assert!(pods.set("u", Some(info("Pending", false))));
-        assert!(!pods.set("u", Some(info("Pending", false))));
-        assert!(pods.set("u", Some(info("Running", false))) && pods.set("u", Some(info("Running", true))));
+        assert!(pods.set(&"u".into(), Some(info("Pending", false))));
+        assert!(!pods.set(&"u".into(), Some(info("Pending", false))));
+        assert!(
+            pods.set(&"u".into(), Some(info("Running", false))) && pods.set(&"u".into(), Some(info("Running", true)))
+        );
         let seen = pods.get("u").expect("it is there");
         assert_eq!((seen.phase(), seen.is_linked()), (Some("Running"), true));
         assert_eq!(seen.pod().status.as_ref().and_then(|s| s.phase.as_deref()), Some("Running"));

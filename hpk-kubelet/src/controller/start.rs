@@ -8,6 +8,7 @@ use crate::pods::address::Pool;
 use crate::pods::folder::{self, Progress, Record, RecordError};
 use crate::pods::reconcile::Stage;
 use crate::pods::submission::Submission;
+use hpk_api::ids::PodUid;
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use std::collections::HashMap;
@@ -40,7 +41,7 @@ impl Controller {
             let of_node = Watches::start(ctx.clients.of(&node.name).clone(), node.name.clone(), move |uid| {
                 let changes = changes.clone();
                 async move {
-                    let _ = changes.send(Event::ReferencesChanged { uid }).await;
+                    let _ = changes.send(Event::ReferencesChanged { uid: uid.into() }).await;
                 }
             });
             watches.add(node.name.clone(), of_node);
@@ -70,10 +71,10 @@ impl Controller {
     }
 }
 
-fn entries_on_disk(ctx: &Context, rules: &Rules) -> Result<HashMap<String, Entry>, RecordError> {
+fn entries_on_disk(ctx: &Context, rules: &Rules) -> Result<HashMap<PodUid, Entry>, RecordError> {
     let uids = folder::all(&rules.pods).map_err(|source| RecordError::Read { path: rules.pods.clone(), source })?;
     let mut entries = HashMap::new();
-    for uid in uids {
+    for uid in uids.into_iter().map(PodUid::from) {
         let entry = match ctx.folder(&uid).record() {
             Ok(Some(record)) => by_record(ctx, rules, record),
             // Made but never begun: nothing can run in it.
@@ -106,10 +107,10 @@ fn by_record(ctx: &Context, rules: &Rules, record: Record) -> Entry {
 }
 
 /// A pod whose record is of no use: what else is in its folder tells of it, and Slurm of its job.
-fn without_record(ctx: &Context, uid: &str, error: &RecordError) -> Entry {
+fn without_record(ctx: &Context, uid: &PodUid, error: &RecordError) -> Entry {
     let now = Instant::now();
     let plan = ctx.folder(uid).plan();
-    let who = PodRef { uid: uid.to_owned(), ..plan.as_ref().map(|p| p.pod.clone()).unwrap_or_default() };
+    let who = PodRef { uid: uid.as_str().to_owned(), ..plan.as_ref().map(|p| p.pod.clone()).unwrap_or_default() };
     let mut record = Record::new(who, Timestamp::now());
     record.pod_ips = plan.map(|p| p.network.pod_ips).unwrap_or_default();
     // Where the pod is not known by name, accounting is asked in vain until the API has told it.

@@ -1,8 +1,8 @@
 //! The controller's effects: each a task that does one thing and reports by an event.
 
 use super::context::Context;
-use super::event::Answers;
 use super::entry::Labels;
+use super::event::Answers;
 use super::prepare::{self, Memory};
 use super::{Event, Sender, no_link};
 use crate::api::events::Note;
@@ -13,6 +13,7 @@ use crate::pods::folder::Record;
 use crate::pods::plan::Image;
 use crate::pods::submission::Finding;
 use hpk_api::control::{Answer, Request};
+use hpk_api::ids::{JobId, PodUid};
 use hpk_api::link::NetUpdate;
 use hpk_api::plan::{PodRef, SandboxPlan};
 use hpk_control::stream;
@@ -49,24 +50,24 @@ pub(super) fn prepare(
     spawn(tx, async move {
         let result = prepare::prepare(&ctx, &pod, &record, &mut memory).await;
         let (result, memory) = (Box::new(result), Box::new(memory));
-        Some(Event::Prepared { uid: record.pod.uid, attempt, result, memory })
+        Some(Event::Prepared { uid: record.pod.uid.into(), attempt, result, memory })
     })
 }
 
 /// sbatch. That it may run is [`crate::pods::submission`]'s to say.
-pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &str, arguments: Vec<String>) {
-    let (ctx, uid) = (ctx.clone(), uid.to_owned());
+pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &PodUid, arguments: Vec<String>) {
+    let (ctx, uid) = (ctx.clone(), uid.clone());
     spawn(tx, async move {
         let script = ctx.folder(&uid).script();
         let submission = Submission { uid: &uid, arguments: &arguments, script: &script };
-        let result = ctx.executor.submit(submission).await;
+        let result = ctx.executor.submit(submission).await.map(JobId::from);
         Some(Event::Submitted { uid, result })
     });
 }
 
 /// Writes a record to the shared file system, however long that takes.
 pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
-    let uid = record.pod.uid.clone();
+    let uid = PodUid::from(record.pod.uid.as_str());
     let folder = ctx.folder(&uid);
     spawn(tx, async move {
         let written = tokio::task::spawn_blocking(move || folder.write_record(&record)).await;
@@ -88,7 +89,7 @@ pub(crate) struct Refresh {
 pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
     let ctx = ctx.clone();
     spawn(tx, async move {
-        let uid = job.record.pod.uid.clone();
+        let uid = PodUid::from(job.record.pod.uid.as_str());
         let mut result =
             prepare::refresh(&ctx, &job.pod, &job.record, &job.plan, &job.sent, &job.known, &mut job.memory).await;
         if let Ok(fresh) = &mut result
@@ -122,8 +123,8 @@ async fn ask(ctx: &Context, uid: &str, request: &Request) -> anyhow::Result<Answ
     Ok(answer)
 }
 
-pub(super) fn ask_stop(ctx: &Context, tx: &Sender, uid: &str, grace: u32) {
-    let (ctx, uid) = (ctx.clone(), uid.to_owned());
+pub(super) fn ask_stop(ctx: &Context, tx: &Sender, uid: &PodUid, grace: u32) {
+    let (ctx, uid) = (ctx.clone(), uid.clone());
     spawn(tx, async move {
         match ask(&ctx, &uid, &Request::Stop { grace_period_seconds: grace }).await {
             Ok(_) => None,
@@ -135,7 +136,7 @@ pub(super) fn ask_stop(ctx: &Context, tx: &Sender, uid: &str, grace: u32) {
     });
 }
 
-pub(super) fn scancel(ctx: &Context, id: String, whole: bool) {
+pub(super) fn scancel(ctx: &Context, id: JobId, whole: bool) {
     let executor = ctx.executor.clone();
     tokio::spawn(async move {
         let done = if whole { executor.cancel(&id).await } else { executor.terminate(&id).await };
@@ -146,13 +147,13 @@ pub(super) fn scancel(ctx: &Context, id: String, whole: bool) {
 }
 
 /// Tells a pod that one whose job did not end in order was on its node.
-pub(super) fn sweep(ctx: &Context, neighbour: String) {
+pub(super) fn sweep(ctx: &Context, neighbour: PodUid) {
     let links = ctx.links.clone();
     tokio::spawn(async move { links.push(&neighbour, &[NetUpdate::Sweep]).await });
 }
 
 /// Follows the supervisor's status for as long as the link stands.
-pub(super) fn watch(ctx: &Context, tx: &Sender, uid: String) -> AbortHandle {
+pub(super) fn watch(ctx: &Context, tx: &Sender, uid: PodUid) -> AbortHandle {
     let (ctx, tx) = (ctx.clone(), tx.clone());
     tokio::spawn(async move {
         let mut wait = Duration::from_millis(50);
@@ -169,12 +170,12 @@ pub(super) fn watch(ctx: &Context, tx: &Sender, uid: String) -> AbortHandle {
     .abort_handle()
 }
 
-async fn follow(ctx: &Context, tx: &Sender, uid: &str) -> anyhow::Result<()> {
+async fn follow(ctx: &Context, tx: &Sender, uid: &PodUid) -> anyhow::Result<()> {
     let connection = ctx.links.open_supervisor(uid).await?;
     let (answer, mut reader, _writer) = stream::request(connection, &Request::Status { watch: true }).await?;
     let Answer::Status(mut state) = answer else { anyhow::bail!("not a status") };
     loop {
-        tx.send(Event::Report { uid: uid.to_owned(), state }).await?;
+        tx.send(Event::Report { uid: uid.clone(), state }).await?;
         match reader.line().await? {
             Some(next) => state = next,
             None => return Ok(()),
@@ -193,8 +194,8 @@ pub(super) fn tell_unlinked(ctx: &Context, pod: Arc<Pod>, uid: &str, node: Optio
 }
 
 /// Has Slurm carry a pod's link.
-pub(super) fn carry(ctx: &Context, uid: &str, job: String) {
-    let (carriers, uid, folder) = (ctx.carriers.clone(), uid.to_owned(), ctx.home.pod(uid));
+pub(super) fn carry(ctx: &Context, uid: &PodUid, job: JobId) {
+    let (carriers, uid, folder) = (ctx.carriers.clone(), uid.clone(), ctx.home.pod(uid));
     tokio::spawn(async move { carriers.offer(uid, job, folder).await });
 }
 
@@ -202,7 +203,7 @@ pub(super) fn carry(ctx: &Context, uid: &str, job: String) {
 pub(super) struct Question {
     pub(super) asked: Instant,
     /// Pods with their jobs' ids.
-    pub(super) known: Vec<(String, String)>,
+    pub(super) known: Vec<(PodUid, JobId)>,
     /// Pods whose jobs are sought.
     pub(super) sought: Vec<Sought>,
     /// All jobs of the user are wanted.
@@ -227,14 +228,17 @@ pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let Question { asked, known, sought, all } = question;
-        let ids: Vec<String> = known.iter().map(|(_, id)| id.clone()).collect();
+        let ids: Vec<String> = known.iter().map(|(_, id)| id.as_str().to_owned()).collect();
         let whole = all || !sought.is_empty();
         let queue = match ctx.executor.query((!whole).then_some(ids.as_slice())).await {
             Ok(queue) => queue,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "squeue");
                 tokio::time::sleep(Duration::from_secs(2)).await;
-                return Some(Event::JobsFailed { asked, sought: sought.into_iter().map(|s| s.pod.uid).collect() });
+                return Some(Event::JobsFailed {
+                    asked,
+                    sought: sought.into_iter().map(|s| s.pod.uid.into()).collect(),
+                });
             }
         };
         let (known, complete) = look_up(&ctx, &queue, known).await;
@@ -247,10 +251,11 @@ pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
 async fn look_up(
     ctx: &Context,
     queue: &[Run],
-    known: Vec<(String, String)>,
-) -> (Vec<(String, String, Option<Run>)>, bool) {
+    known: Vec<(PodUid, JobId)>,
+) -> (Vec<(PodUid, JobId, Option<Run>)>, bool) {
     let by_id: HashMap<&str, &Run> = queue.iter().map(|job| (job.id.as_str(), job)).collect();
-    let queued = |uid: &str, id: &str| by_id.get(id).filter(|job| job.is_of(uid)).map(|job| (*job).clone());
+    let queued =
+        |uid: &PodUid, id: &JobId| by_id.get(id.as_str()).filter(|job| job.is_of(uid)).map(|job| (*job).clone());
     let mut list: Vec<_> = known
         .into_iter()
         .map(|(uid, id)| {
@@ -258,7 +263,8 @@ async fn look_up(
             (uid, id, job)
         })
         .collect();
-    let missing: Vec<String> = list.iter().filter(|(.., job)| job.is_none()).map(|(_, id, _)| id.clone()).collect();
+    let missing: Vec<String> =
+        list.iter().filter(|(.., job)| job.is_none()).map(|(_, id, _)| id.as_str().to_owned()).collect();
     if missing.is_empty() {
         return (list, true);
     }
@@ -268,7 +274,7 @@ async fn look_up(
             let over: Vec<Run> = remembered.into_iter().flatten().filter(|job| job.phase.is_over()).collect();
             for (uid, id, job) in list.iter_mut().filter(|(.., job)| job.is_none()) {
                 // A requeued job is listed once for each run: the last one counts.
-                let runs = over.iter().filter(|job| job.id == *id && job.is_of(uid));
+                let runs = over.iter().filter(|job| job.id == id.as_str() && job.is_of(uid));
                 *job = runs.max_by_key(|job| job.ended_at).cloned();
             }
             (list, true)
@@ -281,14 +287,14 @@ async fn look_up(
 }
 
 /// Looks for the jobs of pods in squeue, then in sacct, then in what a supervisor has left in the pod's folder.
-async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String, Finding, Option<String>)> {
+async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(PodUid, Finding, Option<JobId>)> {
     let of = |jobs: &[Run], uid: &str| {
         run::choose(jobs.iter().filter(|j| j.is_of(uid) && !j.was_refused()).cloned().collect())
     };
     let (found, missing): (Vec<_>, Vec<_>) =
         sought.into_iter().map(|s| (of(queue, &s.pod.uid), s)).partition(|(job, _)| job.is_some());
     let mut list: Vec<_> =
-        found.into_iter().filter_map(|(job, s)| Some((s.pod.uid, Finding::Job, Some(job?.id)))).collect();
+        found.into_iter().filter_map(|(job, s)| Some((s.pod.uid.into(), Finding::Job, Some(job?.id.into())))).collect();
     let Some(since) = missing.iter().map(|(_, s)| s.since).min() else { return list };
     let names: Vec<String> = missing.iter().map(|(_, s)| format!("{}/{}", s.pod.namespace, s.pod.name)).collect();
     // The clocks of the machines may differ.
@@ -301,7 +307,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
         }
     };
     for (_, s) in missing {
-        let uid = s.pod.uid;
+        let uid = PodUid::from(s.pod.uid);
         let folder = ctx.folder(&uid);
         let word = match tokio::task::spawn_blocking(move || folder.last_word()).await {
             Ok(Ok(word)) => Some(word),
@@ -314,7 +320,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
         let by_accounting = remembered.as_deref().and_then(|jobs| of(jobs, &uid)).map(|job| job.id);
         let by_word = word.iter().flatten().find_map(|state| state.job_id.clone());
         let finding = match by_accounting.or(by_word) {
-            Some(id) => (uid, Finding::Job, Some(id)),
+            Some(id) => (uid, Finding::Job, Some(id.into())),
             None if remembered.is_some() && word.is_some() => (uid, Finding::Nothing, None),
             None => (uid, Finding::Unknown, None),
         };
@@ -326,7 +332,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(String,
 pub(super) fn post(ctx: &Context, tx: &Sender, pod: Arc<Pod>, status: Arc<PodStatus>, patch: Value) {
     let client = ctx.clients.of_pod(&pod).clone();
     spawn(tx, async move {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let uid = PodUid::from(pod.metadata.uid.clone().unwrap_or_default());
         let name = pod.metadata.name.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(client, pod.metadata.namespace.as_deref().unwrap_or("default"));
         let retry = match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
@@ -364,7 +370,7 @@ pub(super) fn label(ctx: &Context, pod: Arc<Pod>, labels: Labels) {
 }
 
 /// Removes folders that no pod and no record claims.
-pub(super) fn remove_orphans(ctx: &Context, orphans: Vec<String>) {
+pub(super) fn remove_orphans(ctx: &Context, orphans: Vec<PodUid>) {
     let ctx = ctx.clone();
     tokio::task::spawn_blocking(move || {
         for uid in orphans {
@@ -395,6 +401,6 @@ pub(super) fn remove(ctx: &Context, tx: &Sender, who: PodRef, pod: Option<Arc<Po
                 done = false;
             }
         }
-        Some(Event::Removed { uid: who.uid, done })
+        Some(Event::Removed { uid: who.uid.into(), done })
     });
 }

@@ -254,7 +254,7 @@ impl Keeper {
             Effect::Failed { ticket, sure, why } => self.answer(ticket, Outcome::Failed { sure, why }),
             Effect::Wake { uid } => {
                 let tx = self.parts.tx.clone();
-                tokio::spawn(async move { tx.send(Event::ReferencesChanged { uid }).await });
+                tokio::spawn(async move { tx.send(Event::ReferencesChanged { uid: uid.into() }).await });
             }
             Effect::Shape { id, group, members, all } => {
                 let result = self.shape(&id, &group.to_string(), &members, all);

@@ -9,6 +9,7 @@
 use super::resize::Granted;
 use crate::executor::run::Run;
 use hpk_api::files;
+use hpk_api::ids::JobId;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
 use hpk_sys::beneath;
@@ -55,7 +56,7 @@ pub struct Record {
     pub progress: Progress,
     /// Slurm's id.
     #[serde(default)]
-    pub job_id: Option<String>,
+    pub job_id: Option<JobId>,
     /// Addresses given to it.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,

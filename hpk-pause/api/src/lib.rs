@@ -16,6 +16,7 @@ pub mod cri_log;
 pub mod frame;
 pub mod gang;
 pub mod go_duration;
+pub mod ids;
 pub mod images;
 pub mod link;
 pub mod local;

@@ -106,7 +106,7 @@ impl Entry {
                     self.tell(Note::normal("LinkBack", "the pod has its link to the kubelet again"), fx);
                 }
                 Act::TellBack => {}
-                Act::Carry => fx.extend(self.job.job().map(|job| Effect::Carry { job: job.id.clone() })),
+                Act::Carry => fx.extend(self.job.job().map(|job| Effect::Carry { job: job.id.as_str().into() })),
             }
         }
     }

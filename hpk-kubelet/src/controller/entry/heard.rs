@@ -12,6 +12,7 @@ use crate::pods::folder::Record;
 use crate::pods::plan::Image;
 use crate::pods::submission::Finding;
 use crate::render::sources::Versions;
+use hpk_api::ids::JobId;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
@@ -78,11 +79,11 @@ pub(crate) enum Heard {
     /// A write of the record ended.
     Recorded(io::Result<()>),
     /// sbatch ended, with the job's id.
-    Submitted(Result<String, ExecutorError>),
+    Submitted(Result<JobId, ExecutorError>),
     /// A look for its job that was begun at `asked` ended.
-    Looked { finding: Finding, id: Option<String>, asked: Instant, found: Option<Box<Found>> },
+    Looked { finding: Finding, id: Option<JobId>, asked: Instant, found: Option<Box<Found>> },
     /// A job turned up that nobody looked for.
-    Adopted { id: String, found: Option<Box<Found>> },
+    Adopted { id: JobId, found: Option<Box<Found>> },
     /// Slurm's word, with those on disk where they are needed ([`super::Entry::needs_words`]).
     Job { job: Box<Run>, words: Option<Box<LastWords>> },
     /// The supervisor's word.
@@ -153,13 +154,13 @@ pub(crate) enum Effect {
     /// Its owner is told that there is no link to it on `node`.
     TellUnlinked { pod: Arc<Pod>, node: Option<String> },
     /// Slurm is to carry the link.
-    Carry { job: String },
+    Carry { job: JobId },
     /// The supervisor is asked to stop; a failure ends in [`Heard::NotAsked`].
     AskStop { grace: u32 },
     /// TERM through Slurm.
-    Signal { job: String },
+    Signal { job: JobId },
     /// scancel.
-    Cancel { job: String },
+    Cancel { job: JobId },
     /// Somebody on that node clears up what the pod may have left there.
     ClearUp { node: String },
     /// The API's object gets this patch; ends in [`Heard::Posted`].

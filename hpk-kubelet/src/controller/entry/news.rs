@@ -7,6 +7,7 @@ use crate::api::events::Note;
 use crate::controller::prepare::{Held, Memory, Refreshed};
 use crate::executor::run::{Run, RunPhase};
 use crate::pods::claim;
+use hpk_api::ids::JobId;
 use hpk_api::state::{HOST_PATH, PodState};
 use k8s_openapi::api::core::v1::PodStatus;
 use std::net::IpAddr;
@@ -94,7 +95,7 @@ impl Entry {
     ) {
         let put_back = self.job.put_back();
         // Nobody else could speak for a job of this pod.
-        let adopted = state.job_id.clone().filter(|_| self.is_sought());
+        let adopted = state.job_id.clone().filter(|_| self.is_sought()).map(JobId::from);
         let is_adopted = adopted.is_some();
         if let Some(id) = adopted {
             self.made(id, found, around, fx);

@@ -219,7 +219,7 @@ impl World {
                 self.begin_operation(Operation::AskStop);
             }
             Effect::Signal { job } | Effect::Cancel { job } => {
-                assert_eq!(Some(job), self.job.as_ref().map(|job| job.id.clone()));
+                assert_eq!(Some(job.as_str()), self.job.as_ref().map(|job| job.id.as_str()));
                 assert!(!self.removing);
                 // A pod that is wanted is ended when its supervisor has said that it is over.
                 let is_over = self.entry.as_ref().is_some_and(|entry| entry.job.finished_at().is_some());
@@ -310,7 +310,7 @@ impl World {
                 let result = match outcome {
                     Outcome::Well => {
                         self.make_job();
-                        Ok("7".to_owned())
+                        Ok("7".into())
                     }
                     Outcome::Badly => Err(failed(true)),
                     Outcome::Late(delay) => {
@@ -348,7 +348,7 @@ impl World {
         if entry.is_sought() {
             let (finding, id) = match (answers, &self.job) {
                 (false, _) => (Finding::Unknown, None),
-                (true, Some(job)) => (Finding::Job, Some(job.id.clone())),
+                (true, Some(job)) => (Finding::Job, Some(job.id.as_str().into())),
                 (true, None) => (Finding::Nothing, None),
             };
             let found = Box::new(Found { plan: Some(plan()), words: LastWords::default(), images: Default::default() });

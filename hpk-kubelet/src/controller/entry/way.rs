@@ -13,6 +13,7 @@ use crate::pods::phase;
 use crate::pods::resize;
 use crate::pods::status::Waiting;
 use crate::pods::submission::{Failure, Finding, Recorded, Submission, Way};
+use hpk_api::ids::JobId;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::PodRef;
 use k8s_openapi::api::core::v1::Pod;
@@ -193,7 +194,7 @@ impl Entry {
 
     pub(super) fn submitted(
         &mut self,
-        result: Result<String, ExecutorError>,
+        result: Result<JobId, ExecutorError>,
         around: &Around<'_>,
         fx: &mut Vec<Effect>,
     ) {
@@ -229,7 +230,7 @@ impl Entry {
     pub(super) fn looked(
         &mut self,
         finding: Finding,
-        id: Option<String>,
+        id: Option<JobId>,
         asked: Instant,
         found: Option<Box<Found>>,
         around: &Around<'_>,
@@ -251,7 +252,7 @@ impl Entry {
         self.advance(around, fx);
     }
 
-    pub(super) fn adopted(&mut self, id: String, found: Option<Box<Found>>, around: &Around<'_>, fx: &mut Vec<Effect>) {
+    pub(super) fn adopted(&mut self, id: JobId, found: Option<Box<Found>>, around: &Around<'_>, fx: &mut Vec<Effect>) {
         if matches!(self.state, State::New | State::Preparing { .. }) {
             self.made(id, found, around, fx);
             self.advance(around, fx);
@@ -259,7 +260,7 @@ impl Entry {
     }
 
     /// The pod's job is known.
-    pub(super) fn made(&mut self, id: String, found: Option<Box<Found>>, around: &Around<'_>, fx: &mut Vec<Effect>) {
+    pub(super) fn made(&mut self, id: JobId, found: Option<Box<Found>>, around: &Around<'_>, fx: &mut Vec<Effect>) {
         let pod = &self.record().pod;
         tracing::info!(pod = %format!("{}/{}", pod.namespace, pod.name), job = %id, "has its job");
         self.abort_preparation(fx);
