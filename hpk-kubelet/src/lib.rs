@@ -5,6 +5,7 @@
 //! It decides nothing about a running pod: that is the supervisor's part.
 
 pub mod api;
+pub mod app;
 pub mod backend;
 pub mod carrier;
 pub mod controller;
