@@ -26,6 +26,12 @@ use std::time::Duration;
 
 /// The node's name on this site: `hpk-` and Slurm's cluster name.
 pub const NODE: &str = "hpk-site";
+/// The home folder of alice, who has the cluster.
+pub const HOME: &str = "/home/alice";
+/// Her `HPK_HOME`.
+pub const HPK_HOME: &str = "/home/alice/.hpk";
+/// Where her pods have their folders on a compute node, by their UIDs.
+pub const NODE_FOLDER: &str = "/tmp/hpk-1000";
 /// How long a pod may take to do something simple on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The smallest image: busybox.

@@ -1,6 +1,6 @@
 //! Claims: volumes that the provisioner makes, and what pods do with them.
 
-use hpk_e2e::{Namespace, PATIENCE, eventually, sx};
+use hpk_e2e::{HPK_HOME, Namespace, PATIENCE, eventually, sx};
 use serde_json::{Value, json};
 
 fn claim(name: &str, mode: &str, more: &Value) -> Value {
@@ -76,7 +76,7 @@ fn pods_of_two_nodes_write_the_same_claim() {
         ns.wait_phase(node, "Succeeded");
     }
     let path = folder(&ns, "shared");
-    assert!(path.starts_with(&format!("/home/alice/.hpk/volumes/{}/shared-", ns.name())), "{path}");
+    assert!(path.starts_with(&format!("{HPK_HOME}/volumes/{}/shared-", ns.name())), "{path}");
     assert_eq!(login(&format!("cat {path}/c1 {path}/c2")).ok(), "c1\nc2");
 }
 
@@ -92,7 +92,7 @@ fn a_claim_deleted_by_mistake_comes_back() {
     ns.kubectl(&["delete", "pvc", "data", "--wait=false"]).ok();
     // kubernetes.io/pvc-protection: it is used until its pod has ended, and has ended here.
     ns.delete("pod", "writer");
-    let deleted = format!("/home/alice/.hpk/volumes/.deleted/{}", ns.name());
+    let deleted = format!("{HPK_HOME}/volumes/.deleted/{}", ns.name());
     let name = eventually("the folder is put aside", PATIENCE, || {
         let listed = login(&format!("ls {deleted}"));
         listed.stdout.trim().starts_with("data-").then(|| listed.stdout.trim().to_owned())

@@ -3,11 +3,13 @@
 #![allow(clippy::print_stderr, reason = "what a failed case leaves is shown")]
 #![allow(clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{BUSYBOX, PATIENCE, Run, TOOLBOX, eventually, sx};
+use hpk_e2e::{BUSYBOX, HOME, PATIENCE, Run, TOOLBOX, eventually, sx};
 use serde_json::Value;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-const PROGRAMS: &str = "/home/alice/.local";
+fn programs() -> String {
+    format!("{HOME}/.local")
+}
 
 /// A cluster of its own beside alice's usual one, down with its pods when this is dropped.
 struct Cluster {
@@ -26,27 +28,27 @@ impl Cluster {
 
     fn run(&self, command: &[&str]) -> Run {
         let (home, kubeconfig) = (format!("HPK_HOME={}", self.home), format!("KUBECONFIG={}/kubeconfig", self.home));
-        let prefix = format!("HPK_PREFIX={PROGRAMS}");
+        let prefix = format!("HPK_PREFIX={}", programs());
         let env = ["env", &home, &kubeconfig, &prefix];
         let all: Vec<&str> = env.into_iter().chain(command.iter().copied()).collect();
         sx("login", self.user, &all)
     }
 
     fn hpk(&self, args: &[&str]) -> Run {
-        let program = format!("{PROGRAMS}/bin/hpk");
+        let program = format!("{}/bin/hpk", programs());
         let all: Vec<&str> = [program.as_str()].into_iter().chain(args.iter().copied()).collect();
         self.run(&all)
     }
 
     fn kubectl(&self, args: &[&str]) -> Run {
-        let program = format!("{PROGRAMS}/bin/kubectl");
+        let program = format!("{}/bin/kubectl", programs());
         let all: Vec<&str> = [program.as_str()].into_iter().chain(args.iter().copied()).collect();
         self.run(&all)
     }
 
     #[track_caller]
     fn apply(&self, manifest: &str) {
-        let script = format!("printf %s \"$1\" | {PROGRAMS}/bin/kubectl apply -f -");
+        let script = format!("printf %s \"$1\" | {}/bin/kubectl apply -f -", programs());
         self.run(&["bash", "-o", "pipefail", "-c", &script, "-", manifest]).ok();
     }
 
@@ -223,7 +225,7 @@ fn pods_of_root_in_a_routed_network_over_both_nodes() {
 
     // What was found in the namespace is the pod's CNI result.
     let socket = format!("/tmp/hpk-0/{}/run/supervisor.sock", pod["metadata"]["uid"].as_str().expect("a uid"));
-    let ctl = format!("{PROGRAMS}/libexec/hpk/hpk-pause");
+    let ctl = format!("{}/libexec/hpk/hpk-pause", programs());
     let state: Value =
         serde_json::from_str(sx("c1", None, &[&ctl, "ctl", "--socket", &socket, "status"]).ok()).expect("JSON");
     let result = &state["network"];
@@ -318,7 +320,7 @@ fn pods_of_root_on_a_bridge_behind_their_node() {
 #[test]
 fn an_ordinary_user_hears_that_apptainer_has_fallen_back() {
     let _network = SiteNetwork::bridge();
-    let cluster = Cluster::up(Some("alice"), "/home/alice/.hpk-cni", "cni:e2e-bridge");
+    let cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-cni"), "cni:e2e-bridge");
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: pod}}, spec: {{restartPolicy: Never, containers: [{{name: main, image: '{BUSYBOX}', command: [echo, started]}}]}}}}"
     ));

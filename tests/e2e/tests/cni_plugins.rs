@@ -1,13 +1,14 @@
 //! A pod's network as a CNI result, and CNI plug-ins of the user's own choice chained to it (`~/.hpk/net.d`).
 #![allow(clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, TOOLBOX, eventually, sx};
+use hpk_e2e::{BUSYBOX, HOME, HPK_HOME, NODE_FOLDER, Namespace, PATIENCE, TOOLBOX, eventually, sx};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-const HOME: &str = "/home/alice/.hpk";
 /// What the plug-in `e2e-recorder` writes down, one line a call.
-const RECORD: &str = "/home/alice/e2e-cni-record";
+fn record_file() -> String {
+    format!("{HOME}/e2e-cni-record")
+}
 
 /// A list holds for every pod that is made while it is there: one case at a time.
 static ONE: Mutex<()> = Mutex::new(());
@@ -23,7 +24,8 @@ impl List {
     fn text(text: &str) -> Self {
         let held = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let script = format!(
-            "mkdir -p {HOME}/net.d {HOME}/cni/bin; rm -f {RECORD}; printf %s \"$1\" > {HOME}/net.d/10-e2e.conflist"
+            "mkdir -p {HPK_HOME}/net.d {HPK_HOME}/cni/bin; rm -f {}; printf %s \"$1\" > {HPK_HOME}/net.d/10-e2e.conflist",
+            record_file()
         );
         sx("login", Some("alice"), &["bash", "-ec", &script, "-", text]).ok();
         Self(held)
@@ -32,7 +34,11 @@ impl List {
 
 impl Drop for List {
     fn drop(&mut self) {
-        sx("login", Some("alice"), &["rm", "-rf", &format!("{HOME}/net.d"), &format!("{HOME}/cni"), RECORD]);
+        sx(
+            "login",
+            Some("alice"),
+            &["rm", "-rf", &format!("{HPK_HOME}/net.d"), &format!("{HPK_HOME}/cni"), &record_file()],
+        );
     }
 }
 
@@ -43,7 +49,7 @@ fn install_own_plugins() {
 import json, os, sys
 conf = json.load(sys.stdin)
 name = os.environ["CNI_COMMAND"] + " " + conf.get("label", "-")
-with open("{RECORD}", "a") as f:
+with open("{}", "a") as f:
     f.write(name + " " + os.environ["CNI_IFNAME"] + " " + os.environ["CNI_ARGS"] + "\n")
 if conf.get("fail") == os.environ["CNI_COMMAND"]:
     print(json.dumps({{"cniVersion": "1.0.0", "code": 100, "msg": "no more widgets", "details": "ask for some"}}))
@@ -53,14 +59,16 @@ if os.environ["CNI_COMMAND"] == "ADD":
         import time
         time.sleep(300)
     print(json.dumps(conf["prevResult"]))
-"#
+"#,
+        record_file()
     );
-    let script = format!("printf %s \"$1\" > {HOME}/cni/bin/e2e-recorder; chmod 755 {HOME}/cni/bin/e2e-recorder");
+    let script =
+        format!("printf %s \"$1\" > {HPK_HOME}/cni/bin/e2e-recorder; chmod 755 {HPK_HOME}/cni/bin/e2e-recorder");
     sx("login", Some("alice"), &["bash", "-ec", &script, "-", &recorder]).ok();
 }
 
 fn record() -> Vec<String> {
-    let text = sx("login", Some("alice"), &["cat", RECORD]).stdout;
+    let text = sx("login", Some("alice"), &["cat", &record_file()]).stdout;
     text.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect()
 }
 
@@ -71,8 +79,8 @@ fn uid(ns: &Namespace, pod: &str) -> String {
 /// `hpk-pause ctl` on the pod's node, as its owner.
 fn ctl(ns: &Namespace, pod: &str, command: &str) -> hpk_e2e::Run {
     let node = hpk_e2e::job_of(ns.name(), pod).expect("the pod's job").node;
-    let socket = format!("/tmp/hpk-1000/{}/run/supervisor.sock", uid(ns, pod));
-    sx(&node, Some("alice"), &["/home/alice/.local/libexec/hpk/hpk-pause", "ctl", "--socket", &socket, command])
+    let socket = format!("{NODE_FOLDER}/{}/run/supervisor.sock", uid(ns, pod));
+    sx(&node, Some("alice"), &[&format!("{HOME}/.local/libexec/hpk/hpk-pause"), "ctl", "--socket", &socket, command])
 }
 
 fn result(ns: &Namespace, pod: &str) -> Value {
@@ -224,7 +232,7 @@ fn plugins_are_run_in_order_and_undone_in_reverse() {
     ns.run_script("pod", "Never", "sleep 600");
     ns.wait_ready("pod");
     assert_eq!(record(), ["ADD a", "ADD b", "CHECK a", "CHECK b"]);
-    let line = sx("login", Some("alice"), &["head", "-1", RECORD]).stdout;
+    let line = sx("login", Some("alice"), &["head", "-1", &record_file()]).stdout;
     let args = format!("eth0 IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME=pod;", ns.name());
     assert!(line.contains(&args), "{line}");
     ns.delete("pod", "pod");
@@ -265,8 +273,8 @@ fn a_bad_list_is_told_by_file_and_field() {
 
 /// Network namespaces, scratch and processes of pods on a node.
 fn left(node: &str, uid: &str) -> String {
-    let script = r#"ls -d "/tmp/hpk-1000/$1" 2>/dev/null; lsns -n -t net -o NS,NPROCS,COMMAND | grep -v '/usr/bin/tini\|systemd'; ps -e -o args | grep "[/]$1" "#;
-    sx(node, None, &["bash", "-c", script, "-", uid]).stdout
+    let script = r#"ls -d "$2/$1" 2>/dev/null; lsns -n -t net -o NS,NPROCS,COMMAND | grep -v '/usr/bin/tini\|systemd'; ps -e -o args | grep "[/]$1" "#;
+    sx(node, None, &["bash", "-c", script, "-", uid, NODE_FOLDER]).stdout
 }
 
 #[test]

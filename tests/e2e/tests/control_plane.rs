@@ -1,7 +1,7 @@
 //! The control plane that `hpk up` started: it serves, it comes back, it reaches pods, and it is its owner's alone.
 #![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{Namespace, PATIENCE, Step, TOOLBOX, at_terminal, eventually, kubectl, sx};
+use hpk_e2e::{HPK_HOME, Namespace, PATIENCE, Step, TOOLBOX, at_terminal, eventually, kubectl, sx};
 use serde_json::{Value, json};
 
 /// `hpk status -o json`, whatever its exit code says.
@@ -29,7 +29,7 @@ fn a_program_that_dies_is_started_again() {
     let killed = sx(
         "login",
         Some("alice"),
-        &["pkill", "-KILL", "-u", "alice", "-f", "^/bin/kube-scheduler .*/home/alice/.hpk/"],
+        &["pkill", "-KILL", "-u", "alice", "-f", &format!("^/bin/kube-scheduler .*{HPK_HOME}/")],
     );
     killed.ok();
     let after = eventually("kube-scheduler serves again", PATIENCE, || {
@@ -79,9 +79,10 @@ fn another_user_gets_nothing() {
     // Without a certificate of its authority there is no TLS with etcd at all.
     assert_eq!(bob_gets(&format!("https://127.0.0.1:{}/health", ports["etcd"])), "000");
     assert_eq!(bob_gets(&format!("https://127.0.0.1:{}/metrics", ports["controller_manager"])), "403");
-    sx("login", Some("bob"), &["ls", "/home/alice/.hpk"]).err();
+    sx("login", Some("bob"), &["ls", HPK_HOME]).err();
     // Private even where the home itself is open to others.
-    let modes = sx("login", None, &["find", "/home/alice/.hpk/pki", "/home/alice/.hpk/kubeconfig", "-perm", "/077"]);
+    let modes =
+        sx("login", None, &["find", &format!("{HPK_HOME}/pki"), &format!("{HPK_HOME}/kubeconfig"), "-perm", "/077"]);
     assert_eq!(modes.ok(), "", "files of alice's that others may read");
 }
 

@@ -2,7 +2,7 @@
 //! runs it alone, so nothing else depends on the kubelet meanwhile.
 #![allow(clippy::expect_used, reason = "a failed helper is a failed case")]
 
-use hpk_e2e::{Namespace, PATIENCE, eventually, job_of, sacct, sx};
+use hpk_e2e::{HPK_HOME, Namespace, PATIENCE, eventually, job_of, sacct, sx};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -140,7 +140,7 @@ fn a_kubelet_that_cannot_read_its_records_begins_nothing_twice() {
     let uid = ns.get("pod", "damaged")["metadata"]["uid"].as_str().expect("a uid").to_owned();
     signal_kubelet("-STOP");
     as_alice(&format!("echo '{{' > ~/.hpk/pods/{uid}/kubelet.json")).ok();
-    let folder = "/home/alice/.hpk/pods";
+    let folder = format!("{HPK_HOME}/pods");
     let stray = "00000000-0000-4000-8000-000000000000";
     let nobodys = format!(
         "sbatch --parsable --chdir={folder}/{stray} --comment={stray} --output=/dev/null --mem=16M --wrap='sleep 600'"
@@ -153,7 +153,7 @@ fn a_kubelet_that_cannot_read_its_records_begins_nothing_twice() {
         text.contains("it cannot be told which pods have jobs").then_some(text)
     });
     as_alice(&format!("chmod 700 {folder}")).ok();
-    assert!(said.contains(folder), "{said}");
+    assert!(said.contains(&folder), "{said}");
     ns.until_event("damaged", "DamagedRecord", "kubelet.json is damaged");
     eventually("the job that no pod has is gone", PATIENCE, || {
         hpk_e2e::jobs().iter().all(|job| job.id != nobodys || job.state == "COMPLETING").then_some(())
@@ -211,8 +211,7 @@ fn pods_live_on_without_kubelet_and_api_server() {
     ns.wait_ready("sick");
     ns.wait_ready("tired");
     ns.until_pod("crash", PATIENCE, |pod| restarts(pod) >= 1);
-    let folder =
-        |pod: &str| format!("/home/alice/.hpk/pods/{}", ns.get("pod", pod)["metadata"]["uid"].as_str().unwrap());
+    let folder = |pod: &str| format!("{HPK_HOME}/pods/{}", ns.get("pod", pod)["metadata"]["uid"].as_str().unwrap());
     let folders = ["crash", "sick", "tired"].map(|pod| (pod, folder(pod)));
     let before = restarts(&ns.get("pod", "crash"));
 
@@ -262,7 +261,7 @@ fn all_serve() -> Option<()> {
 
 /// Kills a program of alice's control plane; the path of its keys tells it from anyone else's.
 fn kill_component(program: &str) {
-    let pattern = format!("^/bin/{program} .*/home/alice/.hpk/");
+    let pattern = format!("^/bin/{program} .*{HPK_HOME}/");
     sx("login", Some("alice"), &["pkill", "-KILL", "-u", "alice", "-f", &pattern]).ok();
 }
 
@@ -357,7 +356,7 @@ fn a_restarted_kubelet_says_nothing_of_images_that_run() {
 
 /// Where a pod's credentials say that the kubelet is.
 fn link_address(uid: &str) -> String {
-    let path = format!("/home/alice/.hpk/pods/{uid}/link.json");
+    let path = format!("{HPK_HOME}/pods/{uid}/link.json");
     sx("login", Some("alice"), &["jq", "-r", ".address", &path]).ok().to_owned()
 }
 
@@ -481,7 +480,7 @@ impl Unreachable {
     const NODES: [&str; 2] = ["c1", "c2"];
 
     fn make() -> Self {
-        let address = sx("login", Some("alice"), &["jq", "-r", ".link_addr", "/home/alice/.hpk/cluster.json"]);
+        let address = sx("login", Some("alice"), &["jq", "-r", ".link_addr", &format!("{HPK_HOME}/cluster.json")]);
         let port = address.ok().rsplit(':').next().unwrap_or_default().to_owned();
         for node in Self::NODES {
             let rules = [

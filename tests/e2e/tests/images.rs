@@ -1,6 +1,6 @@
 //! Images: from files as well as from the registry, told by events, unpacked once.
 
-use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, eventually, sx};
+use hpk_e2e::{BUSYBOX, HOME, Namespace, PATIENCE, eventually, sx};
 use serde_json::{Value, json};
 
 /// Runs as alice on the login node.
@@ -20,7 +20,7 @@ fn run_image(ns: &Namespace, pod: &str, image: &str) {
 #[test]
 fn from_archives_and_sifs_of_the_users_own() {
     let ns = Namespace::new("files");
-    let folder = format!("/home/alice/images-{}", std::process::id());
+    let folder = format!("{HOME}/images-{}", std::process::id());
     alice(&format!(
         "mkdir -p {folder}; cd {folder}
          from=docker://{BUSYBOX}

@@ -1,6 +1,8 @@
 //! kubectl in all its verbs, with the real client and API server.
 
-use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, Step, TOOLBOX, at_terminal, eventually, job_of, sx};
+use hpk_e2e::{
+    BUSYBOX, HPK_HOME, NODE_FOLDER, Namespace, PATIENCE, Step, TOOLBOX, at_terminal, eventually, job_of, sx,
+};
 use serde_json::json;
 
 /// A pod `tools` that sleeps, with bash, curl and python.
@@ -340,7 +342,7 @@ fn the_supervisor_answers_on_its_node() {
     assert!(ctl("exec nosuch true").err().contains("not found"));
     // Bob, on the same node.
     for socket in ["supervisor.sock", "netns.sock", "link.sock"] {
-        let path = format!("/tmp/hpk-1000/{uid}/run/{socket}");
+        let path = format!("{NODE_FOLDER}/{uid}/run/{socket}");
         let run = sx(
             &node,
             Some("bob"),
@@ -371,9 +373,9 @@ fn strangers_get_nothing() {
     tools(&ns);
     let pod = ns.get("pod", "tools");
     let uid = pod["metadata"]["uid"].as_str().expect("uid");
-    let home = format!("/home/alice/.hpk/pods/{uid}/pod/plan.json");
+    let home = format!("{HPK_HOME}/pods/{uid}/pod/plan.json");
     sx("login", Some("bob"), &["cat", &home]).err();
-    sx("login", Some("bob"), &["env", "KUBECONFIG=/home/alice/.hpk/kubeconfig", "kubectl", "get", "pods"]).err();
+    sx("login", Some("bob"), &["env", &format!("KUBECONFIG={HPK_HOME}/kubeconfig"), "kubectl", "get", "pods"]).err();
     let node = ns.kubectl(&["get", "node", hpk_e2e::NODE, "-o", "json"]);
     let node: serde_json::Value = serde_json::from_str(node.ok()).expect("JSON");
     let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
@@ -401,9 +403,10 @@ fn strangers_get_nothing() {
     let known =
         sx("login", Some("bob"), &["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H", &header, &url]);
     assert_eq!(known.ok(), "403");
-    let egress = "import glob, socket, sys; socket.socket(socket.AF_UNIX).connect('/home/alice/.hpk/run/egress.sock')";
-    assert!(sx("login", Some("bob"), &["python3", "-c", egress]).err().contains("PermissionError"));
-    let cluster = sx("login", Some("alice"), &["jq", "-r", ".link_addr", "/home/alice/.hpk/cluster.json"]);
+    let egress =
+        format!("import glob, socket, sys; socket.socket(socket.AF_UNIX).connect('{HPK_HOME}/run/egress.sock')");
+    assert!(sx("login", Some("bob"), &["python3", "-c", &egress]).err().contains("PermissionError"));
+    let cluster = sx("login", Some("alice"), &["jq", "-r", ".link_addr", &format!("{HPK_HOME}/cluster.json")]);
     let tls = sx(
         "login",
         Some("bob"),

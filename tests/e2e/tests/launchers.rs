@@ -1,6 +1,6 @@
 //! Containers that a nested Apptainer makes, where the kernel gives a user namespace no overlay or a pod says so.
 
-use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, eventually, sx};
+use hpk_e2e::{BUSYBOX, HOME, Namespace, PATIENCE, eventually, sx};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,10 +116,10 @@ fn the_launchers_tests_hold_for_both_on_a_node() {
     let site = std::env::var("SITE_DIR").unwrap_or_else(|_| "/var/tmp/hpk-site".to_owned());
     launcher_tests(&Path::new(&site).join("home/alice/launchers")).expect("the tests' program");
     let run = |variables: &[&str], tests: &[&str]| {
-        let script = include_str!("../scripts/parent.sh");
+        let (script, folder) = (include_str!("../scripts/parent.sh"), format!("{HOME}/launchers"));
         let mut command = vec!["env"];
         command.extend(variables.iter().filter(|v| v.starts_with("FUSE")));
-        command.extend(["bash", "-c", script, "parent", "/home/alice/launchers", "env"]);
+        command.extend(["bash", "-c", script, "parent", &folder, "env"]);
         command.extend(["HPK_SYS_INSIDE=1", "HPK_SYS_SCRATCH=/hpk/scratch"]);
         command.extend(variables);
         command.push("/hpk/pod/tests");

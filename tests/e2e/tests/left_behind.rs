@@ -1,7 +1,7 @@
 //! What a job leaves on its node that is killed as a whole, so that nothing of it can clear up. In a file of its own: files
 //! run one after the other, so no pod begins meanwhile that would clear up in any case.
 
-use hpk_e2e::{Namespace, eventually, sx};
+use hpk_e2e::{NODE_FOLDER, Namespace, eventually, sx};
 use serde_json::json;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn a_pod_that_lives_on_the_node_removes_what_a_killed_job_left() {
             ns.wait_ready(name);
         }
         let uid = ns.get("pod", "killed")["metadata"]["uid"].as_str().expect("a uid").to_owned();
-        let folder = format!("/tmp/hpk-1000/{uid}");
+        let folder = format!("{NODE_FOLDER}/{uid}");
         sx("c1", Some("alice"), &["test", "-d", &folder]).ok();
         // The group of the job's first process is all that is ours of the job, hpk-pause included.
         let all = hpk_e2e::processes("c1", "hpk-netns run");
@@ -33,7 +33,7 @@ fn a_pod_that_lives_on_the_node_removes_what_a_killed_job_left() {
         if !host_network {
             let own = |name| format!("{}.dp", ns.get("pod", name)["status"]["podIP"].as_str().expect("an address"));
             eventually("of both datapaths' sockets, one is left", PATIENCE, || {
-                let found = sx("c1", None, &["find", "/tmp/hpk-1000", "-name", "*.dp"]);
+                let found = sx("c1", None, &["find", NODE_FOLDER, "-name", "*.dp"]);
                 let has = |name| found.stdout.contains(&format!("/{}", own(name)));
                 (has("neighbour") && !has("killed")).then_some(())
             });

@@ -1,7 +1,7 @@
 //! Pods on one machine, without Slurm: whose turn it is, what is told, and that nothing is left.
 #![cfg(not(feature = "site"))]
 
-use hpk_e2e::{Namespace, PATIENCE, eventually, job_of, processes, sx};
+use hpk_e2e::{HPK_HOME, NODE_FOLDER, Namespace, PATIENCE, eventually, job_of, processes, sx};
 use serde_json::{Value, json};
 
 /// A pod that asks for so many CPUs.
@@ -71,9 +71,9 @@ fn a_deleted_pod_leaves_nothing() {
     assert!(processes("login", &run.comment).len() >= 2, "hpk-netns run and work");
     let there = |path: &str| sx("login", Some("alice"), &["test", "-e", path]).code == Some(0);
     let folders = [
-        format!("/home/alice/.hpk/runs/{}", run.id),
-        format!("/home/alice/.hpk/pods/{}", run.comment),
-        format!("/tmp/hpk-1000/{}", run.comment),
+        format!("{HPK_HOME}/runs/{}", run.id),
+        format!("{HPK_HOME}/pods/{}", run.comment),
+        format!("{NODE_FOLDER}/{}", run.comment),
     ];
     assert!(folders.iter().all(|folder| there(folder)), "{folders:?}");
     ns.delete("pod", "pod");
@@ -90,7 +90,7 @@ fn a_run_whose_first_process_is_killed_has_failed_and_leaves_no_process() {
     ns.apply(&pod(&ns, "pod", "100m").to_string());
     ns.wait_phase("pod", "Running");
     let uid = job_of(ns.name(), "pod").expect("its run").comment;
-    let first = processes("login", &format!("hpk-netns run /home/alice/.hpk/pods/{uid}"));
+    let first = processes("login", &format!("hpk-netns run {HPK_HOME}/pods/{uid}"));
     let pid = first[0].split_whitespace().next().expect("its number").to_owned();
     sx("login", Some("alice"), &["kill", "-KILL", &pid]).ok();
     let end = ns.until_pod("pod", PATIENCE, |pod| pod["status"]["phase"] == "Failed");

@@ -1,6 +1,6 @@
 //! MPI libraries and programs that others have written, in the image `mpi:1` and out of the host.
 
-use hpk_e2e::{BUSYBOX, MPI, Namespace, four_ranks, ranks, sorted, sx};
+use hpk_e2e::{BUSYBOX, HOME, MPI, Namespace, four_ranks, ranks, sorted, sx};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -119,7 +119,7 @@ fn the_hosts_mpi_in_an_image_without_one() {
     let folders = libraries.into_iter().chain(["/usr/share/openmpi", "/etc/openmpi"]);
     let mut pod = ranks("bound", 4, &[&format!("/program/{program}")]);
     let (mut mounts, mut volumes) = (vec![json!({"name": "program", "mountPath": "/program"})], Vec::new());
-    volumes.push(json!({"name": "program", "hostPath": {"path": "/home/alice"}}));
+    volumes.push(json!({"name": "program", "hostPath": {"path": HOME}}));
     for (number, folder) in folders.enumerate() {
         let name = format!("host-{number}");
         mounts.push(json!({"name": name, "mountPath": folder, "readOnly": true}));
@@ -131,6 +131,6 @@ fn the_hosts_mpi_in_an_image_without_one() {
     pod["spec"]["volumes"] = json!(volumes);
     ns.apply(&pod.to_string());
     ns.wait_phase("bound", "Succeeded");
-    sx("login", Some("alice"), &["rm", &format!("/home/alice/{program}")]).ok();
+    sx("login", Some("alice"), &["rm", &format!("{HOME}/{program}")]).ok();
     assert!(ns.kubectl(&["logs", "bound"]).ok().contains("the token passed 4 ranks"));
 }

@@ -1,6 +1,6 @@
 //! Looking at MPI steps from outside: sessions beside a rank of any node, attach, labels, what the ranks use.
 
-use hpk_e2e::{Namespace, PATIENCE, Step, at_terminal, eventually, four_ranks, sorted};
+use hpk_e2e::{HOME, Namespace, PATIENCE, Step, at_terminal, eventually, four_ranks, sorted};
 use serde_json::json;
 
 /// `rank:N` reaches the rank on its node, with its environment; streams and exit codes are those of any session.
@@ -82,7 +82,7 @@ fn labels_and_attach() {
     let main = &mut pod["spec"]["containers"][0];
     main["env"] = json!([{"name": "NAME", "value": ns.name()}]);
     main["volumeMounts"] = json!([{"name": "h", "mountPath": "/h"}]);
-    pod["spec"]["volumes"] = json!([{"name": "h", "hostPath": {"path": "/home/alice"}}]);
+    pod["spec"]["volumes"] = json!([{"name": "h", "hostPath": {"path": HOME}}]);
     ns.apply(&pod.to_string());
     ns.wait_ready("p");
     // The ranks speak when somebody is attached; attach tells nobody when it is, so they wait for more than its start.

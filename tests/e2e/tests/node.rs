@@ -1,7 +1,7 @@
 //! The node that stands for the cluster: what it says of itself, its lease, and that its owner's files are private.
 #![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{NODE, Namespace, PATIENCE, eventually, kubectl, sx};
+use hpk_e2e::{HOME, HPK_HOME, NODE, Namespace, PATIENCE, eventually, kubectl, sx};
 use serde_json::{Value, json};
 
 fn get(args: &[&str]) -> Value {
@@ -131,8 +131,8 @@ fn nothing_of_a_pod_is_anyone_elses_to_read() {
 
     // Folders of alice's that others may enter, and files that others may read: none. What lies in a closed folder
     // keeps its own modes: images' content, and volumes' as the volume asks for.
-    let top = ["/home/alice/.hpk", "-maxdepth", "1", "-type", "d"];
-    let pod = format!("/home/alice/.hpk/pods/{uid}");
+    let top = [HPK_HOME, "-maxdepth", "1", "-type", "d"];
+    let pod = format!("{HPK_HOME}/pods/{uid}");
     let below = [pod.as_str(), "-maxdepth", "4", "-path", "*/volumes/*", "-prune", "-o"];
     for of in [&top[..], &[&below[..], &["-type", "f"]].concat(), &[pod.as_str(), "-maxdepth", "1", "-type", "d"]] {
         let found = |more: &[&str]| sx("login", None, &[&["find"], of, more].concat()).ok().to_owned();
@@ -169,6 +169,6 @@ fn nothing_of_a_pod_is_anyone_elses_to_read() {
         assert!(path.contains(closed.split_once(' ').unwrap().1), "{path}");
     }
     assert_eq!(hpk_e2e::processes(&node, "s3cr3t-on-disk"), Vec::<String>::new(), "no command line has it");
-    let as_bob = "grep -rls s3cr3t-on-disk /tmp /run /var/tmp /home/alice /proc/[0-9]*/environ 2>/dev/null; true";
-    assert_eq!(sx(&node, Some("bob"), &["bash", "-c", as_bob]).ok(), "");
+    let as_bob = format!("grep -rls s3cr3t-on-disk /tmp /run /var/tmp {HOME} /proc/[0-9]*/environ 2>/dev/null; true");
+    assert_eq!(sx(&node, Some("bob"), &["bash", "-c", &as_bob]).ok(), "");
 }

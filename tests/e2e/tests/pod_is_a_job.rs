@@ -1,6 +1,6 @@
 //! A pod is one Slurm job: what kubectl says and what Slurm says agree.
 
-use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, job_of, kubectl, processes, sacct, sx};
+use hpk_e2e::{NODE_FOLDER, Namespace, PATIENCE, TOOLBOX, eventually, job_of, kubectl, processes, sacct, sx};
 use serde_json::{Value, json};
 
 #[test]
@@ -168,7 +168,7 @@ fn every_pod_on_the_node_has_its_job() {
 /// Whether the node has the socket by which a pod's neighbours send to it.
 fn has_socket(node: &str, pod: &serde_json::Value) -> bool {
     let name = format!("{}.dp", pod["status"]["podIP"].as_str().unwrap_or("no address"));
-    sx(node, None, &["find", "/tmp/hpk-1000", "-name", &name]).stdout.contains(&name)
+    sx(node, None, &["find", NODE_FOLDER, "-name", &name]).stdout.contains(&name)
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn nothing_of_a_pod_stays_on_its_node_when_hpk_netns_is_killed() {
     let alive = ns.get("pod", "pod");
     let uid = alive["metadata"]["uid"].as_str().expect("a uid").to_owned();
     let node = job_of(ns.name(), "pod").expect("the job").node;
-    let folder = format!("/tmp/hpk-1000/{uid}");
+    let folder = format!("{NODE_FOLDER}/{uid}");
     sx(&node, Some("alice"), &["test", "-d", &folder]).ok();
     assert!(has_socket(&node, &alive));
     let worker = hpk_e2e::processes(&node, "hpk-netns work").into_iter().find(|line| line.contains(&uid));

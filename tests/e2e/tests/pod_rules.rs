@@ -1,7 +1,7 @@
 //! Rules of a pod's life that have no other case: readiness gates, stop signals, a probe's own grace period, the size of
 //! termination messages, rights and limits, mounts.
 
-use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, sx};
+use hpk_e2e::{BUSYBOX, HOME, Namespace, PATIENCE, sx};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ fn a_readiness_gate_holds_the_pod_back_until_its_condition() {
 #[test]
 fn the_stop_signal_is_the_images() {
     let ns = Namespace::new("stopsignal");
-    let folder = format!("/home/alice/{}", ns.name());
+    let folder = format!("{HOME}/{}", ns.name());
     let make = format!(
         "skopeo copy -q --insecure-policy --src-tls-verify=false docker://{BUSYBOX} oci:{folder}:it && \
          umoci config --image {folder}:it --config.stopsignal SIGUSR1"

@@ -1,6 +1,6 @@
 //! slurmctld does not answer for a while. In a file of its own: nothing else can be submitted meanwhile.
 
-use hpk_e2e::{Namespace, PATIENCE, eventually, jobs, sx};
+use hpk_e2e::{HOME, HPK_HOME, Namespace, PATIENCE, eventually, jobs, sx};
 use serde_json::json;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Drop for Stopped {
 fn a_slow_slurmctld_makes_no_second_job() {
     let ns = Namespace::new("slow-slurm");
     let mut pod = ns.script_pod("once", "Never", "echo run >> /mine/runs; exec sleep 600");
-    let folder = format!("/home/alice/{}", ns.name());
+    let folder = format!("{HOME}/{}", ns.name());
     pod["spec"]["volumes"] = json!([{"name": "mine", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}}]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "mine", "mountPath": "/mine"}]);
     let stopped = Stopped::make();
@@ -61,8 +61,8 @@ fn a_second_job_of_a_pod_ends_and_the_first_goes_on() {
     ns.apply(&pod.to_string());
     ns.wait_ready("pod");
     let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    let folder = format!("/home/alice/.hpk/pods/{uid}");
-    let output = format!("/home/alice/{}.out", ns.name());
+    let folder = format!("{HPK_HOME}/pods/{uid}");
+    let output = format!("{HOME}/{}.out", ns.name());
     let sbatch = ["sbatch", "--wait", "--nodelist=c1", "--mem=64M", "--output"];
     let second = sx("login", Some("alice"), &[&sbatch[..], &[&output, &format!("{folder}/job.sh")]].concat());
     assert_eq!(second.code, Some(75), "{second:?}");

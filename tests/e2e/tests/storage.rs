@@ -1,6 +1,6 @@
 //! A pod's local storage and its limits, and what the kubelet puts into volumes.
 
-use hpk_e2e::{Namespace, PATIENCE, eventually};
+use hpk_e2e::{HOME, Namespace, PATIENCE, eventually};
 use serde_json::json;
 
 #[test]
@@ -92,7 +92,7 @@ fn a_certificate_is_asked_for_and_comes_with_its_key() {
 #[test]
 fn a_host_path_that_is_not_there_yet_is_waited_for() {
     let ns = Namespace::new("late-path");
-    let path = format!("/home/alice/{}", ns.name());
+    let path = format!("{HOME}/{}", ns.name());
     let mut pod = ns.script_pod("pod", "Never", "cat /data/file");
     pod["spec"]["volumes"] = json!([{"name": "data", "hostPath": {"path": path, "type": "Directory"}}]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);

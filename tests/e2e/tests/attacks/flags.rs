@@ -1,6 +1,6 @@
 //! Flags of sbatch in annotations: nothing of the job that HPK needs can be changed by them.
 
-use hpk_e2e::{NODE, Namespace, PATIENCE, Run, eventually, job_of, sx};
+use hpk_e2e::{HOME, NODE, Namespace, PATIENCE, Run, eventually, job_of, sx};
 use serde_json::{Value, json};
 
 const FLAGS: &str = "slurm-job.hpk.io/flags";
@@ -37,7 +37,7 @@ fn alice(script: &str) -> Run {
 #[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_file_of_the_users_is_not_made_the_jobs_output() {
     let ns = Namespace::new("flagoutput");
-    let file = format!("/home/alice/{}", ns.name());
+    let file = format!("{HOME}/{}", ns.name());
     alice(&format!("echo precious > {file}")).ok();
     let attacks = [
         (format!("--output={file} --open-mode=truncate"), "--output"),
@@ -59,18 +59,18 @@ fn a_file_of_the_users_is_not_made_the_jobs_output() {
 #[cfg_attr(not(feature = "site"), ignore = "about Slurm")]
 fn a_shell_start_file_gets_no_line() {
     let ns = Namespace::new("flagchdir");
-    let line = format!("touch /home/alice/{}", ns.name());
+    let line = format!("touch {HOME}/{}", ns.name());
     refused(
         &ns,
         FLAGS,
         &[
-            (&format!("'--chdir=/no\n{line}\n' --out=/home/alice/.profile"), "a line break"),
+            (&format!("'--chdir=/no\n{line}\n' --out={HOME}/.profile"), "a line break"),
             (&format!("'--ch=/no\n{line}\n'"), "a line break"),
             ("--ch=/tmp", "--ch"),
             ("-D/tmp", "-D"),
         ],
     );
-    let profile = alice("cat /home/alice/.profile /home/alice/.bashrc 2>/dev/null; true");
+    let profile = alice(&format!("cat {HOME}/.profile {HOME}/.bashrc 2>/dev/null; true"));
     assert!(!profile.ok().contains(ns.name()), "{}", profile.stdout);
 }
 

@@ -1,6 +1,6 @@
 //! Images: what an image reference may open, and what an image may do while it is unpacked.
 
-use hpk_e2e::{Namespace, PATIENCE, sx};
+use hpk_e2e::{HOME, Namespace, PATIENCE, sx};
 use serde_json::{Value, json};
 
 /// Runs as alice on the login node.
@@ -13,7 +13,7 @@ struct Folder(String);
 
 impl Folder {
     fn new(case: &str) -> Self {
-        let path = format!("/home/alice/{case}-{}", std::process::id());
+        let path = format!("{HOME}/{case}-{}", std::process::id());
         alice(&format!("mkdir -p {path}"));
         Self(path)
     }

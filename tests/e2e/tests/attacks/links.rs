@@ -1,7 +1,7 @@
 //! Links between pods and the kubelet: what a leaked or stale credential opens.
 
 use hpk_api::link::{Hello, LinkCredentials, MEMBER};
-use hpk_e2e::{Namespace, node_pid, sx};
+use hpk_e2e::{HPK_HOME, Namespace, node_pid, sx};
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
@@ -65,7 +65,7 @@ fn a_leaked_link_json_claims_nothing_and_cuts_nobody_off() {
     ns.run_script("pod", "Never", "sleep 600");
     ns.wait_ready("pod");
     let uid = ns.get("pod", "pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    let path = format!("/home/alice/.hpk/pods/{uid}/link.json");
+    let path = format!("{HPK_HOME}/pods/{uid}/link.json");
     let pod = leaked(&path);
 
     // The control plane's member in the pod network is at the first address of each family: who has it has DNS and API.
@@ -96,7 +96,7 @@ fn a_leaked_link_json_claims_nothing_and_cuts_nobody_off() {
 /// The member's credentials are a file of alice's; still they are good for the member's place only, and not while it is there.
 #[test]
 fn the_members_credentials_are_the_members_alone() {
-    let member = leaked("/home/alice/.hpk/run/member-link.json");
+    let member = leaked(&format!("{HPK_HOME}/run/member-link.json"));
     refused(says(&member, MEMBER, &["10.244.0.1"]), "stands");
     refused(says(&member, MEMBER, &["10.244.1.77"]), "did not give it");
     refused(says(&member, "0f3c0000-0000-0000-0000-000000000000", &[]), "another pod");

@@ -3,7 +3,7 @@
 //! The victim is a second cluster of alice's on the login node, so that the other cases keep theirs.
 #![allow(clippy::unwrap_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{PATIENCE, eventually, sx};
+use hpk_e2e::{HOME, PATIENCE, eventually, sx};
 use serde_json::Value;
 
 /// A cluster in a home of its own, taken down at the end.
@@ -15,7 +15,7 @@ struct Cluster {
 impl Cluster {
     /// Not started yet. `tmp` is where node-local folders are made.
     fn new(name: &str, tmp: &str) -> Self {
-        let cluster = Self { home: format!("/home/alice/.hpk-{name}"), tmp: tmp.to_owned() };
+        let cluster = Self { home: format!("{HOME}/.hpk-{name}"), tmp: tmp.to_owned() };
         cluster.remove();
         cluster
     }
