@@ -4,6 +4,8 @@
  *
  *   old-kernel enosys|eperm CMD ARG...     as root: no_new_privs would end newuidmap's rights
  *
+ * clone3 is always answered by ENOSYS: with EPERM no program of glibc 2.34 or later can make a thread, ours or another.
+ *
  * What it does not take away: newer flags of older calls, and features that are no calls (overlayfs in user namespaces).
  */
 #include <errno.h>
@@ -43,8 +45,10 @@ int main(int argc, char **argv)
 	}
 	struct sock_filter rules[] = {
 		LOAD(arch),
-		UNLESS_EQUAL(AUDIT_ARCH_X86_64, 7),
+		UNLESS_EQUAL(AUDIT_ARCH_X86_64, 9),
 		LOAD(nr),
+		UNLESS_EQUAL(__NR_clone3, 1),
+		ANSWER(SECCOMP_RET_ERRNO | ENOSYS),
 		BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, FIRST_LATER, 0, 1),
 		ANSWER(SECCOMP_RET_ERRNO | (unsigned)error),
 		UNLESS_EQUAL(__NR_waitid, 3),

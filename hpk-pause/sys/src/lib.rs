@@ -33,6 +33,7 @@ pub mod netdev;
 pub mod peer;
 mod pidns;
 pub mod ports;
+pub mod process;
 pub mod procfs;
 pub mod program;
 pub mod pty;

@@ -22,13 +22,13 @@ impl Home {
         Ok(Self(file))
     }
 
-    /// Calls `start` while this thread's children are born in the PID namespace of `member`, a pidfd.
+    /// Calls `start` while this thread's children are born in the PID namespace of `member`.
     pub(crate) fn child_of<T>(
         &self,
         member: BorrowedFd<'_>,
         start: impl FnOnce() -> Result<T, LaunchError>,
     ) -> Result<T, LaunchError> {
-        setns(member, CloneFlags::CLONE_NEWPID).map_err(|errno| match errno {
+        crate::process::join(member, CloneFlags::CLONE_NEWPID).map_err(|errno| match errno {
             Errno::ESRCH | Errno::EINVAL => LaunchError::NotRunning,
             errno => LaunchError::Resources { what: "join the container's PID namespace", errno },
         })?;

@@ -4,7 +4,8 @@
 
 use crate::signals::{MountNs, members, pids};
 use nix::unistd::Pid;
-use std::os::fd::{AsRawFd, BorrowedFd};
+
+pub use crate::process::pid_of;
 
 /// Use of a container's processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,14 +18,6 @@ pub struct Usage {
     pub working_set_bytes: u64,
     pub processes: u32,
     pub threads: u32,
-}
-
-/// The process of a pidfd, by its number in the caller's PID namespace; None when it is gone or elsewhere.
-#[must_use]
-pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<Pid> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let number = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    (number > 0).then(|| Pid::from_raw(number))
 }
 
 /// When a process was started, field 22 of proc_pid_stat(5): with its number it is one process for as long as the node is up.

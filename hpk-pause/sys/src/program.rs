@@ -138,6 +138,51 @@ pub(crate) enum OpKind {
         volume: CString,
         prefixes: Vec<CString>,
         last_components: Vec<CString>,
+        /// Otherwise it is held as by [`OpKind::HoldTree`].
+        copy: bool,
+    },
+    /// Holds what a path means; follows links.
+    HoldTree {
+        slot: Slot,
+        path: CString,
+    },
+    /// Makes the stage on a folder and makes it the working directory; see `launch::compile::staged`.
+    Stage {
+        path: CString,
+    },
+    /// Binds what the slot holds on the stage.
+    StageTree {
+        slot: Slot,
+        recursive: bool,
+    },
+    /// Mounts a file system without a source on the stage.
+    StageFs {
+        slot: Slot,
+        fstype: CString,
+        flags: u64,
+    },
+    /// mount(2) with these flags of propagation, on what is staged.
+    StagePropagation {
+        slot: Slot,
+        flags: u64,
+    },
+    /// Moves a mount from the stage to its place, creating its mount point.
+    AttachStaged {
+        slot: Slot,
+        target: CString,
+        /// It is a file in a fresh file system: made at once.
+        missing: bool,
+        read_only: bool,
+    },
+    /// chroot(2); the slot keeps the root that was.
+    Enter {
+        path: CString,
+        old: Slot,
+    },
+    /// Back to the old root, then as [`OpKind::Pivot`].
+    Leave {
+        path: CString,
+        old: Slot,
     },
     /// A detached mount of a file system without a source.
     NewFs {

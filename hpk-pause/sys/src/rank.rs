@@ -7,13 +7,13 @@
 use crate::launch::JoinSpec;
 use crate::launch::native::{pipe, pipes};
 use crate::launch::{LaunchError, Node, Places, Starting, compile_join};
+use crate::process::join;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::{self, Namespaces, Pipes};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
-use nix::unistd::Pid;
+use nix::sched::CloneFlags;
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -24,16 +24,7 @@ pub struct Entered {
     node: Node,
 }
 
-/// A descriptor of a process by its number.
-///
-/// # Errors
-/// ESRCH when there is none.
-pub fn pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
-    // SAFETY: plain system call.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(|_| Errno::EOVERFLOW)?) })
-}
+pub use crate::process::open as pidfd;
 
 impl Entered {
     /// Enters the container of `keeper`. There is no way back.
@@ -43,9 +34,9 @@ impl Entered {
     pub fn enter(keeper: OwnedFd) -> Result<Self, LaunchError> {
         // At once: each of them is the caller's to enter by what it has outside, and not by what it would have in the first.
         let all = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWPID;
-        let entered = match setns(keeper.as_fd(), all) {
+        let entered = match join(keeper.as_fd(), all) {
             // It is in the same user namespace: root, who needs no other.
-            Err(Errno::EINVAL) => setns(keeper.as_fd(), all - CloneFlags::CLONE_NEWUSER),
+            Err(Errno::EINVAL) => join(keeper.as_fd(), all - CloneFlags::CLONE_NEWUSER),
             other => other,
         };
         entered.map_err(|errno| match errno {

@@ -1,22 +1,11 @@
-//! Sending signals: to one process by its pidfd, to a session's process group, to everything in a container.
+//! Sending signals: to one process by a hold on it, to a session's process group, to everything in a container.
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
-/// Sends signal `number` (1–64, real-time ones too) to exactly this process.
-///
-/// # Errors
-/// ESRCH when it has been reaped; EINVAL for a number that is no signal.
-pub fn send(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
-    // SAFETY: no siginfo is passed; the kernel checks the rest.
-    let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, std::ptr::null::<libc::siginfo_t>(), 0)
-    };
-    Errno::result(result).map(drop)
-}
+pub use crate::process::send;
 
 /// Kills a whole process group: every process of a probe, hook or exec session that has not made a session of its own.
 /// Only before its leader is reaped, or the id may be another's.

@@ -10,10 +10,14 @@
 
 use crate::child;
 use crate::error::LaunchError;
+use crate::process;
 use crate::program::{Program, Step};
 use crate::signals::MountNs;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, setsockopt, socketpair, sockopt,
+};
 use nix::unistd::Pid;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -44,7 +48,7 @@ pub struct Launched {
     pub pid: Pid,
     /// The command's process where Apptainer stands between: `pid` is Apptainer's then.
     pub inner: Option<InnerProcess>,
-    /// Refers to the command's process even after it was reaped.
+    /// A hold on the command's process ([`crate::process`]), which means it even after it was reaped.
     pub pidfd: OwnedFd,
     /// Its input and output.
     pub io: Io,
@@ -158,6 +162,10 @@ impl Starting {
     /// The program ends in Apptainer, which runs the inner one.
     pub(crate) fn with_inner(mut self, inner: Inner) -> Self {
         self.inner = Some(inner);
+        if !process::has_pidfds() {
+            // The inner program cannot tell who it is: /proc is the container's there. The kernel does.
+            let _ = setsockopt(&self.report, sockopt::PassCred, &true);
+        }
         self
     }
 
@@ -182,8 +190,8 @@ impl Starting {
         }
         loop {
             let mut buffer = [0u8; child::MESSAGE];
-            let mut control = nix::cmsg_space!([RawFd; 2]);
-            let (bytes, mut fds) = {
+            let mut control = nix::cmsg_space!([RawFd; 2], libc::ucred);
+            let (bytes, mut fds, sender) = {
                 let mut iov = [IoSliceMut::new(&mut buffer)];
                 match recvmsg::<()>(
                     self.report.as_raw_fd(),
@@ -191,11 +199,11 @@ impl Starting {
                     Some(&mut control),
                     flags | MsgFlags::MSG_CMSG_CLOEXEC,
                 ) {
-                    Ok(message) => (message.bytes, received_fds(&message)),
+                    Ok(message) => (message.bytes, received_fds(&message), sender(&message)),
                     Err(Errno::EINTR) => continue,
                     Err(Errno::EAGAIN) => return None,
                     // The child died with unread data on its side: as an end.
-                    Err(_) => (0, Vec::new()),
+                    Err(_) => (0, Vec::new(), None),
                 }
             };
             if bytes == 0 {
@@ -205,7 +213,11 @@ impl Starting {
             match word(&buffer, 0) {
                 child::TAG_TERMINAL => self.master = fds.pop(),
                 child::TAG_INNER => {
-                    self.main = fds.pop().map(|pidfd| (pidfd, MountNs::numbered(word(&buffer, 1))));
+                    let hold = match sender {
+                        Some(pid) => process::folder(pid).ok(),
+                        None => fds.pop(),
+                    };
+                    self.main = hold.map(|hold| (hold, MountNs::numbered(word(&buffer, 1))));
                     self.next = fds.pop();
                     if let Some(inner) = self.inner.take() {
                         self.ops = inner.labels;
@@ -296,6 +308,14 @@ fn received_fds(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Vec<OwnedFd>
 /// Handlers of the parent must not run in the child (Linux 5.5).
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
+/// Who sent a message, where the socket was asked to tell.
+fn sender(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Option<Pid> {
+    message.cmsgs().into_iter().flatten().find_map(|control| match control {
+        ControlMessageOwned::ScmCredentials(sender) if sender.pid() > 0 => Some(Pid::from_raw(sender.pid())),
+        _ => None,
+    })
+}
+
 /// Namespaces that the child gets.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Namespaces {
@@ -334,7 +354,7 @@ pub(crate) fn start(
 ) -> Result<Starting, LaunchError> {
     let (report, childs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| LaunchError::Resources { what: "create a socket", errno })?;
-    let mut flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    let mut flags = 0;
     if namespaces.mount {
         flags |= libc::CLONE_NEWNS as u64;
     }
@@ -370,16 +390,19 @@ enum Fork {
     Parent(Pid, OwnedFd),
 }
 
-/// A fork with flags and a pidfd: the child gets a copy of the address space.
+/// A fork with flags and a hold on the child, which gets a copy of the address space. Its one caller then only runs
+/// `child::run`, which is async-signal-safe and never returns.
 fn clone(flags: u64) -> Result<Fork, Errno> {
+    if !process::has_pidfds() {
+        return clone_old(flags);
+    }
     let mut pidfd: RawFd = -1;
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags;
+    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: no stack is given, so the child goes on with a copy of this one, as after fork; its one caller then only
-    // runs `child::run`, which is async-signal-safe and never returns.
+    // SAFETY: no stack is given, so the child goes on with a copy of this one, as after fork.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match result {
         0 => Ok(Fork::Child),
@@ -389,5 +412,27 @@ fn clone(flags: u64) -> Result<Fork, Errno> {
             Ok(Fork::Parent(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd))
         }
         _ => Err(Errno::last()),
+    }
+}
+
+/// By clone(2). No handler of the parent runs in the child: all signals wait until [`crate::program::OpKind::ResetSignals`]
+/// has taken the handlers away.
+fn clone_old(flags: u64) -> Result<Fork, Errno> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    // SAFETY: as above.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD as u64, 0, 0, 0, 0) };
+    if result == 0 {
+        return Ok(Fork::Child);
+    }
+    let result = Errno::result(result);
+    before.thread_set_mask()?;
+    let pid = Pid::from_raw(i32::try_from(result?).map_err(|_| Errno::EOVERFLOW)?);
+    match process::folder(pid) {
+        Ok(folder) => Ok(Fork::Parent(pid, folder)),
+        Err(errno) => {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+            Err(errno)
+        }
     }
 }

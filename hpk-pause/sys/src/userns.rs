@@ -9,6 +9,7 @@
 use crate::error::LaunchError;
 use crate::ids::Ids;
 use crate::launch::native::pipe;
+use crate::process::has_pidfds;
 use crate::program::{CStrings, OpKind, Program, Step};
 use crate::spawn::{self, Namespaces};
 use hpk_api::subids;
@@ -127,7 +128,7 @@ impl UsernsChild {
         self.pid
     }
 
-    /// Readable when it has ended; for signals.
+    /// For signals.
     #[must_use]
     pub fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -154,7 +155,9 @@ impl UsernsChild {
     }
 
     fn ended(&self, flags: WaitPidFlag) -> Result<Option<i32>, UsernsError> {
-        match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+        // By its number where there is no other way: nobody else may wait for it, so the number is its own until then.
+        let id = if has_pidfds() { Id::PIDFd(self.pidfd.as_fd()) } else { Id::Pid(self.pid) };
+        match waitid(id, flags) {
             Ok(WaitStatus::Exited(_, code)) => Ok(Some(code)),
             Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(128 + signal as i32)),
             Ok(_) | Err(Errno::EINTR) => Ok(None),

@@ -2,10 +2,13 @@
 //!
 //! Reads the image's own /etc/passwd and /etc/group, following no link out of the image. Blocking: not for the event loop.
 
+use crate::child::beneath::{Outside, open_path};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use thiserror::Error;
 
@@ -53,13 +56,26 @@ fn read(rootfs: &Path, path: &str) -> String {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    if let Ok(fd) = openat2(root.as_fd(), path, how) {
+    let opened = match openat2(root.as_fd(), path, how) {
+        Err(Errno::ENOSYS | Errno::EPERM) => walk(&root, path),
+        other => other,
+    };
+    if let Ok(fd) = opened {
         let mut bytes = Vec::new();
         // A file that is cut short or unreadable is as one without the entry.
         let _ = File::from(fd).take(MAX_FILE).read_to_end(&mut bytes);
         text = String::from_utf8_lossy(&bytes).into_owned();
     }
     text
+}
+
+/// For kernels before 5.6.
+fn walk(root: &File, path: &str) -> Result<OwnedFd, Errno> {
+    let found = open_path(root.as_raw_fd(), path.as_bytes(), Outside::Nothing).map_err(Errno::from_raw)?;
+    // SAFETY: made for us just now.
+    let found = unsafe { OwnedFd::from_raw_fd(found) };
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    nix::fcntl::open(format!("/proc/self/fd/{}", found.as_raw_fd()).as_str(), flags, Mode::empty())
 }
 
 /// A line of passwd.

@@ -40,8 +40,8 @@ fn orphans_and_children_all_come_with_their_causes() {
     let killed = native.launch(&world.spec(&["sh", "-c", "kill -SEGV $$; sleep 1000"])).expect("a container");
     // PID 1 of its own namespace ignores what it does not handle, also from itself.
     hpk_sys::signals::send(std::os::fd::AsFd::as_fd(&killed.pidfd), libc::SIGKILL).expect("a signal");
-    let mut ended = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&launched.pidfd), nix::poll::PollFlags::POLLIN)];
-    assert_eq!(nix::poll::poll(&mut ended, 60_000u16), Ok(1), "the shell ends");
+    let minute = std::time::Duration::from_secs(60);
+    assert!(hpk_sys::process::wait_end(std::os::fd::AsFd::as_fd(&launched.pidfd), Some(minute)), "the shell ends");
     let (main, victim) = (launched.pid.as_raw(), killed.pid.as_raw());
     drop((launched, killed));
     let ended = drain();
@@ -62,4 +62,9 @@ fn running_children_are_not_waited_for() {
     assert_eq!(common::wait(launched.pid), ExitCause::Signaled { signal: 9, core: false });
     let gone = hpk_sys::signals::send(std::os::fd::AsFd::as_fd(&launched.pidfd), libc::SIGKILL);
     assert_eq!(gone, Err(hpk_sys::Errno::ESRCH));
+}
+
+#[test]
+fn on_old_kernels_all_of_this_holds() {
+    common::old_kernel::again(libc::ENOSYS, "on_old_kernels");
 }

@@ -1,17 +1,27 @@
 //! What leads into a user namespace below the caller's: from there nobody reaches the caller.
 
-use super::paths::PathBuffer;
+use super::paths::{PathBuffer, digits};
 use super::{MESSAGE, Outcome, TAG_BORN, TAG_NAMESPACES, check, check_long, close, errno, exit, open};
+use crate::process::{NAMESPACES, has_pidfds};
 use libc::c_int;
-use std::ffi::CStr;
 
 /// Enters the user namespace and its view of the mounts, and goes on as a child of the same parent that is born there. The
-/// parent gets that child's pidfd.
+/// parent gets a hold on that child.
 pub(super) fn born(user: c_int, mount: c_int, flags: u64, report: c_int) -> Outcome {
     // SAFETY: plain system calls.
     check(unsafe { libc::setns(user, libc::CLONE_NEWUSER) })?;
     // SAFETY: as above.
     check(unsafe { libc::setns(mount, libc::CLONE_NEWNS) })?;
+    if !has_pidfds() {
+        if clone_old(flags | libc::CLONE_PARENT as u64, 0)? != 0 {
+            exit(0);
+        }
+        // The child's own folder: this one may not know its number in the parent's view of /proc, which is seen here.
+        let folder = open(c"/proc/self", libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)?;
+        let sent = send(report, TAG_BORN, &[folder]);
+        close(folder);
+        return sent;
+    }
     let mut pidfd: c_int = -1;
     // The child has this one's parent and, by the rule of CLONE_PARENT, its signal.
     if clone(flags | libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64, 0, &raw mut pidfd)? == 0 {
@@ -21,6 +31,27 @@ pub(super) fn born(user: c_int, mount: c_int, flags: u64, report: c_int) -> Outc
         Ok(()) => exit(0),
         Err(errno) => Err(errno),
     }
+}
+
+/// Enters namespaces of the process of this folder of /proc. All are opened first: the first one gives other rights.
+pub(super) fn join(folder: c_int, flags: c_int) -> Outcome {
+    let mut opened = [-1; NAMESPACES.len()];
+    for (place, (flag, file)) in opened.iter_mut().zip(NAMESPACES) {
+        if flags & flag != 0 {
+            // SAFETY: a C string.
+            *place = match check(unsafe { libc::openat(folder, file.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) }) {
+                // No folder of a process (ENOTDIR), or its process has ended.
+                Err(libc::ENOENT | libc::ENOTDIR) => return Err(libc::ESRCH),
+                other => other?,
+            };
+        }
+    }
+    for (fd, (flag, _)) in opened.into_iter().zip(NAMESPACES).filter(|(fd, _)| *fd >= 0) {
+        // SAFETY: plain system call.
+        check(unsafe { libc::setns(fd, flag) })?;
+        close(fd);
+    }
+    Ok(())
 }
 
 /// Sends the caller's own user and mount namespaces to the parent.
@@ -71,27 +102,19 @@ fn enter(keeper: c_int, uid_map: &[u8], gid_map: &[u8]) -> Outcome {
 
 /// A file of /proc of this process.
 fn open_of(pid: c_int, name: &[u8], flags: c_int) -> Result<c_int, c_int> {
-    let mut digits = [0u8; 10];
-    let mut at = digits.len();
-    let mut rest = pid.unsigned_abs();
-    while rest > 0 && at > 0 {
-        at -= 1;
-        if let Some(place) = digits.get_mut(at) {
-            // A remainder of ten fits.
-            *place = b'0' + (rest % 10) as u8;
-        }
-        rest /= 10;
-    }
+    let mut buffer = [0u8; 20];
     let mut path = PathBuffer::new(b"/proc/")?;
-    path.append(digits.get(at..).unwrap_or(&[]))?;
+    path.append(digits(u64::from(pid.unsigned_abs()), &mut buffer))?;
     path.append(b"/")?;
     path.append(name)?;
-    // SAFETY: the buffer ends with a NUL and lives across the call.
-    open(unsafe { CStr::from_ptr(path.ptr()) }, flags | libc::O_CLOEXEC, 0)
+    open(path.c_str(), flags | libc::O_CLOEXEC, 0)
 }
 
 /// A fork with flags: the child goes on with a copy of this stack. 0: it is the child.
 fn clone(flags: u64, exit_signal: u64, pidfd: *mut c_int) -> Result<c_int, c_int> {
+    if !has_pidfds() {
+        return clone_old(flags, exit_signal);
+    }
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags;
@@ -99,6 +122,12 @@ fn clone(flags: u64, exit_signal: u64, pidfd: *mut c_int) -> Result<c_int, c_int
     args.pidfd = pidfd as u64;
     // SAFETY: no stack is given; the caller has one thread and uses what is async-signal-safe alone, and so does its copy.
     check_long(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })
+}
+
+/// By clone(2), whose flags hold the signal.
+fn clone_old(flags: u64, exit_signal: u64) -> Result<c_int, c_int> {
+    // SAFETY: as for clone3.
+    check_long(unsafe { libc::syscall(libc::SYS_clone, flags | exit_signal, 0, 0, 0, 0) })
 }
 
 /// Most descriptors of a message.

@@ -5,11 +5,14 @@
 //! that is no longer true here.
 
 mod below;
+pub(crate) mod beneath;
 mod mounts;
 mod paths;
 mod rights;
+mod staged;
 mod terminal;
 
+use crate::process::has_pidfds;
 use crate::program::{Op, OpKind, Program};
 use libc::{c_int, c_long, c_void};
 use mounts::{
@@ -24,9 +27,9 @@ use terminal::terminal;
 pub(crate) const TAG_ERROR: u32 = 1;
 /// A terminal's master travels with this message.
 pub(crate) const TAG_TERMINAL: u32 = 2;
-/// A nested container goes on with the socket that travels with this message, from the process whose pidfd comes second.
+/// A nested container goes on with the socket that travels with this message, from the process on which a hold comes second.
 pub(crate) const TAG_INNER: u32 = 3;
-/// The child goes on as the process whose pidfd travels with this message.
+/// The child goes on as the process on which a hold travels with this message.
 pub(crate) const TAG_BORN: u32 = 4;
 /// The child's user and mount namespaces travel with this message.
 pub(crate) const TAG_NAMESPACES: u32 = 5;
@@ -90,7 +93,8 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
     // SAFETY for every call in this function: pointers come from CStrings, slices or locals that outlive the call, and
     // the kernel checks all values. None of the libc functions used here allocates or takes a lock.
     match &op.kind {
-        OpKind::ResetSignals { ignored } => reset_signals(*ignored),
+        // Where handlers were not cleared at birth, all dispositions are set.
+        OpKind::ResetSignals { ignored } => reset_signals(if has_pidfds() { *ignored } else { u64::MAX }),
         OpKind::Setsid => {
             // SAFETY: plain system call.
             check(unsafe { libc::setsid() })?;
@@ -129,10 +133,23 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             let fd = open_tree(libc::AT_FDCWD, path, *recursive, 0)?;
             store(slots, slot.0, fd)
         }
-        OpKind::OpenSubTree { slot, volume, prefixes, last_components } => {
-            let fd = open_sub_tree(volume, prefixes, last_components)?;
+        OpKind::OpenSubTree { slot, volume, prefixes, last_components, copy } => {
+            let fd = open_sub_tree(volume, prefixes, last_components, *copy)?;
             store(slots, slot.0, fd)
         }
+        OpKind::HoldTree { slot, path } => {
+            let fd = open(path, libc::O_PATH | libc::O_CLOEXEC, 0)?;
+            store(slots, slot.0, fd)
+        }
+        OpKind::Stage { path } => staged::stage(path),
+        OpKind::StageTree { slot, recursive } => staged::stage_tree(slots, slot.0, *recursive),
+        OpKind::StageFs { slot, fstype, flags } => staged::stage_fs(slots, slot.0, fstype, *flags),
+        OpKind::StagePropagation { slot, flags } => staged::stage_propagation(slot.0, *flags),
+        OpKind::AttachStaged { slot, target, missing, read_only } => {
+            staged::attach(slots, slot.0, target, *missing, *read_only)
+        }
+        OpKind::Enter { path, old } => staged::enter(slots, old.0, path),
+        OpKind::Leave { path, old } => staged::leave(slots, old.0, path),
         OpKind::NewFs { slot, fstype, attributes } => {
             let fd = new_fs(fstype, *attributes)?;
             store(slots, slot.0, fd)
@@ -164,8 +181,11 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
         }
         OpKind::Setns { fd, flags } => {
             // SAFETY: plain system call.
-            check(unsafe { libc::setns(*fd, *flags) })?;
-            Ok(())
+            match check(unsafe { libc::setns(*fd, *flags) }) {
+                // It may be the folder of a process, which is EBADF as it is opened here.
+                Err(libc::EINVAL | libc::EBADF) if !has_pidfds() => below::join(*fd, *flags),
+                other => other.map(drop),
+            }
         }
         OpKind::Unshare { flags } => {
             // SAFETY: plain system call.

@@ -1,5 +1,6 @@
 //! Mounts of a container, made by its child.
 
+use super::beneath::{Outside, open_path};
 use super::paths::{PathBuffer, Way, ensure, make_dirs, make_file, parent_of, way};
 use super::{Outcome, check, check_long, close, open, slot};
 use libc::{c_int, c_void};
@@ -50,10 +51,10 @@ pub(super) fn new_fs(fstype: &CStr, attributes: u64) -> Result<c_int, c_int> {
 }
 
 /// openat2 that never leaves `dir`, by `..`, absolute links or procfs' links.
-pub(super) fn open_beneath(dir: c_int, path: &CStr, flags: c_int) -> Result<c_int, c_int> {
+fn open_beneath(dir: c_int, path: &CStr) -> Result<c_int, c_int> {
     // SAFETY: all-zero is a valid open_how.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = u64::try_from(flags).unwrap_or(0);
+    how.flags = u64::from((libc::O_PATH | libc::O_CLOEXEC).cast_unsigned());
     how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
     loop {
         // SAFETY: the string and the struct live across the call.
@@ -61,16 +62,21 @@ pub(super) fn open_beneath(dir: c_int, path: &CStr, flags: c_int) -> Result<c_in
             libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<libc::open_how>())
         });
         // The kernel gives EAGAIN when a rename somewhere raced with a `..`: it asks to try again.
-        if fd != Err(libc::EAGAIN) {
-            return fd;
+        match fd {
+            Err(libc::EAGAIN) => {}
+            // A kernel before 5.6, or a sandbox that does not know the call.
+            Err(libc::ENOSYS | libc::EPERM) => return open_path(dir, path.to_bytes(), Outside::Refused),
+            other => return other,
         }
     }
 }
 
+/// `copy`: a detached tree, else what is there.
 pub(super) fn open_sub_tree(
     volume: &CStr,
     prefixes: &[std::ffi::CString],
     last: &[std::ffi::CString],
+    copy: bool,
 ) -> Result<c_int, c_int> {
     let root = open(volume, libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)?;
     // SAFETY: all-zero is a valid stat.
@@ -79,7 +85,7 @@ pub(super) fn open_sub_tree(
     check(unsafe { libc::fstat(root, &raw mut stat) })?;
     let mut current = root;
     for (prefix, component) in prefixes.iter().zip(last) {
-        let next = match open_beneath(root, prefix, libc::O_PATH | libc::O_CLOEXEC) {
+        let next = match open_beneath(root, prefix) {
             Ok(fd) => fd,
             Err(libc::ENOENT) => {
                 // SAFETY: a C string; `current` is a folder beneath the volume.
@@ -87,7 +93,7 @@ pub(super) fn open_sub_tree(
                     Ok(_) | Err(libc::EEXIST) => {}
                     Err(e) => return Err(e),
                 }
-                open_beneath(root, prefix, libc::O_PATH | libc::O_CLOEXEC)?
+                open_beneath(root, prefix)?
             }
             Err(e) => return Err(e),
         };
@@ -95,6 +101,12 @@ pub(super) fn open_sub_tree(
             close(current);
         }
         current = next;
+    }
+    if !copy {
+        if current != root {
+            close(root);
+        }
+        return Ok(current);
     }
     let tree = open_tree(current, c"", true, libc::AT_EMPTY_PATH);
     if current != root {

@@ -2,6 +2,7 @@
 
 use super::{Outcome, check, errno};
 use libc::c_int;
+use std::ffi::CStr;
 
 const PATH_MAX: usize = 4096;
 /// Links followed for one mount point, as the kernel's own limit for nested links used to be.
@@ -34,8 +35,30 @@ impl PathBuffer {
         self.bytes.as_ptr().cast()
     }
 
+    pub(super) fn c_str(&self) -> &CStr {
+        // SAFETY: there is a NUL behind what was appended; the buffer lives as long as the result.
+        unsafe { CStr::from_ptr(self.ptr()) }
+    }
+
     pub(super) fn as_slice(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// A number as text.
+pub(super) fn digits(number: u64, buffer: &mut [u8; 20]) -> &[u8] {
+    let mut at = buffer.len();
+    let mut rest = number;
+    loop {
+        at = at.saturating_sub(1);
+        if let Some(place) = buffer.get_mut(at) {
+            // A remainder of ten fits.
+            *place = b'0' + (rest % 10) as u8;
+        }
+        rest /= 10;
+        if rest == 0 {
+            return buffer.get(at..).unwrap_or(&[]);
+        }
     }
 }
 

@@ -2,8 +2,13 @@
 
 use super::below::send;
 use super::mounts::{attach, open_tree};
+use super::paths::{PathBuffer, make_file};
+use super::staged::bind;
 use super::{Outcome, TAG_TERMINAL, check, close, open};
 use libc::c_int;
+use std::ffi::CStr;
+
+const CONSOLE: &CStr = c"/dev/console";
 
 pub(super) fn terminal(owner: (u32, u32), console: bool, rows: u16, cols: u16, report: c_int) -> Outcome {
     let master = open(c"/dev/pts/ptmx", libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC, 0)?;
@@ -38,6 +43,11 @@ pub(super) fn terminal(owner: (u32, u32), console: bool, rows: u16, cols: u16, r
 
 /// /dev/console is the terminal, as container engines have it.
 pub(super) fn bind_console(slave: c_int) -> Outcome {
-    let tree = open_tree(slave, c"", false, libc::AT_EMPTY_PATH)?;
-    attach(tree, c"/dev/console", true)
+    match open_tree(slave, c"", false, libc::AT_EMPTY_PATH) {
+        Err(libc::ENOSYS | libc::EPERM) => {
+            let _ = make_file(&PathBuffer::new(CONSOLE.to_bytes())?);
+            bind(slave, CONSOLE, 0)
+        }
+        tree => attach(tree?, CONSOLE, true),
+    }
 }

@@ -16,6 +16,7 @@ use crate::child;
 use crate::error::LaunchError;
 use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::pidns::Home;
+use crate::process::has_pidfds;
 use crate::program::{Op, OpKind, Program, Step};
 use crate::signals::{self, MountNs};
 use crate::spawn::{Inner, Starting};
@@ -143,12 +144,13 @@ pub fn inner() -> Result<std::convert::Infallible, Errno> {
     let mut program = Program { ops: ops.collect(), slots: slots.collect() };
     // Apptainer keeps a copy of the first socket, so that its end would tell nothing: exec closes this one.
     let (own, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    let pidfd = pidfd_of_self()?;
+    let pidfd = if has_pidfds() { Some(crate::process::open(nix::unistd::Pid::this())?) } else { None };
     let mut message = [0u8; child::MESSAGE];
     message[0..4].copy_from_slice(&child::TAG_INNER.to_ne_bytes());
     // Now, when it is far from its command: one that ends at once cannot be asked after its start.
     message[4..8].copy_from_slice(&own_mount_namespace()?.to_ne_bytes());
-    crate::fdpass::send(&report, &message, &[theirs.as_fd(), pidfd.as_fd()])?;
+    let fds: Vec<_> = std::iter::once(theirs.as_fd()).chain(pidfd.as_ref().map(AsFd::as_fd)).collect();
+    crate::fdpass::send(&report, &message, &fds)?;
     drop((theirs, pidfd, report));
     child::run(&mut program, own.into_raw_fd())
 }
@@ -165,13 +167,6 @@ fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
 fn own_mount_namespace() -> Result<u32, Errno> {
     let inode = nix::sys::stat::stat("/proc/self/ns/mnt")?.st_ino;
     u32::try_from(inode).map_err(|_| Errno::EOVERFLOW)
-}
-
-fn pidfd_of_self() -> Result<OwnedFd, Errno> {
-    // SAFETY: plain system call.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(|_| Errno::EOVERFLOW)?) })
 }
 
 /// Apptainer's last words, without its colours.

@@ -90,8 +90,10 @@ pub(crate) struct Node {
     pub(crate) masked_folders: Vec<&'static str>,
     /// What children are born with, see [`crate::signals::ignored`].
     pub(crate) ignored_signals: u64,
-    /// mount_setattr(2) is there (5.12).
+    /// mount_setattr(2) is there (5.12), and with it detached mounts.
     pub(crate) mount_setattr: bool,
+    /// Mount points below /sys, where mount_setattr is missing.
+    pub(crate) below_sys: Vec<String>,
 }
 
 impl Node {
@@ -100,6 +102,7 @@ impl Node {
             what: "read /proc/self/uid_map",
             errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
         })?;
+        let mount_setattr = crate::mounts::has_mount_setattr();
         let libs = std::fs::read_dir(&places.gpu_libs).is_ok_and(|mut entries| entries.next().is_some());
         Ok(Self {
             ids,
@@ -110,9 +113,17 @@ impl Node {
             gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
             masked_folders: super::compile::MASKED.into_iter().filter(|path| Path::new(path).is_dir()).collect(),
             ignored_signals: crate::signals::ignored(),
-            mount_setattr: crate::mounts::has_mount_setattr(),
+            mount_setattr,
+            below_sys: if mount_setattr { Vec::new() } else { below_sys() },
         })
     }
+}
+
+/// Of those whose names need no escapes, as all of the kernel's own.
+fn below_sys() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| point.starts_with("/sys/") && !point.contains('\\')).map(str::to_owned).collect()
 }
 
 fn devices(dev: &Path) -> Vec<Handed> {

@@ -1,5 +1,7 @@
 //! A small image from the machine's static busybox, and helpers for real processes.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, unsafe_code)]
+
+pub mod old_kernel;
 
 use hpk_sys::launch::{Io, LaunchSpec, Launched};
 use hpk_sys::reap::{ExitCause, Poll, Reaped, Reaper};

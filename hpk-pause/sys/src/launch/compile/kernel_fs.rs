@@ -121,6 +121,10 @@ pub(super) fn proc_and_sys(
     let fallback_read_only = !node.mount_setattr && !spec.security.writable_sys;
     let attach = |slot, target, fallback_read_only| OpKind::Attach { slot, target, missing: false, fallback_read_only };
     p.push(Step::Sys, "/sys", attach(sources.sys, c("sys", "/sys")?, fallback_read_only));
+    // One by one, where they cannot be changed together. One that another hides is not found, and not reached either.
+    for point in node.below_sys.iter().filter(|_| fallback_read_only) {
+        p.push_optional(Step::Sys, point, OpKind::RemountReadOnly { path: c("sys", point)? });
+    }
     mkdir(p, Step::Proc, "/proc")?;
     p.push(Step::Proc, "/proc", attach(sources.proc, c("proc", "/proc")?, false));
     if !spec.security.unmasked {

@@ -12,6 +12,7 @@ mod kernel_fs;
 mod nested;
 mod root;
 mod sources;
+mod staged;
 
 pub(crate) use command::exec;
 use command::{DEFAULT_PATH, environment, rights, standard_io};
@@ -76,6 +77,9 @@ pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Re
             p.push(Step::Exec, "the container's keeper", kind);
         }
         None => exec(p, &spec.argv, environment(spec, node))?,
+    }
+    if !node.mount_setattr {
+        staged::rewrite(p)?;
     }
     Ok(program)
 }

@@ -66,7 +66,7 @@ pub(crate) fn overlay(
 
 /// In the child's own mount namespace a tmpfs is put over /sys, whose tree is already held, as the place for what a launch
 /// needs only until the pivot: a folder made there costs no write to the scratch disk.
-const STAGE: &str = "/sys";
+pub(super) const STAGE: &str = "/sys";
 const STAGED_ROOT: &str = "/sys/root";
 const SKELETON: &str = "/sys/skeleton";
 

@@ -163,7 +163,11 @@ pub(super) fn open_mount(p: &mut Program, mount: &Mount, slot: Slot, node: &Node
         ),
         Some(path) => {
             let (prefixes, last_components) = sub_path(path)?;
-            p.push(Step::SubPath, path, OpKind::OpenSubTree { slot, volume: source, prefixes, last_components });
+            p.push(
+                Step::SubPath,
+                path,
+                OpKind::OpenSubTree { slot, volume: source, prefixes, last_components, copy: true },
+            );
         }
     }
     let (set, recursive) = match mount.propagation {
