@@ -3,10 +3,10 @@
 use crate::home::Home;
 use hpk_api::local::{END, End, PROCESS, Process, RUNS};
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub(crate) fn end(home: &Home) -> anyhow::Result<usize> {
     for (id, folder) in &runs {
         match open(folder) {
             Some(process) => {
-                let _ = pidfd_send_signal(&process, Signal::TERM);
+                let _ = hpk_sys::process::send(process.as_fd(), Signal::SIGTERM as i32);
                 told.push((id, process));
             }
             None => {
@@ -51,9 +51,8 @@ pub(crate) fn end(home: &Home) -> anyhow::Result<usize> {
     }
     let deadline = Instant::now() + PATIENCE;
     for (id, process) in told {
-        let timeout = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        let mut fds = [PollFd::new(&process, PollFlags::IN)];
-        if !matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !hpk_sys::process::wait_end(process.as_fd(), Some(left)) {
             anyhow::bail!(
                 "run {id} does not end: kill -KILL its process, see {}/{id}",
                 home.root().join(RUNS).display()
@@ -67,7 +66,7 @@ pub(crate) fn end(home: &Home) -> anyhow::Result<usize> {
 fn open(folder: &Path) -> Option<OwnedFd> {
     let process: Process = serde_json::from_slice(&fs::read(folder.join(PROCESS)).ok()?).ok()?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let fd = pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::empty()).ok()?;
+    let fd = hpk_sys::process::open(Pid::from_raw(process.pid)).ok()?;
     let started = hpk_sys::procfs::start_time(nix::unistd::Pid::from_raw(process.pid))?;
     (boot.trim() == process.boot && started == process.started).then_some(fd)
 }

@@ -132,7 +132,7 @@ fn resolve(folder: &OwnedFd, path: &Path, how: ResolveFlag) -> Result<OwnedFd, E
         match openat2(folder, path, OpenHow::new().flags(READ).resolve(how)) {
             // Something was renamed on the way; the kernel asks for another try.
             Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(Errno::ENOSYS) => return walk(folder, path),
+            Err(Errno::ENOSYS | Errno::EPERM) => return walk(folder, path),
             other => return other,
         }
     }

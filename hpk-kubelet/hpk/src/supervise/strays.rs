@@ -5,9 +5,10 @@
 //! mark in their environment by which the next `hpk up` knows them. hpk-kubelet gets no mark: its
 //! environment would reach the jobs that it submits, and those must go on.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::os::fd::OwnedFd;
+use hpk_sys::process;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -43,19 +44,19 @@ pub(crate) fn end_component(home: &Path, name: &str) -> usize {
 fn end_marked(marks: &[String]) -> usize {
     let strays = find(marks);
     for stray in &strays {
-        let _ = pidfd_send_signal(stray, Signal::TERM);
+        let _ = process::send(stray.as_fd(), Signal::SIGTERM as i32);
     }
     let deadline = Instant::now() + GRACE;
     for stray in &strays {
-        if !gone(stray, deadline.saturating_duration_since(Instant::now())) {
-            let _ = pidfd_send_signal(stray, Signal::KILL);
-            let _ = gone(stray, Duration::from_secs(1));
+        if !process::wait_end(stray.as_fd(), Some(deadline.saturating_duration_since(Instant::now()))) {
+            let _ = process::send(stray.as_fd(), Signal::SIGKILL as i32);
+            let _ = process::wait_end(stray.as_fd(), Some(Duration::from_secs(1)));
         }
     }
     strays.len()
 }
 
-/// A descriptor of each, opened before its environment is read: it cannot come to mean another process.
+/// A hold on each, taken before its environment is read: it cannot come to mean another process.
 fn find(marks: &[String]) -> Vec<OwnedFd> {
     std::fs::read_dir("/proc")
         .into_iter()
@@ -63,20 +64,13 @@ fn find(marks: &[String]) -> Vec<OwnedFd> {
         .flatten()
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            let fd = process::open(Pid::from_raw(pid)).ok()?;
             // Other users' environments cannot be read.
             let environ = std::fs::read(entry.path().join("environ")).ok()?;
             let has = |mark: &String| environ.split(|b| *b == 0).any(|e| e == mark.as_bytes());
             marks.iter().all(has).then_some(fd)
         })
         .collect()
-}
-
-/// Waits for the end of a process.
-fn gone(process: &OwnedFd, patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).ok();
-    let mut fds = [PollFd::new(process, PollFlags::IN)];
-    matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0)
 }
 
 #[cfg(test)]

@@ -6,10 +6,8 @@
 use hpk_api::local::{Process, RUN};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// The machine's present boot.
@@ -18,21 +16,20 @@ pub fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Opens a process, if it is still the one that is meant and has not ended. A descriptor never comes to mean another one.
+/// Opens a process, if it is still the one that is meant and has not ended. A hold never comes to mean another one.
 #[must_use]
 pub fn open(process: &Process, boot: &str) -> Option<OwnedFd> {
     if process.boot != boot {
         return None;
     }
-    let fd = pidfd_open(rustix::process::Pid::from_raw(process.pid)?, PidfdFlags::empty()).ok()?;
+    let fd = hpk_sys::process::open(Pid::from_raw(process.pid)).ok()?;
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
     (started(&stat) == Some(process.started)).then_some(fd)
 }
 
 /// Returns when the process has ended.
 pub fn wait(process: &OwnedFd) {
-    let mut fds = [PollFd::new(process, PollFlags::IN)];
-    while !matches!(poll(&mut fds, None), Ok(n) if n > 0) {}
+    while !hpk_sys::process::wait_end(process.as_fd(), None) {}
 }
 
 /// When a process was started, from its `/proc/<pid>/stat`. None: it has ended.
