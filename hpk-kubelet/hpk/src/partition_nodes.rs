@@ -27,15 +27,31 @@ pub(crate) async fn run(client: &Client, cluster: &ClusterConfig, labels: &Value
             nodes.delete(&name, &DeleteParams::default()).await.map_err(failed)?;
             continue;
         };
-        let now = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-        let wanted = taints(&now, &partition.partition, cluster.partitions.untainted);
-        if wanted != now {
-            // A kubelet may not change its Node's taints.
-            let patch = json!({"spec": {"taints": wanted}});
-            nodes.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.map_err(failed)?;
-        }
+        taint(&nodes, node, |now| taints(now, &partition.partition, cluster.partitions.untainted))
+            .await
+            .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Gives a Node the taints that `wanted` makes of those that it has. Here, since a kubelet may not change its Node's taints.
+/// The list is replaced as a whole: the patch holds only for the version that was read, so that a taint which somebody else
+/// sets in between stays.
+async fn taint(nodes: &Api<Node>, mut node: Node, wanted: impl Fn(&[Taint]) -> Vec<Taint>) -> kube::Result<()> {
+    const CONFLICT: u16 = 409;
+    loop {
+        let now = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        let wanted = wanted(&now);
+        if wanted == now {
+            return Ok(());
+        }
+        let version = node.metadata.resource_version.take();
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": wanted}});
+        match nodes.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.code == CONFLICT => node = nodes.get(&node.name_any()).await?,
+            result => return result.map(drop),
+        }
+    }
 }
 
 /// The Node's taints with or without ours. Those that others set stay, and so does another effect that the user gave ours.
