@@ -68,7 +68,7 @@ fn environment_out_of_files_that_init_containers_write() {
     ns.apply(&pod.to_string());
     ns.wait_phase("reads", "Succeeded");
     let logs = ns.kubectl(&["logs", "reads"]);
-    assert_eq!(logs.ok(), "the one|hello the one|unset|the one!\n");
+    assert_eq!(logs.ok(), "the one|hello the one|unset|the one!");
 
     pod["metadata"]["name"] = json!("misses");
     pod["spec"]["containers"][0]["env"][2]["valueFrom"] = file("NONE", false);
