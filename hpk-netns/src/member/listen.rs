@@ -6,6 +6,7 @@
 //! A service without endpoints refuses: its port is held, so that nobody else gets it, but does not listen. A port that cannot be bound is told to the kubelet, which tells the user, and is tried again from time to time.
 
 use super::Helper;
+use super::datagrams::{self, Targets};
 use super::spread::Spread;
 use hpk_api::link::{Listener, NetQuestion, Protocol};
 use hpk_sys::ports::TcpHold;
@@ -17,18 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Connections of one listener at once.
 const CONNECTIONS: usize = 4096;
-/// Clients of one UDP listener at once.
-const CLIENTS: usize = 4096;
-/// A UDP client silent for so long is forgotten.
-const SILENT: Duration = Duration::from_secs(60);
-/// Datagrams that wait for one client's socket.
-const QUEUE: usize = 64;
 /// Longest wait for an endpoint to take a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long until a port that could not be bound is tried again.
@@ -98,7 +92,37 @@ impl Backends {
         if !self.is_served(client) {
             return None;
         }
-        self.spread.choose(client.ip(), seconds(), random())
+        self.spread.choose(client.ip(), seconds(), hpk_link::random())
+    }
+}
+
+/// A service's endpoints for datagrams.
+struct Served {
+    backends: Backends,
+    helper: Helper,
+}
+
+impl Targets for Served {
+    fn choose(&mut self, client: SocketAddr) -> Option<SocketAddr> {
+        self.backends.choose(client)
+    }
+
+    /// An endpoint that is none any more loses its clients.
+    fn keeps(&self, client: SocketAddr, endpoint: SocketAddr) -> bool {
+        self.backends.is_served(client) && self.backends.spread.has(endpoint)
+    }
+
+    fn open(&self, endpoint: SocketAddr) -> impl Future<Output = io::Result<UdpSocket>> + Send + 'static {
+        let helper = self.helper.clone();
+        async move { helper.udp(endpoint).await }
+    }
+
+    async fn changed(&mut self) {
+        self.backends.changed().await;
+    }
+
+    fn are_waited_for(&self) -> bool {
+        false
     }
 }
 
@@ -189,7 +213,7 @@ async fn start(listener: &Listener, backends: Backends, helper: Helper) -> io::R
     let at = listener.at;
     let task = if listener.protocol == Protocol::Udp {
         let socket = UdpSocket::bind(at).await?;
-        tokio::spawn(async move { udp(socket, backends, &helper).await })
+        tokio::spawn(datagrams::carry(socket, Served { backends, helper }))
     } else {
         let held = TcpHold::take(at)?;
         tokio::spawn(async move { tcp(held, at, backends, &helper).await })
@@ -250,85 +274,10 @@ async fn carry(mut stream: TcpStream, endpoint: SocketAddr, helper: &Helper) {
     }
 }
 
-/// Each client has a socket of its own towards its endpoint, so that answers find their way.
-async fn udp(socket: UdpSocket, mut backends: Backends, helper: &Helper) {
-    let socket = Arc::new(socket);
-    let mut clients: HashMap<SocketAddr, (SocketAddr, mpsc::Sender<Vec<u8>>)> = HashMap::new();
-    let mut carried = JoinSet::new();
-    let mut buffer = vec![0; 65_536];
-    loop {
-        tokio::select! {
-            received = socket.recv_from(&mut buffer) => {
-                // An ICMP error of an earlier answer is reported here; it concerns nobody else.
-                let Ok((len, client)) = received else { continue };
-                if !backends.is_served(client) {
-                    clients.remove(&client);
-                    continue;
-                }
-                let datagram = buffer.get(..len).unwrap_or_default().to_vec();
-                // An endpoint that is none any more loses its clients.
-                let usable = clients.get(&client).is_some_and(|(e, q)| !q.is_closed() && backends.spread.has(*e));
-                if !usable {
-                    clients.remove(&client);
-                    if clients.len() >= CLIENTS {
-                        continue;
-                    }
-                    let Some(endpoint) = backends.choose(client) else { continue };
-                    let (queue, queued) = mpsc::channel(QUEUE);
-                    clients.insert(client, (endpoint, queue));
-                    let (socket, helper) = (socket.clone(), helper.clone());
-                    carried.spawn(async move {
-                        let _ = udp_client(&socket, client, endpoint, queued, &helper).await;
-                        client
-                    });
-                }
-                if let Some((_, queue)) = clients.get(&client) {
-                    let _ = queue.try_send(datagram);
-                }
-            }
-            () = backends.changed() => {}
-            Some(over) = carried.join_next() => {
-                if let Ok(client) = over && clients.get(&client).is_some_and(|(_, q)| q.is_closed()) {
-                    clients.remove(&client);
-                }
-            }
-        }
-    }
-}
-
-async fn udp_client(
-    socket: &UdpSocket,
-    client: SocketAddr,
-    endpoint: SocketAddr,
-    mut queued: mpsc::Receiver<Vec<u8>>,
-    helper: &Helper,
-) -> io::Result<()> {
-    let out = helper.udp(endpoint).await?;
-    let mut buffer = vec![0; 65_536];
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SILENT) => return Ok(()),
-            datagram = queued.recv() => match datagram {
-                Some(datagram) => { out.send(&datagram).await?; }
-                None => return Ok(()),
-            },
-            len = out.recv(&mut buffer) => {
-                socket.send_to(buffer.get(..len?).unwrap_or_default(), client).await?;
-            }
-        }
-    }
-}
-
 /// Of a clock that only goes forward.
 fn seconds() -> u64 {
     static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     BEGAN.get_or_init(Instant::now).elapsed().as_secs()
-}
-
-/// The standard library's hash seeds are random.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! comes to a service's port of the login node ([`listen`]) goes on by a socket made inside. (From the API server to
 //! a pod, another way leads over that pod's own link; it is the kubelet's.)
 
+mod datagrams;
 mod direct;
 pub mod inside;
 mod listen;
@@ -266,9 +267,7 @@ async fn start_relay(relay: &Relay, helper: &Helper, ips: &[IpAddr]) -> io::Resu
         let socket = std::net::UdpSocket::from(fd);
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;
-        tokio::spawn(async move {
-            let _ = relay::udp(socket, target).await;
-        })
+        tokio::spawn(relay::udp(socket, target))
     } else {
         let listener = std::net::TcpListener::from(fd);
         listener.set_nonblocking(true)?;

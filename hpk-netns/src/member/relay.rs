@@ -1,30 +1,17 @@
 //! Carries connections and datagrams from a port of the member's pod address to a target in the login node's network.
 
-use std::collections::{HashMap, VecDeque};
+use super::datagrams::{self, REFUSED_AGAIN, REFUSED_FOR, Targets};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// Connections of one relay at once.
 const CONNECTIONS: usize = 4096;
-/// Clients of one UDP relay at once.
-const CLIENTS: usize = 4096;
-/// A UDP client silent for so long is forgotten.
-const SILENT: Duration = Duration::from_secs(60);
-/// Datagrams that wait for one client's socket.
-const QUEUE: usize = 64;
-
-/// How long a target that refuses is tried again: a server that ended is back by then.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// How often.
-const REFUSED_AGAIN: Duration = Duration::from_millis(200);
-/// Datagrams of one client that are kept until something is answered.
-const UNANSWERED: usize = 8;
 
 /// Until dropped.
 pub(super) async fn tcp(listener: TcpListener, target: SocketAddr) {
@@ -52,125 +39,41 @@ pub(super) async fn tcp(listener: TcpListener, target: SocketAddr) {
     }
 }
 
-/// Until dropped. Each client has a socket of its own towards the target, so that answers find their way.
-pub(super) async fn udp(socket: UdpSocket, target: SocketAddr) -> io::Result<()> {
-    let socket = Arc::new(socket);
-    let mut clients: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
-    let mut carried = JoinSet::new();
-    let mut buffer = vec![0; 65_536];
-    loop {
-        tokio::select! {
-            received = socket.recv_from(&mut buffer) => {
-                // An ICMP error of an earlier answer is reported here; it concerns nobody else.
-                let Ok((len, client)) = received else { continue };
-                let datagram = buffer.get(..len).unwrap_or_default().to_vec();
-                if clients.get(&client).is_none_or(mpsc::Sender::is_closed) {
-                    if clients.len() >= CLIENTS {
-                        continue;
-                    }
-                    let (queue, queued) = mpsc::channel(QUEUE);
-                    clients.insert(client, queue);
-                    let socket = socket.clone();
-                    carried.spawn(async move {
-                        let _ = udp_client(&socket, client, target, queued).await;
-                        client
-                    });
-                }
-                if let Some(queue) = clients.get(&client) {
-                    let _ = queue.try_send(datagram);
-                }
-            }
-            Some(over) = carried.join_next() => {
-                if let Ok(client) = over && clients.get(&client).is_some_and(mpsc::Sender::is_closed) {
-                    clients.remove(&client);
-                }
-            }
-        }
+/// Until dropped.
+pub(super) async fn udp(socket: UdpSocket, target: SocketAddr) {
+    datagrams::carry(socket, One(target)).await;
+}
+
+/// The one target of all clients.
+struct One(SocketAddr);
+
+impl Targets for One {
+    fn choose(&mut self, _: SocketAddr) -> Option<SocketAddr> {
+        Some(self.0)
+    }
+
+    fn keeps(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        true
+    }
+
+    fn open(&self, target: SocketAddr) -> impl Future<Output = io::Result<UdpSocket>> + Send + 'static {
+        connected(target)
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+
+    fn are_waited_for(&self) -> bool {
+        true
     }
 }
 
-async fn udp_client(
-    socket: &UdpSocket,
-    client: SocketAddr,
-    target: SocketAddr,
-    mut queued: mpsc::Receiver<Vec<u8>>,
-) -> io::Result<()> {
+async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = if target.is_ipv4() { ([0_u8; 4], 0).into() } else { ([0_u8; 16], 0).into() };
-    let out = UdpSocket::bind(any).await?;
-    out.connect(target).await?;
-    let mut buffer = vec![0; 65_536];
-    let mut refused = Refused::default();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SILENT) => return Ok(()),
-            () = refused.due() => for datagram in refused.again() {
-                // Refused once more: told by recv.
-                let _ = out.send(&datagram).await;
-            },
-            datagram = queued.recv() => match datagram {
-                Some(datagram) => {
-                    // An error is that of an earlier one, and recv tells it too.
-                    let _ = out.send(&datagram).await;
-                    refused.sent(datagram);
-                }
-                None => return Ok(()),
-            },
-            len = out.recv(&mut buffer) => match len {
-                Ok(len) => {
-                    refused.answered();
-                    socket.send_to(buffer.get(..len).unwrap_or_default(), client).await?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => refused.heard(),
-                Err(error) => return Err(error),
-            },
-        }
-    }
-}
-
-/// What was sent and not answered. When the target refuses it (CoreDNS is started again, say), it is sent again for a
-/// while: the client cannot be told that nobody listened, and would wait for its own time-out.
-#[derive(Debug, Default)]
-struct Refused {
-    unanswered: VecDeque<Vec<u8>>,
-    since: Option<Instant>,
-    due: Option<Instant>,
-}
-
-impl Refused {
-    fn sent(&mut self, datagram: Vec<u8>) {
-        if self.unanswered.len() >= UNANSWERED {
-            self.unanswered.pop_front();
-        }
-        self.unanswered.push_back(datagram);
-    }
-
-    /// Somebody is there.
-    fn answered(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Nobody is there.
-    fn heard(&mut self) {
-        let now = Instant::now();
-        if now.duration_since(*self.since.get_or_insert(now)) < REFUSED_FOR {
-            self.due.get_or_insert(now + REFUSED_AGAIN);
-        } else {
-            self.answered();
-        }
-    }
-
-    /// When they are to be sent again; never, while nothing is refused.
-    async fn due(&self) {
-        match self.due {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn again(&mut self) -> Vec<Vec<u8>> {
-        self.due = None;
-        self.unanswered.iter().cloned().collect()
-    }
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(target).await?;
+    Ok(socket)
 }
 
 /// A connection to the target, which may be on its way back: refusals are not believed at once.
