@@ -12,7 +12,6 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 
 /// A renewal is put off by up to so many seconds, so that not all pods of a Deployment ask at once.
 const JITTER: i64 = 300;
@@ -36,7 +35,7 @@ pub async fn advance(
         let now = Timestamp::now();
         if let Some(name) = certificates.request(key).map(|asked| asked.name.clone()) {
             let found = requests.get_opt(&name).await.map_err(|e| failed("podcertificaterequest", &name, e))?;
-            let jitter = i64::try_from(RandomState::new().hash_one(&name) % JITTER.unsigned_abs()).unwrap_or(0);
+            let jitter = i64::try_from(hpk_link::random() % JITTER.unsigned_abs()).unwrap_or(0);
             if let Err(refusal) = certificates.answered(key, Answer::of(found.as_ref()), now, jitter) {
                 refusals.push(refusal);
             }

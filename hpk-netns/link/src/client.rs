@@ -127,7 +127,7 @@ pub async fn keep(
         }
         let pause_now = if matches!(error, LinkError::Refused(_)) { PAUSE_REFUSED } else { pause };
         tokio::select! {
-            () = tokio::time::sleep(jittered(pause_now, random())) => {}
+            () = tokio::time::sleep(jittered(pause_now, crate::random())) => {}
             stream = arrival(carriers.as_ref()) => carrier = Some(stream),
             () = leave.cancelled() => return,
         }
@@ -153,12 +153,6 @@ async fn arrival(carriers: Option<&UnixListener>) -> UnixStream {
 fn jittered(pause: Duration, random: u64) -> Duration {
     let parts = u32::try_from(random % 1000).unwrap_or(0);
     pause / 2 + pause * parts / 2000
-}
-
-/// The standard library's hash seeds are random: enough to spread dials.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 async fn attempt(

@@ -24,6 +24,7 @@ mod line;
 mod mux;
 #[cfg(feature = "server")]
 pub mod pki;
+mod random;
 #[cfg(feature = "server")]
 mod registry;
 mod relay;
@@ -33,6 +34,7 @@ pub mod tls;
 mod transport;
 
 pub use mux::LinkStream;
+pub use random::random;
 
 /// Name in the kubelet's certificate.
 pub const SERVER_NAME: &str = "kubelet.link.hpk";

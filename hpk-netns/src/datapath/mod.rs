@@ -122,7 +122,7 @@ impl Datapath {
             commands: obeyed,
             wake: wake.clone(),
             questions,
-            seed: seed(),
+            seed: hpk_link::random(),
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -161,10 +161,4 @@ impl Drop for Datapath {
     fn drop(&mut self) {
         self.send(engine::Command::Stop);
     }
-}
-
-/// The standard library's hash seeds are random.
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
