@@ -5,11 +5,12 @@
 
 use crate::cli;
 use crate::home::Home;
+use crate::json::read_json;
 use crate::progress::Progress;
 use crate::runs;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Holder, Phase, Request};
-use crate::up::{lock_command, read_json};
+use crate::up::lock_command;
 use anyhow::Result;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use nix::sys::signal::Signal;

@@ -13,6 +13,7 @@ mod flags_policy;
 mod gates;
 mod home;
 mod image;
+mod json;
 mod kubeconfig;
 mod label_policy;
 mod logs;

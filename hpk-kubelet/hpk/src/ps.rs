@@ -4,8 +4,8 @@
 use crate::bootstrap;
 use crate::cli::{self, Format};
 use crate::home::Home;
+use crate::json::need_json;
 use crate::site;
-use crate::up::need_json;
 use anyhow::Result;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use k8s_openapi::api::core::v1::Pod;

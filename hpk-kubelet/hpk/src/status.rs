@@ -5,9 +5,9 @@
 use crate::cli::{self, Format};
 use crate::decide::Families;
 use crate::home::Home;
+use crate::json::need_json;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Request, Snapshot};
-use crate::up::need_json;
 use anyhow::Result;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;

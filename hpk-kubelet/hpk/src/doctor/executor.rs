@@ -2,8 +2,8 @@
 
 use super::{Finding, Verdict};
 use crate::home::Home;
+use crate::json::read_json;
 use crate::runs;
-use crate::up::read_json;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use std::process::{Command, Stdio};
 
