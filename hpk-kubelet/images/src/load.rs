@@ -59,6 +59,11 @@ impl ImageStore {
         for name in &names {
             self.inner.name(name.clone(), &image.image_ref, None, Pass::open()).map_err(of)?;
         }
+        // Who has taken it out of the file does not mean the file any more: by its last name the image is to go.
+        if !names.is_empty() {
+            let path = self.inner.ref_path(&source.normalized());
+            std::fs::remove_file(&path).map_err(SourceError::io("remove", path)).map_err(of)?;
+        }
         Ok(Loaded { image, names })
     }
 }

@@ -606,6 +606,8 @@ async fn a_loaded_image_is_had_by_name_without_a_registry() {
     let never = PullPolicy::Never;
     let had = place.store.pull("app:1", never, &Keyring::default(), &LocalImages::Anywhere, &|_| ()).await.unwrap();
     assert_eq!(had.image_ref, loaded.image.image_ref);
+    // The file's own name is none of the image's now: its last name takes the image along.
+    assert_eq!(place.store.list().unwrap()[0].names, ["docker.io/library/app:1"]);
     let bad = place.store.load(&place.path("layout").display().to_string(), Some("UPPER/x"), &|_| ()).await;
     assert!(bad.unwrap_err().to_string().contains("UPPER/x"));
 }
