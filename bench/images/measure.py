@@ -90,7 +90,7 @@ class Images(start.Bench):
         }
         self.api.call("POST", self.pods, body)
         self.watch.wait([name])
-        lines = self.api.call("GET", "%s/%s/log" % (self.pods, name)).split()
+        lines = self.api.call("GET", "%s/%s/log" % (self.pods, name)).decode().split()
         if [lines[1], lines[4]] != [str(self.files)] * 2:
             raise RuntimeError("%s has not all files: %s" % (layout, lines))
         self.api.call("DELETE", self.pods + "/" + name)
