@@ -83,8 +83,15 @@ impl Session {
         let Self { mut child, input, mut output, mut errors, node } = self;
         let (from, mut to) = stream.into_split();
         let words = tokio::spawn(async move { last_words(&mut errors).await });
-        let inward = tokio::spawn(copy_in(from, input));
-        let said = copy_out(&mut output, &mut to).await;
+        let mut inward = tokio::spawn(copy_in(from, input));
+        let said = tokio::select! {
+            said = copy_out(&mut output, &mut to) => said,
+            // The client is gone. A session that has begun ends by that; one that never came up does not even hear of it.
+            () = async {
+                let _ = (&mut inward).await;
+                tokio::time::sleep(LEAVE).await;
+            } => true,
+        };
         // Its output is at its end, or its client is gone; in both cases it needs no more input, and ends by that.
         inward.abort();
         if tokio::time::timeout(LEAVE, child.wait()).await.is_err() {
