@@ -509,7 +509,7 @@ pub(crate) struct Exec {
     /// The pod's namespace [default: kubectl's]
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// The step's container [default: the pod's first]
+    /// The step's container [default: the one that the pod's annotations name, or its first]
     #[arg(short, long, value_name = "NAME")]
     pub container: Option<String>,
     /// Pass standard input on
