@@ -85,10 +85,14 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
         }
     };
     let first = said(StepNews::Started { of: of.clone(), ranks: job.ranks });
-    // One of them answers for the node.
-    let usage = (job.variable("SLURM_LOCALID") == Some("0")).then_some(whole).flatten().map(|ns| {
+    // One of them answers for the node: whoever has the voice when it is asked, for as long as it lives.
+    let voice = place.voice();
+    let usage = whole.zip(voice).map(|(ns, voice)| {
         let of = of.clone();
-        move || said(StepNews::Used { of: of.clone(), usage: usage(ns) })
+        move || {
+            let speaks = voice.try_lock().is_ok();
+            if speaks { said(StepNews::Used { of: of.clone(), usage: usage(ns) }) } else { Vec::new() }
+        }
     });
     let ended = stdio::attend(of.rank, launched, signals, first, usage);
     let (code, signal) = (ended.code, ended.signal);

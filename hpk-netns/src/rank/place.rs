@@ -5,6 +5,7 @@
 //!   gate      locked by whoever looks for the container, makes it or leaves it: one at a time
 //!   lock      locked (shared) by each rank for its life; the keeper waits for all of them to end
 //!   keeper    Keeper, as JSON
+//!   voice     locked by the rank that speaks for the node, when it is first asked
 //!   rank.<n>  environment of rank n, for sessions beside it
 //!   scratch/ host/ run/    of the container, on nodes where the ranks make it
 //! ```
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 const GATE: &str = "gate";
 const KEEPER: &str = "keeper";
+const VOICE: &str = "voice";
 
 /// How often the folder may be taken away by one that leaves while it is being entered.
 const TRIES: usize = 100;
@@ -100,6 +102,11 @@ impl Place {
         serde_json::from_slice(&std::fs::read(self.folder.join(format!("rank.{rank}"))).ok()?).ok()
     }
 
+    /// A file that one rank of the node has locked: it speaks for all of them, until it ends. None: it cannot be had.
+    pub(crate) fn voice(&self) -> Option<File> {
+        voice(&self.folder).ok()
+    }
+
     /// What the keeper is to wait for: a lock of its own.
     pub(crate) fn lock_for_keeper(&self) -> io::Result<File> {
         File::open(self.folder.join(scratch::LOCK))
@@ -133,6 +140,10 @@ impl Place {
     }
 }
 
+fn voice(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(folder.join(VOICE))
+}
+
 /// Its gate and its lock.
 fn enter(folder: &Path) -> io::Result<(File, File)> {
     let path = folder.join(GATE);
@@ -157,5 +168,21 @@ fn enter(folder: &Path) -> io::Result<(File, File)> {
             Ok((gate, lock))
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_voice_passes_on_when_its_rank_ends() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (first, second) = (voice(tmp.path()).unwrap(), voice(tmp.path()).unwrap());
+        assert!(first.try_lock().is_ok());
+        assert!(second.try_lock().is_err(), "one speaks");
+        assert!(first.try_lock().is_ok(), "the same, again");
+        drop(first);
+        assert!(second.try_lock().is_ok());
     }
 }
