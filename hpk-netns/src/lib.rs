@@ -10,6 +10,7 @@ mod nat;
 pub mod network;
 mod node;
 mod outage;
+pub mod outpost;
 mod outward;
 pub mod probe;
 pub mod rank;

@@ -9,13 +9,14 @@
 //! hpk-netns carry <pod folder>   bytes between standard streams and the pod's link, where the kubelet cannot be dialled
 //! hpk-netns member <HPK_HOME>     the control plane's place in the pod network, on the login node
 //! hpk-netns images <wish> <program> …   in a pod's namespaces: shows images that are files, then becomes the program
+//! hpk-netns outpost <pod folder> <folder>  a step's place in the pods' network, on a further node
 //! hpk-netns probe <parent image> [NAME]   which network modes can work on this node, as JSON
 //! hpk-netns --version
 //! ```
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
 use hpk_netns::rest::Rest;
-use hpk_netns::{carry, cni::inside, gang, member, probe, rank, run};
+use hpk_netns::{carry, cni::inside, gang, member, outpost, probe, rank, run};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -92,6 +93,26 @@ fn main() -> ExitCode {
             },
             _ => ExitCode::from(2),
         },
+        ["outpost", pod, folder] => {
+            let serve = |process: outpost::Process| code_of(process.serve());
+            match outpost::run(Path::new(pod), Path::new(folder), serve) {
+                Ok(code) => exit_code(code),
+                Err(error) => {
+                    hpk_api::say!("hpk-netns: outpost: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        [outpost::INSIDE, offer, ips, mtu, ranges @ ..] => match (addresses(ips), mtu.parse()) {
+            (Some(ips), Ok(mtu)) => match outpost::inside(Path::new(offer), &ips, mtu, ranges) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    hpk_api::say!("hpk-netns: outpost: {error}");
+                    ExitCode::FAILURE
+                }
+            },
+            _ => ExitCode::from(2),
+        },
         ["probe", image, wanted @ ..] => {
             let found = probe::run(Path::new(image), wanted.first().copied());
             println!("{}", serde_json::to_string(&found).unwrap_or_default());
@@ -131,6 +152,11 @@ fn exit_code(code: i32) -> ExitCode {
 
 /// One thread: the control side is idle nearly always.
 fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
+    exit_code(code_of(work))
+}
+
+/// As [`in_runtime`].
+fn code_of(work: impl Future<Output = i32>) -> i32 {
     let rest = Rest::default();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     rest.watch(builder.enable_all(), hpk_sys::memory::settle);
@@ -140,11 +166,11 @@ fn in_runtime(work: impl Future<Output = i32>) -> ExitCode {
             let code = runtime.block_on(work);
             // Standard error and standard input of tokio live on helper threads; do not wait for them.
             runtime.shutdown_background();
-            exit_code(code)
+            code
         }
         Err(error) => {
             hpk_api::say!("hpk-netns: cannot start: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::datapath::{Config, Datapath, Encryption};
 use crate::nat::{self, Heard, Progress};
 use crate::node;
 use crate::outage::Outage;
+use crate::outpost::{self, Outpost};
 use crate::outward::{NotHad, Outward};
 use crate::requests::{self, Asked, answer};
 use hpk_api::link::{Hello, NetQuestion, NetUpdate};
@@ -105,6 +106,7 @@ pub(crate) fn start(
         tell_not_had(&ask, port);
     }
     let leave = CancellationToken::new();
+    let (synced_in, synced) = watch::channel(false);
     let mut tasks = Vec::with_capacity(2);
     let carrier = match (plan.network.mode, address.mtu) {
         (NetworkMode::Overlay, Some(mtu)) => {
@@ -118,13 +120,15 @@ pub(crate) fn start(
             tokio::spawn(nat::keep(hears, progress_in));
             Carrier::Given { heard, progress }
         }
-        _ => Carrier::Node,
+        _ => outpost(plan, places, node_ip, ask, synced.clone()).map_or(Carrier::Node, Carrier::Outpost),
     };
     let listener = UnixListener::bind(places.run.join(hpk_api::paths::NETNS_SOCK)).map_err(NetworkError::Socket);
     let running = match &carrier {
         Carrier::Overlay(overlay) => overlay.datapath.as_ref().ok(),
+        Carrier::Outpost(outpost) => Some(&*outpost.datapath),
         _ => None,
     };
+    let outposts = plan.network.outposts.first().filter(|_| matches!(carrier, Carrier::Outpost(_)));
     let hello = Hello {
         version: hpk_api::VERSION,
         pod_uid: plan.pod.uid.clone(),
@@ -132,7 +136,8 @@ pub(crate) fn start(
         node: crate::node::hostname(),
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
-        pod_ips: plan.network.pod_ips.clone(),
+        pod_ips: outposts.unwrap_or(&plan.network.pod_ips).clone(),
+        outpost: 0,
         outward: match &carrier {
             Carrier::Overlay(overlay) => Some(overlay.outside.outward.exists()),
             _ => None,
@@ -144,9 +149,31 @@ pub(crate) fn start(
         supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
-    let link = LinkParts { config, carriers, questions, sweep, leave: leave.clone() };
+    let link = LinkParts { config, carriers, questions, sweep, leave: leave.clone(), synced: (synced_in, synced) };
     tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(link, carrier, listener, node_ip))));
     Network { leave, tasks }
+}
+
+/// The outpost of a pod that is in the node's network, if it was given addresses.
+fn outpost(
+    plan: &SandboxPlan,
+    places: &Places<'_>,
+    node_ip: IpAddr,
+    ask: mpsc::Sender<NetQuestion>,
+    synced: watch::Receiver<bool>,
+) -> Option<Outpost> {
+    let addresses = plan.network.outposts.first().filter(|all| !all.is_empty())?;
+    let path = places.run.join(hpk_api::paths::CROSSING_SOCK);
+    let clients = std::os::unix::net::UnixListener::bind(&path).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener.into())
+    });
+    let made = clients.and_then(|clients| {
+        let (network, net, folder) = (&plan.network, places.net, places.run);
+        Outpost::start(outpost::Parts { addresses, network, node_ip, net, folder, clients, synced }, ask)
+    });
+    // The supervisor finds nobody at the socket, and tells the pod's owner.
+    made.inspect_err(|error| hpk_api::say!("hpk-netns: no way to the pods' network: {error}")).ok()
 }
 
 fn overlay(
@@ -235,6 +262,8 @@ struct LinkParts {
     sweep: Sweep,
     /// Cancelled when the pod is over.
     leave: CancellationToken,
+    /// Whether all Services are known.
+    synced: (watch::Sender<bool>, watch::Receiver<bool>),
 }
 
 /// Who carries the pod's packets.
@@ -245,6 +274,8 @@ enum Carrier {
     Given { heard: mpsc::UnboundedSender<Heard>, progress: watch::Receiver<Progress> },
     /// The node itself.
     Node,
+    /// The node itself, with a place in the pods' network.
+    Outpost(Outpost),
 }
 
 /// See [`Carrier::Overlay`].
@@ -262,6 +293,7 @@ impl Carrier {
         match self {
             Self::Overlay(overlay) => overlay.datapath.iter().for_each(Datapath::fresh),
             Self::Given { heard, .. } => drop(heard.send(Heard::Fresh)),
+            Self::Outpost(outpost) => outpost.datapath.fresh(),
             Self::Node => {}
         }
     }
@@ -270,6 +302,7 @@ impl Carrier {
         match self {
             Self::Overlay(overlay) => overlay.datapath.iter().for_each(|d| d.learn(update.clone())),
             Self::Given { heard, .. } => drop(heard.send(Heard::Fact(update))),
+            Self::Outpost(outpost) => outpost.datapath.learn(update),
             Self::Node => {}
         }
     }
@@ -284,13 +317,12 @@ impl Carrier {
 }
 
 async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListener, NetworkError>, node_ip: IpAddr) {
-    let LinkParts { config, carriers, questions, sweep, leave } = link;
+    let LinkParts { config, carriers, questions, sweep, leave, synced: (synced_in, synced) } = link;
     let pod = config.credentials.parent().unwrap_or(Path::new("/")).to_owned();
     let (events_in, mut events) = mpsc::channel(256);
     let node = config.hello.node.clone();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
     let mut outage = Outage::default();
-    let (synced_in, synced) = watch::channel(false);
     // Requests are received beside; what they bring comes here.
     let (asked_in, mut asked) = mpsc::channel::<Asked>(4);
     match listener {

@@ -332,8 +332,9 @@ impl Driver {
                 let reason = "LifecycleHTTPFallback".to_owned();
                 self.events.push_back(Event::Note { warning: true, reason, message, container: None });
             }
-            Happening::Sandbox(Ok((Network { result: network, warnings }, users))) => {
-                self.performer.sandbox_made(&network.pod_ips(), users);
+            Happening::Sandbox(Ok(made)) => {
+                let (Network { result: network, warnings }, users, reach) = *made;
+                self.performer.sandbox_made(&network.pod_ips(), users, reach);
                 self.meter.begin();
                 for (reason, message) in warnings {
                     self.events.push_back(Event::Note { warning: true, reason, message, container: None });

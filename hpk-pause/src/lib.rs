@@ -9,6 +9,7 @@
 //! ```
 
 pub mod control;
+pub mod crossing;
 pub mod driver;
 pub mod env_files;
 pub mod gpus;

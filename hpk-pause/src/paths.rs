@@ -54,6 +54,12 @@ impl Paths {
         self.run.join(paths::NETNS_SOCK)
     }
 
+    /// Where sockets of the pods' network are given out.
+    #[must_use]
+    pub fn crossing(&self) -> PathBuf {
+        self.run.join(paths::CROSSING_SOCK)
+    }
+
     /// Root file system of an image. It is looked at whether the image is mounted.
     #[must_use]
     pub fn rootfs(&self, folder: &str) -> PathBuf {

@@ -112,7 +112,7 @@ fn prepare(
     step: &StepFile,
 ) -> Result<Prepared, RanksError> {
     let mut specs = Specs::new(paths.clone());
-    specs.sandbox_made(step.pod_ips.clone(), crate::spec::users(pod, paths));
+    specs.sandbox_made(step.pod_ips.clone(), crate::spec::users(pod, paths), crate::crossing::Reach::default());
     // A step is in its node's network, so that this is the node's address.
     specs.host_is(crate::network::own_address(&pod.network));
     let prepared = specs.prepare(pod, container, instance, PidNamespace::Own);

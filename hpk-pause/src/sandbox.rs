@@ -161,7 +161,8 @@ fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), Sand
     let write = |name: &str, content: &str| put(paths.etc(name), content);
     if let Some(step) = plan.containers.iter().find_map(|container| container.step.as_ref()) {
         put(paths.step_etc("hosts"), &fill(&step.etc_hosts, pod_ips, None))?;
-        put(paths.step_etc("resolv.conf"), &step.resolv_conf)?;
+        let cluster = step.cluster_resolv_conf.as_ref().filter(|_| crate::crossing::reaches(&plan.network));
+        put(paths.step_etc("resolv.conf"), cluster.unwrap_or(&step.resolv_conf))?;
     }
     if let Some(hosts) = &plan.etc_hosts {
         write("hosts", &fill(hosts, pod_ips, None))?;

@@ -4,6 +4,7 @@
 //! the event loop; only a container that comes later has its own read at its start. Files of variables
 //! ([`crate::env_files`]) are on the node's own disk, small, and read at each start.
 
+use crate::crossing::Reach;
 use crate::env_files::FileValues;
 use crate::gpus::{self, Gpus};
 use crate::paths::Paths;
@@ -61,6 +62,7 @@ pub struct Specs {
     users: Users,
     seccomp: Option<Arc<Filter>>,
     gpus: Gpus,
+    reach: Reach,
 }
 
 /// Name in the pod, plan field, file.
@@ -72,13 +74,28 @@ impl Specs {
     #[must_use]
     pub fn new(paths: Paths) -> Self {
         let gpus = Gpus::of(|name| std::env::var(name).ok());
-        Self { paths, pod_ips: Vec::new(), host_ip: host_ip(), users: HashMap::new(), seccomp: None, gpus }
+        Self {
+            paths,
+            pod_ips: Vec::new(),
+            host_ip: host_ip(),
+            users: HashMap::new(),
+            seccomp: None,
+            gpus,
+            reach: Reach::default(),
+        }
     }
 
-    /// The pod's addresses and users are known.
-    pub fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users) {
+    /// The pod's addresses and users are known, and how those in the node's network reach the pods'.
+    pub fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users, reach: Reach) {
         self.pod_ips = ips;
         self.users = users;
+        self.reach = reach;
+    }
+
+    /// For the ranks of a step.
+    #[must_use]
+    pub fn crossing_of_ranks(&self) -> Option<&hpk_api::step::Crossing> {
+        self.reach.ranks.as_ref()
     }
 
     /// The compute node's address is this one.
@@ -216,6 +233,7 @@ impl Specs {
             caps,
             no_new_privs: !plan.allow_privilege_escalation,
             seccomp,
+            crossing: self.reach.post.clone(),
             read_only_rootfs: plan.read_only_rootfs,
             unmasked: plan.privileged || plan.unmasked_proc,
             writable_sys: plan.privileged,

@@ -131,9 +131,10 @@ async fn live(plan: SandboxPlan, surroundings: Surroundings, paths: &Paths) -> R
 fn make_sandbox(plan: &SandboxPlan, paths: &Paths, helper: &Helper, happenings: mpsc::UnboundedSender<Happening>) {
     let (plan, paths) = (plan.clone(), paths.clone());
     helper.run(move || {
-        let made = crate::network::make(&plan, &paths).map_err(|e| e.to_string()).and_then(|network| {
+        let made = crate::network::make(&plan, &paths).map_err(|e| e.to_string()).and_then(|mut network| {
+            let reach = crate::crossing::begin(&plan, &paths, &mut network);
             crate::sandbox::make(&plan, &paths, &network.result.pod_ips()).map_err(|e| e.to_string())?;
-            Ok((network, crate::spec::users(&plan, &paths)))
+            Ok(Box::new((network, crate::spec::users(&plan, &paths), reach)))
         });
         let _ = happenings.send(Happening::Sandbox(made));
     });

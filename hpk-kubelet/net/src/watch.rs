@@ -95,7 +95,11 @@ pub async fn run(config: Config) {
                         }
                         _ => {}
                     }
-                    on_link(&mut world, &event)
+                    let pushes = on_link(&mut world, &event);
+                    if world.policies_due() && compile_at.is_none() {
+                        compile_at = Some(tokio::time::Instant::now() + GATHER);
+                    }
+                    pushes
                 }
                 None => return,
             },

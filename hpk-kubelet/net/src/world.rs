@@ -8,7 +8,7 @@ use crate::policies::{self, Cluster, Labels, PodInfo};
 use crate::relays::Relays;
 use crate::services;
 use crate::stand_ins::{self, DNS_SERVICE, StandIn};
-use hpk_api::link::{Hello, Listener, MEMBER, NetQuestion, NetUpdate, PolicyFacts, Relay, ServiceFacts};
+use hpk_api::link::{Hello, Listener, MEMBER, NetQuestion, NetUpdate, PolicyFacts, Relay, ServiceFacts, owner};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -65,6 +65,8 @@ pub struct World {
     dirty: Dirty,
     peers: HashMap<String, Peer>,
     by_ip: HashMap<IpAddr, String>,
+    /// Names of links of outposts, by pod.
+    outposts: HashMap<String, BTreeSet<String>>,
     /// Who asked for an address, and is told when its owner changes.
     askers: HashMap<IpAddr, BTreeSet<String>>,
     subscribed: HashSet<String>,
@@ -96,6 +98,7 @@ impl World {
             dirty: Dirty::default(),
             peers: HashMap::new(),
             by_ip: HashMap::new(),
+            outposts: HashMap::new(),
             askers: HashMap::new(),
             subscribed: HashSet::new(),
             settled: false,
@@ -264,9 +267,7 @@ impl World {
 
     /// A pod was made or changed. Addresses of its link are better known than those of its status.
     pub fn pod(&mut self, uid: &str, mut info: PodInfo) {
-        if let Some(peer) = self.peers.get(uid).filter(|p| !p.ips.is_empty()) {
-            info.ips.clone_from(&peer.ips);
-        }
+        info.ips = joined(self.linked(uid), std::mem::take(&mut info.ips));
         self.put_pod(uid, Some(info));
     }
 
@@ -282,19 +283,29 @@ impl World {
         }
     }
 
+    /// Addresses that a pod's links have said, its outposts' too.
+    fn linked(&self, uid: &str) -> Vec<IpAddr> {
+        let own = self.peers.get(uid);
+        let outposts = self.outposts.get(uid).into_iter().flatten().filter_map(|link| self.peers.get(link));
+        own.into_iter().chain(outposts).flat_map(|peer| peer.ips.iter().copied()).collect()
+    }
+
     /// A pod is gone: its peers forget it.
     pub fn pod_gone(&mut self, uid: &str) -> Vec<Push> {
         self.put_pod(uid, None);
-        self.policy_told.remove(uid);
-        let Some(peer) = self.peers.remove(uid) else { return Vec::new() };
-        for all in self.askers.values_mut() {
-            all.remove(uid);
-        }
+        let outposts = self.outposts.remove(uid).unwrap_or_default();
         let mut pushes = Vec::new();
-        for ip in peer.ips {
-            if self.by_ip.get(&ip).is_some_and(|u| u == uid) {
-                self.by_ip.remove(&ip);
-                pushes.extend(self.tell_askers(ip));
+        for link in std::iter::once(uid.to_owned()).chain(outposts) {
+            self.policy_told.remove(&link);
+            let Some(peer) = self.peers.remove(&link) else { continue };
+            for all in self.askers.values_mut() {
+                all.remove(&link);
+            }
+            for ip in peer.ips {
+                if self.by_ip.get(&ip) == Some(&link) {
+                    self.by_ip.remove(&ip);
+                    pushes.extend(self.tell_askers(ip));
+                }
             }
         }
         self.askers.retain(|_, all| !all.is_empty());
@@ -305,7 +316,10 @@ impl World {
     /// a burst of changes.
     pub fn policies(&mut self) -> Vec<Push> {
         let dirty = std::mem::take(&mut self.dirty);
-        let concerned = |uid: &&String| self.pods.get(*uid).is_some_and(|pod| dirty.concerns(uid, pod, &self.policies));
+        let concerned = |link: &&String| {
+            let uid = owner(link);
+            self.pods.get(uid).is_some_and(|pod| dirty.concerns(uid, pod, &self.policies))
+        };
         let concerned: Vec<String> = self.subscribed.iter().filter(concerned).cloned().collect();
         concerned.into_iter().filter_map(|uid| self.policy_of(&uid, false)).collect()
     }
@@ -338,7 +352,7 @@ impl World {
     }
 
     fn policy_of(&mut self, uid: &str, always: bool) -> Option<Push> {
-        let pod = self.pods.get(uid)?;
+        let pod = self.pods.get(owner(uid))?;
         let facts = self.compile(pod);
         let none = PolicyFacts::default();
         let told = self.policy_told.get(uid).unwrap_or(&none);
@@ -353,18 +367,22 @@ impl World {
 
     /// A link came up: where the pod's datapath is.
     pub fn up(&mut self, hello: &Hello) -> Vec<Push> {
-        let uid = hello.pod_uid.clone();
+        let uid = hello.link();
         self.subscribed.remove(&uid);
         let peer = Peer { ips: hello.pod_ips.clone(), endpoint: hello.datapath, key: hello.public_key.clone() };
         for ip in &peer.ips {
             self.by_ip.insert(*ip, uid.clone());
         }
-        if let Some(pod) = self.pods.get(&uid).filter(|pod| pod.ips != peer.ips) {
-            let pod = PodInfo { ips: peer.ips.clone(), ..pod.clone() };
-            self.put_pod(&uid, Some(pod));
-        }
         let ips = peer.ips.clone();
-        self.peers.insert(uid, peer);
+        self.peers.insert(uid.clone(), peer);
+        if hello.outpost != 0 {
+            self.outposts.entry(hello.pod_uid.clone()).or_default().insert(uid);
+        }
+        let linked = self.linked(&hello.pod_uid);
+        if let Some(pod) = self.pods.get(&hello.pod_uid) {
+            let pod = PodInfo { ips: joined(linked, pod.ips.clone()), ..pod.clone() };
+            self.put_pod(&hello.pod_uid, Some(pod));
+        }
         ips.into_iter().filter_map(|ip| self.tell_askers(ip)).collect()
     }
 
@@ -441,6 +459,16 @@ impl World {
     }
 }
 
+/// All of them, each once, in this order.
+fn joined(mut first: Vec<IpAddr>, then: Vec<IpAddr>) -> Vec<IpAddr> {
+    for ip in then {
+        if !first.contains(&ip) {
+            first.push(ip);
+        }
+    }
+    first
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -457,6 +485,7 @@ mod tests {
             public_key: Some(key.into()),
             pod_ips: ip.split(',').map(|ip| ip.parse().unwrap()).collect(),
             outward: None,
+            outpost: 0,
         }
     }
 
@@ -744,5 +773,34 @@ mod tests {
                 prop_assert_eq!(told, w.compile(pod), "{}", uid);
             }
         }
+    }
+
+    #[test]
+    fn an_outpost_is_its_pod() {
+        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+        let rule = json!({"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]});
+        let policy = json!({
+            "metadata": {"namespace": "d", "name": "p"}, "spec": {"podSelector": {}, "ingress": [rule]}
+        });
+        w.policy(serde_json::from_value(policy).unwrap());
+        let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
+        let ips = vec!["10.77.0.12".parse().unwrap()];
+        w.pod("u", PodInfo { namespace: "d".into(), labels, ips, ..PodInfo::default() });
+        w.up(&hello("u", "10.244.1.2", 1, "k"));
+        w.subscribed("u");
+        w.up(&Hello { outpost: 1, ..hello("u", "10.244.1.3", 2, "k1") });
+        assert!(w.policies_due(), "others may let it in");
+        // It is told what its pod is told, and with all of the pod's addresses.
+        let said = format!("{:?}", w.subscribed("u/1"));
+        for ip in ["10.244.1.2/32", "10.244.1.3/32", "10.77.0.12/32"] {
+            assert!(said.contains(ip), "{ip} in {said}");
+        }
+        assert_eq!(w.policies().len(), 1, "the pod itself hears of the new address");
+        assert!(w.asked("v", &NetQuestion::Peer { ip: "10.244.1.3".parse().unwrap() }).is_some());
+        // The link of one is not the other's.
+        w.down("u/1");
+        assert!(w.subscribed.contains("u"));
+        assert_eq!(w.pod_gone("u").len(), 1, "who asked is told");
+        assert!(w.peers.is_empty() && w.by_ip.is_empty() && w.outposts.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use crate::gangs::keeper::Gangs;
 use crate::home::{Home, Install};
 use crate::nodes::{Clients, Nodes};
 use crate::pods::bandwidth;
-use crate::pods::folder::Folder;
+use crate::pods::folder::{Folder, Record};
 use crate::render::downward::Facts;
 use crate::render::resolv::Resolv;
 use hpk_api::cluster::ClusterConfig;
@@ -90,11 +90,12 @@ impl Context {
 
     /// The pod's network.
     #[must_use]
-    pub fn network(&self, pod: &Pod, pod_ips: &[IpAddr]) -> NetworkPlan {
+    pub fn network(&self, pod: &Pod, record: &Record) -> NetworkPlan {
         let mode = self.network_mode(pod);
         NetworkPlan {
             mode,
-            pod_ips: if mode == NetworkMode::Overlay { pod_ips.to_vec() } else { Vec::new() },
+            pod_ips: if mode == NetworkMode::Overlay { record.pod_ips.clone() } else { Vec::new() },
+            outposts: record.outposts.clone(),
             pod_cidr: self.cluster.pod_cidr.clone(),
             service_cidr: self.cluster.service_cidr.clone(),
             mtu: 0,

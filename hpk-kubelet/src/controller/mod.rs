@@ -267,7 +267,7 @@ impl Controller {
     fn forget(&mut self, uid: &PodUid) {
         self.watches.release(uid);
         if let (Some(entry), Some(pool)) = (self.entries.remove(uid), &mut self.pool) {
-            pool.release(&entry.record().pod_ips);
+            pool.release(&entry.record().addresses());
         }
         let running = self.running.remove(uid).unwrap_or_default();
         for task in running.preparation.into_iter().chain(running.watch) {

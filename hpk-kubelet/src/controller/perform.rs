@@ -76,6 +76,13 @@ impl Controller {
                 }
             }
         }
+        let outposts = entry.lacks_outposts(&self.ctx.cluster);
+        if !outposts.is_empty() {
+            // Where none is left, processes in the node's network reach what the node does: no reason to wait.
+            let mut give = |wanted: bool| wanted.then(|| give_addresses(&self.ctx, self.pool.as_mut())).flatten();
+            entry.give_outposts(outposts.into_iter().map(|wanted| give(wanted).unwrap_or_default()).collect());
+            self.addresses.set(uid, entry.addresses());
+        }
         if let Some((pod, memory)) = entry.begin_attempt() {
             let task = tasks::prepare(&self.ctx, &self.tx, attempt, pod, entry.record().clone(), memory);
             self.running.entry(uid.clone()).or_default().preparation = Some(task);

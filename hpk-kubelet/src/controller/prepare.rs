@@ -74,7 +74,7 @@ pub(super) async fn prepare(
 ) -> Result<Ready, Held> {
     let tell = |note: Note| ctx.recorder.pod(pod, note);
     let first = !memory.told;
-    let network = ctx.network(pod, &record.pod_ips);
+    let network = ctx.network(pod, record);
     let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
     let priority = ctx.cluster.priority_classes.get(class);
     let mut list = unsupported(pod);
@@ -187,7 +187,7 @@ pub(super) async fn prepare(
         tell(Note::warning("Failed", format!("image {} was removed meanwhile; it is pulled again", gone.id)));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
-    if let Err(error) = ctx.links.issue(&record.pod.uid, folder.link(), record.pod_ips.clone()).await {
+    if let Err(error) = ctx.links.issue(&record.pod.uid, folder.link(), record.addresses()).await {
         tell(Note::warning("FailedCreatePodSandBox", format!("no link credentials: {error}")));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
@@ -341,7 +341,7 @@ pub(super) async fn refresh(
     known: &BTreeMap<String, Image>,
     memory: &mut Memory,
 ) -> Result<Refreshed, Held> {
-    let mut network = ctx.network(pod, &record.pod_ips);
+    let mut network = ctx.network(pod, record);
     // A supervisor of before the placeholder would take it for the value.
     network.fills_host_ip = old.network.fills_host_ip;
     let unchanged: BTreeMap<String, Image> = known

@@ -31,7 +31,7 @@ impl Controller {
             pods: ctx.home.pods(),
         };
         let entries = entries_on_disk(&ctx, &rules)?;
-        let used = entries.values().flat_map(|entry| entry.record().pod_ips.clone());
+        let used = entries.values().flat_map(|entry| entry.record().addresses());
         let mark = std::fs::read_to_string(ctx.home.addresses()).ok().and_then(|text| text.trim().parse().ok());
         let pool = Pool::new(&ctx.cluster.pod_cidr, used, mark);
         tracing::info!(pods = entries.len(), "pods found on disk");
@@ -112,7 +112,8 @@ fn without_record(ctx: &Context, uid: &PodUid, error: &RecordError) -> Entry {
     let plan = ctx.folder(uid).plan();
     let who = PodRef { uid: uid.as_str().to_owned(), ..plan.as_ref().map(|p| p.pod.clone()).unwrap_or_default() };
     let mut record = Record::new(who, Timestamp::now());
-    record.pod_ips = plan.map(|p| p.network.pod_ips).unwrap_or_default();
+    let network = plan.map(|p| p.network).unwrap_or_default();
+    (record.pod_ips, record.outposts) = (network.pod_ips, network.outposts);
     // Where the pod is not known by name, accounting is asked in vain until the API has told it.
     let way = Submission::found(&Progress::Submitting, false, now, ctx.message_timeout);
     Entry::new(record, way, now).in_trouble(format!("{error}: the pod's job is looked for in Slurm"))

@@ -60,6 +60,9 @@ pub struct Record {
     /// Addresses given to it.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// Addresses given to its outposts ([`hpk_api::net::NetworkPlan::outposts`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outposts: Vec<Vec<IpAddr>>,
     /// When the kubelet first saw it.
     pub seen_at: Timestamp,
     /// Highest sequence of the supervisor's events that was posted.
@@ -86,6 +89,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// All addresses of the pods' network that it may use.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.pod_ips.iter().chain(self.outposts.iter().flatten()).copied().collect()
+    }
+
     /// A pod that was just seen.
     #[must_use]
     pub fn new(pod: PodRef, now: Timestamp) -> Self {
@@ -95,6 +104,7 @@ impl Record {
             progress: Progress::New,
             job_id: None,
             pod_ips: Vec::new(),
+            outposts: Vec::new(),
             seen_at: now,
             last_event: 0,
             linked: false,

@@ -12,6 +12,7 @@ pub mod folder;
 pub mod launcher;
 pub mod node_fit;
 pub mod oom;
+pub mod outposts;
 pub mod phase;
 pub mod plan;
 pub mod probes;

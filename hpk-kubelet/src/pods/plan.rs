@@ -120,9 +120,15 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let mut make = |c: &Container| container(&input, c, &mut warnings);
     let mut init_containers: Vec<_> = spec.init_containers.iter().flatten().map(&mut make).collect();
     let mut containers: Vec<_> = spec.containers.iter().map(&mut make).collect();
+    let dns = resolv::render(
+        input.pod,
+        &input.cluster.dns_service_ip.to_string(),
+        &input.cluster.cluster_domain,
+        input.node_resolv,
+    );
     let ranks = step::container(input.pod).map(|container| container.name.as_str());
     for container in containers.iter_mut().filter(|container| Some(container.name.as_str()) == ranks) {
-        container.step = Some(step_plan(&input));
+        container.step = Some(step_plan(&input, &dns.text));
     }
     if let Some(shares) = gres::shares(input.pod) {
         for container in init_containers.iter_mut().chain(&mut containers) {
@@ -136,12 +142,6 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
             }
         }
     }
-    let dns = resolv::render(
-        input.pod,
-        &input.cluster.dns_service_ip.to_string(),
-        &input.cluster.cluster_domain,
-        input.node_resolv,
-    );
     warnings.extend(dns.warnings.into_iter().map(|w| ("DNSConfigForming", w)));
     let context = spec.security_context.clone().unwrap_or_default();
     let groups = context.supplemental_groups.unwrap_or_default();
@@ -179,8 +179,9 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     Ok(Planned { plan, payloads, warnings })
 }
 
-/// Of the container that is an MPI step. Its ranks are in the network of their nodes, and look there for names.
-fn step_plan(input: &Input<'_>) -> StepPlan {
+/// Of the container that is an MPI step. Its ranks are in the network of their nodes. They look for names as the pod does where
+/// they reach the pods' network, else as their node does.
+fn step_plan(input: &Input<'_>, of_pod: &str) -> StepPlan {
     let mut of_node = input.pod.clone();
     if let Some(spec) = of_node.spec.as_mut().filter(|spec| spec.dns_policy.as_deref() != Some("None")) {
         spec.dns_policy = Some("Default".to_owned());
@@ -193,6 +194,7 @@ fn step_plan(input: &Input<'_>) -> StepPlan {
         root: step::root(input.pod) == Ok(true),
         etc_hosts: hosts::host_network(input.pod, input.node_hosts),
         resolv_conf: dns.text,
+        cluster_resolv_conf: (cluster.network_mode == NetworkMode::Overlay).then(|| of_pod.to_owned()),
     }
 }
 

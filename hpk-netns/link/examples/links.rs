@@ -154,6 +154,7 @@ async fn pods(folder: &Path) {
             public_key: None,
             pod_ips: Vec::new(),
             outward: None,
+            outpost: 0,
         };
         let (ask, asked) = mpsc::channel(1);
         questions.push(ask);

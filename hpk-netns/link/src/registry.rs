@@ -4,13 +4,13 @@
 //!  grants ─ Admit, Withdraw ─▶ who may: UID ─▶ certificate, addresses
 //!  links ── Connect ─────────▶ judged by that ─▶ taken │ refused │ occupied: is the one that stands still alive?
 //! ```
-//! Nobody is admitted who was not said to be. A second link of a pod takes the place of the first only when the first does
+//! Nobody is admitted who was not said to be. A pod's outposts have links of their own, under names of their own. A second link of a pod takes the place of the first only when the first does
 //! not answer: who has stolen a certificate cuts nobody off with it.
 
 use crate::grants::is_of;
 use crate::is_uid;
 use crate::mux::Opener;
-use hpk_api::link::Hello;
+use hpk_api::link::{Hello, owner};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -116,8 +116,8 @@ pub(crate) enum Taken {
 struct Admitted {
     certificate: CertificateDer<'static>,
     addresses: Vec<IpAddr>,
-    /// What its datapath has said.
-    key: Option<String>,
+    /// What its datapaths have said, by outpost.
+    keys: HashMap<u32, String>,
 }
 
 struct Entry {
@@ -153,7 +153,8 @@ fn judge(admitted: &HashMap<String, Admitted>, hello: &Hello, certificate: &Cert
     if let Some(strange) = hello.pod_ips.iter().find(|ip| !grant.addresses.contains(ip)) {
         return Err(Refusal::Address(*strange));
     }
-    let taken = |key| admitted.iter().any(|(other, grant)| other != uid && grant.key.as_ref() == Some(key));
+    let has = |grant: &Admitted, key| grant.keys.values().any(|has| has == key);
+    let taken = |key| admitted.iter().any(|(other, grant)| other != uid && has(grant, key));
     if hello.public_key.as_ref().is_some_and(taken) {
         return Err(Refusal::Key);
     }
@@ -169,12 +170,12 @@ pub(crate) async fn run(mut asked: mpsc::Receiver<Ask>) {
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Admit { uid, certificate, addresses } => {
-                let key = admitted.remove(&uid).and_then(|grant| grant.key);
-                admitted.insert(uid, Admitted { certificate, addresses, key });
+                let keys = admitted.remove(&uid).map(|grant| grant.keys).unwrap_or_default();
+                admitted.insert(uid, Admitted { certificate, addresses, keys });
             }
             Ask::Withdraw { uid } => {
                 admitted.remove(&uid);
-                if let Some(entry) = links.get(&uid) {
+                for (_, entry) in links.iter().filter(|(link, _)| owner(link) == uid) {
                     entry.cut.cancel();
                 }
             }
@@ -183,19 +184,19 @@ pub(crate) async fn run(mut asked: mpsc::Receiver<Ask>) {
                     let _ = answer.send(Taken::No(refusal));
                     continue;
                 }
-                let uid = hello.pod_uid;
-                if let Some(entry) = links.get(&uid).filter(|entry| dead != Some(entry.id)) {
+                let (uid, outpost, link) = (hello.pod_uid.clone(), hello.outpost, hello.link());
+                if let Some(entry) = links.get(&link).filter(|entry| dead != Some(entry.id)) {
                     let _ = answer.send(Taken::Occupied(entry.id, entry.opener.clone()));
                     continue;
                 }
                 if let (Some(grant), Some(key)) = (admitted.get_mut(&uid), hello.public_key) {
-                    grant.key = Some(key);
+                    grant.keys.insert(outpost, key);
                 }
                 next_id += 1;
-                for waiting in awaited.remove(&uid).unwrap_or_default() {
+                for waiting in awaited.remove(&link).unwrap_or_default() {
                     let _ = waiting.send(());
                 }
-                if let Some(old) = links.insert(uid, Entry { id: next_id, opener, cut, facts: None }) {
+                if let Some(old) = links.insert(link, Entry { id: next_id, opener, cut, facts: None }) {
                     old.cut.cancel();
                 }
                 let _ = answer.send(Taken::Yes(next_id));
@@ -259,6 +260,7 @@ mod tests {
             public_key: key.map(str::to_owned),
             pod_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             outward: None,
+            outpost: 0,
         }
     }
 
@@ -278,8 +280,8 @@ mod tests {
             (MEMBER, &member, vec!["10.244.0.1"], Some("key of the member")),
         ] {
             let addresses = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-            let key = key.map(str::to_owned);
-            admitted.insert(uid.to_owned(), Admitted { certificate: certificate.clone(), addresses, key });
+            let keys = key.map(|key| (0, key.to_owned())).into_iter().collect();
+            admitted.insert(uid.to_owned(), Admitted { certificate: certificate.clone(), addresses, keys });
         }
         let says = |hello: Hello, certificate: &CertificateDer<'_>| judge(&admitted, &hello, certificate);
         assert_eq!(says(hello("a", &["10.244.1.1", "fd00::1"], Some("key of a")), &a), Ok(()));
@@ -298,6 +300,12 @@ mod tests {
         assert_eq!(says(hello("a", &[], None), &member), Err(Refusal::OtherPod));
         assert_eq!(says(hello("b", &[], None), &a), Err(Refusal::OtherPod));
         assert_eq!(says(hello("A", &[], None), &a), Err(Refusal::OtherPod));
+        // An outpost is the pod, with the pod's certificate and addresses.
+        let outpost = |uid, ips, key| Hello { outpost: 1, ..hello(uid, ips, key) };
+        assert_eq!(says(outpost("a", &["fd00::1"], Some("another key of a")), &a), Ok(()));
+        assert_eq!(says(outpost("a", &[], Some("key of b")), &a), Err(Refusal::Key));
+        assert_eq!(says(outpost("b", &[], None), &a), Err(Refusal::OtherPod));
+        assert_eq!(outpost("a", &[], None).link(), "a/1");
         let newer = Hello { version: hpk_api::VERSION + 1, ..hello("a", &[], None) };
         assert_eq!(says(newer, &a), Err(Refusal::Version { theirs: hpk_api::VERSION + 1 }));
     }

@@ -315,6 +315,7 @@ async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, out:
 
 /// A link past its hello.
 struct Link {
+    /// Its name ([`Hello::link`]).
     uid: String,
     id: u64,
     hello: Hello,
@@ -338,7 +339,7 @@ where
     let arrival = Arrival { hello: hello.clone(), certificate, opener: opener.clone(), cut: cut.clone() };
     match admit(arrival, out).await? {
         Ok(id) => {
-            let link = Link { uid: hello.pod_uid.clone(), id, hello, carried: false, driver, inbound, cut };
+            let link = Link { uid: hello.link(), id, hello, carried: false, driver, inbound, cut };
             // A failed write is found again by whoever reads the link next.
             let _ = line::write(&mut first, &Welcome::Ok { version: hpk_api::VERSION }).await;
             Some(link)
@@ -403,8 +404,8 @@ async fn is_alive(opener: &Opener) -> bool {
 /// Serves a link to its end; says why it ended.
 async fn live(mut link: Link, out: Out) -> String {
     let uid = link.uid.clone();
-    // The control plane's member is no pod: the controller need not know.
-    let is_pod = uid != MEMBER;
+    // The control plane's member is no pod, and an outpost's link says nothing of its pod: the controller need not know.
+    let is_pod = uid != MEMBER && link.hello.outpost == 0;
     if is_pod {
         let _ = out.links.send(LinkEvent::Up { hello: link.hello.clone(), carried: link.carried }).await;
     }

@@ -70,6 +70,7 @@ fn hello(uid: &str) -> Hello {
         public_key: None,
         pod_ips: Vec::new(),
         outward: None,
+        outpost: 0,
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
         public_key: None,
         pod_ips: Vec::new(),
         outward: None,
+        outpost: 0,
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let mut ready = Ready::default();

@@ -60,6 +60,16 @@ pub enum InsideError {
 /// # Errors
 /// The network could not be made.
 pub fn run(offer: &Path, asks: &Path, ips: &[IpAddr], mtu: u32, ranges: &[&str]) -> Result<(), InsideError> {
+    let listener = UnixListener::bind(asks)?;
+    let mut member = make(offer, ips, mtu, ranges)?;
+    std::thread::spawn(move || serve_all(&listener));
+    // The member's end of this connection closes with the member.
+    let _ = member.read_to_end(&mut Vec::new());
+    Ok(())
+}
+
+/// Makes the interface with its addresses and routes in this process's network, and offers it at a socket.
+pub(crate) fn make(offer: &Path, ips: &[IpAddr], mtu: u32, ranges: &[&str]) -> Result<UnixStream, InsideError> {
     let tun = netdev::create_tun(DEVICE)?;
     let mut netlink = Netlink::open()?;
     netlink.set_up("lo", 0)?;
@@ -73,17 +83,12 @@ pub fn run(offer: &Path, asks: &Path, ips: &[IpAddr], mtu: u32, ranges: &[&str])
             }
         }
     }
-    let listener = UnixListener::bind(asks)?;
     let member = UnixStream::connect(offer)?;
     let offer = TunOffer { interface: DEVICE.to_owned(), mtu, vnet_hdr: tun.vnet_hdr, chain: None };
     let mut line = serde_json::to_vec(&NetnsRequest::Tun(Box::new(offer))).map_err(io::Error::from)?;
     line.push(b'\n');
     fdpass::send(&member, &line, &[tun.fd.as_fd()]).map_err(io::Error::from)?;
-    std::thread::spawn(move || serve_all(&listener));
-    // The member's end of this connection closes with the member.
-    let mut member = member;
-    let _ = member.read_to_end(&mut Vec::new());
-    Ok(())
+    Ok(member)
 }
 
 /// Until the listener fails.

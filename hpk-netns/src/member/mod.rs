@@ -187,6 +187,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         public_key: datapath.public_key.clone(),
         pod_ips: ips.clone(),
         outward: None,
+        outpost: 0,
     };
     let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
     let (events_in, mut events) = mpsc::channel(256);

@@ -8,6 +8,7 @@
 //! The first rank on a node makes the container, unless the supervisor has made it (on the pod's first node). Slurm's signals
 //! come to this process and are passed on.
 
+mod crossing;
 mod facts;
 pub(crate) mod place;
 mod session;
@@ -24,6 +25,7 @@ use hpk_api::plan::SandboxPlan;
 use hpk_api::step::{Keeper, Rank, RankPlan, StepFile, StepNews};
 use hpk_sys::caps::CapSet;
 use hpk_sys::cgroup::JobMemory;
+use hpk_sys::crossing::Desk;
 use hpk_sys::launch::JoinSpec;
 use hpk_sys::launch::{LaunchError, Launched, Security};
 use hpk_sys::rank::Entered;
@@ -77,7 +79,7 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
     let before = kills();
     let begun = stdio::Signals::take().map_err(|source| RankError::Io { path: "signals".into(), source });
     let begun = begun.and_then(|signals| Ok((signals, begin(pod, instance, &job)?)));
-    let (signals, (launched, place, whole)) = match begun {
+    let (signals, (launched, place, whole, desk)) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             stdio::write_all(&said(StepNews::Failed { of: of.clone(), message: error.to_string() }));
@@ -94,7 +96,7 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
             if speaks { said(StepNews::Used { of: of.clone(), usage: usage(ns) }) } else { Vec::new() }
         }
     });
-    let ended = stdio::attend(of.rank, launched, signals, first, usage);
+    let ended = stdio::attend(of.rank, launched, signals, (first, desk), usage);
     let (code, signal) = (ended.code, ended.signal);
     let oom = code == 128 + nix::libc::SIGKILL && kills() > before;
     ended.finish(&said(StepNews::Exited { of: of.clone(), code, signal, oom }));
@@ -143,13 +145,21 @@ fn usage(ns: MountNs) -> Usage {
 }
 
 /// From nothing to the running command, and by what all of the container's processes are known.
-fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>), RankError> {
+fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>, Option<Desk>), RankError> {
     let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let mut shares = Vec::new();
     let (keeper, pidfd) = match place.keeper() {
         Some(found) => found,
-        None => make(pod, instance, &place, &mut shares)?,
+        None => {
+            let made = make(pod, instance, &place, &mut shares)?;
+            if step.crossing.is_some() {
+                // Now, for once it has entered the container this process has no children outside of it.
+                let started = crate::outpost::start_process(pod, &place.folder);
+                started.unwrap_or_else(|error| hpk_api::say!("hpk: no way to the pods' network on this node: {error}"));
+            }
+            made
+        }
     };
     // Each rank for itself: the first one may end before the others.
     let place = place.share_images()?;
@@ -165,9 +175,10 @@ fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Optio
     }
     let place = place.open();
     let whole = MountNs::of(nix::unistd::Pid::from_raw(keeper.pid)).ok();
-    let spec = spec(&step.rank, job)?;
+    let mut spec = spec(&step.rank, job)?;
     place.note(job.rank, &spec.env)?;
-    Ok((entered.start(&spec)?.wait()?, place, whole))
+    let desk = crossing::desk(step.crossing.as_ref(), &place, &mut spec.security);
+    Ok((entered.start(&spec)?.wait()?, place, whole, desk))
 }
 
 fn spec(plan: &RankPlan, job: &Job) -> Result<JoinSpec, RankError> {

@@ -8,12 +8,14 @@
 //! supervisor is not. It ends the command when its standard input ends. One
 //! thread, one poll: whoever has entered a PID namespace can make no threads.
 
+use super::crossing;
 use super::place::Place;
 use super::stdio::{Signals, non_blocking, push};
 use super::{RankError, read, spec_of};
 use hpk_api::control::{Answer, ControlError, ErrorCode, ExecOptions, MAX_LINE, Reply, StreamEnd, TerminalSize};
 use hpk_api::frame::{self, CHUNK, channel};
 use hpk_api::step::StepFile;
+use hpk_sys::crossing::Desk;
 use hpk_sys::launch::{Io, JoinSpec, LaunchError, Launched};
 use hpk_sys::rank::Entered;
 use hpk_sys::signals;
@@ -39,7 +41,7 @@ pub fn run(pod: &Path, instance: u32, rank: u32) -> i32 {
     let Ok(signals) = Signals::take() else { return 1 };
     let mut rest = Vec::new();
     let begun = options(&mut rest).and_then(|options| Ok((begin(pod, instance, rank, &options)?, options)));
-    let (launched, options) = match begun {
+    let ((launched, desk), options) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             super::stdio::write_all(&line(&Reply::Error(error)));
@@ -72,6 +74,7 @@ pub fn run(pod: &Path, instance: u32, rank: u32) -> i32 {
         to_client: line(&Reply::Ok(Answer::Streaming)),
         ended: None,
         kill_at: None,
+        desk,
     };
     session.serve();
     0
@@ -104,7 +107,12 @@ fn options(rest: &mut Vec<u8>) -> Result<ExecOptions, ControlError> {
     }
 }
 
-fn begin(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<Launched, ControlError> {
+fn begin(
+    pod: &Path,
+    instance: u32,
+    rank: u32,
+    options: &ExecOptions,
+) -> Result<(Launched, Option<Desk>), ControlError> {
     launch(pod, instance, rank, options).map_err(|error| {
         let code = match error {
             RankError::Launch(LaunchError::NotRunning) => ErrorCode::Conflict,
@@ -115,18 +123,19 @@ fn begin(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<
     })
 }
 
-fn launch(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<Launched, RankError> {
+fn launch(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<(Launched, Option<Desk>), RankError> {
     let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let (Some((_, keeper)), Some(env)) = (place.keeper(), place.noted(rank)) else {
         place.open().leave();
         return Err(LaunchError::NotRunning.into());
     };
+    let mut spec =
+        JoinSpec { argv: options.command.clone(), stdin: options.stdin, tty: options.tty, env, ..spec_of(&step.rank)? };
+    let desk = crossing::desk(step.crossing.as_ref(), &place, &mut spec.security);
     // The container is the ranks'; it does not wait for this session.
     drop(place);
-    let spec =
-        JoinSpec { argv: options.command.clone(), stdin: options.stdin, tty: options.tty, env, ..spec_of(&step.rank)? };
-    Ok(Entered::enter(keeper)?.start(&spec)?.wait()?)
+    Ok((Entered::enter(keeper)?.start(&spec)?.wait()?, desk))
 }
 
 /// A command and its client, which is at the other end of the standard streams.
@@ -147,6 +156,8 @@ struct Session {
     to_client: Vec<u8>,
     ended: Option<i32>,
     kill_at: Option<Instant>,
+    /// Whom its connections ask.
+    desk: Option<Desk>,
 }
 
 /// What is ready.
@@ -156,6 +167,7 @@ struct Ready {
     room: bool,
     stdin: bool,
     streams: [bool; 2],
+    desk: bool,
 }
 
 impl Session {
@@ -173,6 +185,9 @@ impl Session {
                 let _ = signals::kill_group(self.pid, Signal::SIGKILL);
             }
             let Some(ready) = self.wait() else { return };
+            if let Some(desk) = self.desk.as_mut().filter(|_| ready.desk) {
+                desk.work();
+            }
             if ready.signal {
                 self.signal();
             }
@@ -206,6 +221,8 @@ impl Session {
             let fd = self.streams.get(index).and_then(|(_, _, fd)| fd.as_ref()).filter(|_| may_read)?;
             Some(push(&mut fds, fd.as_fd(), PollFlags::POLLIN))
         });
+        let asks: Vec<usize> =
+            self.desk.iter().flat_map(Desk::watched).map(|fd| push(&mut fds, fd, PollFlags::POLLIN)).collect();
         let timeout = self.kill_at.map_or(PollTimeout::NONE, |at| {
             PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO)
         });
@@ -220,6 +237,7 @@ impl Session {
             room: room.is_some_and(ready),
             stdin: feed.is_some_and(ready),
             streams: streams.map(|at| at.is_some_and(ready)),
+            desk: asks.into_iter().any(ready),
         })
     }
 

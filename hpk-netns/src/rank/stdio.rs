@@ -3,6 +3,7 @@
 
 use crate::step::record::{self, Stream};
 use hpk_api::step::StepOrder;
+use hpk_sys::crossing::Desk;
 use hpk_sys::launch::{Io, Launched};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -77,13 +78,14 @@ impl Ended {
     }
 }
 
-/// Stays with the command until it has ended and its output is read. `first` goes before all output; `usage` is the answer to
+/// Stays with the command until it has ended and its output is read. `first` goes before all output; its connections ask the
+/// desk; `usage` is the answer to
 /// who asks for it.
 pub(super) fn attend(
     rank: u32,
     launched: Launched,
     signals: Signals,
-    first: Vec<u8>,
+    (first, desk): (Vec<u8>, Option<Desk>),
     usage: Option<impl Fn() -> Vec<u8>>,
 ) -> Ended {
     let Launched { pid, io, .. } = launched;
@@ -99,6 +101,7 @@ pub(super) fn attend(
         streams: [(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
         orders: Some(Vec::new()),
         usage,
+        desk,
         output: first,
         ended: None,
         drained_by: None,
@@ -116,6 +119,7 @@ struct Attendance<U> {
     /// What has come of the next order; None: no more will come.
     orders: Option<Vec<u8>>,
     usage: Option<U>,
+    desk: Option<Desk>,
     output: Vec<u8>,
     ended: Option<(i32, Option<i32>)>,
     drained_by: Option<Instant>,
@@ -127,6 +131,7 @@ struct Ready {
     order: bool,
     room: bool,
     streams: [bool; 2],
+    desk: bool,
 }
 
 impl<U: Fn() -> Vec<u8>> Attendance<U> {
@@ -138,6 +143,9 @@ impl<U: Fn() -> Vec<u8>> Attendance<U> {
                 return;
             }
             let Some(ready) = self.wait() else { return };
+            if let Some(desk) = self.desk.as_mut().filter(|_| ready.desk) {
+                desk.work();
+            }
             if ready.signal {
                 self.signals();
             }
@@ -165,6 +173,8 @@ impl<U: Fn() -> Vec<u8>> Attendance<U> {
             let fd = self.streams.get(index).and_then(|(_, fd)| fd.as_ref()).filter(|_| may_read)?;
             Some(push(&mut fds, fd.as_fd(), PollFlags::POLLIN))
         });
+        let asks: Vec<usize> =
+            self.desk.iter().flat_map(Desk::watched).map(|fd| push(&mut fds, fd, PollFlags::POLLIN)).collect();
         let timeout = match self.drained_by {
             Some(at) => {
                 PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO)
@@ -181,6 +191,7 @@ impl<U: Fn() -> Vec<u8>> Attendance<U> {
             order: order.is_some_and(ready),
             room: room.is_some_and(ready),
             streams: streams.map(|at| at.is_some_and(ready)),
+            desk: asks.into_iter().any(ready),
         })
     }
 

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod cni;
 pub mod control;
 pub mod cri_log;
+pub mod crossing;
 pub mod frame;
 pub mod gang;
 pub mod go_duration;
@@ -58,6 +59,8 @@ pub mod paths {
     pub const NETNS_SOCK: &str = "netns.sock";
     /// hpk-netns' socket for a carrier of the link, where the kubelet cannot be dialled; inside [`RUN`].
     pub const LINK_SOCK: &str = "link.sock";
+    /// Where processes in the node's network get sockets of the pods' network ([`crate::crossing`]); inside [`RUN`].
+    pub const CROSSING_SOCK: &str = "crossing.sock";
 }
 
 /// File names in `HPK_HOME/pods/<uid>/`, and below it in [`files::INSIDE`], which is all that the pod's own job container sees.

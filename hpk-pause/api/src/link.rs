@@ -70,6 +70,27 @@ pub struct Hello {
     /// Whether this node has a program that leads out of the cluster; None: not looked for.
     #[serde(default)]
     pub outward: Option<bool>,
+    /// Which outpost of the pod this is ([`crate::net::NetworkPlan::outposts`]), with a link beside the pod's own; 0: it is the
+    /// pod's own link.
+    #[serde(default)]
+    pub outpost: u32,
+}
+
+impl Hello {
+    /// The link's name: the pod's UID, for an outpost's with its number.
+    #[must_use]
+    pub fn link(&self) -> String {
+        match self.outpost {
+            0 => self.pod_uid.clone(),
+            number => format!("{}/{number}", self.pod_uid),
+        }
+    }
+}
+
+/// The UID of the pod whose link has this name.
+#[must_use]
+pub fn owner(link: &str) -> &str {
+    link.split('/').next().unwrap_or(link)
 }
 
 /// The link of the control plane's member of the pod network: in place of a pod's UID.

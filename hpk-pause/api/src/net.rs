@@ -26,6 +26,11 @@ pub struct NetworkPlan {
     /// Pod addresses given by the kubelet's address management (empty for host and cni).
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// Addresses in the pods' network for processes of the pod that are in their node's own network: those of a pod with
+    /// `hostNetwork` and the ranks of an MPI step. By the node's number in the job (SLURM_NODEID). Empty: none, where the pod
+    /// has a network of its own there, or nobody is in need of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outposts: Vec<Vec<IpAddr>>,
     /// Pod address ranges, one of each family with a comma between: routed to the pod's interface.
     #[serde(default)]
     pub pod_cidr: String,

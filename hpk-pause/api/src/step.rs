@@ -37,6 +37,9 @@ pub struct StepPlan {
     /// /etc/resolv.conf likewise.
     #[serde(default)]
     pub resolv_conf: String,
+    /// The same for nodes where the ranks reach the pods' network, and with it the cluster's name server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_resolv_conf: Option<String>,
 }
 
 /// What a rank executes in its container, and with which rights: resolved, the same on every node.
@@ -105,6 +108,16 @@ pub struct StepFile {
     /// Addresses of the pod, which the plan may not know.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// The ranks reach the pods' network; None: as the node does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crossing: Option<Crossing>,
+}
+
+/// How ranks, which are in their node's network, reach the pods' ([`crate::crossing`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crossing {
+    /// Ranges of pods and Services: [`crate::net::NetworkPlan::pod_cidr`] and `service_cidr`.
+    pub ranges: String,
 }
 
 /// What a rank is told.
@@ -113,7 +126,7 @@ pub struct StepFile {
 pub enum StepOrder {
     /// Send this signal to the command.
     Signal(i32),
-    /// Tell what the step uses: the first rank of each node answers with [`StepNews::Used`].
+    /// Tell what the step uses: one rank of each node answers with [`StepNews::Used`].
     Usage,
 }
 

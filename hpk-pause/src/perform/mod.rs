@@ -13,6 +13,7 @@ mod launcher;
 mod start;
 mod step;
 
+use crate::crossing::Reach;
 use crate::helper::Helper;
 use crate::memory::{Members, Memory};
 use crate::network::Network;
@@ -61,7 +62,7 @@ pub enum Happening {
     /// From the ranks of a step.
     Step(ContainerIndex, u32, StepNews),
     /// Network, volumes and the images' users, or why not.
-    Sandbox(Result<(Network, Users), String>),
+    Sandbox(Result<Box<(Network, Users, Reach)>, String>),
 }
 
 /// One try of a probe.
@@ -262,8 +263,8 @@ impl Performer {
     }
 
     /// The pod's addresses and users are known.
-    pub fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users) {
-        self.specs.sandbox_made(ips.to_vec(), users);
+    pub fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users, reach: Reach) {
+        self.specs.sandbox_made(ips.to_vec(), users, reach);
         if let Some(&first) = ips.first() {
             self.probes.pod_ip = first;
         }

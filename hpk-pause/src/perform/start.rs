@@ -98,6 +98,7 @@ impl Performer {
                 container: plan.name.clone(),
                 rank: crate::ranks::plan(&prepared, &plan),
                 pod_ips: self.specs.pod_ips().to_vec(),
+                crossing: self.specs.crossing_of_ranks().cloned(),
             };
             let beginning = Beginning { file, user: prepared.user.clone(), keeper };
             match self.begin_step(container, instance, &plan, &launched.pidfd, beginning) {

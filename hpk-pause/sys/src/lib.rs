@@ -2,7 +2,7 @@
 //!
 //! It owns how a container's process comes to be ([`launch`]), how another process joins a running container
 //! ([`join`]), how children are waited for ([`reap`]) and signalled ([`signals`]), terminals ([`pty`]), the pod's
-//! network devices ([`netdev`]), ports that stay held ([`ports`]), a folder of one's own in `/tmp` ([`folders`]), user
+//! network devices ([`netdev`]), sockets that cross to the pods' network ([`crossing`]), ports that stay held ([`ports`]), a folder of one's own in `/tmp` ([`folders`]), user
 //! namespaces for unpacking and deleting files of subordinate ids ([`userns`]), and what the kernel tells about processes
 //! ([`procfs`]) and the job's memory ([`cgroup`]).
 //! It never decides: no restart policy, no time-out, no retry lives here.
@@ -21,6 +21,7 @@ pub mod beneath;
 pub mod caps;
 pub mod cgroup;
 mod child;
+pub mod crossing;
 pub mod error;
 pub mod fdpass;
 pub mod folders;

@@ -2,6 +2,7 @@
 //!
 //! Owns the list of operations and the strings that they need. It never executes anything: that is `child`'s.
 
+use crate::crossing::Post;
 use serde::{Deserialize, Serialize};
 use std::ffi::{CString, c_char, c_int};
 
@@ -292,6 +293,8 @@ pub(crate) enum OpKind {
     },
     NoNewPrivs,
     Seccomp(Vec<SockFilter>),
+    /// A filter by which connections ask first ([`crate::crossing`]); the parent is sent its descriptor.
+    Ask(Vec<SockFilter>),
     /// The first path that can be executed.
     Exec {
         candidates: Vec<CString>,
@@ -395,6 +398,8 @@ pub(crate) struct Op {
 pub(crate) struct Program {
     pub(crate) ops: Vec<Op>,
     pub(crate) slots: Vec<c_int>,
+    /// Where the descriptor of [`OpKind::Ask`] goes.
+    pub(crate) post: Option<Post>,
 }
 
 impl Program {

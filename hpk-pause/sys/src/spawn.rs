@@ -9,6 +9,7 @@
 //! register [`Starting::pid`] before the next [`crate::reap::Reaper::poll`], then wait for the socket to be readable.
 
 use crate::child;
+use crate::crossing::Post;
 use crate::error::LaunchError;
 use crate::process;
 use crate::program::{Program, Step};
@@ -69,6 +70,8 @@ pub struct Starting {
     next: Option<OwnedFd>,
     /// The command's process, where it is not the child itself, with its mount namespace.
     main: Option<(OwnedFd, MountNs)>,
+    /// Where the descriptor of its filter goes.
+    post: Option<Post>,
 }
 
 /// A container's own process and mount namespace, where its first process is not the supervisor's child.
@@ -212,6 +215,11 @@ impl Starting {
             }
             match word(&buffer, 0) {
                 child::TAG_TERMINAL => self.master = fds.pop(),
+                child::TAG_LISTENER => {
+                    if let (Some(post), Some(listener)) = (&self.post, fds.pop()) {
+                        post.send(listener);
+                    }
+                }
                 child::TAG_INNER => {
                     let hold = match sender {
                         Some(pid) => process::folder(pid).ok(),
@@ -373,6 +381,7 @@ pub(crate) fn start(
     if namespaces.ipc {
         flags |= libc::CLONE_NEWIPC as u64;
     }
+    let post = program.post.take();
     let report_fd = childs.as_raw_fd();
     let (pid, pidfd) = match clone(flags).map_err(LaunchError::Clone)? {
         Fork::Child => child::run(&mut program, report_fd),
@@ -381,7 +390,9 @@ pub(crate) fn start(
     drop(childs);
     drop(child_ends);
     let ops = program.ops.into_iter().map(|op| (op.step, op.label)).collect();
-    Ok(Starting { pid, pidfd, report, pipes, master: None, ops, done: false, inner: None, next: None, main: None })
+    let none = (None, None, None, None);
+    let (master, inner, next, main) = none;
+    Ok(Starting { pid, pidfd, report, pipes, master, ops, done: false, inner, next, main, post })
 }
 
 enum Fork {

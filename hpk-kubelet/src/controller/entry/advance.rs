@@ -93,7 +93,7 @@ impl Entry {
     pub(super) fn see_to_link(&mut self, around: &Around<'_>, fx: &mut Vec<Effect>) {
         let may = self.is_to_link();
         if self.link.allow(may) {
-            fx.push(if may { Effect::AllowLink(self.record().pod_ips.clone()) } else { Effect::ForbidLink });
+            fx.push(if may { Effect::AllowLink(self.record().addresses()) } else { Effect::ForbidLink });
         }
         let lacks = self.lacks_link();
         for act in self.link.next(around.now, lacks) {

@@ -224,8 +224,8 @@ impl Entry {
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let lives = self.stage() != Stage::New && !self.job.is_gone();
         let said = self.job.report().filter(|_| self.in_force.network_mode() != Some(NetworkMode::Host));
-        let all = self.record().pod_ips.iter().chain(said.into_iter().flat_map(|report| &report.pod_ips));
-        all.filter(move |_| lives).copied()
+        let said = said.into_iter().flat_map(|report| report.pod_ips.iter().copied());
+        self.record().addresses().into_iter().chain(said).filter(move |_| lives)
     }
 
     /// The node on which it runs and can be told things.

@@ -9,10 +9,12 @@ use crate::controller::prepare::{Held, Memory, Ready};
 use crate::executor::ExecutorError;
 use crate::pods::admit::Refusal;
 use crate::pods::folder::{self, Progress};
+use crate::pods::outposts;
 use crate::pods::phase;
 use crate::pods::resize;
 use crate::pods::status::Waiting;
 use crate::pods::submission::{Failure, Finding, Recorded, Submission, Way};
+use hpk_api::cluster::ClusterConfig;
 use hpk_api::ids::JobId;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::PodRef;
@@ -87,6 +89,16 @@ impl Entry {
 
     pub(crate) fn give_addresses(&mut self, addresses: Vec<IpAddr>) {
         self.ledger.record_mut().pod_ips = addresses;
+    }
+
+    /// For which nodes of its job the attempt needs outposts, and has none yet.
+    pub(crate) fn lacks_outposts(&self, cluster: &ClusterConfig) -> Vec<bool> {
+        let pod = self.object.as_ref().filter(|_| self.record().outposts.is_empty());
+        pod.map(|pod| outposts::wanted(pod, cluster.network_mode, cluster.pod_flags)).unwrap_or_default()
+    }
+
+    pub(crate) fn give_outposts(&mut self, outposts: Vec<Vec<IpAddr>>) {
+        self.ledger.record_mut().outposts = outposts;
     }
 
     /// What the attempt that was begun works with: the object, and what earlier ones remember.

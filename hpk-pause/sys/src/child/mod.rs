@@ -19,7 +19,7 @@ use mounts::{
     attach, mask, mount, new_fs, open_sub_tree, open_tree, pivot, read_only_path, remount_read_only, set_attr, skeleton,
 };
 use paths::make_dirs;
-use rights::{seccomp, set_caps};
+use rights::{ask, seccomp, set_caps};
 use std::ffi::CStr;
 use terminal::terminal;
 
@@ -33,6 +33,8 @@ pub(crate) const TAG_INNER: u32 = 3;
 pub(crate) const TAG_BORN: u32 = 4;
 /// The child's user and mount namespaces travel with this message.
 pub(crate) const TAG_NAMESPACES: u32 = 5;
+/// A filter's descriptor travels with this message.
+pub(crate) const TAG_LISTENER: u32 = 6;
 /// Size of a message: tag, operation's index, errno, reserved.
 pub(crate) const MESSAGE: usize = 16;
 
@@ -40,7 +42,7 @@ type Outcome = Result<(), c_int>;
 
 /// Runs the program and never returns.
 pub(crate) fn run(program: &mut Program, report: c_int) -> ! {
-    let Program { ops, slots } = program;
+    let Program { ops, slots, .. } = program;
     for (index, op) in ops.iter().enumerate() {
         if let Err(errno) = perform(op, slots, report)
             && !op.optional
@@ -255,6 +257,7 @@ fn perform(op: &Op, slots: &mut [c_int], report: c_int) -> Outcome {
             Ok(())
         }
         OpKind::Seccomp(filter) => seccomp(filter),
+        OpKind::Ask(filter) => ask(filter, report),
         OpKind::Exec { candidates, argv, envp } => {
             let mut worst = libc::ENOENT;
             for path in candidates {

@@ -1,6 +1,7 @@
 //! Capabilities and seccomp of the child itself.
 
-use super::{Outcome, check, check_long};
+use super::below::send;
+use super::{Outcome, TAG_LISTENER, check, check_long, close};
 use crate::program::SockFilter;
 use libc::c_int;
 
@@ -49,4 +50,25 @@ pub(super) fn seccomp(filter: &[SockFilter]) -> Outcome {
     // SAFETY: the program points to `len` instructions that live across the call.
     check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0) })?;
     Ok(())
+}
+
+/// Installs a filter whose calls somebody else answers, and sends the parent its descriptor.
+pub(super) fn ask(filter: &[SockFilter], report: c_int) -> Outcome {
+    let program = SockFprog { len: u16::try_from(filter.len()).map_err(|_| libc::E2BIG)?, filter: filter.as_ptr() };
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: the program points to `len` instructions that live across the call.
+        check_long(unsafe {
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        })
+    };
+    // The processor's speculation stays as it is, which kernels before 5.16 would slow down for everything that runs here.
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // A call that was taken is not begun anew for each signal (Linux 5.19).
+    let listener = match install(flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(libc::EINVAL) => install(flags)?,
+        other => other?,
+    };
+    let sent = send(report, TAG_LISTENER, &[listener]);
+    close(listener);
+    sent
 }

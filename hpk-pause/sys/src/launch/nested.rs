@@ -87,7 +87,9 @@ impl Launcher for NestedApptainer {
             words: words.as_raw_fd(),
             program: file.as_raw_fd(),
         };
-        let (outer, inner) = compile_nested(spec, &self.node, ends.io(), nested)?;
+        let (mut outer, mut inner) = compile_nested(spec, &self.node, ends.io(), nested)?;
+        // The process that is started is the outer one.
+        outer.post = inner.post.take();
         let labels = write(&mut file, inner)?;
         let mut childs = ends.fds();
         childs.push(file.into());
@@ -141,7 +143,7 @@ pub fn inner() -> Result<std::convert::Infallible, Errno> {
         // Its source was optional and missing.
         Err(_) => -1,
     });
-    let mut program = Program { ops: ops.collect(), slots: slots.collect() };
+    let mut program = Program { ops: ops.collect(), slots: slots.collect(), post: None };
     // Apptainer keeps a copy of the first socket, so that its end would tell nothing: exec closes this one.
     let (own, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let pidfd = if has_pidfds() { Some(crate::process::open(nix::unistd::Pid::this())?) } else { None };

@@ -1,6 +1,7 @@
 //! What a container, or a process that joins one, is to be: plain data, everything resolved.
 
 use crate::caps::CapSet;
+use crate::crossing::Post;
 use crate::seccomp::Filter;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -167,6 +168,8 @@ pub struct Security {
     pub no_new_privs: bool,
     /// None: unconfined.
     pub seccomp: Option<Arc<Filter>>,
+    /// It is in the node's network, and its connections ask first ([`crate::crossing`]): who answers.
+    pub crossing: Option<Post>,
     pub read_only_rootfs: bool,
     /// Leave /proc and /sys unmasked (procMount: Unmasked, privileged).
     pub unmasked: bool,
@@ -185,6 +188,7 @@ impl Default for Security {
             caps: CapSet::container_default(),
             no_new_privs: false,
             seccomp: None,
+            crossing: None,
             read_only_rootfs: false,
             unmasked: false,
             writable_sys: false,

@@ -28,6 +28,7 @@ fn says(credentials: &LinkCredentials, uid: &str, ips: &[&str]) -> Result<(), St
         public_key: None,
         pod_ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
         outward: None,
+        outpost: 0,
     };
     let config = ClientConfig { credentials: file, hello, supervisor: folder.path().join("none") };
     let talk = async move {

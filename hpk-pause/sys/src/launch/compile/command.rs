@@ -1,6 +1,7 @@
 //! Standard streams, rights, environment and command: what joining processes have as well.
 
 use super::{ChildIo, c};
+use crate::crossing::filter::PROGRAM;
 use crate::error::LaunchError;
 use crate::launch::node::Node;
 use crate::launch::spec::{LaunchSpec, Security};
@@ -29,6 +30,11 @@ pub(crate) fn standard_io(
 
 /// Everything that takes rights away, in the only order in which it works.
 pub(crate) fn rights(p: &mut Program, security: &Security, node: &Node) {
+    // Optional: where the kernel refuses it (another one answers already), the process has what it had before.
+    if let Some(post) = &security.crossing {
+        p.push_optional(Step::Seccomp, "connections that ask first", OpKind::Ask(PROGRAM.to_vec()));
+        p.post = Some(post.clone());
+    }
     // A filter needs CAP_SYS_ADMIN where no_new_privs is not set, so it comes before the drop; the default one allows
     // the calls below.
     if let Some(filter) = &security.seccomp {
