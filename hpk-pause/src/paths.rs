@@ -92,6 +92,12 @@ impl Paths {
         self.scratch.join("volumes").join(volume)
     }
 
+    /// Where an emptyDir volume lies that all nodes of an MPI step see; [`Self::empty_dir`] is a mount of it.
+    #[must_use]
+    pub fn shared_empty_dir(&self, volume: &str) -> PathBuf {
+        self.pod.join(files::SHARED).join(volume)
+    }
+
     /// A volume that the kubelet fills.
     #[must_use]
     pub fn kubelet_volume(&self, folder: &str) -> PathBuf {

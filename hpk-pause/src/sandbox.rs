@@ -25,6 +25,9 @@ pub enum SandboxError {
     /// A tmpfs.
     #[error("emptyDir {name}: cannot mount a tmpfs: {errno}")]
     Tmpfs { name: String, errno: hpk_sys::Errno },
+    /// An emptyDir that lies in the pod's folder.
+    #[error("emptyDir {name}: cannot mount it from the pod's folder: {errno}")]
+    Shared { name: String, errno: hpk_sys::Errno },
     /// A group that the pod has not.
     #[error(transparent)]
     Group(hpk_sys::launch::LaunchError),
@@ -50,6 +53,7 @@ pub fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(),
     if let (Some(group), Ok(ids)) = (plan.fs_group, Ids::of_self()) {
         fs_group(group, &ids)?;
     }
+    empty(plan, paths)?;
     volumes(plan, paths)?;
     etc(plan, paths, pod_ips)?;
     sysctls(plan)
@@ -65,7 +69,7 @@ fn fs_group(group: u32, ids: &Ids) -> Result<(), SandboxError> {
 }
 
 /// What of it a container needs on a node that is not the pod's own: one where ranks of its MPI step run. emptyDir volumes
-/// are that node's, and a host path is where it is there.
+/// that are not shared are that node's, and a host path is where it is there.
 ///
 /// # Errors
 /// As [`make`].
@@ -75,6 +79,22 @@ pub fn make_for_ranks(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> 
     for (index, bind) in plan.host_binds.iter().enumerate() {
         let link = paths.host.join(index.to_string());
         std::os::unix::fs::symlink(&bind.source, &link).map_err(at(&link))?;
+    }
+    Ok(())
+}
+
+/// emptyDir volumes in the pod's folder: empty, for a job that Slurm has requeued begins anew.
+fn empty(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
+    for (name, volume) in &plan.volumes {
+        if !matches!(volume, VolumePlan::EmptyDir { shared: true, .. }) {
+            continue;
+        }
+        let dir = paths.shared_empty_dir(name);
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&dir)(e)),
+            _ => {}
+        }
+        DirBuilder::new().recursive(true).mode(0o777).create(&dir).map_err(at(&dir))?;
     }
     Ok(())
 }
@@ -98,7 +118,7 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
                 own(&root, group, false);
             }
         }
-        let VolumePlan::EmptyDir { memory, size_limit } = volume else { continue };
+        let VolumePlan::EmptyDir { memory, shared, size_limit } = volume else { continue };
         let dir = paths.empty_dir(name);
         match DirBuilder::new().mode(0o777).create(&dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(&dir)(e)),
@@ -108,10 +128,18 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
             hpk_sys::mounts::tmpfs(&dir, *size_limit, 0o1777)
                 .map_err(|errno| SandboxError::Tmpfs { name: name.clone(), errno })?;
         }
+        if *shared {
+            hpk_sys::mounts::bind(&paths.shared_empty_dir(name), &dir)
+                .map_err(|errno| SandboxError::Shared { name: name.clone(), errno })?;
+        }
         // Upstream makes them 0777 whatever the umask and leaves a tmpfs its sticky bit; with fsGroup new files inherit the group.
         let mut mode = if *memory { 0o1777 } else { 0o777 };
         if let Some(group) = plan.fs_group {
-            chown(&dir, None, Some(group)).map_err(at(&dir))?;
+            match chown(&dir, None, Some(group)) {
+                // A file server may know nothing of that group.
+                Err(e) if !*shared => return Err(at(&dir)(e)),
+                _ => {}
+            }
             mode |= 0o2000;
         }
         fs::set_permissions(&dir, Permissions::from_mode(mode)).map_err(at(&dir))?;

@@ -145,7 +145,7 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     warnings.extend(dns.warnings.into_iter().map(|w| ("DNSConfigForming", w)));
     let context = spec.security_context.clone().unwrap_or_default();
     let groups = context.supplemental_groups.unwrap_or_default();
-    let plan = SandboxPlan {
+    let mut plan = SandboxPlan {
         version: hpk_api::VERSION,
         pod: input.who.clone(),
         hostname: hosts::hostname(input.pod, &input.cluster.cluster_domain).map_err(PlanError::Hostname)?,
@@ -176,6 +176,7 @@ pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
             ..input.settings.clone()
         },
     };
+    volumes::empty_dir::share_with_ranks(&mut plan);
     Ok(Planned { plan, payloads, warnings })
 }
 

@@ -99,6 +99,8 @@ pub mod files {
     pub const LOGS: &str = "logs";
     /// Folder of volumes that the kubelet fills: `volumes/<name>/`.
     pub const VOLUMES: &str = "volumes";
+    /// Folder of emptyDir volumes that all nodes of an MPI step see: `shared/<name>/`.
+    pub const SHARED: &str = "shared";
     /// Written by hpk-pause for the ranks of an MPI step: [`crate::step::StepFile`].
     #[must_use]
     pub fn step(instance: u32) -> String {

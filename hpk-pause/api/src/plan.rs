@@ -347,11 +347,14 @@ pub struct MountPlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum VolumePlan {
-    /// Node-local folder with the pod's life.
+    /// Folder with the pod's life, on the node's own disk.
     EmptyDir {
         /// tmpfs instead of disk.
         #[serde(default)]
         memory: bool,
+        /// Below [`crate::files::SHARED`] in the pod's folder instead, where all nodes of an MPI step see it.
+        #[serde(default)]
+        shared: bool,
         /// Bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_limit: Option<u64>,

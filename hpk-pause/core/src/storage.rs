@@ -58,7 +58,7 @@ impl StorageLimits {
     #[must_use]
     pub fn of(plan: &SandboxPlan) -> Option<Self> {
         let volumes = plan.volumes.iter().filter_map(|(name, volume)| match volume {
-            VolumePlan::EmptyDir { memory: false, size_limit } => Some((name.clone(), (*size_limit)?)),
+            VolumePlan::EmptyDir { memory: false, size_limit, .. } => Some((name.clone(), (*size_limit)?)),
             _ => None,
         });
         let limit = |container: &ContainerPlan| container.resources.limits.get(RESOURCE).copied().filter(|n| *n > 0);

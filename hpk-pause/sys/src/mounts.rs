@@ -17,6 +17,14 @@ pub fn tmpfs(dir: &Path, bytes: Option<u64>, mode: u32) -> Result<(), Errno> {
     mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))
 }
 
+/// Shows the folder `source` at the folder `target` too.
+///
+/// # Errors
+/// As mount(2).
+pub fn bind(source: &Path, target: &Path) -> Result<(), Errno> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
 /// Makes a folder a shared mount point, so that containers with `mountPropagation` see each other's mounts below it.
 ///
 /// # Errors

@@ -95,6 +95,26 @@ fn a_step_among_other_containers() {
     }
 }
 
+/// An emptyDir that the ranks have in common with another container is one folder for all of them, on every node; one of
+/// their own is each node's.
+#[test]
+fn ranks_share_a_volume_with_an_init_container() {
+    let ns = Namespace::new("mpi-volume");
+    let script = "cat /input/word; echo $(hostname) >>/own/nodes; touch /input/rank-$SLURM_PROCID; \
+                  until [ $(ls /input | grep -c rank-) = 4 ]; do sleep 0.1; done; \
+                  if [ $SLURM_PROCID = 0 ] || [ $SLURM_PROCID = 3 ]; then sort -u /own/nodes; fi";
+    let mut pod = four_ranks("p", script);
+    let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
+    pod["spec"]["initContainers"] = json!([{"name": "fetch", "image": TOOLBOX, "volumeMounts": [mount("input", "/input")],
+        "command": ["sh", "-c", "echo fetched >/input/word"]}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([mount("input", "/input"), mount("own", "/own")]);
+    pod["spec"]["volumes"] = json!([{"name": "input", "emptyDir": {}}, {"name": "own", "emptyDir": {}}]);
+    ns.apply(&pod.to_string());
+    ns.wait_phase("p", "Succeeded");
+    let logs = ns.kubectl(&["logs", "p", "-c", "main"]);
+    assert_eq!(sorted(logs.ok()), ["c1", "c2", "fetched", "fetched", "fetched", "fetched"]);
+}
+
 /// What cannot be started says why where users look, and a restart is one of all ranks.
 #[test]
 fn starts_that_fail_and_restarts() {

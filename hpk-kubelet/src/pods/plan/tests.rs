@@ -103,7 +103,7 @@ fn whole_plan() {
     assert_eq!(paths, [("/a", None, true), ("/a/b/c", Some("p/x"), false)], "outer mounts first");
     assert_eq!((c.stop_signal, c.working_dir.as_deref()), (10, Some("/srv")));
     assert_eq!(plan.init_containers[0].stop_signal, 3);
-    assert_eq!(plan.volumes["d"], VolumePlan::EmptyDir { memory: true, size_limit: Some(1 << 20) });
+    assert_eq!(plan.volumes["d"], VolumePlan::EmptyDir { memory: true, shared: false, size_limit: Some(1 << 20) });
     assert_eq!(plan.volumes["h"], VolumePlan::Host { index: 0, read_only: false, group: None, claim: None });
     assert_eq!(plan.host_binds[0].kind, "Directory");
     assert_eq!(planned.payloads["l"]["ip"].data, b"p");
