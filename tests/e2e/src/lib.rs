@@ -18,7 +18,7 @@ mod watch;
 pub use command::{Run, kubectl, kubectl_with_input, node_pid, sx};
 pub use namespace::Namespace;
 pub use ranks::{four_ranks, ranks, sorted};
-pub use slurm::{Job, job_of, jobs, processes, sacct};
+pub use slurm::{Filler, Job, job_of, jobs, jobs_of, processes, sacct};
 pub use terminal::{Step, at_terminal};
 pub use watch::{eventually, until};
 

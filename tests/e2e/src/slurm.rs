@@ -2,6 +2,7 @@
 
 use crate::command::sx;
 use crate::local;
+use crate::watch::eventually;
 
 /// A job as `squeue` or `sacct` tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,36 @@ fn parse(line: &str) -> Option<Job> {
 pub fn jobs() -> Vec<Job> {
     let run = sx("login", Some("alice"), &["squeue", "-h", "-o", "%i|%j|%T|%C|%m|%N|%k"]);
     run.ok().lines().filter_map(parse).collect()
+}
+
+/// Those of a namespace's pods.
+#[track_caller]
+pub fn jobs_of(namespace: &str) -> Vec<Job> {
+    jobs().into_iter().filter(|job| job.name.starts_with(&format!("{namespace}/"))).collect()
+}
+
+/// A job that fills the site until this is dropped, whatever becomes of the case.
+#[derive(Debug)]
+pub struct Filler(String);
+
+impl Filler {
+    /// Takes all CPUs of the site but two on each of its two nodes, and waits until it has them.
+    #[track_caller]
+    pub fn but_two_cpus_on_each_node() -> Self {
+        let size = ["-N2", "-n2", "--ntasks-per-node=1", "-c62", "--mem=100"];
+        let command: Vec<&str> =
+            ["sbatch", "--parsable"].into_iter().chain(size).chain(["-o/dev/null", "--wrap=sleep 900"]).collect();
+        let filler = Self(sx("login", Some("alice"), &command).ok().trim().to_owned());
+        let runs = || jobs().into_iter().find(|job| job.id == filler.0 && job.state == "RUNNING");
+        eventually("a job that fills the site runs", crate::PATIENCE, runs);
+        filler
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        sx("login", Some("alice"), &["scancel", &self.0]);
+    }
 }
 
 /// The job in the queue whose name is `<namespace>/<pod>`; without a site the run of that pod.

@@ -1,7 +1,7 @@
 //! Gangs: pods that begin together, in one Slurm job with a step for each. The cases take turns, for one of them fills the
 //! cluster.
 
-use hpk_e2e::{BUSYBOX, Job, Namespace, PATIENCE, eventually, job_of, jobs, sx};
+use hpk_e2e::{BUSYBOX, Filler, Namespace, PATIENCE, eventually, job_of, jobs_of, sx};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,15 +9,6 @@ static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A job that fills the site: it must not stay for other cases, whatever becomes of this one.
-struct Filler(String);
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        sx("login", Some("alice"), &["scancel", &self.0]);
-    }
 }
 
 fn pod_group(ns: &Namespace, name: &str, min: u32) {
@@ -54,11 +45,6 @@ fn job(name: &str, pods: u32, gang: u32, script: &str) -> Value {
     })
 }
 
-/// Slurm's jobs of a namespace.
-fn jobs_of(ns: &Namespace) -> Vec<Job> {
-    jobs().into_iter().filter(|job| job.name.starts_with(&format!("{}/", ns.name()))).collect()
-}
-
 fn pods_of(ns: &Namespace, job: &str) -> Vec<Value> {
     let run = ns.kubectl(&["get", "pods", "-l", &format!("batch.kubernetes.io/job-name={job}"), "-o", "json"]);
     let list: Value = serde_json::from_str(run.ok()).unwrap_or_default();
@@ -79,24 +65,8 @@ fn waiting_message(pod: &Value) -> String {
 fn a_gang_begins_as_a_whole_on_a_full_cluster() {
     let _turn = turn();
     let ns = Namespace::new("gang");
-    // All CPUs of the site but two on each node: two members could begin, four cannot.
-    let filler = sx(
-        "login",
-        Some("alice"),
-        &[
-            "sbatch",
-            "--parsable",
-            "-N2",
-            "-n2",
-            "--ntasks-per-node=1",
-            "-c62",
-            "--mem=100",
-            "-o/dev/null",
-            "--wrap=sleep 900",
-        ],
-    );
-    let filler = Filler(filler.ok().trim().to_owned());
-    eventually("the filler runs", PATIENCE, || jobs().into_iter().find(|j| j.id == filler.0 && j.state == "RUNNING"));
+    // Two members could begin, four cannot.
+    let filler = Filler::but_two_cpus_on_each_node();
 
     pod_group(&ns, "four", 4);
     let names = ["g0", "g1", "g2", "g3"];
@@ -111,7 +81,7 @@ fn a_gang_begins_as_a_whole_on_a_full_cluster() {
         let pod = ns.get("pod", name);
         assert_eq!((&pod["status"]["phase"], &pod["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{name}");
     }
-    assert!(jobs_of(&ns).is_empty(), "half a gang is in Slurm's queue");
+    assert!(jobs_of(ns.name()).is_empty(), "half a gang is in Slurm's queue");
     for name in &names[2..] {
         ns.apply(&member(&ns, "four", name, "2").to_string());
     }
@@ -124,7 +94,7 @@ fn a_gang_begins_as_a_whole_on_a_full_cluster() {
         });
         assert_eq!(pod["status"]["phase"], "Pending", "{name} began before all could");
     }
-    let queued = jobs_of(&ns);
+    let queued = jobs_of(ns.name());
     assert_eq!(queued.len(), 1, "one row in squeue: {queued:?}");
     let row = &queued[0];
     assert_eq!(
@@ -138,7 +108,7 @@ fn a_gang_begins_as_a_whole_on_a_full_cluster() {
         assert_eq!(ns.kubectl(&["logs", name]).ok(), format!("I am {name}"));
         assert_eq!(ns.kubectl(&["exec", name, "--", "hostname"]).ok(), name);
     }
-    let running = jobs_of(&ns);
+    let running = jobs_of(ns.name());
     assert_eq!((running.len(), running[0].state.as_str()), (1, "RUNNING"), "{running:?}");
 
     // One goes, the others stay; with the last one the allocation ends.
@@ -148,11 +118,11 @@ fn a_gang_begins_as_a_whole_on_a_full_cluster() {
         assert_eq!(pod["status"]["phase"], "Running", "{name}");
         assert_eq!(ns.kubectl(&["exec", name, "--", "echo", "here"]).ok(), "here");
     }
-    assert_eq!(jobs_of(&ns).len(), 1);
+    assert_eq!(jobs_of(ns.name()).len(), 1);
     for name in ["g0", "g2", "g3"] {
         ns.delete("pod", name);
     }
-    eventually("the allocation ends with its last member", PATIENCE, || jobs_of(&ns).is_empty().then_some(()));
+    eventually("the allocation ends with its last member", PATIENCE, || jobs_of(ns.name()).is_empty().then_some(()));
 }
 
 /// Members that are bound wait at the kubelet until there are enough, and say how many are missing. When they are there, an
@@ -171,12 +141,12 @@ fn half_a_gang_waits_and_an_indexed_job_is_one_job() {
         };
         (pods.len() == 2 && pods.iter().all(waits)).then_some(())
     });
-    assert!(jobs_of(&ns).is_empty());
+    assert!(jobs_of(ns.name()).is_empty());
     let more = json!({"spec": {"completions": 4, "parallelism": 4}}).to_string();
     ns.kubectl(&["patch", "job", "half", "-p", &more]).ok();
     let row = eventually("one job in the queue", PATIENCE, || job_of(ns.name(), "half"));
     ns.wait(&["job", "half"], "--for=condition=Complete");
-    assert!(jobs_of(&ns).iter().all(|job| job.id == row.id), "{:?}", jobs_of(&ns));
+    assert!(jobs_of(ns.name()).iter().all(|job| job.id == row.id), "{:?}", jobs_of(ns.name()));
     let mut said: Vec<String> =
         pods_of(&ns, "half").iter().map(|pod| ns.kubectl(&["logs", &name_of(pod)]).ok().to_owned()).collect();
     said.sort();
@@ -204,7 +174,7 @@ fn a_replacement_takes_the_place_that_was_left() {
     let second =
         eventually("three run again", PATIENCE, || ready(3).filter(|pods| pods.iter().all(|pod| name_of(pod) != gone)));
     assert_eq!(second.len(), 3);
-    let rows = jobs_of(&ns);
+    let rows = jobs_of(ns.name());
     assert_eq!((rows.len(), &rows[0].id), (1, &row.id), "the same allocation: {rows:?}");
 }
 
@@ -227,10 +197,10 @@ fn a_killed_kubelet_finds_its_gangs_again() {
     });
     ns.delete("pod", "a");
     assert_eq!(ns.kubectl(&["exec", "b", "--", "echo", "here"]).ok(), "here");
-    let rows = jobs_of(&ns);
+    let rows = jobs_of(ns.name());
     assert_eq!((rows.len(), &rows[0].id, rows[0].state.as_str()), (1, &row.id, "RUNNING"), "{rows:?}");
     ns.delete("pod", "b");
-    eventually("the allocation ends", PATIENCE, || jobs_of(&ns).is_empty().then_some(()));
+    eventually("the allocation ends", PATIENCE, || jobs_of(ns.name()).is_empty().then_some(()));
 }
 
 /// What does not fit together is told, not run.
@@ -242,7 +212,7 @@ fn members_that_do_not_fit_are_told_so() {
     ns.apply(&member(&ns, "odd", "small", "1").to_string());
     ns.apply(&member(&ns, "odd", "large", "20").to_string());
     ns.until_event("small", "FailedSubmit", "members of the gang are of unlike size");
-    assert!(jobs_of(&ns).is_empty());
+    assert!(jobs_of(ns.name()).is_empty());
 
     let mut lost = ns.script_pod("lost", "Never", "true");
     lost["metadata"]["annotations"] = json!({"slurm-job.hpk.io/gang": "2"});
