@@ -13,6 +13,7 @@ mod flags_policy;
 mod gates;
 mod home;
 mod image;
+mod install;
 mod json;
 mod kubeconfig;
 mod label_policy;
@@ -61,6 +62,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Shell(args) => return shell::run(args),
         _ => {}
     }
+    if let Command::Install(args) = command {
+        return install::run(&args);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -91,9 +95,11 @@ fn run(command: Command) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             // Handled above, before there are threads.
-            Command::ExecChild { .. } | Command::Exec(_) | Command::Logs(_) | Command::Shell(_) => {
-                Ok(ExitCode::FAILURE)
-            }
+            Command::ExecChild { .. }
+            | Command::Exec(_)
+            | Command::Install(_)
+            | Command::Logs(_)
+            | Command::Shell(_) => Ok(ExitCode::FAILURE),
         }
     })
 }
