@@ -154,6 +154,12 @@ old-kernel: tools ## the end-to-end cases on a site without the system calls tha
 	@tests/site/up.sh --old-kernel enosys --no-images
 	@$(MAKE) e2e
 
+.PHONY: apps
+apps: site-up ## applications of others, unmodified: built from their Go modules, installed, and tried (APPS="argo jobset lws")
+	@for app in $(or $(APPS),argo jobset lws); do tests/apps.sh $$app; done
+	@$(phase) "cases with applications"
+	@cargo test --locked -p hpk-e2e --features apps $(foreach app,$(or $(APPS),argo jobset lws),--test $(app)) -- --test-threads=1
+
 .PHONY: chaos
 chaos: site-up ## a fault campaign: parts of the cluster are killed, stopped and cut off under pods (CHAOS_SECONDS=1800 SEED=n)
 	@tests/chaos/chaos.py --seconds $(or $(CHAOS_SECONDS),1800) $(if $(SEED),--seed $(SEED)) --out $(SITE_DIR)/chaos.json
@@ -171,7 +177,7 @@ lint: tools ## formatting and lints of Rust, shell scripts and Python programs
 	@$(phase) "format and lints"
 	@tests/lint.sh
 	@cargo fmt --all --check
-	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --quiet --locked --workspace --all-targets --features hpk-e2e/apps -- -D warnings
 
 # The database of advisories is not asked: it is not reached from everywhere.
 .PHONY: deny
