@@ -4,14 +4,21 @@ use super::unsupported::Unsupported;
 use hpk_api::pod_flags::{MPI_CONTAINER, MPI_FLAGS, MPI_USER};
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 
-/// The container that is a step: the one that is named, or the first, of a pod with flags of srun (none is a value, too).
+/// What kubectl takes for the pod's main container; who makes pods with helpers of its own in front of it says so here, as Argo
+/// Workflows does.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// The container that is a step, of a pod with flags of srun (none is a value, too): the one that is named, or kubectl's default
+/// container, or the first.
 #[must_use]
 pub fn container(pod: &Pod) -> Option<&Container> {
     annotation(pod, MPI_FLAGS)?;
     let containers = &pod.spec.as_ref()?.containers;
+    let named = |name: &str| containers.iter().find(|container| container.name == name);
     match annotation(pod, MPI_CONTAINER) {
-        Some(name) => containers.iter().find(|container| container.name == name),
-        None => containers.first(),
+        Some(name) => named(name),
+        // A name that no container has means the first one to kubectl, too.
+        None => annotation(pod, DEFAULT_CONTAINER).and_then(named).or_else(|| containers.first()),
     }
 }
 
@@ -102,6 +109,10 @@ mod tests {
             (json!({MPI_FLAGS: ""}), Some("a")),
             (json!({MPI_FLAGS: "--mpi=pmi2", MPI_CONTAINER: "b"}), Some("b")),
             (json!({MPI_FLAGS: "", MPI_CONTAINER: "c"}), None),
+            (json!({MPI_FLAGS: "", DEFAULT_CONTAINER: "b"}), Some("b")),
+            (json!({MPI_FLAGS: "", DEFAULT_CONTAINER: "c"}), Some("a")),
+            (json!({MPI_FLAGS: "", DEFAULT_CONTAINER: "b", MPI_CONTAINER: "a"}), Some("a")),
+            (json!({DEFAULT_CONTAINER: "b"}), None),
         ] {
             let pod = pod(annotations.clone(), json!({}));
             assert_eq!(container(&pod).map(|c| c.name.as_str()), name, "{annotations}");
