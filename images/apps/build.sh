@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds one application of apps.json, unmodified, from its Go module, and lays it out as the bundle that
+# Builds one application of apps.json from its Go module, and lays it out as the bundle that
 # `hpk install --from` takes. Prints the bundle's folder as its last line; no root is needed.
 #
 #   build.sh NAME         NAME: see apps.json
@@ -24,7 +24,15 @@ kubectl=$("$here/../control-plane/programs.sh" kubectl | tail -n 1)/kubectl
 
 # Settings are made when it is installed, so they do not decide what is built.
 decides=$(jq -cS 'del(.settings, .title, .manifest_sha256)' <<<"$app")
-out=$HPK_CACHE/app-$name-$({ echo "$decides"; cat "$here"/../{lib,oci}.sh "$here/build.sh"; go version; } | sha256sum | cut -c1-16)
+added=()
+if [ -d "$here/$name" ]; then mapfile -t added < <(cd "$here/$name" && find . -type f -printf '%P\n' | LC_ALL=C sort); fi
+key=$({
+  echo "$decides"
+  cat "$here"/../{lib,oci}.sh "$here/build.sh"
+  for file in "${added[@]}"; do sha256sum <"$here/$name/$file"; done
+  go version
+} | sha256sum | cut -c1-16)
+out=$HPK_CACHE/app-$name-$key
 locked "$out"
 bundle=$out/$name-$(of .version)
 if [ ! -e "$out/done" ]; then
@@ -36,11 +44,12 @@ if [ ! -e "$out/done" ]; then
   [ "$(jq -r .Sum <<<"$download")" = "$(of .sum)" ] || die "$module has another sum than apps.json says"
   # A copy, for some kustomizations and embedded folders cannot be made from what is read-only.
   cp -r --no-preserve=mode "$(jq -r .Dir <<<"$download")" "$out/source"
-  # Argo's server embeds web pages that are no part of the module: without that folder nothing compiles.
-  if [ -e "$out/source/ui/embed.go" ]; then
-    mkdir -p "$out/source/ui/dist/app"
-    echo '<!doctype html><title>The module has no web pages</title>' >"$out/source/ui/dist/app/index.html"
-  fi
+  # What the module lacks and does not compile without: files of ours, in a folder of the application's name. None of
+  # upstream's is replaced.
+  for file in "${added[@]}"; do
+    [ ! -e "$out/source/$file" ] || die "$module has $file itself: remove images/apps/$name/$file"
+    install -D -m 644 "$here/$name/$file" "$out/source/$file"
+  done
   "$kubectl" kustomize "$out/source/$(of .kustomize)" >"$bundle/manifest.yaml" 2>"$out/log" \
     || { cat "$out/log" >&2; die "kubectl kustomize failed"; }
   program() { # program PACKAGE DESTINATION
