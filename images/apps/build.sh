@@ -4,7 +4,7 @@
 #
 #   build.sh NAME         NAME: see apps.json
 #
-#   manifest.yaml         what upstream's kustomization makes
+#   manifest.yaml         what upstream's kustomizations make
 #   images/<name>/        its images, as OCI layouts: one program each, no other file
 #   bin/                  commands for the user
 #
@@ -50,8 +50,10 @@ if [ ! -e "$out/done" ]; then
     [ ! -e "$out/source/$file" ] || die "$module has $file itself: remove images/apps/$name/$file"
     install -D -m 644 "$here/$name/$file" "$out/source/$file"
   done
-  "$kubectl" kustomize "$out/source/$(of .kustomize)" >"$bundle/manifest.yaml" 2>"$out/log" \
-    || { cat "$out/log" >&2; die "kubectl kustomize failed"; }
+  while read -r folder; do
+    echo ---
+    "$kubectl" kustomize "$out/source/$folder" 2>"$out/log" || { cat "$out/log" >&2; die "kubectl kustomize $folder failed"; }
+  done < <(of '.kustomize[]') >"$bundle/manifest.yaml"
   program() { # program PACKAGE DESTINATION
     phase "building $name: $(basename "$2")"
     (cd "$out/source" && CGO_ENABLED=0 GOWORK=off GOFLAGS=-mod=readonly nice go build -p 2 -trimpath \

@@ -3,6 +3,7 @@
 use hpk_e2e::{BUSYBOX, MPI, Namespace, eventually, sx};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Once;
 use std::time::Duration;
 
 /// For a workflow of some pods, on a machine that is busy.
@@ -12,8 +13,10 @@ const CPUS: [u32; 4] = [2, 4, 8, 16];
 /// `hpk install argo` from the bundle that `make apps` has put there, and what Argo wants each namespace to have: its
 /// executor reports a step's result as a WorkflowTaskResult, by the pod's own account.
 fn argo(case: &str) -> Namespace {
-    let install = "hpk install argo --from /site/apps/argo-*";
-    sx("login", Some("alice"), &["sh", "-c", install]).ok();
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        sx("login", Some("alice"), &["sh", "-c", "hpk install argo --from /site/apps/argo-*"]).ok();
+    });
     let ns = Namespace::new(case);
     ns.kubectl(&["create", "role", "executor", "--verb=create,patch", "--resource=workflowtaskresults.argoproj.io"])
         .ok();
