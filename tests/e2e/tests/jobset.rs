@@ -1,4 +1,10 @@
 //! JobSet's own controller, over gangs. `make apps` builds it and runs this case.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper that finds nothing fails its case"
+)]
 
 use hpk_e2e::{BUSYBOX, Filler, Namespace, PATIENCE, eventually, jobs_of, sx};
 use serde_json::{Value, json};
