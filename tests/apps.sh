@@ -7,6 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../images/lib.sh"
 . "$here/site/common.sh"
 bundle=$("$here/../images/apps/build.sh" "${1:?usage: apps.sh NAME}" | tail -n 1)
+[ -n "$(node_pid login)" ] || die "the site in $SITE_DIR is not up: make site-up, with the same SITE_DIR"
 to=$SITE_DIR/shared/apps
 mkdir -p "$to"
 rm -rf "$to/$1"-*

@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Show, fetch, load, check and remove images
     Image(Image),
-    /// Install an application into the cluster: Argo Workflows, JobSet, …
+    /// Install an application into the cluster, such as Argo Workflows
     Install(crate::install::args::Install),
     /// Print the path of the kubeconfig
     #[command(after_help = "Example:\n  export KUBECONFIG=$(hpk kubeconfig)")]

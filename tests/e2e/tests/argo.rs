@@ -1,4 +1,4 @@
-//! Argo Workflows, unmodified, with steps that are MPI programs. `make apps` builds it and runs these cases.
+//! Argo Workflows with steps that are MPI programs. `make apps` builds it and runs these cases.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -189,6 +189,6 @@ mod tests {
     #[test]
     fn a_wrong_name_is_answered_with_the_right_ones() {
         let refused = find(list().unwrap(), "argoo").unwrap_err();
-        assert!(refused.contains("argoo") && refused.contains("argo, jobset"), "{refused}");
+        assert!(refused.contains("argoo") && refused.contains("there are argo"), "{refused}");
     }
 }

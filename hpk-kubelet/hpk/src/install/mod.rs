@@ -190,15 +190,16 @@ mod tests {
         assert_eq!(lines.len(), apps.len() + 1);
         let argo = lines.iter().find(|l| l.starts_with("argo ")).unwrap();
         assert_eq!(argo.split_whitespace().take(3).collect::<Vec<_>>(), ["argo", "v4.0.5", "v4.0.5"]);
-        let other = lines.iter().find(|l| l.starts_with("jobset ")).unwrap();
-        assert_eq!(other.split_whitespace().nth(2), Some("-"));
+        let lines = table(&apps, |_| None);
+        let argo = lines.iter().find(|l| l.starts_with("argo ")).unwrap();
+        assert_eq!(argo.split_whitespace().nth(2), Some("-"));
     }
 
     #[test]
     fn objects_come_before_the_wait_for_them() {
-        let app = catalog::find(catalog::list().unwrap(), "jobset").unwrap();
+        let app = catalog::find(catalog::list().unwrap(), "argo").unwrap();
         let steps = steps(&app, "/o.yaml");
         assert_eq!(steps[0][..2], ["apply", "--server-side"]);
-        assert!(steps[1].starts_with(&["wait".to_owned(), "-n".to_owned(), "jobset-system".to_owned()]));
+        assert!(steps[1].starts_with(&["wait".to_owned(), "-n".to_owned(), "argo".to_owned()]));
     }
 }
