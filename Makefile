@@ -155,7 +155,7 @@ old-kernel: tools ## the end-to-end cases on a site without the system calls tha
 	@$(MAKE) e2e
 
 .PHONY: apps
-apps: site-up ## applications of others, unmodified: built from their Go modules, installed, and tried (APPS=argo)
+apps: site-up ## applications of others: built from their Go modules, installed, and tried (APPS=argo)
 	@for app in $(or $(APPS),argo); do tests/apps.sh $$app; done
 	@$(phase) "cases with applications"
 	@cargo test --locked -p hpk-e2e --features apps $(foreach app,$(or $(APPS),argo),--test $(app)) -- --test-threads=1
