@@ -37,7 +37,7 @@ fn step_of(kubectl: &Path, args: &Exec) -> Result<Option<String>> {
     Ok(named_step(&serde_json::from_slice(&asked.stdout).context("kubectl get pod")?))
 }
 
-/// Pure.
+/// The step that the annotations of this pod name.
 fn named_step(pod: &serde_json::Value) -> Option<String> {
     let annotations = pod.get("metadata")?.get("annotations")?;
     annotations.get(MPI_FLAGS)?;

@@ -26,7 +26,7 @@ pub enum Event {
     /// An attempt to prepare ended.
     Prepared {
         uid: PodUid,
-        /// Which.
+        /// Number of the attempt: the answer to an earlier one is out of date.
         attempt: u32,
         result: Box<Result<Ready, Held>>,
         /// For the next attempt.

@@ -1,5 +1,4 @@
-//! Processes in the nodes' network, which are the ranks of MPI steps and the containers of hostNetwork pods, reach pods and
-//! Services.
+//! Processes in the nodes' network reach pods and Services: the ranks of MPI steps, and the containers of hostNetwork pods.
 
 use hpk_e2e::{BUSYBOX, Namespace, PATIENCE, TOOLBOX, eventually, four_ranks};
 use serde_json::{Value, json};
