@@ -2,7 +2,7 @@
 # Makes the control plane's product and prints its folder as the last line:
 #
 #   bin/                 kube-apiserver, kube-controller-manager, kube-scheduler,
-#                        kubectl, etcd, coredns (made by programs.sh)
+#                        kubectl, etcd, etcdutl, coredns (made by programs.sh)
 #   control-plane.sqfs   the same but kubectl, in one image for Apptainer: a bare
 #                        SquashFS, the same to the byte whenever it is made
 #
@@ -24,7 +24,7 @@ if [ "$(cat "$image.recipe" 2>/dev/null)" != "$recipe" ]; then
   rm -rf "$tree" "$image.new"
   # Mount points for what Apptainer brings, and users: etcd asks who it is.
   mkdir -p "$tree"/{bin,etc,dev,proc,sys,tmp,home,root,run,var/tmp,usr}
-  for p in etcd kube-apiserver kube-controller-manager kube-scheduler coredns; do
+  for p in etcd etcdutl kube-apiserver kube-controller-manager kube-scheduler coredns; do
     ln "$bin/$p" "$tree/bin/$p" 2>/dev/null || cp "$bin/$p" "$tree/bin/$p"
   done
   echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"

@@ -6,7 +6,8 @@
 #   programs.sh [--kubernetes-bin DIR] [NAME...]
 #
 # NAME: kube-apiserver kube-controller-manager kube-scheduler kubectl etcd
-#       coredns (all of these if none is given), metrics-server (only on demand).
+#       etcdutl coredns (all of these if none is given), metrics-server (only on
+#       demand).
 # --kubernetes-bin DIR: take the programs that DIR holds (for instance those of
 #       an official Kubernetes release) and build only the rest.
 #
@@ -30,7 +31,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 # The API server first: its build fills Go's cache for the others.
-[ ${#names[@]} -gt 0 ] || names=(kube-apiserver etcd kubectl kube-scheduler kube-controller-manager coredns)
+[ ${#names[@]} -gt 0 ] || names=(kube-apiserver etcd etcdutl kubectl kube-scheduler kube-controller-manager coredns)
 
 is_given() { [ -n "$given" ] && [ -x "$given/$1" ]; }
 
@@ -81,6 +82,7 @@ for n in "${names[@]}"; do
       kube-apiserver|kube-controller-manager|kube-scheduler|kubectl)
         build "$n" kubernetes "k8s.io/kubernetes/cmd/$n" "$(kubernetes_flags)" ;;
       etcd) build etcd etcd go.etcd.io/etcd/server/v3 "" ;;
+      etcdutl) build etcdutl etcd go.etcd.io/etcd/etcdutl/v3 "" ;;
       coredns) build coredns coredns github.com/coredns/coredns "" ;;
       metrics-server)
         v=$(cd "$here/metrics-server" && go list -m -f '{{.Version}}' sigs.k8s.io/metrics-server)
