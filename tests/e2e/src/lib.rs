@@ -7,6 +7,7 @@
 //! (only where the other side, Slurm, offers nothing to wait on).
 #![allow(clippy::panic, reason = "a failed helper is a failed case")]
 
+mod cluster;
 mod command;
 mod local;
 mod namespace;
@@ -15,6 +16,7 @@ mod slurm;
 mod terminal;
 mod watch;
 
+pub use cluster::{Cluster, programs};
 pub use command::{Run, kubectl, kubectl_with_input, node_pid, sx};
 pub use namespace::Namespace;
 pub use ranks::{four_ranks, ranks, sorted};

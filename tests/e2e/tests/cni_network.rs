@@ -3,90 +3,9 @@
 #![allow(clippy::print_stderr, reason = "what a failed case leaves is shown")]
 #![allow(clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{BUSYBOX, HOME, PATIENCE, Run, TOOLBOX, eventually, sx};
+use hpk_e2e::{BUSYBOX, Cluster, HOME, PATIENCE, TOOLBOX, eventually, programs, sx};
 use serde_json::Value;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-fn programs() -> String {
-    format!("{HOME}/.local")
-}
-
-/// A cluster of its own beside alice's usual one, down with its pods when this is dropped.
-struct Cluster {
-    user: Option<&'static str>,
-    home: String,
-}
-
-impl Cluster {
-    fn up(user: Option<&'static str>, home: &str, network: &str) -> Self {
-        let cluster = Self { user, home: home.to_owned() };
-        cluster.hpk(&["up", "--network", network]).ok();
-        cluster.kubectl(&["wait", "--for=condition=Ready", "node/hpk-site", "--timeout=60s"]).ok();
-        cluster.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]).ok();
-        cluster
-    }
-
-    fn run(&self, command: &[&str]) -> Run {
-        let (home, kubeconfig) = (format!("HPK_HOME={}", self.home), format!("KUBECONFIG={}/kubeconfig", self.home));
-        let prefix = format!("HPK_PREFIX={}", programs());
-        let env = ["env", &home, &kubeconfig, &prefix];
-        let all: Vec<&str> = env.into_iter().chain(command.iter().copied()).collect();
-        sx("login", self.user, &all)
-    }
-
-    fn hpk(&self, args: &[&str]) -> Run {
-        let program = format!("{}/bin/hpk", programs());
-        let all: Vec<&str> = [program.as_str()].into_iter().chain(args.iter().copied()).collect();
-        self.run(&all)
-    }
-
-    fn kubectl(&self, args: &[&str]) -> Run {
-        let program = format!("{}/bin/kubectl", programs());
-        let all: Vec<&str> = [program.as_str()].into_iter().chain(args.iter().copied()).collect();
-        self.run(&all)
-    }
-
-    #[track_caller]
-    fn apply(&self, manifest: &str) {
-        let script = format!("printf %s \"$1\" | {}/bin/kubectl apply -f -", programs());
-        self.run(&["bash", "-o", "pipefail", "-c", &script, "-", manifest]).ok();
-    }
-
-    #[track_caller]
-    fn wait_ready(&self, pod: &str) {
-        let run = self.kubectl(&["wait", "--for=condition=Ready", "pod", pod, "--timeout=60s"]);
-        assert_eq!(run.code, Some(0), "{}\n{}", run.stderr, self.kubectl(&["describe", "pods"]).stdout);
-    }
-
-    fn get(&self, object: &[&str]) -> Value {
-        let args: Vec<&str> = ["get"].into_iter().chain(object.iter().copied()).chain(["-o", "json"]).collect();
-        serde_json::from_str(self.kubectl(&args).ok()).expect("JSON")
-    }
-
-    fn exec(&self, pod: &str, script: &str) -> Run {
-        self.kubectl(&["exec", pod, "--", "bash", "-c", script])
-    }
-
-    /// An event of this object and reason that holds `text`.
-    fn until_event(&self, object: &str, reason: &str, text: &str) -> String {
-        eventually(&format!("event {reason} of {object} with {text:?}"), PATIENCE, || {
-            let events = self.get(&["events", "--field-selector", &format!("involvedObject.name={object}")]);
-            let mut all = events["items"].as_array()?.iter().filter(|e| e["reason"] == reason);
-            all.find_map(|e| e["message"].as_str().filter(|m| m.contains(text)).map(str::to_owned))
-        })
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.kubectl(&["get", "pods,services,events", "-A", "-o", "wide"]).stdout);
-        }
-        self.hpk(&["down", "--pods"]);
-        // As root: images hold files of subordinate ids.
-        sx("login", None, &["rm", "-rf", &self.home]);
-    }
-}
 
 /// Each case has a control plane of its own and changes the nodes' routes: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
@@ -213,7 +132,7 @@ spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 18084, targetPor
 #[test]
 fn pods_of_root_in_a_routed_network_over_both_nodes() {
     let _network = SiteNetwork::routed();
-    let cluster = Cluster::up(None, "/home/e2e-cni-root", "cni:e2e-routed");
+    let cluster = Cluster::up(None, "/home/e2e-cni-root", &["--network", "cni:e2e-routed"]);
     let one = web_with("one", "c1", ", hostPort: 18083");
     cluster.apply(&format!("{SERVICES}{one}{}{}", web("two", "c2"), web("three", "c2")));
     for pod in ["one", "two", "three"] {
@@ -301,7 +220,7 @@ fn pods_of_root_in_a_routed_network_over_both_nodes() {
 #[test]
 fn pods_of_root_on_a_bridge_behind_their_node() {
     let _network = SiteNetwork::bridge();
-    let cluster = Cluster::up(None, "/home/e2e-cni-bridge", "cni:e2e-bridge");
+    let cluster = Cluster::up(None, "/home/e2e-cni-bridge", &["--network", "cni:e2e-bridge"]);
     let one = web_with("one", "c1", ", hostPort: 18085");
     cluster.apply(&format!("{SERVICES}{one}{}", web("two", "c1")));
     // Nothing of this network maps ports: that is said, and the pod runs.
@@ -320,7 +239,7 @@ fn pods_of_root_on_a_bridge_behind_their_node() {
 #[test]
 fn an_ordinary_user_hears_that_apptainer_has_fallen_back() {
     let _network = SiteNetwork::bridge();
-    let cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-cni"), "cni:e2e-bridge");
+    let cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-cni"), &["--network", "cni:e2e-bridge"]);
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: pod}}, spec: {{restartPolicy: Never, containers: [{{name: main, image: '{BUSYBOX}', command: [echo, started]}}]}}}}"
     ));
