@@ -6,6 +6,7 @@ pub(crate) use image::{Image, ImageCommand, ImageList, ImageLoad, ImagePrune, Im
 
 use crate::logs::Logs;
 use crate::shell::Shell;
+use crate::state::backup::{Backup, Restore};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hpk_api::cluster::{ContainerLogs, ExecutorKind};
 use hpk_api::images::{ImageRules, LocalChoice};
@@ -57,6 +58,10 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Start a shell, or a command, in which kubectl speaks to this cluster
     Shell(Shell),
+    /// Save the cluster's objects, keys and choices in one file
+    Backup(Backup),
+    /// Begin again from a file of `hpk backup`
+    Restore(Restore),
     /// Show pods and their Slurm jobs in one table
     Ps(Ps),
     /// Check what HPK needs on this site, with a remedy for what is missing
@@ -92,6 +97,23 @@ pub(crate) enum Command {
     /// The detached supervisor
     #[command(hide = true)]
     Supervise {
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+        /// The lease that may be replaced
+        #[arg(long)]
+        free_lease: Option<String>,
+    },
+    /// Make etcd's data folder ready
+    #[command(hide = true)]
+    EtcdData {
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+    },
+    /// Take snapshots of etcd's data
+    #[command(hide = true)]
+    EtcdSnapshots {
         /// HPK_HOME
         #[arg(long)]
         home: PathBuf,
@@ -133,6 +155,7 @@ pub(crate) enum Command {
   hpk up --feature-gates WorkloadWithJob=true     features of Kubernetes that are not on by themselves
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --local-images /scratch/me/images        image files from there only
+  hpk up --etcd-data /var/tmp                     etcd on this machine's own disk, with snapshots
   hpk up --executor local                         pods on this machine, without Slurm
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
 pub(crate) struct Up {
@@ -227,6 +250,11 @@ pub(crate) struct Up {
     /// kept until it is given again. none: no such class. Volumes that are there stay where they are [default: none]
     #[arg(long, value_name = "DIR|none", value_parser = scratch)]
     pub scratch: Option<Scratch>,
+    /// Where etcd keeps the cluster's objects: in HPK_HOME, or below a folder of this machine's own disk, with snapshots in
+    /// HPK_HOME. auto: on this machine's disk if HPK_HOME is on a network file system. Kept until it is given again; the data
+    /// moves along [default: auto for a new cluster]
+    #[arg(long, value_name = "auto|home|DIR", value_parser = crate::state::place::parse)]
+    pub etcd_data: Option<crate::state::place::Choice>,
     /// Refuse images whose files take more than this, in bytes, as a Kubernetes quantity; kept until it is given again
     /// [default: 100Gi]
     #[arg(long, value_name = "QUANTITY", value_parser = ImageRules::parse_max_size)]

@@ -117,6 +117,12 @@ pub(crate) struct ControlPlane {
     /// Further flags for kube-apiserver (`--key=value`).
     #[serde(default)]
     pub apiserver_flags: Vec<String>,
+    /// The folder of this machine's own disk below which etcd's data lies; None: in HPK_HOME.
+    #[serde(default)]
+    pub etcd_base: Option<PathBuf>,
+    /// etcd's data folder.
+    #[serde(default)]
+    pub etcd_data: PathBuf,
 }
 
 /// A name and its address that nobody can guess, made at each `hpk up`: who answers it is the CoreDNS that was started with
@@ -324,6 +330,8 @@ pub(crate) mod tests {
                 nameservers: vec![],
                 dns_sign: DnsSign::new([7; 32]),
                 apiserver_flags: vec![],
+                etcd_base: None,
+                etcd_data: home.etcd(),
             },
             home,
         }

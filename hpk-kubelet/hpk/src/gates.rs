@@ -1,10 +1,10 @@
 //! Kubernetes' feature gates: what the user says, how the programs are told, and whether they know them.
 
+use crate::components;
 use crate::decide::Programs;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::{ClusterConfig, GENERIC_WORKLOAD};
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
 
 /// `--feature-gates`: empty takes back what was set before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,19 +50,8 @@ pub(crate) fn apis(cluster: &ClusterConfig) -> Vec<String> {
 /// # Errors
 /// What it says against them.
 pub(crate) fn check(programs: &Programs, cluster: &ClusterConfig) -> Result<()> {
-    let mut command = match programs {
-        Programs::Folder { path } => Command::new(path.join("kube-apiserver")),
-        Programs::Image { apptainer, image } => {
-            let mut command = Command::new(apptainer);
-            command.args(["--silent", "exec", "--contain", "--cleanenv", "--no-home", "--pwd", "/"]);
-            if nix::unistd::geteuid().is_root() {
-                command.arg("--no-privs");
-            }
-            command.arg(image).arg("/bin/kube-apiserver");
-            command
-        }
-    };
-    command.arg("--version").args(arguments(cluster)).stdin(Stdio::null());
+    let mut command = components::tool(programs, "kube-apiserver", &[]);
+    command.arg("--version").args(arguments(cluster));
     let output =
         command.output().with_context(|| format!("asking {:?} about --feature-gates", command.get_program()))?;
     if !output.status.success() {

@@ -147,6 +147,16 @@ impl Home {
     pub(crate) fn etcd(&self) -> PathBuf {
         self.root.join("etcd")
     }
+    /// Snapshots of etcd's data that is elsewhere.
+    #[must_use]
+    pub(crate) fn etcd_snapshots(&self) -> PathBuf {
+        self.root.join("etcd-snapshots")
+    }
+    /// Which data of etcd's is the cluster's.
+    #[must_use]
+    pub(crate) fn etcd_record(&self) -> PathBuf {
+        self.etcd_snapshots().join("record.json")
+    }
     /// The user's kubeconfig.
     #[must_use]
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -166,6 +176,11 @@ impl Home {
     #[must_use]
     pub(crate) fn supervisor_lock(&self) -> PathBuf {
         self.run().join("supervisor.lock")
+    }
+    /// Which login node runs the control plane.
+    #[must_use]
+    pub(crate) fn lease(&self) -> PathBuf {
+        self.run().join("lease.json")
     }
     /// Held by hpk up and hpk down while they work.
     #[must_use]

@@ -26,6 +26,7 @@ mod runs;
 mod runtime_classes;
 mod shell;
 mod site;
+mod state;
 mod status;
 mod storage_classes;
 mod supervise;
@@ -89,7 +90,17 @@ fn run(command: Command) -> Result<ExitCode> {
                 clap_mangen::generate_to(Cli::command(), &dir)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Supervise { home } => up::supervise(Home::at(home)).await,
+            Command::Supervise { home, free_lease } => up::supervise(Home::at(home), free_lease.as_deref()).await,
+            Command::EtcdData { home } => {
+                state::ready::run(&up::layout(Home::at(home))?)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::EtcdSnapshots { home } => {
+                state::keep::run(&up::layout(Home::at(home))?).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Backup(args) => state::backup::save(&args).await,
+            Command::Restore(args) => state::backup::restore(&args).await,
             Command::Bootstrap { home } => {
                 bootstrap::run(&Home::at(home)).await?;
                 Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ use crate::cli;
 use crate::down::pod_jobs;
 use crate::home::{Home, Install};
 use crate::progress::Progress;
+use crate::state::place;
 use crate::supervise::control::Holder;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ pub(crate) async fn run(args: &cli::Uninstall) -> Result<ExitCode> {
     let files = listed(&text)?;
     if args.state && home.root().exists() {
         progress.waiting(format!("removing {}", home.root().display()));
+        place::remove(&home)?;
         let code = hpk_sys::userns::remove_tree(home.root())?;
         ensure!(code == 0, "{}: not all of it could be removed; try again, or rm -r it", home.root().display());
         progress.done(&format!("{} is removed", home.root().display()));

@@ -2,7 +2,7 @@
 //! whoever has no certificate or token.
 
 use super::probe::{Credentials, Probe};
-use super::{Component, Kind, Layout, flags, image};
+use super::{Component, Kind, Layout, etcd, flags, image};
 use crate::gates;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -78,7 +78,7 @@ pub(super) fn component(l: &Layout) -> Component {
     let (program, args) = image::command(l, "kube-apiserver", args, socket.as_slice());
     Component {
         name: "kube-apiserver",
-        needs: &["etcd"],
+        needs: if l.control_plane.etcd_base.is_some() { &["etcd", etcd::SNAPSHOTS] } else { &["etcd"] },
         kind: Kind::Service,
         program,
         args,

@@ -4,7 +4,41 @@
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout, flags, image};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
+
+/// Makes the data folder ready before.
+const DATA: &str = "etcd-data";
+/// Takes snapshots beside.
+pub(super) const SNAPSHOTS: &str = "etcd-snapshots";
+
+/// This program's own step before etcd.
+pub(super) fn data(l: &Layout, hpk: &Path) -> Component {
+    Component {
+        name: DATA,
+        needs: &[],
+        kind: Kind::Once,
+        program: hpk.to_owned(),
+        args: vec![DATA.into(), "--home".into(), l.home.root().display().to_string()],
+        probe: Probe::None,
+        grace: Duration::from_secs(20),
+    }
+}
+
+/// Where the data is not in HPK_HOME. The API server needs it, so that it is told to stop between the two.
+pub(super) fn snapshots(l: &Layout, hpk: &Path) -> Option<Component> {
+    l.control_plane.etcd_base.as_ref()?;
+    Some(Component {
+        name: SNAPSHOTS,
+        needs: &["etcd"],
+        kind: Kind::Service,
+        program: hpk.to_owned(),
+        args: vec![SNAPSHOTS.into(), "--home".into(), l.home.root().display().to_string()],
+        probe: Probe::Says,
+        // A last snapshot on a slow shared file system.
+        grace: Duration::from_secs(60),
+    })
+}
 
 pub(super) fn component(l: &Layout) -> Component {
     let ports = &l.control_plane.ports;
@@ -12,7 +46,7 @@ pub(super) fn component(l: &Layout) -> Component {
     let peer = format!("https://127.0.0.1:{}", ports.etcd_peer);
     let args = flags([
         ("name", "hpk".into()),
-        ("data-dir", l.home.etcd().display().to_string()),
+        ("data-dir", l.etcd_data().display().to_string()),
         ("listen-client-urls", client.clone()),
         ("advertise-client-urls", client),
         ("listen-peer-urls", peer.clone()),
@@ -36,7 +70,7 @@ pub(super) fn component(l: &Layout) -> Component {
     let (program, args) = image::command(l, "etcd", args, &[]);
     Component {
         name: "etcd",
-        needs: &[],
+        needs: &[DATA],
         kind: Kind::Service,
         program,
         args,

@@ -5,6 +5,10 @@ use crate::decide::Programs;
 use crate::supervise::strays;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The flag that names the one folder in which a program writes.
+const DATA: &str = "--data-dir";
 
 /// Program and arguments that start control plane program `name` with `args`. Of HPK_HOME it gets what its arguments name,
 /// and `files`, which its configuration names; each to read, but for etcd's data.
@@ -12,26 +16,49 @@ pub(super) fn command(layout: &Layout, name: &str, args: Vec<String>, files: &[S
     match &layout.control_plane.programs {
         Programs::Folder { path } => (path.join(name), args),
         Programs::Image { apptainer, image } => {
-            // No PID namespace: the program is then a plain child, TERM is forwarded to it, and it sees nothing of the
-            // user's home but what it is given, at the same path as outside.
-            let mut wrapped: Vec<String> = ["--silent", "exec", "--contain", "--cleanenv", "--no-home", "--pwd", "/"]
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-            if nix::unistd::geteuid().is_root() {
-                // These programs need no rights of root's, and Apptainer would ask for some that root may lack.
-                wrapped.push("--no-privs".to_owned());
-            }
-            wrapped.extend(["--env".into(), strays::mark(layout.home.root())]);
-            wrapped.extend(["--env".into(), strays::component_mark(name)]);
-            for (path, mode) in binds(layout.home.root(), &args, files) {
-                wrapped.extend(["--bind".into(), format!("{path}:{path}:{mode}")]);
-            }
+            let marks = [strays::mark(layout.home.root()), strays::component_mark(name)];
+            let mut wrapped = contained(&marks, binds(layout.home.root(), &args, files));
             wrapped.extend([image.display().to_string(), format!("/bin/{name}")]);
             wrapped.extend(args);
             (apptainer.clone(), wrapped)
         }
     }
+}
+
+/// A program of the control plane's that runs to its end, with these paths and how each is bound; arguments are to be added.
+pub(crate) fn tool(programs: &Programs, name: &str, binds: &[(&Path, &'static str)]) -> Command {
+    let mut command = match programs {
+        Programs::Folder { path } => Command::new(path.join(name)),
+        Programs::Image { apptainer, image } => {
+            let mut command = Command::new(apptainer);
+            let binds = binds.iter().map(|(path, mode)| (path.display().to_string(), *mode));
+            command.args(contained(&[], binds)).arg(image).arg(format!("/bin/{name}"));
+            command
+        }
+    };
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Arguments of Apptainer's before the image's path.
+fn contained(marks: &[String], binds: impl IntoIterator<Item = (String, &'static str)>) -> Vec<String> {
+    // No PID namespace: the program is then a plain child, TERM is forwarded to it, and it sees nothing of the
+    // user's home but what it is given, at the same path as outside.
+    let mut arguments: Vec<String> = ["--silent", "exec", "--contain", "--cleanenv", "--no-home", "--pwd", "/"]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if nix::unistd::geteuid().is_root() {
+        // These programs need no rights of root's, and Apptainer would ask for some that root may lack.
+        arguments.push("--no-privs".to_owned());
+    }
+    for mark in marks {
+        arguments.extend(["--env".into(), mark.clone()]);
+    }
+    for (path, mode) in binds {
+        arguments.extend(["--bind".into(), format!("{path}:{path}:{mode}")]);
+    }
+    arguments
 }
 
 /// What of `home` is bound, each path once, and how.
@@ -43,8 +70,9 @@ fn binds(home: &Path, args: &[String], files: &[String]) -> BTreeMap<String, &'s
     });
     named
         .chain(files.iter().map(|path| ("", path.as_str())))
-        .filter(|(_, path)| Path::new(path).starts_with(home) && Path::new(path) != home)
-        .map(|(flag, path)| (path.to_owned(), if flag == "--data-dir" { "rw" } else { "ro" }))
+        // etcd's data may be elsewhere.
+        .filter(|(flag, path)| *flag == DATA || (Path::new(path).starts_with(home) && Path::new(path) != home))
+        .map(|(flag, path)| (path.to_owned(), if flag == DATA { "rw" } else { "ro" }))
         .collect()
 }
 

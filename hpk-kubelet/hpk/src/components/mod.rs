@@ -2,13 +2,14 @@
 //! Pure: [`all`] is a function of the cluster's decisions; [`crate::supervise`] runs what it returns.
 //!
 //! ```text
-//!  etcd ◀─ kube-apiserver ◀─┬─ kube-controller-manager
-//!                           ├─ kube-scheduler
-//!                           └─ bootstrap (once) ◀─┬─ coredns
-//!                                                 ├─ hpk-kubelet
-//!                                                 └─ hpk-netns-member
+//!  etcd-data (once) ◀─ etcd ◀─┬─ kube-apiserver ◀─┬─ kube-controller-manager
+//!                             │       │            ├─ kube-scheduler
+//!                             │       ▼            └─ bootstrap (once) ◀─┬─ coredns
+//!                             └─ etcd-snapshots                          ├─ hpk-kubelet
+//!                                                                        └─ hpk-netns-member
 //! ```
-//! An arrow points at what must be ready before. Stopping goes the other way.
+//! An arrow points at what must be ready before. Stopping goes the other way. etcd-snapshots is there only where etcd's data
+//! is not in HPK_HOME ([`crate::state`]).
 
 mod apiserver;
 mod controllers;
@@ -21,6 +22,7 @@ pub(crate) mod probe;
 use crate::decide::ControlPlane;
 use crate::home::Home;
 use hpk_api::cluster::ClusterConfig;
+pub(crate) use image::tool;
 pub(crate) use probe::Probe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +40,10 @@ pub(crate) struct Layout {
 impl Layout {
     fn pki(&self, file: &str) -> String {
         self.home.pki().join(file).display().to_string()
+    }
+    /// etcd's data folder.
+    pub(crate) fn etcd_data(&self) -> &Path {
+        &self.control_plane.etcd_data
     }
     fn config(&self, file: &str) -> String {
         self.home.config().join(file).display().to_string()
@@ -87,14 +93,15 @@ pub(crate) fn config_files(layout: &Layout) -> Vec<(&'static str, String)> {
 /// All components in the order of their start. `hpk` is this program's own executable.
 #[must_use]
 pub(crate) fn all(layout: &Layout, hpk: &Path) -> Vec<Component> {
-    let mut list = vec![
-        etcd::component(layout),
+    let mut list = vec![etcd::data(layout, hpk), etcd::component(layout)];
+    list.extend(etcd::snapshots(layout, hpk));
+    list.extend([
         apiserver::component(layout),
         controllers::controller_manager(layout),
         controllers::scheduler(layout),
         node::bootstrap(layout, hpk),
         dns::component(layout),
-    ];
+    ]);
     list.extend(node::kubelet(layout));
     list.extend(node::member(layout));
     list
@@ -136,7 +143,20 @@ mod tests {
             }
             assert!(seen.insert(c.name));
         }
-        assert_eq!(list[0].name, "etcd");
+        assert_eq!(list[1].name, "etcd");
+    }
+
+    #[test]
+    fn the_last_snapshot_is_between_the_api_servers_end_and_etcds() {
+        let mut l = layout();
+        let list = all(&l, Path::new("/opt/hpk"));
+        assert!(!list.iter().any(|c| c.name == "etcd-snapshots"), "the data is in HPK_HOME");
+        l.control_plane.etcd_base = Some("/var/tmp".into());
+        l.control_plane.etcd_data = "/var/tmp/hpk-1000/etcd-1".into();
+        let list = all(&l, Path::new("/opt/hpk"));
+        assert!(find(&list, "kube-apiserver").needs.contains(&"etcd-snapshots"));
+        assert_eq!(find(&list, "etcd-snapshots").needs, ["etcd"]);
+        assert_eq!(arg(find(&list, "etcd"), "data-dir"), Some("/var/tmp/hpk-1000/etcd-1"));
     }
 
     #[test]
@@ -173,7 +193,12 @@ mod tests {
         let list = all(&l, Path::new("/opt/hpk"));
         for c in &list {
             let wrapped = c.program == Path::new("/usr/bin/apptainer");
-            assert_eq!(wrapped, !["bootstrap", "hpk-kubelet", "hpk-netns-member"].contains(&c.name), "{}", c.name);
+            assert_eq!(
+                wrapped,
+                !["bootstrap", "etcd-data", "hpk-kubelet", "hpk-netns-member"].contains(&c.name),
+                "{}",
+                c.name
+            );
         }
         let etcd = find(&list, "etcd");
         let image = etcd.args.iter().position(|a| a == "/opt/cp.sif").unwrap();

@@ -1,6 +1,6 @@
 //! The checks. Each looks at one thing and reports one finding; none changes anything.
 
-use super::{Finding, executor, images, network};
+use super::{Finding, executor, images, network, storage};
 use crate::down::pod_jobs;
 use crate::home::{Home, Install};
 use crate::site;
@@ -29,6 +29,7 @@ pub(super) fn login(show: &mut dyn FnMut(Finding)) {
     show(outward());
     network::login(show);
     show(home());
+    storage::home(show);
     show(images::layout());
     show(installed());
     show(address(kind));

@@ -109,7 +109,7 @@ pub(crate) enum ControlError {
     #[error("the control plane runs (process {pid}) but does not answer: run hpk down, which ends it")]
     Silent { pid: u32 },
     /// Somewhere else.
-    #[error("the control plane runs on {host} (process {pid}): use hpk there; if that host is gone for good, remove {} and run hpk up", record.display())]
+    #[error("the control plane runs on {host} (process {pid}): use hpk there; if that host is gone, hpk up starts it here ({} says so)", record.display())]
     OtherHost {
         host: String,
         pid: u32,
@@ -215,11 +215,22 @@ impl Holder {
 
     /// Sends a signal, if the process is a supervisor.
     pub(crate) fn signal(&self, signal: Signal) {
-        let arguments = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        if arguments.split(|b| *b == 0).any(|word| word == b"supervise") {
+        if arguments(self.pid).iter().any(|word| word == b"supervise") {
             super::process::signal(self.pid, signal);
         }
     }
+}
+
+/// Whether a process of this machine is the supervisor of `home`.
+pub(crate) fn is_supervisor(pid: u32, home: &Path) -> bool {
+    let words = arguments(pid);
+    let has = |wanted: &[u8]| words.iter().any(|word| word == wanted);
+    has(b"supervise") && has(home.as_os_str().as_encoded_bytes())
+}
+
+fn arguments(pid: u32) -> Vec<Vec<u8>> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    text.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
 /// How often a supervisor that was told to make its socket anew is tried, and how long is waited before each.

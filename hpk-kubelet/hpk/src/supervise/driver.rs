@@ -3,6 +3,7 @@
 
 use super::control::{self, ComponentStatus, ControlError, Phase, Request, Snapshot};
 use super::core::{Action, Core, Event, Id, Spec, State};
+use super::lease::{self, Lost};
 use super::{ask, process};
 use crate::components::{Component, Kind};
 use crate::home::Home;
@@ -87,11 +88,16 @@ impl Supervisor {
         }
     }
 
-    /// Runs until everything has stopped.
+    /// Runs until everything has stopped. Not None: since the lease was lost.
     ///
     /// # Errors
     /// When the signals cannot be listened to.
-    pub(crate) async fn run(mut self, listener: UnixListener, mut hangup: Hangup) -> Result<(), ControlError> {
+    pub(crate) async fn run(
+        mut self,
+        listener: UnixListener,
+        mut hangup: Hangup,
+        lease: lease::Shared,
+    ) -> Result<Option<Lost>, ControlError> {
         let notes = self.notes.clone();
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
@@ -111,6 +117,9 @@ impl Supervisor {
                 }
             });
         }
+        let holding = lease::hold(lease);
+        tokio::pin!(holding);
+        let mut lost = None;
         let mut event = Some(Event::Tick);
         loop {
             if let Some(event) = event {
@@ -119,7 +128,7 @@ impl Supervisor {
                     if action == Action::Finish {
                         self.tell();
                         say("everything has stopped");
-                        return Ok(());
+                        return Ok(lost);
                     }
                     self.perform(action);
                 }
@@ -128,6 +137,12 @@ impl Supervisor {
             let wake = self.core.deadline().map(|d| tokio::time::Instant::from_std(self.begin + d));
             event = tokio::select! {
                 note = self.inbox.recv() => note.and_then(|n| self.take(n)),
+                why = &mut holding, if lost.is_none() => {
+                    say(&format!("everything is killed: {why:?}"));
+                    self.kill_all();
+                    lost = Some(why);
+                    Some(Event::Stop)
+                }
                 () = sleep_until(wake) => Some(Event::Tick),
             };
         }
@@ -193,6 +208,13 @@ impl Supervisor {
                 }
             }
             Action::Finish => {}
+        }
+    }
+
+    /// Another login node may start the cluster soon.
+    fn kill_all(&self) {
+        for pid in self.pids.iter().flatten() {
+            process::signal(*pid, Signal::SIGKILL);
         }
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Time for an orderly end of all of them, etcd's included.
-const GRACE: Duration = Duration::from_secs(20);
+pub(crate) const GRACE: Duration = Duration::from_secs(20);
 
 /// The mark of programs that belong to this HPK_HOME, as `NAME=value`.
 #[must_use]

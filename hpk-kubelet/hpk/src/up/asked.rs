@@ -1,11 +1,12 @@
 //! What is asked of `hpk up` beside what was chosen for this cluster before: a choice stays until it is given again.
 
 use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
-use crate::decide::Families;
+use crate::decide::{ControlPlane, Families};
 use crate::home::Home;
-use crate::json::read_json;
+use crate::json::{need_json, read_json};
 use crate::progress::Progress;
 use crate::site;
+use crate::state::place;
 use anyhow::{Context, Result, anyhow, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
@@ -73,6 +74,16 @@ pub(super) fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()>
         if !same {
             bail!("{flag}: the control plane is running with another one: run hpk down first");
         }
+    }
+    Ok(())
+}
+
+/// The same of the place of etcd's data.
+pub(super) fn refuse_move(args: &cli::Up, home: &Home) -> Result<()> {
+    let Some(choice) = &args.etcd_data else { return Ok(()) };
+    let runs: ControlPlane = need_json(&home.control_plane_json())?;
+    if place::choose(home, Some(choice))? != runs.etcd_base {
+        bail!("--etcd-data: the control plane is running with another place: run hpk down first");
     }
     Ok(())
 }

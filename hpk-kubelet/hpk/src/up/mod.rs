@@ -2,11 +2,12 @@
 //! Also `hpk supervise`, the other half.
 
 mod asked;
+mod elsewhere;
 mod prepare;
 mod supervisor;
 mod wait;
 
-pub(crate) use supervisor::supervise;
+pub(crate) use supervisor::{layout, supervise};
 
 use crate::cli;
 use crate::home::Home;
@@ -14,7 +15,7 @@ use crate::json::need_json;
 use crate::progress::Progress;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Request};
-use crate::supervise::strays;
+use crate::supervise::{lease, strays};
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ExecutorKind;
 use std::fs::{File, TryLockError};
@@ -40,12 +41,16 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
             let runs = need_json(&home.cluster_json())?;
             asked::executor(&args, &home, Some(&runs))?;
             asked::refuse_changes(&args, &runs)?;
+            asked::refuse_move(&args, &home)?;
             progress.done("the control plane is running already");
             return wait::finish(&home, client, &progress, timeout).await;
         }
         Err(ControlError::NotRunning) => {}
+        // Its lease says whether it still does.
+        Err(ControlError::OtherHost { .. }) if lease::read(&home)?.is_some() => {}
         Err(e) => return Err(e.into()),
     }
+    let free_lease = elsewhere::wait(&home, &host, &progress).await?;
     // The supervisor's own lock says it surely: it may have closed its socket and not ended yet.
     drop(supervisor::lock_supervisor(&home, &host).await?);
     let strays = strays::end(home.root());
@@ -65,7 +70,7 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     if let Some(name) = &layout.cluster.cni_network {
         progress.done(&format!("network {name} is the site's: NetworkPolicies are not enforced by HPK in it"));
     }
-    supervisor::start_supervisor(&home)?;
+    supervisor::start_supervisor(&home, free_lease.as_ref())?;
     let client = Client::ask(&home, &host, Request::Watch).await?;
     wait::finish(&home, client, &progress, timeout).await
 }
@@ -89,6 +94,11 @@ pub(crate) async fn lock_command(home: &Home, progress: &Progress, patience: Dur
             Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_AGAIN).await,
         }
     }
+}
+
+/// A word that nobody has used.
+fn token() -> Result<String> {
+    Ok(prepare::random()?.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A control plane that runs and is to stay. One that is being stopped is waited for.

@@ -11,6 +11,7 @@ use crate::kubeconfig::{self, Kubeconfig};
 use crate::pki;
 use crate::progress::Progress;
 use crate::site;
+use crate::state::place;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ExecutorKind;
 use hpk_api::net::NetworkMode;
@@ -128,6 +129,15 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
     if cluster.network_mode == NetworkMode::Cni && cluster.cni_network.is_none() {
         bail!("cluster.json: network_mode is cni without cni_network: give hpk up --network cni:NAME");
     }
+    let etcd_base = place::choose(home, args.etcd_data.as_ref())?;
+    let etcd_data = place::folder(home, etcd_base.as_deref())?;
+    if etcd_base.is_some() {
+        progress.done(&format!(
+            "etcd's data is in {}, snapshots in {}",
+            etcd_data.display(),
+            home.etcd_snapshots().display()
+        ));
+    }
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let control_plane = ControlPlane {
         ports,
@@ -137,6 +147,8 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
         nameservers: decide::nameservers(&resolv),
         dns_sign: decide::DnsSign::new(random()?),
         apiserver_flags: args.apiserver_flag.clone(),
+        etcd_base,
+        etcd_data,
     };
     let layout = Layout { home: home.clone(), cluster, control_plane };
     if !layout.cluster.feature_gates.is_empty() {
@@ -190,7 +202,7 @@ fn programs(args: &cli::Up, install: &Install) -> Result<Programs> {
 }
 
 /// What nobody can guess.
-fn random() -> Result<[u8; 32]> {
+pub(super) fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     let source = rustls::crypto::ring::default_provider().secure_random;
     source.fill(&mut bytes).map_err(|_| anyhow::anyhow!("the kernel gives no random bytes"))?;

@@ -6,12 +6,15 @@ use crate::home::Home;
 use crate::json::need_json;
 use crate::site;
 use crate::supervise::control::{self, Holder};
-use crate::supervise::driver::Supervisor;
+use crate::supervise::driver::{Hangup, Supervisor};
+use crate::supervise::lease::{self, Claim, Lease, Lost, Me};
+use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
 
@@ -21,13 +24,14 @@ const LISTENING: &[u8] = b"listening\n";
 const SUPERVISOR_ENDS: Duration = Duration::from_secs(5);
 
 /// Starts `hpk supervise` and returns when its socket is there.
-pub(super) fn start_supervisor(home: &Home) -> Result<()> {
+pub(super) fn start_supervisor(home: &Home, free_lease: Option<&Claim>) -> Result<()> {
     let log_path = home.log().join("supervisor.log");
     let log = File::options().create(true).append(true).mode(0o600).open(&log_path)?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg("supervise")
         .arg("--home")
         .arg(home.root())
+        .args(free_lease.map(|claim| format!("--free-lease={}", lease::mark(claim))))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -45,29 +49,66 @@ pub(super) fn start_supervisor(home: &Home) -> Result<()> {
     Ok(())
 }
 
+/// What `hpk up` has decided.
+pub(crate) fn layout(home: Home) -> Result<Layout> {
+    Ok(Layout {
+        cluster: need_json(&home.cluster_json())?,
+        control_plane: need_json(&home.control_plane_json())?,
+        home,
+    })
+}
+
 /// `hpk supervise`: detaches from the terminal and runs until told to stop.
-pub(crate) async fn supervise(home: Home) -> Result<ExitCode> {
+///
+/// `free_lease`: the mark of a lease that `hpk up` has found to be free.
+pub(crate) async fn supervise(home: Home, free_lease: Option<&str>) -> Result<ExitCode> {
     // Not a session leader only when started by hand from a shell; that is fine too.
     let _ = nix::unistd::setsid();
     let hangup = tokio::signal::unix::signal(SignalKind::hangup())?;
     let host = site::hostname()?;
     let _lock = lock_supervisor(&home, &host).await?;
-
-    let layout = Layout {
-        cluster: need_json(&home.cluster_json())?,
-        control_plane: need_json(&home.control_plane_json())?,
-        home: home.clone(),
-    };
-    // To the end: its servers come and go beside.
-    let _ports = layout.control_plane.ports.hold(layout.cluster.node_ip)?;
-    let hpk = std::env::current_exe()?;
-    let listener = control::listen(&home, &host)?;
-    tell_parent()?;
-    let result = Supervisor::new(components::all(&layout, &hpk), home.clone(), hpk, host).run(listener, hangup).await;
+    let me = Me::new(&host);
+    let former = lease::replaceable(&home, &me, free_lease)?;
+    let lease = Arc::new(Mutex::new(Lease::take(&home, &me, super::token()?, former.as_ref())?));
+    let result = serve(&home, &host, hangup, &lease).await;
+    // One that a dead file system holds is not given back.
+    if let Ok(lease) = lease.try_lock() {
+        lease.release(&home);
+    }
     // Best effort: a record that stays is recognised as stale by its socket.
     let _ = std::fs::remove_file(home.supervisor_json());
     result?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the control plane until it is told to stop, or another login node has it.
+async fn serve(home: &Home, host: &str, mut hangup: Hangup, lease: &lease::Shared) -> Result<()> {
+    let layout = layout(home.clone())?;
+    // To the end: its servers come and go beside.
+    let _ports = layout.control_plane.ports.hold(layout.cluster.node_ip)?;
+    let hpk = std::env::current_exe()?;
+    let mut told = false;
+    loop {
+        let listener = control::listen(home, host)?;
+        if !std::mem::replace(&mut told, true) {
+            tell_parent()?;
+        }
+        let components = components::all(&layout, &hpk);
+        let supervisor = Supervisor::new(components, home.clone(), hpk.clone(), host.to_owned());
+        let Some(lost) = supervisor.run(listener, hangup, lease.clone()).await? else { return Ok(()) };
+        let strays = strays::end(home.root());
+        hpk_api::say!("{} {strays} programs that were left have ended", jiff::Timestamp::now());
+        if let Lost::Taken(host) = lost {
+            bail!("the control plane of this HPK_HOME has been started on {host}");
+        }
+        let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+        tokio::select! {
+            ours = lease::regain(lease.clone()) => if !ours { return Ok(()) },
+            _ = terminate.recv() => return Ok(()),
+        }
+        hpk_api::say!("{} HPK_HOME answers again", jiff::Timestamp::now());
+        hangup = tokio::signal::unix::signal(SignalKind::hangup())?;
+    }
 }
 
 /// Held by the supervisor for its life.
