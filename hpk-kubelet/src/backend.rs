@@ -2,6 +2,7 @@
 
 use crate::controller::context::Context;
 use crate::controller::{PodInfo, Pods};
+use crate::pods::tally;
 use hpk_link::server::OpenError;
 use hpk_server::prometheus::{self, Family};
 use hpk_server::{Backend, ConnectError, LoopEnded, NodeStats, SupervisorStream};
@@ -96,11 +97,19 @@ impl Backend for Kubelet {
         }
         let mut by_phase = Family::gauge("hpk_kubelet_pods_by_phase", "Pods by phase.");
         phases.iter().for_each(|(phase, count)| by_phase.sample(&[("phase", phase)], count));
-        prometheus::text([
+        let mut began = Family::gauge(
+            "process_start_time_seconds",
+            "[ALPHA] Start time of the process since unix epoch in seconds.",
+        );
+        began.sample(&[], self.started_at.as_second());
+        let own = [
             one("hpk_kubelet_pods", "Pods bound to the node.", all.len()),
             one("hpk_kubelet_links", "Pods whose supervisor is linked.", linked),
             by_phase,
-        ])
+            began,
+        ];
+        let present = tally::present(all.iter().map(|info| info.pod().as_ref()));
+        prometheus::text(own.into_iter().chain(present).chain(all.tally().families()))
     }
 
     async fn healthy(&self) -> Result<(), LoopEnded> {

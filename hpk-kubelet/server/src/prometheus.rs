@@ -27,7 +27,8 @@ impl Family {
     }
 
     /// Distributions: [`Self::part`] adds their buckets, sums and counts.
-    pub(crate) fn histogram(name: &'static str, help: &str) -> Self {
+    #[must_use]
+    pub fn histogram(name: &'static str, help: &str) -> Self {
         Self::new(name, "histogram", help)
     }
 
@@ -46,7 +47,7 @@ impl Family {
     }
 
     /// Adds a sample whose name has a suffix, such as `_bucket`.
-    pub(crate) fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
         self.line(suffix, labels, value, None);
     }
 

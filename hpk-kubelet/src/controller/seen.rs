@@ -1,5 +1,6 @@
 //! The pods as others see them (the kubelet API, sessions): by UID and by name, each with the kubelet's own newest status.
 
+use crate::pods::tally::Tally;
 use hpk_api::ids::{JobId, PodUid};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::HashMap;
@@ -33,10 +34,15 @@ impl PodInfo {
         })
     }
 
+    /// The kubelet's own status, or the API's while there is none.
+    fn status(&self) -> Option<&PodStatus> {
+        self.status.as_deref().or(self.object.status.as_ref())
+    }
+
     /// Its phase, as the kubelet has it.
     #[must_use]
     pub fn phase(&self) -> Option<&str> {
-        self.status.as_deref().or(self.object.status.as_ref())?.phase.as_deref()
+        self.status()?.phase.as_deref()
     }
 
     /// It is being deleted.
@@ -84,6 +90,8 @@ pub struct Pods {
     by_uid: HashMap<PodUid, PodInfo>,
     /// More than one, while a deleted pod's job still ends and a new pod bears its name.
     by_name: HashMap<String, Vec<PodUid>>,
+    /// What has happened to them, those that are gone included.
+    tally: Tally,
 }
 
 impl Pods {
@@ -104,10 +112,16 @@ impl Pods {
             Some(former) if former.is_as(&info) => false,
             // A pod keeps its name for life.
             Some(former) => {
+                if let Some(status) = info.status() {
+                    self.tally.observe(&info.object, former.status(), status);
+                }
                 *former = info;
                 true
             }
             None => {
+                if let Some(status) = info.status() {
+                    self.tally.observe(&info.object, info.object.status.as_ref(), status);
+                }
                 self.by_name.entry(info.name()).or_default().push(uid.clone());
                 self.by_uid.insert(uid.clone(), info);
                 true
@@ -129,6 +143,12 @@ impl Pods {
         let first = found.next()?;
         let lives = |info: &&PodInfo| info.object.metadata.deletion_timestamp.is_none();
         Some(std::iter::once(first).chain(found).find(lives).unwrap_or(first))
+    }
+
+    /// What has happened to them since the kubelet began.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// In no order.

@@ -1,7 +1,7 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
-//! Pure: [`address`], [`admit`], [`bandwidth`], [`ephemeral`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`unsupported`], [`verdict`],
-//! [`reconcile`], [`submission`]. [`folder`] is the pod's folder on disk.
+//! Pure: [`address`], [`admit`], [`again`], [`bandwidth`], [`ephemeral`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`tally`], [`unsupported`],
+//! [`verdict`], [`reconcile`], [`submission`]. [`folder`] is the pod's folder on disk.
 
 pub mod address;
 pub mod admit;
@@ -24,4 +24,5 @@ pub mod status;
 pub mod step;
 pub mod submission;
 pub mod unsupported;
+pub mod tally;
 pub mod verdict;

@@ -109,6 +109,31 @@ fn metrics_of_containers_and_probes() {
 #[test]
 fn logs_of_the_node() {
     let logs = format!("/api/v1/nodes/{NODE}/proxy/logs/");
+/// What becomes of pods and containers is counted, under the names of upstream's kubelet.
+#[test]
+fn starts_and_ends_are_counted() {
+    let ns = Namespace::new("counted");
+    let scrape = || kubectl(&["get", "--raw", &format!("/api/v1/nodes/{NODE}/proxy/metrics")]).ok().to_owned();
+    let value = |text: &str, series: &str| -> u64 {
+        let line = text.lines().find_map(|l| l.strip_prefix(&format!("{series} ")));
+        line.and_then(|value| value.parse().ok()).unwrap_or(0)
+    };
+    let ended = r#"kubelet_terminated_containers_total{container_type="container",exit_code="139",reason="Error"}"#;
+    let series = ["kubelet_started_pods_total", "kubelet_started_user_namespaced_pods_total", ended];
+    let before = scrape();
+    for name in ["kubelet_started_user_namespaced_pods_errors_total 0", "kubelet_image_volume_mounted_errors_total "] {
+        assert!(before.lines().any(|l| l.starts_with(name)), "{name}\nin\n{before}");
+    }
+    let mut pod = ns.script_pod("counted", "Never", "exit 139");
+    pod["spec"]["hostUsers"] = json!(false);
+    ns.apply(&pod.to_string());
+    ns.wait_phase("counted", "Failed");
+    let after = scrape();
+    for name in series {
+        assert!(value(&after, name) > value(&before, name), "{name}\nin\n{after}");
+    }
+}
+
     let list = kubectl(&["get", "--raw", &logs]);
     assert!(list.ok().contains("<a href=\"hpk-kubelet.log\">hpk-kubelet.log</a>"), "{}", list.stdout);
     let log = kubectl(&["get", "--raw", &format!("{logs}hpk-kubelet.log")]);

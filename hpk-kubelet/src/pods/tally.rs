@@ -1,0 +1,512 @@
+//! Counts of what happens to pods and their containers, under the names of upstream's kubelet (pkg/kubelet/metrics). Pure.
+//!
+//! Each is read off two statuses of a pod, one after the other: what was not so before has happened. A kubelet that begins
+//! takes the API's status for the first, so nothing is counted twice over a restart, and counters begin at 0 as upstream's do.
+
+use super::phase;
+use hpk_server::prometheus::Family;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodSpec, PodStatus, VolumeMount,
+};
+use std::collections::BTreeMap;
+
+/// Upper bounds of the buckets of times until a pod runs, seconds: upstream's.
+const START_BUCKETS: [f64; 21] = [
+    0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0,
+    600.0, 900.0,
+];
+
+/// Kinds of containers, as upstream's label names them.
+const KINDS: [&str; 3] = ["init_container", "container", "ephemeral_container"];
+
+/// What has happened since this kubelet began.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pods: Attempts,
+    /// Those of them with `hostUsers: false`.
+    user_namespaced: Attempts,
+    /// By kind.
+    started: BTreeMap<&'static str, u64>,
+    /// By kind and code.
+    start_errors: BTreeMap<(&'static str, String), u64>,
+    /// By kind, exit code and reason.
+    terminated: BTreeMap<(&'static str, i32, String), u64>,
+    /// Refused pods by reason.
+    rejected: BTreeMap<String, u64>,
+    /// Images mounted as volumes; an attempt is one mount of one container.
+    image_volumes: Attempts,
+    /// From when the kubelet saw the pod, and from when it was made, until it ran.
+    seen_to_running: Times,
+    made_to_running: Times,
+}
+
+#[derive(Debug, Default)]
+struct Attempts {
+    all: u64,
+    failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    buckets: [u64; START_BUCKETS.len()],
+    count: u64,
+    sum: f64,
+}
+
+impl Times {
+    fn add(&mut self, seconds: f64) {
+        self.count += 1;
+        self.sum += seconds;
+        for (bucket, bound) in self.buckets.iter_mut().zip(START_BUCKETS) {
+            *bucket += u64::from(seconds <= bound);
+        }
+    }
+
+    fn family(&self, name: &'static str, help: &str) -> Family {
+        let mut family = Family::histogram(name, help);
+        for (bucket, bound) in self.buckets.iter().zip(START_BUCKETS) {
+            family.part("_bucket", &[("le", &bound.to_string())], bucket);
+        }
+        family.part("_bucket", &[("le", "+Inf")], self.count);
+        family.part("_sum", &[], self.sum);
+        family.part("_count", &[], self.count);
+        family
+    }
+}
+
+impl Tally {
+    /// Counts what has happened to `pod` between two of its statuses.
+    pub fn observe(&mut self, pod: &Pod, before: Option<&PodStatus>, after: &PodStatus) {
+        let empty = (PodStatus::default(), PodSpec::default());
+        let before = before.unwrap_or(&empty.0);
+        let spec = pod.spec.as_ref().unwrap_or(&empty.1);
+        self.sandbox(spec, before, after);
+        self.refusal(before, after);
+        self.start_times(pod, before, after);
+        let lists = [
+            (&before.init_container_statuses, &after.init_container_statuses),
+            (&before.container_statuses, &after.container_statuses),
+            (&before.ephemeral_container_statuses, &after.ephemeral_container_statuses),
+        ];
+        for (kind, (before, after)) in KINDS.into_iter().zip(lists) {
+            for status in after.iter().flatten() {
+                let was = before.iter().flatten().find(|s| s.name == status.name);
+                self.container(kind, spec, was, status);
+            }
+        }
+    }
+
+    fn sandbox(&mut self, spec: &PodSpec, before: &PodStatus, after: &PodStatus) {
+        let (begins, fails) = (!has_begun(before) && has_begun(after), !lacks_sandbox(before) && lacks_sandbox(after));
+        let namespaced = spec.host_users == Some(false);
+        for attempts in [Some(&mut self.pods), Some(&mut self.user_namespaced).filter(|_| namespaced)] {
+            let Some(attempts) = attempts else { continue };
+            attempts.all += u64::from(begins || fails);
+            attempts.failed += u64::from(fails);
+        }
+    }
+
+    fn refusal(&mut self, before: &PodStatus, after: &PodStatus) {
+        let is_refused = |s: &PodStatus| s.message.as_deref().is_some_and(|m| m.starts_with("Pod was rejected: "));
+        if let Some(reason) = after.reason.clone().filter(|_| !is_refused(before) && is_refused(after)) {
+            *self.rejected.entry(reason).or_default() += 1;
+        }
+    }
+
+    fn start_times(&mut self, pod: &Pod, before: &PodStatus, after: &PodStatus) {
+        let runs = |s: &PodStatus| s.phase.as_deref() == Some("Running");
+        if runs(before) || phase::is_terminal(before.phase.as_deref()) || !runs(after) {
+            return;
+        }
+        let all = after.container_statuses.iter().flatten();
+        let at = all.filter_map(|s| Some(s.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)).max();
+        let Some(at) = at else { return };
+        let since = |time: jiff::Timestamp| at.duration_since(time).as_secs_f64().max(0.0);
+        if let Some(seen) = &after.start_time {
+            self.seen_to_running.add(since(seen.0));
+        }
+        if let Some(made) = &pod.metadata.creation_timestamp {
+            self.made_to_running.add(since(made.0));
+        }
+    }
+
+    fn container(
+        &mut self,
+        kind: &'static str,
+        spec: &PodSpec,
+        before: Option<&ContainerStatus>,
+        after: &ContainerStatus,
+    ) {
+        let starts = starts(after).saturating_sub(before.map_or(0, starts));
+        let waits_on = |s: &ContainerStatus| waiting_error(s).map(str::to_owned);
+        let error = waits_on(after).filter(|error| before.and_then(waits_on).as_ref() != Some(error));
+        *self.started.entry(kind).or_default() += starts + u64::from(error.is_some());
+        if let Some(code) = error {
+            *self.start_errors.entry((kind, code)).or_default() += 1;
+        }
+        let ends = ends(after).saturating_sub(before.map_or(0, ends));
+        let mut failed = 0;
+        if let Some(end) = last_end(after).filter(|_| ends > 0) {
+            let key = (kind, end.exit_code, end.reason.clone().unwrap_or_default());
+            // Of ends that came so fast that no status told of each, the last one stands for all.
+            *self.terminated.entry(key).or_default() += ends;
+            if never_ran(end) {
+                *self.start_errors.entry((kind, "RunContainerError".to_owned())).or_default() += ends;
+                failed = ends;
+            }
+        }
+        let mounts: Vec<&VolumeMount> = image_mounts(spec, &after.name).collect();
+        self.image_volumes.all += starts * mounts.len() as u64;
+        let named = |mount: &&&VolumeMount| {
+            let message = last_end(after).and_then(|end| end.message.as_deref());
+            message.is_some_and(|message| message.contains(&mount.mount_path))
+        };
+        self.image_volumes.failed += failed * mounts.iter().filter(named).count() as u64;
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn families(&self) -> Vec<Family> {
+        let mut started =
+            Family::counter("kubelet_started_containers_total", "[ALPHA] Cumulative number of containers started");
+        for kind in KINDS {
+            started.sample(&[("container_type", kind)], self.started.get(kind).copied().unwrap_or(0));
+        }
+        let mut errors = Family::counter(
+            "kubelet_started_containers_errors_total",
+            "[ALPHA] Cumulative number of errors when starting containers",
+        );
+        for ((kind, code), count) in &self.start_errors {
+            errors.sample(&[("code", code), ("container_type", kind)], count);
+        }
+        let mut terminated = Family::counter(
+            "kubelet_terminated_containers_total",
+            "[ALPHA] Cumulative number of container terminations.",
+        );
+        for ((kind, code, reason), count) in &self.terminated {
+            let labels = [("container_type", *kind), ("exit_code", &code.to_string()), ("reason", reason)];
+            terminated.sample(&labels, count);
+        }
+        let mut rejected = Family::counter(
+            "kubelet_admission_rejections_total",
+            "[ALPHA] Cumulative number pod admission rejections by the Kubelet.",
+        );
+        self.rejected.iter().for_each(|(reason, count)| rejected.sample(&[("reason", reason)], count));
+        let (volumes, spaced) = (&self.image_volumes, &self.user_namespaced);
+        vec![
+            one("kubelet_started_pods_total", "[ALPHA] Cumulative number of pods started", self.pods.all),
+            one(
+                "kubelet_started_pods_errors_total",
+                "[ALPHA] Cumulative number of errors when starting pods",
+                self.pods.failed,
+            ),
+            one(
+                "kubelet_started_user_namespaced_pods_total",
+                "[ALPHA] Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.",
+                spaced.all,
+            ),
+            one(
+                "kubelet_started_user_namespaced_pods_errors_total",
+                "[ALPHA] Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.",
+                spaced.failed,
+            ),
+            started,
+            errors,
+            terminated,
+            rejected,
+            one("kubelet_image_volume_requested_total", "[BETA] Number of requested image volumes.", volumes.all),
+            one(
+                "kubelet_image_volume_mounted_succeed_total",
+                "[BETA] Number of successful image volume mounts.",
+                volumes.all.saturating_sub(volumes.failed),
+            ),
+            one(
+                "kubelet_image_volume_mounted_errors_total",
+                "[BETA] Number of failed image volume mounts.",
+                volumes.failed,
+            ),
+            self.seen_to_running.family(
+                "kubelet_pod_start_duration_seconds",
+                "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+            ),
+            self.made_to_running.family(
+                "kubelet_pod_start_total_duration_seconds",
+                "[ALPHA] Duration in seconds to start a pod since creation, including time to pull images and run init containers",
+            ),
+        ]
+    }
+}
+
+/// Gauges of upstream's about the pods that there are now.
+#[must_use]
+pub fn present<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Family> {
+    let (mut desired, mut active, mut ephemeral) = (0_u64, 0_u64, 0_u64);
+    let mut states = BTreeMap::from([("created", 0_u64), ("exited", 0), ("running", 0), ("unknown", 0)]);
+    for pod in pods {
+        desired += 1;
+        let status = pod.status.as_ref();
+        active += u64::from(!phase::is_terminal(status.and_then(|s| s.phase.as_deref())));
+        ephemeral += pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).count() as u64;
+        for state in status.into_iter().flat_map(all).filter_map(|c| c.state.as_ref()) {
+            let name = match state {
+                ContainerState { running: Some(_), .. } => "running",
+                ContainerState { terminated: Some(_), .. } => "exited",
+                _ => continue,
+            };
+            *states.entry(name).or_default() += 1;
+        }
+    }
+    let by_source = |name, help, value: u64| {
+        let mut family = Family::gauge(name, help);
+        family.sample(&[("static", "")], value);
+        family
+    };
+    let mut running = Family::gauge("kubelet_running_containers", "[ALPHA] Number of containers currently running");
+    states.iter().for_each(|(state, count)| running.sample(&[("container_state", state)], count));
+    let mut managed = Family::gauge(
+        "kubelet_managed_ephemeral_containers",
+        "[ALPHA] Current number of ephemeral containers in pods managed by this kubelet.",
+    );
+    managed.sample(&[], ephemeral);
+    vec![
+        running,
+        by_source(
+            "kubelet_desired_pods",
+            "[ALPHA] The number of pods the kubelet is being instructed to run.",
+            desired,
+        ),
+        by_source("kubelet_active_pods", "[ALPHA] The number of pods the kubelet considers active.", active),
+        managed,
+    ]
+}
+
+fn one(name: &'static str, help: &str, value: u64) -> Family {
+    let mut family = Family::counter(name, help);
+    family.sample(&[], value);
+    family
+}
+
+fn all(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let (init, ephemeral) = (&status.init_container_statuses, &status.ephemeral_container_statuses);
+    [init, &status.container_statuses, ephemeral].into_iter().flatten().flatten()
+}
+
+/// The sandbox stands, or has stood.
+fn has_begun(status: &PodStatus) -> bool {
+    let stands = |s: &PodStatus| {
+        s.conditions.iter().flatten().any(|c| c.type_ == "PodReadyToStartContainers" && c.status == "True")
+    };
+    stands(status) || all(status).any(|s| starts(s) > 0)
+}
+
+fn lacks_sandbox(status: &PodStatus) -> bool {
+    let by_condition = status.conditions.iter().flatten().any(|c| c.reason.as_deref() == Some("PodSandboxNotReady"));
+    by_condition || status.reason.as_deref() == Some("CreatePodSandboxError")
+}
+
+/// The newest end of one of its runs.
+fn last_end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let of = |state: &'_ Option<ContainerState>| state.as_ref().is_some_and(|s| s.terminated.is_some());
+    let state = if of(&status.state) { &status.state } else { &status.last_state };
+    state.as_ref()?.terminated.as_ref()
+}
+
+fn runs(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|s| s.running.is_some())
+}
+
+/// How often it was started.
+fn starts(status: &ContainerStatus) -> u64 {
+    if runs(status) || last_end(status).is_some() { u64::try_from(status.restart_count).unwrap_or(0) + 1 } else { 0 }
+}
+
+/// How often it ended.
+fn ends(status: &ContainerStatus) -> u64 {
+    starts(status) - u64::from(runs(status))
+}
+
+/// Its process was never there.
+fn never_ran(end: &ContainerStateTerminated) -> bool {
+    matches!(end.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
+}
+
+/// Why it cannot be started for now, where that is an error.
+fn waiting_error(status: &ContainerStatus) -> Option<&str> {
+    let reason = status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
+    let is_error = reason.starts_with("Err")
+        || matches!(
+            reason,
+            "ImagePullBackOff" | "InvalidImageName" | "CreateContainerConfigError" | "CreateContainerError"
+        );
+    is_error.then_some(reason)
+}
+
+/// Mounts of images in the container of this name.
+fn image_mounts<'a>(spec: &'a PodSpec, name: &str) -> impl Iterator<Item = &'a VolumeMount> {
+    let volumes = spec.volumes.iter().flatten();
+    let images: Vec<&str> = volumes.filter(|v| v.image.is_some()).map(|v| v.name.as_str()).collect();
+    let container = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
+    let mounts = container.into_iter().flat_map(|c| c.volume_mounts.iter().flatten());
+    mounts.filter(move |mount| images.contains(&mount.name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hpk_server::prometheus;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec}))
+            .expect("a pod")
+    }
+
+    fn status(value: Value) -> PodStatus {
+        serde_json::from_value(value).expect("a status")
+    }
+
+    /// Lines of the counters that are not 0 and begin with `name`.
+    fn lines(tally: &Tally, name: &str) -> Vec<String> {
+        let text = prometheus::text(tally.families());
+        let wanted = |line: &&str| line.starts_with(name) && !line.ends_with(" 0");
+        text.lines().filter(wanted).map(str::to_owned).collect()
+    }
+
+    fn main_container(restarts: u32, state: Value, last: Value) -> PodStatus {
+        let phase = if state.get("waiting").is_some() && last == json!({}) { "Pending" } else { "Running" };
+        status(json!({"phase": phase, "startTime": "2026-01-01T00:00:02Z", "containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": last,
+        }]}))
+    }
+
+    fn ended(code: i32, reason: &str, message: &str) -> Value {
+        json!({"terminated": {"exitCode": code, "reason": reason, "message": message}})
+    }
+
+    #[test]
+    fn a_life_with_two_restarts() {
+        let of = pod(json!({"containers": [{"name": "c"}], "hostUsers": false}));
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:07Z"}});
+        let back_off = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let mut tally = Tally::default();
+        let mut before = None;
+        for after in [
+            main_container(0, json!({"waiting": {"reason": "ContainerCreating"}}), json!({})),
+            main_container(0, json!({"waiting": {"reason": "CreateContainerConfigError"}}), json!({})),
+            main_container(0, running.clone(), json!({})),
+            main_container(0, back_off.clone(), ended(139, "Error", "")),
+            // It was back and had ended again before anybody looked.
+            main_container(1, back_off, ended(3, "Error", "")),
+            main_container(2, running, ended(3, "Error", "")),
+            main_container(2, ended(0, "Completed", ""), ended(3, "Error", "")),
+        ] {
+            tally.observe(&of, before.as_ref(), &after);
+            // The same once more is nothing new.
+            tally.observe(&of, Some(&after), &after);
+            before = Some(after);
+        }
+        assert_eq!(
+            lines(&tally, "kubelet_terminated_containers_total"),
+            [
+                r#"kubelet_terminated_containers_total{container_type="container",exit_code="0",reason="Completed"} 1"#,
+                r#"kubelet_terminated_containers_total{container_type="container",exit_code="3",reason="Error"} 1"#,
+                r#"kubelet_terminated_containers_total{container_type="container",exit_code="139",reason="Error"} 1"#,
+            ]
+        );
+        assert_eq!(
+            lines(&tally, "kubelet_started_"),
+            [
+                "kubelet_started_pods_total 1",
+                "kubelet_started_user_namespaced_pods_total 1",
+                r#"kubelet_started_containers_total{container_type="container"} 4"#,
+                r#"kubelet_started_containers_errors_total{code="CreateContainerConfigError",container_type="container"} 1"#,
+            ]
+        );
+        assert_eq!(
+            lines(&tally, "kubelet_pod_start_duration_seconds_sum"),
+            ["kubelet_pod_start_duration_seconds_sum 5"]
+        );
+        let total = "kubelet_pod_start_total_duration_seconds";
+        assert_eq!(lines(&tally, &format!("{total}_sum")), [format!("{total}_sum 7")]);
+        assert_eq!(
+            lines(&tally, &format!("{total}_bucket"))[0],
+            format!("{total}_bucket{{le=\"8\"}} 1"),
+            "the first bucket that holds it"
+        );
+    }
+
+    #[test]
+    fn what_the_api_had_before_is_not_counted_again() {
+        let of = pod(json!({"containers": [{"name": "c"}]}));
+        let had = main_container(4, ended(1, "Error", ""), json!({}));
+        let mut tally = Tally::default();
+        tally.observe(&of, Some(&had), &had);
+        assert!(lines(&tally, "kubelet_").is_empty(), "{:?}", lines(&tally, "kubelet_"));
+    }
+
+    #[test]
+    fn a_sandbox_that_fails_and_pods_that_are_refused() {
+        let of = pod(json!({"containers": [{"name": "c"}], "hostUsers": false}));
+        let failed = status(json!({"phase": "Failed", "reason": "CreatePodSandboxError", "message": "no TUN"}));
+        let refused =
+            |reason: &str| status(json!({"phase": "Failed", "reason": reason, "message": "Pod was rejected: because"}));
+        let mut tally = Tally::default();
+        tally.observe(&of, None, &failed);
+        tally.observe(&of, None, &refused("NodePorts"));
+        assert_eq!(
+            lines(&tally, "kubelet_started_"),
+            [
+                "kubelet_started_pods_total 1",
+                "kubelet_started_pods_errors_total 1",
+                "kubelet_started_user_namespaced_pods_total 1",
+                "kubelet_started_user_namespaced_pods_errors_total 1",
+            ]
+        );
+        let rejections = "kubelet_admission_rejections_total";
+        assert_eq!(lines(&tally, rejections), [format!("{rejections}{{reason=\"NodePorts\"}} 1")]);
+    }
+
+    #[test]
+    fn image_volumes_are_counted_by_mount() {
+        let of = pod(json!({
+            "containers": [{"name": "c", "volumeMounts": [
+                {"name": "v", "mountPath": "/data"}, {"name": "v", "mountPath": "/more"}, {"name": "e", "mountPath": "/e"},
+            ]}],
+            "volumes": [{"name": "v", "image": {"reference": "x"}}, {"name": "e", "emptyDir": {}}],
+        }));
+        let mut tally = Tally::default();
+        tally.observe(&of, None, &main_container(0, ended(0, "Completed", ""), json!({})));
+        tally.observe(
+            &of,
+            None,
+            &main_container(0, ended(128, "StartError", "cannot mount /data: no such file"), json!({})),
+        );
+        assert_eq!(
+            lines(&tally, "kubelet_image_volume"),
+            [
+                "kubelet_image_volume_requested_total 4",
+                "kubelet_image_volume_mounted_succeed_total 3",
+                "kubelet_image_volume_mounted_errors_total 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn gauges_tell_of_the_pods_of_now() {
+        let mut a = pod(json!({"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]}));
+        a.status = Some(main_container(0, json!({"running": {}}), json!({})));
+        let mut b = pod(json!({"containers": [{"name": "c"}]}));
+        b.status = Some(main_container(0, ended(0, "Completed", ""), json!({})));
+        b.status.as_mut().expect("it has one").phase = Some("Succeeded".to_owned());
+        let text = prometheus::text(present([&a, &b].into_iter()));
+        for line in [
+            r#"kubelet_running_containers{container_state="running"} 1"#,
+            r#"kubelet_running_containers{container_state="exited"} 1"#,
+            r#"kubelet_desired_pods{static=""} 2"#,
+            r#"kubelet_active_pods{static=""} 1"#,
+            "kubelet_managed_ephemeral_containers 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
+        }
+    }
+}
