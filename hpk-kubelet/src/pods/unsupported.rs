@@ -76,6 +76,13 @@ fn pod_fields(spec: &PodSpec, tell: &mut impl FnMut(bool, String, &'static str))
     if spec.host_ipc == Some(true) {
         tell(false, "spec.hostIPC".into(), "containers of one pod share IPC among themselves");
     }
+    if spec.host_users == Some(true) {
+        tell(
+            false,
+            "spec.hostUsers".into(),
+            "every pod is in a user namespace, where root is you and the other ids are your subordinate ids",
+        );
+    }
     if spec.priority.is_some_and(|p| p != 0) {
         tell(
             false,

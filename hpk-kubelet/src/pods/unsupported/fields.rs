@@ -113,8 +113,8 @@ const TYPES: &[Type] = &[
             ("hostIPC", Told("true")),
             ("hostNetwork", Done),
             ("hostPID", Told("true")),
-            // True or false: a job is in a user namespace of its own, where its users are subordinate ids.
-            ("hostUsers", Elsewhere),
+            // False is how it always is.
+            ("hostUsers", Told("true")),
             ("hostname", Done),
             ("hostnameOverride", Done),
             ("imagePullSecrets", Done),
