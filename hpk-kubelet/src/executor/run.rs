@@ -81,6 +81,9 @@ pub struct Run {
     pub started_at: Option<Timestamp>,
     #[serde(default)]
     pub ended_at: Option<Timestamp>,
+    /// Its time limit as it is now, minutes. None: it has none, or it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_minutes: Option<u64>,
     /// Who cancelled it: `uid` as a number, when known.
     #[serde(default)]
     pub killed_by: Option<String>,
@@ -107,6 +110,7 @@ impl Run {
             exit_code: None,
             started_at: None,
             ended_at: None,
+            limit_minutes: None,
             killed_by: None,
             kind: Kind::default(),
         }

@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// Condition of ours: whether Slurm has started the pod's job, with Slurm's reason while it has not.
 pub const JOB_STARTED: &str = "slurm.hpk.io/JobStarted";
@@ -88,7 +89,8 @@ pub fn status(input: Input<'_>) -> PodStatus {
             disruption: false,
             containers: Lost::NeverStarted,
         }),
-        None => verdict(input.report, input.job, input.launch),
+        None if input.again => None,
+        None => verdict(input.report, input.job, input.launch, grace(spec)),
     };
     // Of a pod that Slurm has told to end only Slurm knows whether it is over: the job may go back into its queue. The API takes
     // no end of a container back.
@@ -161,6 +163,22 @@ pub fn status(input: Input<'_>) -> PodStatus {
 
 /// Containers that have ended stay as they were told last, but are not ready.
 fn withhold_ends(statuses: &mut [ContainerStatus], previous: Option<&[ContainerStatus]>) {
+/// The pod's grace period; the API server gives each one.
+fn grace(spec: &PodSpec) -> Duration {
+    let seconds = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
+    Duration::from_secs(seconds.unwrap_or(30))
+}
+
+/// All addresses of the compute node that `host_ip` is of.
+fn host_ips(input: &Input<'_>, host_ip: String) -> Vec<HostIP> {
+    let said =
+        input.report.map(|r| r.host_ips.iter().map(ToString::to_string).collect()).filter(|l: &Vec<_>| !l.is_empty());
+    let before = || input.previous.host_ips.iter().flatten().map(|h| h.ip.clone()).collect();
+    let all: Vec<String> = said.unwrap_or_else(before);
+    let all = if all.first() == Some(&host_ip) { all } else { vec![host_ip] };
+    all.into_iter().map(|ip| HostIP { ip }).collect()
+}
+
     let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|s| s.terminated.is_some());
     for status in statuses.iter_mut().filter(|s| ended(s)) {
         let before = previous.into_iter().flatten().find(|p| p.name == status.name);

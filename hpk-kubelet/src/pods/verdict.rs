@@ -5,6 +5,7 @@
 
 use crate::executor::run::{Run, RunPhase};
 use hpk_api::state::{LaunchReport, PodState, StopCause};
+use std::time::Duration;
 
 /// Why a pod has failed, beyond its containers' exit codes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +34,18 @@ pub enum Lost {
 /// activeDeadlineSeconds and Slurm's time limit read alike.
 pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 
-/// The verdict on a pod. None: its containers' states say everything.
+/// How much earlier than the pod's grace period before the time limit Slurm may tell a job to end: the kubelet's margin (10 s), the
+/// minute that sbatch(1) allows itself, and a little for a busy controller. The supervisor's own rule has the same.
+const LEAD: Duration = Duration::from_secs(75);
+
+/// The verdict on a pod. None: its containers' states say everything. `grace`: the pod's own grace period.
 #[must_use]
-pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<Verdict> {
+pub fn verdict(
+    report: Option<&PodState>,
+    job: Option<&Run>,
+    launch: Option<&LaunchReport>,
+    grace: Duration,
+) -> Option<Verdict> {
     let finished = report.is_some_and(|r| r.finished);
     // As upstream's status manager has it: no terminal phase while containers may still run.
     let over = finished || job.is_some_and(|j| has_ended(j, finished));
@@ -98,6 +108,10 @@ pub fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&Lau
         RunPhase::Lost => {
             fail(words.reasons.lost, format!("{} {id}: its end was not recorded", words.unknown), Lost::Unknown)
         }
+        // The supervisor knows the limit that the job began with; it was made shorter since.
+        RunPhase::Completed | RunPhase::Failed if finished && is_at_limit(job, grace) => {
+            Some(deadline(format!("{DEADLINE_MESSAGE}: {name} {id} was told to end before its time limit")))
+        }
         // It ended in order, by a TERM that Slurm does not account for: `scancel --signal`, a preemption that the
         // job was faster than. Upstream says so of a node's shutdown.
         RunPhase::Completed | RunPhase::Failed if finished => Some(Verdict {
@@ -135,6 +149,14 @@ pub fn has_ended(job: &Run, finished: bool) -> bool {
     job.is_gone() || job.phase.is_over() && (finished || matches!(job.phase, RunPhase::NodeFail | RunPhase::BootFail))
 }
 
+/// Whether the job has ended where Slurm warns of its time limit.
+fn is_at_limit(job: &Run, grace: Duration) -> bool {
+    let lasted = job.ended_at.zip(job.started_at).map(|(end, start)| end.duration_since(start));
+    let limit = job.limit_minutes.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
+    let lasted = lasted.and_then(|lasted| Duration::try_from(lasted).ok());
+    lasted.zip(limit).is_some_and(|(lasted, limit)| lasted + grace + LEAD >= limit)
+}
+
 fn deadline(message: String) -> Verdict {
     Verdict { reason: "DeadlineExceeded", message, disruption: false, containers: Lost::Unknown }
 }
@@ -142,6 +164,10 @@ fn deadline(message: String) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn verdict(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<Verdict> {
+        super::verdict(report, job, launch, Duration::from_secs(30))
+    }
 
     fn job(state: RunPhase) -> Run {
         Run { phase: state, nodes: "c1".into(), ..Run::lost("7", "u") }
@@ -187,6 +213,29 @@ mod tests {
         assert_eq!(reason(late(false), J::Failed), Some("DeadlineExceeded"));
     }
 
+    #[test]
+    fn a_limit_that_was_made_shorter_is_a_deadline() {
+        let told = report(true, Some(StopCause::Signal));
+        let reason = |minutes: Option<u64>, seconds: i64, phase| {
+            let end = jiff::Timestamp::from_second(seconds).expect("a time");
+            let started_at = Some(jiff::Timestamp::UNIX_EPOCH);
+            let job = Run { limit_minutes: minutes, started_at, ended_at: Some(end), ..job(phase) };
+            verdict(Some(&told), Some(&job), None).map(|v| v.reason)
+        };
+        for (minutes, seconds, wanted) in [
+            (Some(10), 500, "DeadlineExceeded"),
+            (Some(10), 495, "DeadlineExceeded"),
+            (Some(10), 494, "Terminated"),
+            (Some(60), 500, "Terminated"),
+            (None, 500, "Terminated"),
+        ] {
+            for phase in [RunPhase::Completed, RunPhase::Failed] {
+                assert_eq!(reason(minutes, seconds, phase), Some(wanted), "{minutes:?} {seconds}");
+            }
+        }
+        assert_eq!(reason(Some(10), 599, RunPhase::Cancelled), Some("SlurmJobCancelled"), "Slurm has said more");
+    }
+
     /// What is left of a job's nodes are those that live.
     #[test]
     fn the_node_that_failed_is_named() {
@@ -227,7 +276,7 @@ mod tests {
         assert_eq!(verdict.message, "host path /x does not exist on node c1");
         assert_eq!(verdict.containers, Lost::NeverStarted);
         let killed = LaunchReport { step: "supervisor".into(), ..launch };
-        let verdict = super::verdict(None, Some(&job(RunPhase::Failed)), Some(&killed)).expect("a verdict");
+        let verdict = self::verdict(None, Some(&job(RunPhase::Failed)), Some(&killed)).expect("a verdict");
         assert_eq!(verdict.containers, Lost::Unknown, "it may have run containers");
     }
 }

@@ -74,6 +74,22 @@ fn scancel_leaves_time_for_the_last_word() {
     assert_eq!(ns.kubectl(&["logs", "slow"]).ok(), "up\nhook\ngot TERM");
 }
 
+/// The supervisor knows the limit that its job began with, Slurm the one that holds.
+#[test]
+fn a_time_limit_that_is_lowered_is_a_deadline() {
+    let ns = Namespace::new("lowered");
+    let mut pod = talkative(&ns, "lowered");
+    pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": "--time=60"});
+    ns.apply(&pod.to_string());
+    ns.wait_ready("lowered");
+    let job = job(&ns, "lowered");
+    sx("login", Some("alice"), &["scontrol", "update", &format!("JobId={}", job.id), "TimeLimit=1"]).ok();
+    let end = ns.until_pod("lowered", Duration::from_secs(150), |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(end["status"]["reason"], "DeadlineExceeded", "{}", end["status"]["message"]);
+    assert_eq!(terminated(&end)["exitCode"], 0, "it ended by itself: {}", terminated(&end));
+    assert_eq!(ns.kubectl(&["logs", "lowered"]).ok(), "up\nhook\ngot TERM");
+}
+
 /// What the kubelet does for a deletion when it has no link to the supervisor: a signal that Slurm follows by no KILL.
 #[test]
 fn usr1_through_slurm_leaves_all_of_the_grace_period() {

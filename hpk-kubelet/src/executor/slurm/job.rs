@@ -62,6 +62,7 @@ fn squeue_job(value: &Value) -> Option<Run> {
         exit_code: exit_code(&value["exit_code"]),
         started_at: time(&value["start_time"]).filter(|_| state != RunPhase::Pending),
         ended_at: time(&value["end_time"]).filter(|_| state.is_over()),
+        limit_minutes: minutes(&value["time_limit"]),
         killed_by: None,
         kind: Kind::Slurm,
     })
@@ -84,6 +85,7 @@ fn sacct_job(value: &Value) -> Option<Run> {
         exit_code: exit_code(&value["exit_code"]),
         started_at: time(&value["time"]["start"]).filter(|_| state != RunPhase::Pending),
         ended_at: time(&value["time"]["end"]).filter(|_| state.is_over()),
+        limit_minutes: minutes(&value["time"]["limit"]),
         killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
         kind: Kind::Slurm,
     })
@@ -175,6 +177,10 @@ fn number(value: &Value) -> Option<i64> {
         return None;
     }
     value["number"].as_i64()
+}
+
+fn minutes(value: &Value) -> Option<u64> {
+    number(value).and_then(|minutes| u64::try_from(minutes).ok()).filter(|minutes| *minutes > 0)
 }
 
 fn time(value: &Value) -> Option<Timestamp> {
