@@ -69,9 +69,15 @@ pub(super) fn scheduler(l: &Layout) -> Component {
     service(l, "kube-scheduler", program, args, port)
 }
 
-/// Slurm decides whether and where resources are free; a pod that fits nowhere now is a job that waits.
-/// Everything else that the scheduler looks at (affinity, taints, spreading, volumes, gates) stays on.
+/// Extended resources that are Slurm's: groups of what the kubelet makes of its generic resources.
+const SLURMS: [&str; 4] = ["nvidia.com", "amd.com", "gpu.intel.com", "slurm.hpk.io"];
+
+/// Slurm decides whether and where its resources are free; a pod that fits nowhere now is a job that waits. So Nodes have no
+/// bound of CPUs and memory (hpk-kubelet's `api/node`), and generic resources are left out. Extended resources of others are
+/// counted here, and preempted for. Everything else that the scheduler looks at (affinity, taints, spreading, volumes, gates)
+/// stays on.
 pub(super) fn scheduler_config(l: &Layout) -> String {
+    let groups = SLURMS.join(", ");
     let kubeconfig = serde_json::Value::from(l.pki("scheduler.kubeconfig"));
     format!(
         "apiVersion: kubescheduler.config.k8s.io/v1\n\
@@ -88,8 +94,13 @@ pub(super) fn scheduler_config(l: &Layout) -> String {
          \x20 plugins:\n\
          \x20   multiPoint:\n\
          \x20     disabled:\n\
-         \x20     - name: NodeResourcesFit\n\
-         \x20     - name: NodeResourcesBalancedAllocation\n"
+         \x20     - name: NodeResourcesBalancedAllocation\n\
+         \x20 pluginConfig:\n\
+         \x20 - name: NodeResourcesFit\n\
+         \x20   args:\n\
+         \x20     apiVersion: kubescheduler.config.k8s.io/v1\n\
+         \x20     kind: NodeResourcesFitArgs\n\
+         \x20     ignoredResourceGroups: [{groups}]\n"
     )
 }
 

@@ -210,9 +210,9 @@ mod tests {
     #[test]
     fn the_scheduler_leaves_resources_to_slurm() {
         let text = controllers::scheduler_config(&layout());
-        for plugin in ["NodeResourcesFit", "NodeResourcesBalancedAllocation"] {
-            assert!(text.contains(&format!("- name: {plugin}")), "{text}");
-        }
+        assert!(text.contains("disabled:\n      - name: NodeResourcesBalancedAllocation\n"), "{text}");
+        // Licences and the like are counted, what Slurm has is not.
+        assert!(text.contains("ignoredResourceGroups: [nvidia.com, amd.com, gpu.intel.com, slurm.hpk.io]\n"), "{text}");
     }
 
     #[test]

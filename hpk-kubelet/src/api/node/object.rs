@@ -12,8 +12,18 @@ use std::collections::BTreeMap;
 
 /// Pods that one kubelet follows.
 const MAX_PODS: u64 = 2000;
-/// Node-local disks are not Slurm's to tell: a number that keeps no pod off, 1 TiB.
+/// Node-local disks are not Slurm's to tell: a number, 1 TiB.
 pub const EPHEMERAL_KIB: u64 = 1 << 30;
+/// What the scheduler may give out of a Node, where Slurm is who decides: so much that it keeps no pod off.
+const NO_BOUND: [(&str, &str); 6] = [
+    ("cpu", "1G"),
+    ("memory", "1Ei"),
+    ("ephemeral-storage", "1Ei"),
+    ("pods", "1M"),
+    // The pod runs, and is told that it has none.
+    ("hugepages-1Gi", "1Ei"),
+    ("hugepages-2Mi", "1Ei"),
+];
 /// Labels below these are ours, and go when their reason goes.
 const OURS: [&str; 2] = ["feature.slurm.hpk.io/", "gres.slurm.hpk.io/"];
 
@@ -140,6 +150,13 @@ pub(super) fn arch() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
+}
+
+/// What the scheduler reckons with. Of CPUs and memory there is no bound: a pod that finds none free waits in Slurm's queue.
+pub(super) fn allocatable(usable: &Capacity, vendor: Vendor) -> BTreeMap<String, String> {
+    let mut list = resources(usable, vendor);
+    list.extend(NO_BOUND.map(|(name, count)| (name.to_owned(), count.to_owned())));
+    list
 }
 
 /// The resource list of a capacity.

@@ -1,8 +1,8 @@
 //! A Node's status: its size, its conditions, what runs it.
 
-use super::object::{arch, resources};
+use super::object::{allocatable, arch, resources};
 use super::{KUBELET_VERSION, NodeFacts};
-use crate::executor::slurm::cluster::{Part, State};
+use crate::executor::slurm::cluster::{Capacity, Part, State};
 use crate::nodes::VirtualNode;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_images::StoredImage;
@@ -94,11 +94,8 @@ pub(super) fn status(
     conditions.push(condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"));
     json!({
         "capacity": resources(&part.all, cluster.gpu_vendor),
-        "allocatable": resources(&part.usable, cluster.gpu_vendor),
-        "addresses": [
-            {"type": "InternalIP", "address": cluster.node_ip},
-            {"type": "Hostname", "address": node.name},
-        ],
+        "allocatable": allocatable(&part.usable, cluster.gpu_vendor),
+        "addresses": addresses(&cluster.node_ips(), &node.name),
         "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": cluster.kubelet_addr.port()}},
         "declaredFeatures": DECLARED_FEATURES,
@@ -143,7 +140,8 @@ fn outward(nodes: &BTreeMap<String, bool>) -> (&'static str, &'static str, Strin
 fn slurm(part: &Part) -> (&'static str, &'static str, String) {
     let unusable: Vec<String> =
         part.unusable.iter().map(|(state, nodes)| format!("{}: {}", word(*state), few(nodes))).collect();
-    let counts = format!("{} of {} nodes take jobs", part.usable.nodes, part.all.nodes);
+    let Capacity { nodes, cpus, memory_mib, .. } = &part.usable;
+    let counts = format!("{nodes} of {} nodes take jobs, with {cpus} CPUs and {memory_mib} MiB", part.all.nodes);
     let message = std::iter::once(counts).chain(unusable).collect::<Vec<_>>().join("; ");
     if part.all.nodes == 0 {
         return ("Unknown", "NotMeasured", "sinfo has told no node".to_owned());
@@ -216,8 +214,13 @@ mod tests {
         };
         for (rows, status, reason, text) in [
             (&[][..], "Unknown", "NotMeasured", "sinfo"),
-            (&[("idle", "up"), ("mixed", "up")], "True", "NodesUp", "2 of 2 nodes take jobs"),
-            (&[("idle", "up"), ("drained*", "up")], "True", "NodesUp", "1 of 2 nodes take jobs; drained: c1"),
+            (&[("idle", "up"), ("mixed", "up")], "True", "NodesUp", "2 of 2 nodes take jobs, with 2 CPUs and 2 MiB"),
+            (
+                &[("idle", "up"), ("drained*", "up")],
+                "True",
+                "NodesUp",
+                "1 of 2 nodes take jobs, with 1 CPUs and 1 MiB; drained: c1",
+            ),
             (&[("drained", "up"), ("draining", "up")], "False", "NodesDrained", "drained: c0, c1"),
             (&[("down*", "up"), ("drained", "up")], "False", "NodesDrained", "down: c0"),
             (&[("down*", "up")], "False", "NodesDown", "0 of 1"),
