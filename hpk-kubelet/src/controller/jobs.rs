@@ -37,7 +37,7 @@ impl Controller {
             if entry.is_sought() {
                 let created = entry.object().and_then(|pod| pod.metadata.creation_timestamp.as_ref()).map(|t| t.0);
                 let since = created.map_or(record.seen_at, |created| created.min(record.seen_at));
-                sought.push(tasks::Sought { pod: record.pod.clone(), since });
+                sought.push(tasks::Sought { pod: record.pod.clone(), since, failed: record.failed_jobs.clone() });
             } else if let Some(id) = &record.job_id {
                 known.push((uid.clone(), id.clone()));
             }

@@ -130,6 +130,7 @@ pub(super) async fn prepare(
         defaults: &ctx.defaults,
         site: &facts.site,
         there: &facts.cluster,
+        avoid: &record.avoid,
     });
     let request = match asked {
         Ok(request) => request,

@@ -222,6 +222,8 @@ pub(super) struct Sought {
     pub(super) pod: PodRef,
     /// No job of it is older.
     pub(super) since: Timestamp,
+    /// Jobs of it that ended without a sandbox: none of them is sought.
+    pub(super) failed: Vec<JobId>,
 }
 
 pub(super) fn ask_slurm(ctx: &Context, tx: &Sender, question: Question) {
@@ -288,11 +290,13 @@ async fn look_up(
 
 /// Looks for the jobs of pods in squeue, then in sacct, then in what a supervisor has left in the pod's folder.
 async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(PodUid, Finding, Option<JobId>)> {
-    let of = |jobs: &[Run], uid: &str| {
-        run::choose(jobs.iter().filter(|j| j.is_of(uid) && !j.was_refused()).cloned().collect())
+    let is_failed = |s: &Sought, id: &str| s.failed.iter().any(|failed| failed.as_str() == id);
+    let of = |jobs: &[Run], s: &Sought| {
+        let counts = |j: &&Run| j.is_of(&s.pod.uid) && !j.was_refused() && !is_failed(s, &j.id);
+        run::choose(jobs.iter().filter(counts).cloned().collect())
     };
     let (found, missing): (Vec<_>, Vec<_>) =
-        sought.into_iter().map(|s| (of(queue, &s.pod.uid), s)).partition(|(job, _)| job.is_some());
+        sought.into_iter().map(|s| (of(queue, &s), s)).partition(|(job, _)| job.is_some());
     let mut list: Vec<_> =
         found.into_iter().filter_map(|(job, s)| Some((s.pod.uid.into(), Finding::Job, Some(job?.id.into())))).collect();
     let Some(since) = missing.iter().map(|(_, s)| s.since).min() else { return list };
@@ -307,7 +311,7 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(PodUid,
         }
     };
     for (_, s) in missing {
-        let uid = PodUid::from(s.pod.uid);
+        let uid = PodUid::from(s.pod.uid.as_str());
         let folder = ctx.folder(&uid);
         let word = match tokio::task::spawn_blocking(move || folder.last_word()).await {
             Ok(Ok(word)) => Some(word),
@@ -317,8 +321,8 @@ async fn seek(ctx: &Context, queue: &[Run], sought: Vec<Sought>) -> Vec<(PodUid,
             }
             Err(_) => None,
         };
-        let by_accounting = remembered.as_deref().and_then(|jobs| of(jobs, &uid)).map(|job| job.id);
-        let by_word = word.iter().flatten().find_map(|state| state.job_id.clone());
+        let by_accounting = remembered.as_deref().and_then(|jobs| of(jobs, &s)).map(|job| job.id);
+        let by_word = word.iter().flatten().find_map(|state| state.job_id.clone()).filter(|id| !is_failed(&s, id));
         let finding = match by_accounting.or(by_word) {
             Some(id) => (uid, Finding::Job, Some(id.into())),
             None if remembered.is_some() && word.is_some() => (uid, Finding::Nothing, None),

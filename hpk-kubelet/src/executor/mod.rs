@@ -104,6 +104,8 @@ pub struct Asking<'a> {
     pub site: &'a Site,
     /// What there is for pods.
     pub there: &'a Cluster,
+    /// Nodes from which it keeps away.
+    pub avoid: &'a [String],
 }
 
 /// What a pod asks of the executor.

@@ -80,6 +80,12 @@ pub struct Record {
     /// Resources that the job was begun with, by container.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub granted: Granted,
+    /// Jobs that have ended without a sandbox, nothing of the pod having begun in them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_jobs: Vec<JobId>,
+    /// Nodes from which its next job keeps away, since these were there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<String>,
     /// What was asked of Slurm, as flags of sbatch.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub requested: String,
@@ -111,6 +117,8 @@ impl Record {
             former_run: None,
             images: BTreeMap::new(),
             granted: Granted::new(),
+            failed_jobs: Vec::new(),
+            avoid: Vec::new(),
             requested: String::new(),
             ended: None,
         }
@@ -230,11 +238,14 @@ impl Folder {
         String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
     }
 
-    /// Writes plan and script.
+    /// Writes plan and script. What an earlier job said in the folder goes: it is not of the one to come.
     ///
     /// # Errors
     /// The file system's.
     pub fn write_job(&self, plan: &SandboxPlan, script: &str) -> io::Result<()> {
+        // No link is followed: it is the name itself that goes.
+        gone(fs::remove_file(self.inside().join(files::STATUS)))?;
+        gone(fs::remove_file(self.path.join(files::LAUNCH)))?;
         self.write_plan(plan)?;
         // Slurm appends to it and would make it for all to read.
         let mut output = fs::OpenOptions::new();
@@ -317,6 +328,11 @@ impl Folder {
 
 fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
     serde_json::from_slice(&beneath::read(folder, Path::new(name), MOST).ok()?).ok()
+}
+
+/// What was not there need not be removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Uids of all pod folders.

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod admit;
+pub mod again;
 pub mod bandwidth;
 pub mod claim;
 pub mod ephemeral;
@@ -23,6 +24,6 @@ pub mod security;
 pub mod status;
 pub mod step;
 pub mod submission;
-pub mod unsupported;
 pub mod tally;
+pub mod unsupported;
 pub mod verdict;

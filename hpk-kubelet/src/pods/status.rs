@@ -70,6 +70,8 @@ pub struct Input<'a> {
     pub put_back: bool,
     /// The link is down, and nothing was heard of the supervisor for a while.
     pub silent: bool,
+    /// Its job has made no sandbox, and another one is to come.
+    pub again: bool,
     /// The Node's address.
     pub host_ip: IpAddr,
     /// When the kubelet first saw the pod.
@@ -108,7 +110,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
     let all: Vec<ContainerStatus> = init.iter().chain(&main).cloned().collect();
     main.sort_by(|a, b| a.name.cmp(&b.name));
 
-    let finished = input.report.is_some_and(|r| r.finished);
+    let finished = input.report.is_some_and(|r| r.finished) && !input.again;
     let before = input.previous.phase.as_deref();
     let computed = match &judged {
         Some(_) => "Failed",

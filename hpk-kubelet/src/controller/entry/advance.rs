@@ -21,6 +21,7 @@ impl Entry {
             return;
         }
         fx.extend(self.ledger.retry(around.now).map(Effect::Write));
+        self.try_again(around, fx);
         loop {
             self.decide(around, fx);
             self.see_to_link(around, fx);
@@ -211,3 +212,4 @@ impl Entry {
         }))
     }
 }
+            again: self.sandbox_to_come().is_some(),

@@ -12,6 +12,8 @@ pub(crate) struct Hold {
     /// None while an attempt or a refresh has it.
     memory: Option<Memory>,
     until: Option<Instant>,
+    /// As [`Self::until`], whatever changes.
+    backs_off: Option<Instant>,
     containers: BTreeMap<String, Waiting>,
     refused: Option<Refusal>,
     submit_error: Option<String>,
@@ -22,6 +24,7 @@ impl Default for Hold {
         Self {
             memory: Some(Memory::default()),
             until: None,
+            backs_off: None,
             containers: BTreeMap::new(),
             refused: None,
             submit_error: None,
@@ -57,6 +60,11 @@ impl Hold {
         self.until = Some(now + wait);
     }
 
+    /// No attempt before this long is over, whatever changes.
+    pub(crate) fn back_off(&mut self, now: Instant, wait: Duration) {
+        self.backs_off = Some(now + wait);
+    }
+
     /// Something has changed: the next attempt may begin.
     pub(crate) fn release(&mut self) {
         self.until = None;
@@ -64,7 +72,7 @@ impl Hold {
 
     /// When the next attempt may begin; None: now.
     pub(crate) fn until(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|at| *at > now)
+        self.until.max(self.backs_off).filter(|at| *at > now)
     }
 
     // ---- reasons

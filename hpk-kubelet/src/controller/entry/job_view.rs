@@ -101,6 +101,9 @@ impl JobView {
         if record.former_run.is_some() && record.former_run == report.started_at {
             return false;
         }
+        if record.failed_jobs.iter().any(|id| report.job_id.as_deref() == Some(id.as_str())) {
+            return false;
+        }
         let same_job = self.report.as_ref().is_some_and(|r| r.job_id == report.job_id);
         let same_run = self.report.as_ref().is_some_and(|r| r.started_at == report.started_at);
         if same_job && self.report.as_ref().is_some_and(|r| r.sequence >= report.sequence) {

@@ -5,7 +5,8 @@
 //!  ──────────────▶ New ──attempt──▶ Preparing ──ready──▶ Submitting ───────────▶ Submitted
 //!                   ▲ ▲                │                  │ Recording ─▶ Asking      │  stop, refresh
 //!                   │ └─held, changed──┘                  │ Looking ◀── no id ┘      │
-//!                   └──────────no job, for long enough────┘                          │
+//!                   │ ◀────────no job, for long enough────┘                          │
+//!                   │ ◀────────job gone, no sandbox made, nothing begun──────────────┤
 //!                   │ deleted                                     deleted, job gone, status posted
 //!                   └───────────────▶ Removing ◀─────────────────────────────────────┘
 //! ```
@@ -26,6 +27,7 @@
 //! The journey of a pod is in `way.rs` (to its job), `news.rs` (what is heard of it), `advance.rs` (what follows).
 
 mod advance;
+mod again;
 mod heard;
 mod hold;
 mod in_force;

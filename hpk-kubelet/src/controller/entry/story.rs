@@ -9,7 +9,7 @@ use crate::executor::words::{self, Kind};
 use crate::pods::folder::Progress;
 use crate::pods::submission::Finding;
 use hpk_api::plan::{PodRef, SandboxPlan};
-use hpk_api::state::PodState;
+use hpk_api::state::{LaunchReport, PodState};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::json;
@@ -81,6 +81,8 @@ enum Happening {
     Report(bool),
     /// The job comes into this phase.
     Job(RunPhase),
+    /// The job ends without a sandbox.
+    NoSandbox,
     /// Slurm is asked about all.
     Ask,
     /// slurmctld does not answer.
@@ -101,6 +103,10 @@ struct World {
     late: Vec<Instant>,
     /// Jobs that were ever made.
     made: u32,
+    /// Those that have ended without a sandbox.
+    failed: Vec<String>,
+    /// Something of the pod has begun in its job.
+    begun: bool,
     reports: u64,
     removing: bool,
     linked: bool,
@@ -124,6 +130,8 @@ impl World {
             job: None,
             late: Vec::new(),
             made: 0,
+            failed: Vec::new(),
+            begun: false,
             reports: 0,
             removing: false,
             linked: false,
@@ -203,7 +211,7 @@ impl World {
                 let disk = self.disk.as_ref().map(|record| &record.progress);
                 assert_eq!(disk, Some(&Progress::Submitting), "before its record");
                 assert!(!self.is_under_way(|o| matches!(o, Operation::Sbatch)), "two at once");
-                assert!(self.made == 0 && self.late.is_empty(), "a second job");
+                assert!(!self.has_job() && self.late.is_empty(), "a second job");
                 self.begin_operation(Operation::Sbatch);
             }
             Effect::Refresh(_) => {
@@ -277,8 +285,11 @@ impl World {
 
     fn make_job(&mut self) {
         self.made += 1;
-        assert_eq!(self.made, 1, "a second job");
-        self.job = Some(Run { phase: RunPhase::Pending, nodes: "c1".to_owned(), ..Run::lost("7", UID) });
+        assert!(!self.has_job(), "a second job");
+        assert!(self.made <= 6, "tried for ever");
+        self.begun = false;
+        let id = self.made.to_string();
+        self.job = Some(Run { phase: RunPhase::Pending, nodes: "c1".to_owned(), ..Run::lost(&id, UID) });
     }
 
     fn end(&mut self, number: usize, outcome: Outcome) {
@@ -310,7 +321,7 @@ impl World {
                 let result = match outcome {
                     Outcome::Well => {
                         self.make_job();
-                        Ok("7".into())
+                        Ok(self.made.to_string().as_str().into())
                     }
                     Outcome::Badly => Err(failed(true)),
                     Outcome::Late(delay) => {
@@ -346,19 +357,38 @@ impl World {
     fn ask(&mut self, answers: bool) {
         let Some(entry) = &self.entry else { return };
         if entry.is_sought() {
-            let (finding, id) = match (answers, &self.job) {
+            // As the look has it: jobs that the record knows to have failed are none.
+            let known = |job: &&Run| !entry.record().failed_jobs.iter().any(|id| id.as_str() == job.id);
+            let (finding, id) = match (answers, self.job.as_ref().filter(known)) {
                 (false, _) => (Finding::Unknown, None),
                 (true, Some(job)) => (Finding::Job, Some(job.id.as_str().into())),
                 (true, None) => (Finding::Nothing, None),
             };
-            let found = Box::new(Found { plan: Some(plan()), words: LastWords::default(), images: Default::default() });
+            let found = Box::new(Found { plan: Some(plan()), words: self.words(), images: Default::default() });
             self.hear(Heard::Looked { finding, id, asked: self.now, found: Some(found) });
-        } else if let Some(job) = self.job.clone().filter(|_| answers && entry.record().job_id.is_some()) {
-            self.hear(Heard::Job { job: Box::new(job), words: Some(Box::default()) });
+        } else if let Some(job) = self
+            .job
+            .clone()
+            .filter(|job| answers && entry.record().job_id.as_ref().is_some_and(|id| id.as_str() == job.id))
+        {
+            let words = Some(Box::new(self.words()));
+            self.hear(Heard::Job { job: Box::new(job), words });
         }
     }
 
     fn happen(&mut self, happening: Happening) {
+    /// What the job has left in the pod's folder.
+    fn words(&self) -> LastWords {
+        let failed = self.job.as_ref().is_some_and(|job| self.failed.contains(&job.id));
+        let launch = LaunchReport { step: "scratch".into(), message: "no space".into(), ..LaunchReport::default() };
+        LastWords { report: None, launch: failed.then_some(launch) }
+    }
+
+    /// It has a job that is more than a failed beginning.
+    fn has_job(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| !job.is_gone() || !self.failed.contains(&job.id))
+    }
+
         match happening {
             Happening::Time(seconds) => self.pass(s(seconds)),
             Happening::End(number, outcome) => self.end(number, outcome),
@@ -392,7 +422,8 @@ impl World {
             Happening::Report(finished) if self.is_job_running() => {
                 self.reports += 1;
                 let state = PodState {
-                    job_id: Some("7".to_owned()),
+                self.begun = true;
+                    job_id: self.job.as_ref().map(|job| job.id.clone()),
                     started_at: Some(Timestamp::UNIX_EPOCH),
                     sequence: self.reports,
                     finished,
@@ -402,6 +433,12 @@ impl World {
             }
             Happening::LinkUp | Happening::Report(_) => {}
             Happening::Job(phase) => {
+            Happening::NoSandbox => {
+                if self.is_job_running() && !self.begun {
+                    self.failed.extend(self.job.as_ref().map(|job| job.id.clone()));
+                    self.happen(Happening::Job(RunPhase::Failed));
+                }
+            }
                 if let Some(job) = self.job.as_mut().filter(|job| !job.phase.is_over()) {
                     job.phase = phase;
                     if phase != RunPhase::Running && std::mem::take(&mut self.linked) {
@@ -454,6 +491,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => proptest::bool::weighted(0.1).prop_map(Happening::Report),
         2 => phase.prop_map(Happening::Job),
         4 => Just(Happening::Ask),
+        1 => Just(Happening::NoSandbox),
         1 => Just(Happening::AskInVain),
         1 => Just(Happening::News),
         1 => Just(Happening::Restart),
@@ -492,6 +530,47 @@ proptest! {
 }
 
 #[test]
+/// A full `/tmp` of its node ends a pod's job before anything of the pod has begun.
+#[test]
+fn a_sandbox_that_is_not_made_is_tried_elsewhere_and_not_for_ever() {
+    let mut world = World::new();
+    let mut waits = Vec::new();
+    loop {
+        while !world.operations.is_empty() {
+            world.end(0, Outcome::Well);
+        }
+        let entry = world.entry.as_ref().expect("it is there");
+        assert_eq!(
+            (entry.stage(), world.pod.as_ref().and_then(|p| p.status.as_ref()?.phase.as_deref())),
+            (Stage::Submitted, Some("Pending"))
+        );
+        world.happen(Happening::Job(RunPhase::Running));
+        world.happen(Happening::Ask);
+        world.happen(Happening::NoSandbox);
+        // Whatever changes meanwhile, the wait is kept.
+        let began = world.now;
+        world.happen(Happening::Ask);
+        world.happen(Happening::Change);
+        let entry = world.entry.as_ref().expect("it is there");
+        if entry.stage() == Stage::Submitted {
+            break;
+        }
+        assert_eq!((entry.record().job_id.clone(), entry.record().avoid.as_slice()), (None, &["c1".to_owned()][..]));
+        while world.entry.as_ref().is_some_and(|entry| entry.stage() == Stage::New) {
+            world.end(0, Outcome::Well);
+            world.pass(Duration::from_millis(500));
+        }
+        waits.push((world.now - began).as_secs());
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16]);
+    while !world.operations.is_empty() {
+        world.end(0, Outcome::Well);
+    }
+    let status = world.pod.as_ref().and_then(|pod| pod.status.as_ref()).expect("a status");
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SlurmJobFailed")));
+    assert_eq!(world.made, 6);
+}
+
 fn what_was_over_before_stays_as_it_was_told() {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"generation": 2},

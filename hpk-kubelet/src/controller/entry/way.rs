@@ -223,6 +223,11 @@ impl Entry {
             }
             Err(error) => {
                 let failure = if error.is_refusal { Failure::Refused } else { Failure::Lost };
+                let avoided = failure == Failure::Refused && !self.ledger.record().avoid.is_empty();
+                if avoided {
+                    // It may be that no node was left.
+                    self.ledger.record_mut().avoid.clear();
+                }
                 submission.failed(failure, around.now, around.rules.message_timeout);
                 let mut text = error.to_string();
                 if failure == Failure::Lost {
@@ -233,7 +238,7 @@ impl Entry {
                 let spec = self.object.iter().filter_map(|pod| pod.spec.as_ref());
                 let names = spec.flat_map(|spec| spec.containers.iter().map(|c| c.name.clone()));
                 let waiting = Waiting { reason: words.reasons.submit_failed.to_owned(), message: text };
-                self.hold.submission_failed(around.now, &waiting, names, error.is_transient);
+                self.hold.submission_failed(around.now, &waiting, names, error.is_transient || avoided);
             }
         }
         self.advance(around, fx);

@@ -179,7 +179,7 @@ fn largest(total: &mut Amounts, other: &Amounts) {
 /// # Errors
 /// The pod does not say which of several types it wants: for people, with the remedy.
 pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
-    let Asking { pod, who, folder, defaults, site, .. } = *asking;
+    let Asking { pod, who, folder, defaults, site, avoid, .. } = *asking;
     let partition = flags::value(given, "partition");
     let limits = site.limits(partition);
     let measured = partition.or_else(|| asking.node.and_then(|n| n.measured.as_deref())).or_else(|| site.usual());
@@ -222,7 +222,10 @@ pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
     if let Some(minutes) = time.minutes {
         asked.push(format!("--time={minutes}"));
     }
-    asked.extend(given.iter().filter(|a| !a.starts_with("--gres=")).cloned());
+    asked.extend(given.iter().filter(|a| !a.starts_with("--gres=") && !a.starts_with("--exclude=")).cloned());
+    if let Some(nodes) = excluded(given, avoid) {
+        asked.push(format!("--exclude={nodes}"));
+    }
     if let Some(gres) = joined(&needs.gres, flags::value(given, "gres")) {
         asked.push(format!("--gres={gres}"));
     }
@@ -246,6 +249,14 @@ pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
     ]);
     let asked: Vec<String> = asked.iter().map(|word| quote(word)).collect();
     Ok(Asked { arguments, asked: asked.join(" "), warnings })
+}
+
+/// The nodes that the job keeps away from: those of the user's own flag, and those where the pod's sandbox was not made. Of nodes
+/// that the user has named none is left out.
+fn excluded(given: &[String], avoid: &[String]) -> Option<String> {
+    let avoid = avoid.iter().map(String::as_str).filter(|_| !flags::has(given, "nodelist"));
+    let all: Vec<&str> = flags::value(given, "exclude").into_iter().chain(avoid).collect();
+    (!all.is_empty()).then(|| all.join(","))
 }
 
 /// The devices that the pod's resources ask for, and those of the user's own flag: one flag, since the last one holds. A

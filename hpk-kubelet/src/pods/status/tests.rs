@@ -57,6 +57,7 @@ impl Case {
             submit_error: None,
             put_back: self.put_back,
             silent: self.silent,
+            again: false,
             host_ip: "10.77.0.1".parse().expect("ip"),
             seen_at: at(1000),
             now: at(2000),

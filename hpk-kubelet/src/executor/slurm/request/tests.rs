@@ -171,7 +171,8 @@ fn asked(pod: &Pod, flags: &[&str], site: &Site, there: &Cluster) -> Result<Aske
     let given: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
     let (cluster, defaults) = (crate::pods::plan::tests::cluster(), Defaults::default());
     let folder = Path::new("/home/a/.hpk/pods/u-1");
-    let asking = Asking { pod, who: &who, node: None, folder, cluster: &cluster, defaults: &defaults, site, there };
+    let asking =
+        Asking { pod, who: &who, node: None, folder, cluster: &cluster, defaults: &defaults, site, there, avoid: &[] };
     request(&asking, &given)
 }
 
@@ -297,6 +298,20 @@ fn an_mpi_step_asks_for_each_of_its_ranks() {
 }
 
 #[test]
+fn nodes_that_made_no_sandbox_are_left_out_beside_the_users() {
+    let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    for (given, avoid, wanted) in [
+        (&[][..], &[][..], None),
+        (&[], &["c1"], Some("c1")),
+        (&["--exclude=c[3-4]"], &["c1", "c2"], Some("c[3-4],c1,c2")),
+        (&["--exclude=c3"], &[], Some("c3")),
+        (&["--nodelist=c1"], &["c1"], None),
+    ] {
+        assert_eq!(excluded(&strings(given), &strings(avoid)).as_deref(), wanted, "{given:?} {avoid:?}");
+    }
+}
+
+#[test]
 fn a_pod_without_a_deadline_can_have_a_default() {
     let site = Site::parse(
         "",
@@ -318,6 +333,7 @@ fn a_pod_without_a_deadline_can_have_a_default() {
             defaults: &defaults,
             site: &site,
             there: &there,
+            avoid: &[],
         };
         let asked = request(&asking, &given).expect("a request");
         asked.arguments.into_iter().filter(|a| a.starts_with("--time=")).collect::<Vec<_>>()
