@@ -29,6 +29,7 @@ use hpk_server::Backend;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -223,7 +224,8 @@ impl Rig {
         let (tx, events) = mpsc::channel(QUEUE);
         let (seen, published) = tokio::sync::watch::channel(Pods::default());
         let kubelet = Kubelet::new(ctx.clone(), published);
-        let controller = Controller::new(ctx, tx.clone(), seen).unwrap();
+        let controller =
+            Controller::new(ctx, tx.clone(), seen, tokio::sync::watch::channel(BTreeMap::new()).0).unwrap();
         tokio::spawn(controller.run(events, CancellationToken::new()));
         let mut rig = Self { tx, kubelet, pods, sequence: 0, _folder: folder };
         for number in 0..pods {

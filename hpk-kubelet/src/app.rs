@@ -106,10 +106,10 @@ impl App {
         let gangs = outside.start_gangs(&cluster, &home, node.clone(), pods.clone(), tx.clone())?;
         let ctx = context(&cluster, home, &outside, gangs, links.clone(), recorder.clone(), node);
         serve(&ctx, pods, options.egress.as_deref())?;
-        let controller = Controller::new(ctx.clone(), tx.clone(), seen)
+        let (ways_out, way_out) = tokio::sync::watch::channel(BTreeMap::new());
+        let controller = Controller::new(ctx.clone(), tx.clone(), seen, ways_out)
             .context("it cannot be told which pods have jobs, and to go on would submit them again")?;
         lasting::spawn("images", collect_images(outside.images.clone(), ctx.home.clone()));
-        let (outward, way_out) = tokio::sync::watch::channel(BTreeMap::new());
         let Outside { nodes, clients, executor, images, .. } = outside;
         let client = clients.first().clone();
         let kept = node::keep(clients, (*nodes).clone(), cluster.clone(), executor, images, facts_sender, way_out);
@@ -132,7 +132,6 @@ impl App {
                 direct: cluster.network_mode == NetworkMode::Cni,
                 node_ip: cluster.node_ip,
                 notices,
-                outward,
                 member: ctx.home.member_link(),
             }),
         );

@@ -133,7 +133,7 @@ pub(crate) fn start(
         version: hpk_api::VERSION,
         pod_uid: plan.pod.uid.clone(),
         job_id: job_id.unwrap_or_default().to_owned(),
-        node: crate::node::hostname(),
+        node: crate::node::slurm_name(),
         datapath: running.map(|d| d.endpoint),
         public_key: running.and_then(|d| d.public_key.clone()),
         pod_ips: outposts.unwrap_or(&plan.network.pod_ips).clone(),
@@ -320,7 +320,7 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     let LinkParts { config, carriers, questions, sweep, leave, synced: (synced_in, synced) } = link;
     let pod = config.credentials.parent().unwrap_or(Path::new("/")).to_owned();
     let (events_in, mut events) = mpsc::channel(256);
-    let node = config.hello.node.clone();
+    let node = crate::node::hostname();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
     let mut outage = Outage::default();
     // Requests are received beside; what they bring comes here.

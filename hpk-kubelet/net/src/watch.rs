@@ -15,11 +15,11 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// How long changes of pods and policies are gathered before policies are compiled anew.
 const GATHER: Duration = Duration::from_millis(50);
@@ -44,8 +44,6 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// What users should hear.
     pub notices: mpsc::UnboundedSender<Notice>,
-    /// Which compute nodes have a way out of the cluster, as pods' links say.
-    pub outward: watch::Sender<BTreeMap<String, bool>>,
     /// Where the control plane's member finds its link's credentials (`HPK_HOME/run/member-link.json`).
     pub member: PathBuf,
 }
@@ -60,7 +58,7 @@ enum Change {
 
 /// Keeps the pods' datapaths informed, until the links end.
 pub async fn run(config: Config) {
-    let Config { client, links, mut events, pod_cidr, direct, node_ip, notices, outward, member } = config;
+    let Config { client, links, mut events, pod_cidr, direct, node_ips, notices, member } = config;
     links.adopt(
         MEMBER,
         member,
@@ -87,10 +85,10 @@ pub async fn run(config: Config) {
             event = events.recv() => match event {
                 Some(event) => {
                     match &event {
-                        NetEvent::Asked { uid, question } => balancer.heard(&world, uid, question),
-                        NetEvent::Up { hello } => {
-                            if let Some(has) = hello.outward {
-                                outward.send_if_modified(|nodes| nodes.insert(hello.node.clone(), has) != Some(has));
+                        NetEvent::Asked { uid, question } => {
+                            balancer.heard(&world, uid, question);
+                            if let (MEMBER, NetQuestion::Listened { failed }) = (uid.as_str(), question) {
+                                holds.listened(world.listeners(), failed);
                             }
                         }
                         _ => {}

@@ -51,7 +51,7 @@ use hpk_link::server::LinkEvent;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -86,6 +86,8 @@ pub struct Controller {
     /// When to look for jobs that no pod has.
     strays_at: Instant,
     seen: watch::Sender<Pods>,
+    /// By compute node: whether pods there reach addresses outside of the cluster.
+    ways_out: watch::Sender<BTreeMap<String, bool>>,
 }
 
 /// A pod's tasks.
@@ -239,7 +241,10 @@ impl Controller {
         match event {
             // The control plane's own place in the pod network is no pod.
             LinkEvent::Up { hello, .. } if hello.pod_uid == MEMBER => {}
-            LinkEvent::Up { hello, carried } => self.hear(&hello.pod_uid.into(), Heard::LinkUp { carried }),
+            LinkEvent::Up { hello, carried } => {
+                let way_out = hello.outward.map(|has| (hello.node, has));
+                self.hear(&hello.pod_uid.into(), Heard::LinkUp { carried, way_out });
+            }
             LinkEvent::Down { uid, reason } => {
                 tracing::debug!(%uid, %reason, "link down");
                 self.hear(&uid.into(), Heard::LinkDown);

@@ -32,6 +32,9 @@ impl Controller {
             Effect::Refresh(job) => tasks::refresh(ctx, tx, *job),
             Effect::AllowLink(addresses) => ctx.links.adopt(uid, ctx.folder(uid).link(), addresses),
             Effect::ForbidLink => ctx.links.withdraw(uid),
+            Effect::WayOut { node, has } => {
+                self.ways_out.send_if_modified(|nodes| nodes.insert(node, has) != Some(has));
+            }
             Effect::Watch => {
                 let task = tasks::watch(ctx, tx, uid.clone());
                 let running = self.running.entry(uid.clone()).or_default();

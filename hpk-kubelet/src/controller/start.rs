@@ -11,7 +11,7 @@ use crate::pods::submission::Submission;
 use hpk_api::ids::PodUid;
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 use tokio::sync::watch;
 
@@ -20,7 +20,12 @@ impl Controller {
     ///
     /// # Errors
     /// It cannot be told which pods have jobs: to go on would submit them again.
-    pub fn new(ctx: Context, tx: Sender, seen: watch::Sender<Pods>) -> Result<Self, RecordError> {
+    pub fn new(
+        ctx: Context,
+        tx: Sender,
+        seen: watch::Sender<Pods>,
+        ways_out: watch::Sender<BTreeMap<String, bool>>,
+    ) -> Result<Self, RecordError> {
         let rules = Rules {
             node_ip: ctx.cluster.node_ip,
             network_mode: ctx.cluster.network_mode,
@@ -67,6 +72,7 @@ impl Controller {
             listed: false,
             strays_at: Instant::now(),
             seen,
+            ways_out,
         })
     }
 }

@@ -56,7 +56,7 @@ pub struct Hello {
     pub pod_uid: String,
     /// Slurm job id.
     pub job_id: String,
-    /// Compute node's host name.
+    /// The compute node, as the executor calls it.
     pub node: String,
     /// UDP address on which this pod's datapath can be reached, when the network is an overlay.
     #[serde(default)]

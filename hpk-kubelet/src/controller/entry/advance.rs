@@ -8,7 +8,7 @@ use super::unlinked::Act;
 use super::{Entry, State};
 use crate::api::events::Note;
 use crate::controller::tasks;
-use crate::executor::run::Run;
+use crate::executor::run::{Run, RunPhase};
 use crate::pods::phase;
 use crate::pods::reconcile::{self, Stage, Step};
 use crate::pods::status;
@@ -25,6 +25,7 @@ impl Entry {
         loop {
             self.decide(around, fx);
             self.see_to_link(around, fx);
+            self.tell_way_out(fx);
             self.refresh(around, fx);
             // Once the API has the newest status, what waited for that goes on.
             if !self.post(around, fx) {
@@ -109,6 +110,18 @@ impl Entry {
                 Act::TellBack => {}
                 Act::Carry => fx.extend(self.job.job().map(|job| Effect::Carry { job: job.id.as_str().into() })),
             }
+        }
+    }
+
+    /// Believes what the pod's link said of its node once the executor has said that its job is there. Of another node nothing is
+    /// believed.
+    fn tell_way_out(&mut self, fx: &mut Vec<Effect>) {
+        let host = self.job.job().filter(|job| job.phase == RunPhase::Running).and_then(Run::batch_host);
+        let Some((host, (node, has))) = host.and_then(|host| Some((host, self.way_out.take()?))) else { return };
+        if node == host {
+            fx.push(Effect::WayOut { node, has });
+        } else {
+            tracing::warn!(uid = %self.record().pod.uid, said = node, is = host, "a link says to be on another node than its job");
         }
     }
 
@@ -206,10 +219,10 @@ impl Entry {
             submit_error: self.hold.submit_error(),
             put_back: self.job.put_back(),
             silent: self.silent_since().is_some_and(is_silent),
+            again: self.sandbox_to_come().is_some(),
             host_ip: around.rules.node_ip,
             seen_at: record.seen_at,
             now: around.clock,
         }))
     }
 }
-            again: self.sandbox_to_come().is_some(),

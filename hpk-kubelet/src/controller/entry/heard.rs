@@ -88,8 +88,9 @@ pub(crate) enum Heard {
     Job { job: Box<Run>, words: Option<Box<LastWords>> },
     /// The supervisor's word.
     Report { state: Box<PodState>, found: Option<Box<Found>> },
-    /// A link stands; `carried`: Slurm carries it.
-    LinkUp { carried: bool },
+    /// A link stands; `carried`: Slurm carries it. `way_out`: on which node its other end says to be, and whether that reaches
+    /// addresses outside of the cluster.
+    LinkUp { carried: bool, way_out: Option<(String, bool)> },
     /// No link stands.
     LinkDown,
     /// Somebody was refused who had the pod's credentials.
@@ -147,6 +148,8 @@ pub(crate) enum Effect {
     AllowLink(Vec<IpAddr>),
     /// It may not link.
     ForbidLink,
+    /// The node reaches addresses outside of the cluster, or does not.
+    WayOut { node: String, has: bool },
     /// Its supervisor's reports are followed over the link: [`Heard::Report`].
     Watch,
     /// They are not followed any more.

@@ -121,6 +121,8 @@ pub(crate) struct Entry {
     trouble: Option<String>,
     /// What was told of addresses that it has not.
     claimed: Option<String>,
+    /// What its link said of its node's way out ([`Heard::LinkUp`]), until it is known where its job is.
+    way_out: Option<(String, bool)>,
 }
 
 impl Entry {
@@ -146,6 +148,7 @@ impl Entry {
             follows: false,
             trouble: None,
             claimed: None,
+            way_out: None,
         }
     }
 
@@ -300,7 +303,7 @@ impl Entry {
             Heard::Adopted { id, found } => self.adopted(id, found, around, fx),
             Heard::Job { job, words } => self.job(*job, words, around, fx),
             Heard::Report { state, found } => self.report(*state, found, around, fx),
-            Heard::LinkUp { carried } => self.link_up(carried, around, fx),
+            Heard::LinkUp { carried, way_out } => self.link_up(carried, way_out, around, fx),
             Heard::LinkDown => self.link_down(around, fx),
             Heard::LinkRefused(why) => self.link_refused(&why, fx),
             Heard::ReferencesChanged => self.references_changed(around, fx),

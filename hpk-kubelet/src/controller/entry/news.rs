@@ -175,12 +175,19 @@ impl Entry {
 
     // ---- the link
 
-    pub(super) fn link_up(&mut self, carried: bool, around: &Around<'_>, fx: &mut Vec<Effect>) {
+    pub(super) fn link_up(
+        &mut self,
+        carried: bool,
+        way_out: Option<(String, bool)>,
+        around: &Around<'_>,
+        fx: &mut Vec<Effect>,
+    ) {
         // It was admitted, so it was begun; it may have ended since.
         if !self.is_to_link() {
             return;
         }
         self.link.came(around.now);
+        self.way_out = way_out;
         fx.push(Effect::Watch);
         if !carried && !std::mem::replace(&mut self.ledger.record_mut().linked, true) {
             self.save(fx);

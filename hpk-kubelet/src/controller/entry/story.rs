@@ -242,6 +242,7 @@ impl World {
                 self.begin_operation(Operation::Remove);
                 self.removing = true;
             }
+            Effect::WayOut { .. } => assert!(self.is_job_running(), "nobody has said where it is"),
             Effect::AllowLink(_) | Effect::Follow(_) | Effect::Watch | Effect::Label { .. } => assert!(!self.removing),
             Effect::Tell(..)
             | Effect::Unfollow
@@ -284,8 +285,8 @@ impl World {
     }
 
     fn make_job(&mut self) {
-        self.made += 1;
         assert!(!self.has_job(), "a second job");
+        self.made += 1;
         assert!(self.made <= 6, "tried for ever");
         self.begun = false;
         let id = self.made.to_string();
@@ -376,7 +377,6 @@ impl World {
         }
     }
 
-    fn happen(&mut self, happening: Happening) {
     /// What the job has left in the pod's folder.
     fn words(&self) -> LastWords {
         let failed = self.job.as_ref().is_some_and(|job| self.failed.contains(&job.id));
@@ -389,6 +389,7 @@ impl World {
         self.job.as_ref().is_some_and(|job| !job.is_gone() || !self.failed.contains(&job.id))
     }
 
+    fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Time(seconds) => self.pass(s(seconds)),
             Happening::End(number, outcome) => self.end(number, outcome),
@@ -413,7 +414,7 @@ impl World {
             // Only of a job that runs.
             Happening::LinkUp if self.is_job_running() => {
                 self.linked = true;
-                self.hear(Heard::LinkUp { carried: false });
+                self.hear(Heard::LinkUp { carried: false, way_out: None });
             }
             Happening::LinkDown => {
                 self.linked = false;
@@ -421,8 +422,8 @@ impl World {
             }
             Happening::Report(finished) if self.is_job_running() => {
                 self.reports += 1;
-                let state = PodState {
                 self.begun = true;
+                let state = PodState {
                     job_id: self.job.as_ref().map(|job| job.id.clone()),
                     started_at: Some(Timestamp::UNIX_EPOCH),
                     sequence: self.reports,
@@ -432,13 +433,13 @@ impl World {
                 self.hear(Heard::Report { state: Box::new(state), found: None });
             }
             Happening::LinkUp | Happening::Report(_) => {}
-            Happening::Job(phase) => {
             Happening::NoSandbox => {
                 if self.is_job_running() && !self.begun {
                     self.failed.extend(self.job.as_ref().map(|job| job.id.clone()));
                     self.happen(Happening::Job(RunPhase::Failed));
                 }
             }
+            Happening::Job(phase) => {
                 if let Some(job) = self.job.as_mut().filter(|job| !job.phase.is_over()) {
                     job.phase = phase;
                     if phase != RunPhase::Running && std::mem::take(&mut self.linked) {
@@ -490,8 +491,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::LinkDown),
         2 => proptest::bool::weighted(0.1).prop_map(Happening::Report),
         2 => phase.prop_map(Happening::Job),
-        4 => Just(Happening::Ask),
         1 => Just(Happening::NoSandbox),
+        4 => Just(Happening::Ask),
         1 => Just(Happening::AskInVain),
         1 => Just(Happening::News),
         1 => Just(Happening::Restart),
@@ -529,7 +530,6 @@ proptest! {
     }
 }
 
-#[test]
 /// A full `/tmp` of its node ends a pod's job before anything of the pod has begun.
 #[test]
 fn a_sandbox_that_is_not_made_is_tried_elsewhere_and_not_for_ever() {
@@ -571,6 +571,7 @@ fn a_sandbox_that_is_not_made_is_tried_elsewhere_and_not_for_ever() {
     assert_eq!(world.made, 6);
 }
 
+#[test]
 fn what_was_over_before_stays_as_it_was_told() {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"generation": 2},
@@ -586,6 +587,25 @@ fn what_was_over_before_stays_as_it_was_told() {
     let effects = entry.on(Heard::Applied { pod: Arc::new(pod), refusal: None }, &around);
     assert!(effects.is_empty(), "{effects:?}");
     assert_eq!(entry.status(&around), told);
+}
+
+#[test]
+fn a_link_is_believed_about_its_own_node_alone() {
+    let rules = rules();
+    let now = Instant::now();
+    let around = Around { now, clock: Timestamp::UNIX_EPOCH, listed: true, rules: &rules, taken: &|_| false };
+    for (said, believed) in [("c1", true), ("c2", false)] {
+        let who = PodRef { uid: UID.to_owned(), ..PodRef::default() };
+        let record = Record { job_id: Some("7".into()), ..Record::new(who, Timestamp::UNIX_EPOCH) };
+        let mut entry = Entry::new(Record { progress: Progress::Submitted, ..record }, Way::Made, now);
+        let is_told = |effects: Vec<Effect>| effects.iter().any(|e| matches!(e, Effect::WayOut { has: false, .. }));
+        let way_out = Some((said.to_owned(), false));
+        assert!(!is_told(entry.on(Heard::LinkUp { carried: false, way_out }, &around)), "not known where it is");
+        let job = Run { phase: RunPhase::Running, nodes: "c1".to_owned(), ..Run::lost("7", UID) };
+        let job = || Heard::Job { job: Box::new(job.clone()), words: None };
+        assert_eq!(is_told(entry.on(job(), &around)), believed, "{said}");
+        assert!(!is_told(entry.on(job(), &around)), "once");
+    }
 }
 
 #[test]
