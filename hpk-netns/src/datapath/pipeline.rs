@@ -188,7 +188,7 @@ impl Pipeline {
             }
             self.forget(&wire);
         }
-        let endpoint = match self.services.choose(front, now, self.random) {
+        let endpoint = match self.services.choose(src.ip(), front, now, self.random) {
             Choice::NotAService => {
                 let wire = Wire { protocol, local: src, remote: dst };
                 let known = self.flows.get(&wire).filter(|f| !f.expired(protocol, now)).map(|f| f.service);

@@ -3,6 +3,7 @@
 
 use super::policy::number;
 use hpk_api::link::{ServiceFacts, ServicePort};
+use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,8 @@ pub(crate) type Front = (SocketAddr, u8);
 #[derive(Clone, Debug)]
 struct Backends {
     endpoints: Vec<SocketAddr>,
+    /// Whose packets are served there; none: everybody's.
+    sources: Vec<IpNet>,
     /// Seconds.
     affinity: Option<u32>,
     /// The endpoint that this pod, as a client, sticks to, and when it last began (seconds).
@@ -56,7 +59,8 @@ impl Services {
             let endpoints: Vec<_> =
                 port.endpoints.iter().copied().filter(|e| e.is_ipv4() == front.0.is_ipv4()).collect();
             let stuck = stuck.get(&front).copied().filter(|(e, _)| endpoints.contains(e));
-            self.fronts.insert(front, Backends { endpoints, affinity: facts.affinity_seconds, stuck });
+            let sources = if is_balancers(&facts, front.0, port) { facts.sources.clone() } else { Vec::new() };
+            self.fronts.insert(front, Backends { endpoints, sources, affinity: facts.affinity_seconds, stuck });
         }
         self.by_key.insert(facts.key.clone(), facts);
     }
@@ -95,11 +99,14 @@ impl Services {
         self.fronts.contains_key(&front)
     }
 
-    /// The endpoint for a new connection. `now` in seconds; `random` picks.
-    pub(crate) fn choose(&mut self, front: Front, now: u64, random: u64) -> Choice {
+    /// The endpoint for a new connection of `client`. `now` in seconds; `random` picks.
+    pub(crate) fn choose(&mut self, client: IpAddr, front: Front, now: u64, random: u64) -> Choice {
         let Some(backends) = self.fronts.get_mut(&front) else {
             return if self.addresses.contains_key(&front.0.ip()) { Choice::Refused } else { Choice::NotAService };
         };
+        if !backends.sources.is_empty() && !backends.sources.iter().any(|range| range.contains(&client)) {
+            return Choice::Refused;
+        }
         if let (Some(seconds), Some((endpoint, last))) = (backends.affinity, backends.stuck)
             && now.saturating_sub(last) <= u64::from(seconds)
         {
@@ -124,6 +131,12 @@ fn fronts(facts: &ServiceFacts) -> impl Iterator<Item = (Front, &ServicePort)> {
     })
 }
 
+/// Whether it is the load balancer's: the service's own port at an address that is not the service's own. A node port is no part
+/// of the load balancer, as with kube-proxy.
+fn is_balancers(facts: &ServiceFacts, at: SocketAddr, port: &ServicePort) -> bool {
+    !facts.cluster_ips.contains(&at.ip()) && at.port() == port.port
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::super::packet::proto;
@@ -145,6 +158,9 @@ pub(crate) mod tests {
         }
     }
 
+    /// The pod.
+    const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 0, 9));
+
     fn front(text: &str) -> Front {
         (text.parse().unwrap(), proto::TCP)
     }
@@ -153,14 +169,14 @@ pub(crate) mod tests {
     fn a_service_spreads_refuses_and_goes() {
         let mut s = Services::default();
         s.apply(facts("a/b", "10.96.0.5", 80, &["10.244.0.1:8080", "10.244.0.2:8080"], None));
-        let chosen: HashSet<_> = (0..4).map(|r| format!("{:?}", s.choose(front("10.96.0.5:80"), 0, r))).collect();
+        let chosen: HashSet<_> = (0..4).map(|r| format!("{:?}", s.choose(ME, front("10.96.0.5:80"), 0, r))).collect();
         assert_eq!(chosen.len(), 2);
-        assert_eq!(s.choose(front("10.96.0.5:81"), 0, 0), Choice::Refused, "a port that it has not");
-        assert_eq!(s.choose(front("10.96.0.6:80"), 0, 0), Choice::NotAService);
+        assert_eq!(s.choose(ME, front("10.96.0.5:81"), 0, 0), Choice::Refused, "a port that it has not");
+        assert_eq!(s.choose(ME, front("10.96.0.6:80"), 0, 0), Choice::NotAService);
         s.apply(facts("a/b", "10.96.0.5", 80, &[], None));
-        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::Refused);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 0, 0), Choice::Refused);
         s.remove("a/b");
-        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::NotAService);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 0, 0), Choice::NotAService);
     }
 
     #[test]
@@ -170,13 +186,31 @@ pub(crate) mod tests {
         f.ports[0].also = vec!["10.77.0.1:30080".parse().unwrap()];
         s.apply(f.clone());
         let endpoint = Choice::Endpoint("10.244.0.1:8080".parse().unwrap());
-        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), endpoint);
-        assert_eq!(s.choose(front("10.77.0.1:22"), 0, 0), Choice::NotAService, "the node's own");
+        assert_eq!(s.choose(ME, front("10.77.0.1:30080"), 0, 0), endpoint);
+        assert_eq!(s.choose(ME, front("10.77.0.1:22"), 0, 0), Choice::NotAService, "the node's own");
         f.ports[0].endpoints.clear();
         s.apply(f);
-        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), Choice::Refused);
+        assert_eq!(s.choose(ME, front("10.77.0.1:30080"), 0, 0), Choice::Refused);
         s.remove("a/b");
-        assert_eq!(s.choose(front("10.77.0.1:30080"), 0, 0), Choice::NotAService);
+        assert_eq!(s.choose(ME, front("10.77.0.1:30080"), 0, 0), Choice::NotAService);
+    }
+
+    #[test]
+    fn source_ranges_are_the_load_balancers_alone() {
+        let mut s = Services::default();
+        let mut f = facts("a/b", "10.96.0.5", 80, &["10.244.0.1:8080"], None);
+        f.ports[0].also = vec!["10.77.0.1:30080".parse().unwrap(), "10.77.0.1:80".parse().unwrap()];
+        for (sources, wanted) in
+            [(&["10.244.0.8/32"][..], false), (&["10.244.0.8/32", "10.244.0.9/32"], true), (&[], true)]
+        {
+            f.sources = sources.iter().map(|range| range.parse().unwrap()).collect();
+            s.apply(f.clone());
+            let endpoint = Choice::Endpoint("10.244.0.1:8080".parse().unwrap());
+            let balancers = if wanted { endpoint } else { Choice::Refused };
+            assert_eq!(s.choose(ME, front("10.77.0.1:80"), 0, 0), balancers, "{sources:?}");
+            assert_eq!(s.choose(ME, front("10.77.0.1:30080"), 0, 0), endpoint, "the node port");
+            assert_eq!(s.choose(ME, front("10.96.0.5:80"), 0, 0), endpoint, "the service's own address");
+        }
     }
 
     #[test]
@@ -184,14 +218,14 @@ pub(crate) mod tests {
         let mut s = Services::default();
         let all = ["10.244.0.1:1", "10.244.0.2:1"];
         s.apply(facts("a/b", "10.96.0.5", 80, &all, Some(100)));
-        let first = s.choose(front("10.96.0.5:80"), 0, 0);
-        assert_eq!(s.choose(front("10.96.0.5:80"), 100, 1), first);
+        let first = s.choose(ME, front("10.96.0.5:80"), 0, 0);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 100, 1), first);
         // Told again: still stuck. Renewed at 100, so over at 201.
         s.apply(facts("a/b", "10.96.0.5", 80, &all, Some(100)));
-        assert_eq!(s.choose(front("10.96.0.5:80"), 200, 1), first);
-        assert_ne!(s.choose(front("10.96.0.5:80"), 301, 1), first);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 200, 1), first);
+        assert_ne!(s.choose(ME, front("10.96.0.5:80"), 301, 1), first);
         s.apply(facts("a/b", "10.96.0.5", 80, &all[..1], Some(100)));
-        assert_eq!(s.choose(front("10.96.0.5:80"), 302, 1), first);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 302, 1), first);
     }
 
     #[test]
@@ -200,7 +234,7 @@ pub(crate) mod tests {
         s.apply(facts("a/b", "10.96.0.5", 80, &["10.244.0.1:1"], None));
         s.apply(facts("a/c", "10.96.0.6", 80, &["10.244.0.1:1"], None));
         s.retain(&HashSet::from(["a/c".to_owned()]));
-        assert_eq!(s.choose(front("10.96.0.5:80"), 0, 0), Choice::NotAService);
+        assert_eq!(s.choose(ME, front("10.96.0.5:80"), 0, 0), Choice::NotAService);
         assert!(s.has(front("10.96.0.6:80"), "10.244.0.1:1".parse().unwrap()));
     }
 }
