@@ -130,7 +130,7 @@ impl App {
                 events: link_events.net,
                 pod_cidr: cluster.pod_cidr.clone(),
                 direct: cluster.network_mode == NetworkMode::Cni,
-                node_ip: cluster.node_ip,
+                node_ips: cluster.node_ips(),
                 notices,
                 member: ctx.home.member_link(),
             }),

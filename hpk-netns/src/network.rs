@@ -489,7 +489,7 @@ impl Outside {
 
 fn tell_not_had(kubelet: &mpsc::Sender<NetQuestion>, NotHad { port, at, message }: NotHad) {
     hpk_api::say!("hpk-netns: host port {}: {message}", port.host_port);
-    let _ = kubelet.try_send(NetQuestion::NotListening { service: None, at, protocol: port.protocol, message });
+    let _ = kubelet.try_send(NetQuestion::NotListening { at, protocol: port.protocol, message });
 }
 
 /// Waits a moment for the services to be known, so that a pod's first connection finds them.

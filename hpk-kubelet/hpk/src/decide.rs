@@ -244,7 +244,7 @@ impl Families {
 #[must_use]
 pub(crate) fn cluster(
     cluster_name: &str,
-    node_ip: IpAddr,
+    (node_ip, node_ip_too): (IpAddr, Option<IpAddr>),
     families: Families,
     ports: &Ports,
     pki_dir: &std::path::Path,
@@ -256,6 +256,7 @@ pub(crate) fn cluster(
         local_cpus: None,
         node_name: node_name(cluster_name),
         node_ip,
+        node_ip_too,
         apiserver_url: format!("https://{}", SocketAddr::new(node_ip, ports.apiserver)),
         service_cidr: families.ranges(SERVICE_CIDR, SERVICE_CIDR_V6),
         apiserver_service_ip: APISERVER_SERVICE_IP,
@@ -321,7 +322,7 @@ pub(crate) mod tests {
         let ports = ports_with(None, ip, 1000, |_, _| true).unwrap();
         let home = Home::at("/home/alice/.hpk".into());
         Layout {
-            cluster: cluster("site", ip, Families::Dual, &ports, &home.pki()),
+            cluster: cluster("site", (ip, None), Families::Dual, &ports, &home.pki()),
             control_plane: ControlPlane {
                 ports,
                 programs: Programs::Folder { path: "/opt/kubernetes".into() },

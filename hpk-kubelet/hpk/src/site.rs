@@ -3,6 +3,7 @@
 //! Asks Slurm's commands and the resolver; decides nothing.
 
 use hpk_api::cluster::ExecutorKind;
+use hpk_sys::netdev::Netlink;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::process::Command;
 
@@ -119,6 +120,12 @@ pub(crate) fn node_ip(given: Option<IpAddr>, executor: ExecutorKind) -> Result<I
     let hostname = || hostname().ok().and_then(|h| first_usable(resolve(&h)));
     // 192.0.2.1 is nobody's (RFC 5737): only the route is asked for, nothing is sent.
     towards_nodes.or_else(hostname).or_else(|| towards("192.0.2.1")).ok_or(SiteError::NoAddress)
+}
+
+/// The address of the other family on the device that has `ip`.
+pub(crate) fn beside(ip: IpAddr) -> Option<IpAddr> {
+    let devices = Netlink::open().and_then(|mut netlink| netlink.devices()).ok()?;
+    hpk_sys::netdev::beside(&devices, ip)
 }
 
 /// Our own address on the way to `host`, unless it is the loopback's.

@@ -1,17 +1,17 @@
-//! LoadBalancer services: the login node is the balancer, so their status names its address. And what users should
-//! hear of ports that lead nowhere.
+//! LoadBalancer services: the login node is the balancer, so their status names its addresses, and ports of theirs that it does
+//! not listen on. And what users should hear of ports that lead nowhere.
 //!
 //! The listeners themselves are the control plane's member's; which there are, [`crate::services`] says.
 
 use crate::services::{self, is_ours};
 use crate::world::World;
-use hpk_api::link::{MEMBER, NetQuestion};
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use hpk_api::link::{MEMBER, NetQuestion, NotListening, Protocol};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, ObjectReference, PortStatus, Service};
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -19,6 +19,9 @@ use tokio::sync::mpsc;
 const TRIES: u32 = 5;
 /// Before the second try; doubled each time.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A port of a Service that is not listened on: the event's reason, and the port's error in the Service's status.
+const NOT_AVAILABLE: &str = "PortNotAvailable";
 
 /// Something to tell about an object, as an event.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,18 +35,24 @@ pub struct Notice {
     pub message: String,
 }
 
-/// Gives LoadBalancer services their address.
+/// Where a service is not listened for, and why.
+type Failed = BTreeMap<(Protocol, SocketAddr), String>;
+
+/// Gives LoadBalancer services their addresses.
 pub(crate) struct Balancer {
     client: Client,
-    node: IpAddr,
+    nodes: Vec<IpAddr>,
     notices: mpsc::UnboundedSender<Notice>,
     /// UIDs of services of which it was said that SCTP is not carried.
     warned: HashSet<String>,
+    /// By service: the member's newest word. None: it has not spoken since this kubelet began.
+    failed: Option<BTreeMap<String, Failed>>,
 }
 
 impl Balancer {
-    pub(crate) fn new(client: Client, node: IpAddr, notices: mpsc::UnboundedSender<Notice>) -> Self {
-        Self { client, node, notices, warned: HashSet::new() }
+    /// `nodes`: the addresses of the login node.
+    pub(crate) fn new(client: Client, nodes: Vec<IpAddr>, notices: mpsc::UnboundedSender<Notice>) -> Self {
+        Self { client, nodes, notices, warned: HashSet::new(), failed: None }
     }
 
     /// A Service was made or changed (`live`) or is gone.
@@ -58,38 +67,65 @@ impl Balancer {
         {
             self.tell(service, true, "ProtocolNotSupported", message);
         }
-        if let Some(status) = status(service, self.node) {
-            self.tell(service, false, "EnsuredLoadBalancer", format!("the login node, {}, listens", self.node));
-            tokio::spawn(post(self.client.clone(), service.clone(), status));
+        self.judge(service);
+    }
+
+    /// Brings a Service's status up to date.
+    fn judge(&self, service: &Service) {
+        let key = services::key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
+        let none = Failed::new();
+        let failed = self.failed.as_ref().map(|all| all.get(&key).unwrap_or(&none));
+        let Some(wanted) = ingress(service, &self.nodes, failed) else { return };
+        if given(service).is_empty() {
+            let all = self.nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            self.tell(service, false, "EnsuredLoadBalancer", format!("the login node, {all}, listens"));
         }
+        let status = json!({"status": {"loadBalancer": {"ingress": wanted}}});
+        tokio::spawn(post(self.client.clone(), service.clone(), status));
     }
 
     /// What the member, or the pod `uid`, says that is no question.
-    pub(crate) fn heard(&self, world: &World, uid: &str, question: &NetQuestion) {
-        let NetQuestion::NotListening { service, at, protocol, message } = question else { return };
-        tracing::warn!(?service, uid, %at, ?protocol, %message, "no listener");
-        let message = format!("{} {at}: {message}", format!("{protocol:?}").to_uppercase());
-        match service {
+    pub(crate) fn heard(&mut self, world: &World, uid: &str, question: &NetQuestion) {
+        match question {
+            NetQuestion::NotListening { at, protocol, message } => {
+                let Some(pod) = world.known_pod(uid) else { return };
+                tracing::warn!(uid, %at, ?protocol, %message, "no listener");
+                let about = ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(pod.name.clone()),
+                    namespace: Some(pod.namespace.clone()),
+                    uid: Some(uid.to_owned()),
+                    ..ObjectReference::default()
+                };
+                let message = text(*protocol, *at, message);
+                let _ = self.notices.send(Notice { about, warning: true, reason: "HostPortNotAvailable", message });
+            }
             // Services' ports are the member's alone.
-            Some(_) if uid != MEMBER => {}
-            Some(key) => {
-                if let Some(service) = world.known_service(key) {
-                    self.tell(service, true, "PortNotAvailable", message);
+            NetQuestion::Listened { failed } if uid == MEMBER => self.listened(world, failed),
+            NetQuestion::Listened { .. } | NetQuestion::Peer { .. } | NetQuestion::PeerByKey { .. } => {}
+        }
+    }
+
+    fn listened(&mut self, world: &World, failed: &[NotListening]) {
+        let mut now = BTreeMap::<String, Failed>::new();
+        for f in failed {
+            now.entry(f.service.clone()).or_default().insert((f.protocol, f.at), f.message.clone());
+        }
+        let before = self.failed.replace(now.clone()).unwrap_or_default();
+        let keys: HashSet<&String> = before.keys().chain(now.keys()).collect();
+        for service in keys.into_iter().filter_map(|key| world.known_service(key)) {
+            let key = services::key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
+            for ((protocol, at), message) in now.get(&key).into_iter().flatten() {
+                if before.get(&key).and_then(|f| f.get(&(*protocol, *at))) != Some(message) {
+                    tracing::warn!(service = %key, %at, ?protocol, %message, "no listener");
+                    self.tell(service, true, NOT_AVAILABLE, text(*protocol, *at, message));
                 }
             }
-            None => {
-                if let Some(pod) = world.known_pod(uid) {
-                    let about = ObjectReference {
-                        api_version: Some("v1".to_owned()),
-                        kind: Some("Pod".to_owned()),
-                        name: Some(pod.name.clone()),
-                        namespace: Some(pod.namespace.clone()),
-                        uid: Some(uid.to_owned()),
-                        ..ObjectReference::default()
-                    };
-                    let _ = self.notices.send(Notice { about, warning: true, reason: "HostPortNotAvailable", message });
-                }
-            }
+        }
+        // Those too that an earlier kubelet had heard of.
+        for service in world.balanced() {
+            self.judge(service);
         }
     }
 
@@ -106,11 +142,54 @@ impl Balancer {
     }
 }
 
-/// The status of a LoadBalancer that has no address yet. One that somebody else gave stays.
-fn status(service: &Service, node: IpAddr) -> Option<Value> {
-    let given = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref());
-    let wants = is_ours(service) && given.is_none_or(Vec::is_empty) && service.metadata.deletion_timestamp.is_none();
-    wants.then(|| json!({"status": {"loadBalancer": {"ingress": [{"ip": node, "ipMode": "VIP"}]}}}))
+fn text(protocol: Protocol, at: SocketAddr, message: &str) -> String {
+    format!("{} {at}: {message}", format!("{protocol:?}").to_uppercase())
+}
+
+fn given(service: &Service) -> &[LoadBalancerIngress] {
+    let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    status.and_then(|l| l.ingress.as_deref()).unwrap_or_default()
+}
+
+/// The ingress that a LoadBalancer should have, if that is not what it has. What somebody else gave stays. `failed`: where it is
+/// not listened on; None: that is not known, and what the status says of it stays.
+fn ingress(service: &Service, nodes: &[IpAddr], failed: Option<&Failed>) -> Option<Vec<LoadBalancerIngress>> {
+    let given = given(service);
+    let is_own = |i: &LoadBalancerIngress| {
+        i.ip.as_deref().and_then(|ip| ip.parse().ok()).is_some_and(|ip: IpAddr| nodes.contains(&ip))
+    };
+    if !is_ours(service) || service.metadata.deletion_timestamp.is_some() || !given.iter().all(is_own) {
+        return None;
+    }
+    let wanted: Vec<LoadBalancerIngress> = services::places(service, nodes)
+        .into_iter()
+        .map(|ip| {
+            let text = ip.to_string();
+            let ports = match failed {
+                Some(failed) => ports(service, ip, failed),
+                None => given.iter().find(|i| i.ip.as_ref() == Some(&text)).and_then(|i| i.ports.clone()),
+            };
+            LoadBalancerIngress { ip: Some(text), ip_mode: Some("VIP".to_owned()), ports, ..Default::default() }
+        })
+        .collect();
+    (wanted != given).then_some(wanted)
+}
+
+/// The ports of an address, if one of them has an error: all or none are to be named.
+fn ports(service: &Service, ip: IpAddr, failed: &Failed) -> Option<Vec<PortStatus>> {
+    let all = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
+    let list: Vec<PortStatus> = all
+        .map(|port| {
+            let at = u16::try_from(port.port).ok().map(|number| SocketAddr::new(ip, number));
+            let key = services::protocol(port.protocol.as_deref()).zip(at);
+            PortStatus {
+                port: port.port,
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                error: key.and_then(|key| failed.get(&key)).map(|_| NOT_AVAILABLE.to_owned()),
+            }
+        })
+        .collect();
+    list.iter().any(|port| port.error.is_some()).then_some(list)
 }
 
 /// What of a service has no effect.
@@ -155,16 +234,45 @@ mod tests {
             .unwrap()
     }
 
+    fn nodes() -> Vec<IpAddr> {
+        vec!["10.77.0.1".parse().unwrap(), "fd00:77::1".parse().unwrap()]
+    }
+
+    fn found(service: &Service, failed: Option<&Failed>) -> Option<Value> {
+        ingress(service, &nodes(), failed).map(|list| serde_json::to_value(list).unwrap())
+    }
+
     #[test]
     fn an_address_is_given_once() {
-        let node = "10.77.0.1".parse().unwrap();
-        let of = |spec, given| status(&service(spec, given), node);
+        let of = |spec, given| found(&service(spec, given), None);
         let balanced = json!({"type": "LoadBalancer"});
-        let found = of(balanced.clone(), json!({})).unwrap();
-        assert_eq!(found["status"]["loadBalancer"]["ingress"][0]["ip"], "10.77.0.1");
+        let own = json!([{"ip": "10.77.0.1", "ipMode": "VIP"}]);
+        assert_eq!(of(balanced.clone(), json!({})), Some(own.clone()));
+        assert_eq!(of(balanced.clone(), json!({"loadBalancer": {"ingress": own}})), None);
+        let both = json!({"type": "LoadBalancer", "ipFamilies": ["IPv4", "IPv6"]});
+        let [v4, v6] = [json!({"ip": "10.77.0.1", "ipMode": "VIP"}), json!({"ip": "fd00:77::1", "ipMode": "VIP"})];
+        assert_eq!(of(both, json!({"loadBalancer": {"ingress": own}})), Some(json!([v4, v6])));
         assert_eq!(of(balanced, json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}})), None, "another's stays");
         assert_eq!(of(json!({"type": "LoadBalancer", "loadBalancerClass": "x/y"}), json!({})), None);
         assert_eq!(of(json!({"type": "NodePort"}), json!({})), None);
+    }
+
+    #[test]
+    fn a_port_that_is_not_listened_on_has_an_error_and_the_others_are_named() {
+        let spec =
+            json!({"type": "LoadBalancer", "ports": [{"port": 80}, {"port": 8080}, {"port": 8080, "protocol": "UDP"}]});
+        let failed = Failed::from([((Protocol::Tcp, "10.77.0.1:80".parse().unwrap()), "an ordinary user".to_owned())]);
+        let wanted = json!([{"ip": "10.77.0.1", "ipMode": "VIP", "ports": [
+            {"port": 80, "protocol": "TCP", "error": "PortNotAvailable"},
+            {"port": 8080, "protocol": "TCP"},
+            {"port": 8080, "protocol": "UDP"},
+        ]}]);
+        assert_eq!(found(&service(spec.clone(), json!({})), Some(&failed)), Some(wanted.clone()));
+        let has = service(spec, json!({"loadBalancer": {"ingress": wanted}}));
+        assert_eq!(found(&has, Some(&failed)), None, "it has it already");
+        assert_eq!(found(&has, None), None, "what an earlier kubelet heard stays until the member speaks");
+        let cleared = Some(json!([{"ip": "10.77.0.1", "ipMode": "VIP"}]));
+        assert_eq!(found(&has, Some(&Failed::new())), cleared, "the port was freed");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 pub mod balancer;
 mod dirty;
+mod holds;
 pub mod policies;
 pub mod relays;
 pub mod services;

@@ -16,12 +16,12 @@ const AFFINITY: u32 = 10_800;
 /// Label that names an EndpointSlice's service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// The facts; None for a Service without a ClusterIP (headless, ExternalName). `node` is the Node's address, whose ports
-/// NodePort and LoadBalancer use. `place` says where an endpoint is found by the datapath.
+/// The facts; None for a Service without a ClusterIP (headless, ExternalName). `nodes` are the login node's addresses, whose
+/// ports NodePort and LoadBalancer use. `place` says where an endpoint is found by the datapath.
 pub fn compile<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: IpAddr,
+    nodes: &[IpAddr],
     mut place: impl FnMut(Protocol, SocketAddr) -> Option<SocketAddr>,
 ) -> Option<ServiceFacts> {
     let spec = service.spec.as_ref()?;
@@ -42,8 +42,9 @@ pub fn compile<'a>(
         let name = port.name.as_deref().unwrap_or_default();
         let found = endpoints(slices.clone(), name, protocol);
         let endpoints = found.into_iter().filter_map(|e| place(protocol, e)).collect();
-        let mut also = on_node(service, port, node);
-        also.extend(elsewhere(service).map(|ip| SocketAddr::new(ip, number)).filter(|at| at.ip() != node));
+        let places = places(service, nodes);
+        let mut also: Vec<_> = places.into_iter().flat_map(|node| on_node(service, port, node)).collect();
+        also.extend(elsewhere(service).map(|ip| SocketAddr::new(ip, number)).filter(|at| !nodes.contains(&at.ip())));
         ports.push(ServicePort { protocol, port: number, endpoints, also });
     }
     let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
@@ -62,6 +63,17 @@ pub fn compile<'a>(
 fn sources(service: &Service) -> Vec<IpNet> {
     let ranges = service.spec.iter().flat_map(|spec| spec.load_balancer_source_ranges.iter().flatten());
     ranges.filter_map(|range| range.trim().parse().ok()).collect()
+}
+
+/// Which of the login node's addresses are the service's: those of its families. Where the node has none of them, its first: what
+/// listens there is a relay, and leads to the other family's endpoints just as well.
+#[must_use]
+pub fn places(service: &Service, nodes: &[IpAddr]) -> Vec<IpAddr> {
+    let families = service.spec.as_ref().and_then(|s| s.ip_families.as_deref()).unwrap_or_default();
+    let v4 = families.is_empty() || families.iter().any(|f| f == "IPv4");
+    let v6 = families.iter().any(|f| f == "IPv6");
+    let of: Vec<IpAddr> = nodes.iter().copied().filter(|ip| if ip.is_ipv4() { v4 } else { v6 }).collect();
+    if of.is_empty() { nodes.first().copied().into_iter().collect() } else { of }
 }
 
 /// Addresses of the node that lead to a port of a service: its node port, and a load balancer's port.
@@ -94,7 +106,7 @@ pub fn is_ours(service: &Service) -> bool {
 
 /// What the login node listens on for a service. SCTP is not carried.
 #[must_use]
-pub fn listeners(facts: &ServiceFacts, node: IpAddr) -> Vec<Listener> {
+pub fn listeners(facts: &ServiceFacts, nodes: &[IpAddr]) -> Vec<Listener> {
     let ports = facts.ports.iter().filter(|p| p.protocol != Protocol::Sctp);
     let listener = |port: &ServicePort, at: SocketAddr| Listener {
         service: facts.key.clone(),
@@ -104,8 +116,9 @@ pub fn listeners(facts: &ServiceFacts, node: IpAddr) -> Vec<Listener> {
         // A node port is no part of the load balancer, as with kube-proxy.
         sources: if at.port() == port.port { facts.sources.clone() } else { Vec::new() },
         affinity_seconds: facts.affinity_seconds,
+        held: false,
     };
-    ports.flat_map(|p| p.also.iter().filter(|at| at.ip() == node).map(move |at| listener(p, *at))).collect()
+    ports.flat_map(|p| p.also.iter().filter(|at| nodes.contains(&at.ip())).map(move |at| listener(p, *at))).collect()
 }
 
 /// Endpoints of the listener's family, so that a pod with two addresses counts once. The listener is a relay: where
@@ -177,7 +190,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const NODE: &str = "10.77.0.1";
+    fn nodes() -> Vec<IpAddr> {
+        vec!["10.77.0.1".parse().unwrap(), "fd00:77::1".parse().unwrap()]
+    }
 
     fn service(spec: serde_json::Value) -> Service {
         serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "s"}, "spec": spec})).unwrap()
@@ -192,7 +207,7 @@ mod tests {
     }
 
     fn facts(spec: serde_json::Value, slices: &[EndpointSlice]) -> Option<ServiceFacts> {
-        compile(&service(spec), slices.iter(), NODE.parse().unwrap(), |_, e| Some(e))
+        compile(&service(spec), slices.iter(), &nodes(), |_, e| Some(e))
     }
 
     #[test]
@@ -243,7 +258,7 @@ mod tests {
             spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             let f = facts(spec, &[]).unwrap();
             let shown: Vec<_> = f.ports[0].also.iter().map(ToString::to_string).collect();
-            let heard: Vec<_> = listeners(&f, NODE.parse().unwrap()).iter().map(|l| l.at.to_string()).collect();
+            let heard: Vec<_> = listeners(&f, &nodes()).iter().map(|l| l.at.to_string()).collect();
             (shown, heard)
         };
         let node = vec!["10.77.0.1:30001".to_owned()];
@@ -253,6 +268,13 @@ mod tests {
         assert_eq!(also(json!({"type": "LoadBalancer", "loadBalancerClass": "x/y"})), (node.clone(), node.clone()));
         let outside = vec!["10.77.0.1:30001".to_owned(), "192.0.2.1:8080".to_owned()];
         assert_eq!(also(json!({"type": "NodePort", "externalIPs": ["192.0.2.1"]})), (outside, node));
+        let six = vec!["[fd00:77::1]:30001".to_owned()];
+        assert_eq!(also(json!({"type": "NodePort", "ipFamilies": ["IPv6"]})), (six.clone(), six));
+        let dual = json!({"type": "NodePort", "ipFamilies": ["IPv6", "IPv4"]});
+        let dual_places = vec!["10.77.0.1:30001".to_owned(), "[fd00:77::1]:30001".to_owned()];
+        assert_eq!(also(dual.clone()), (dual_places.clone(), dual_places));
+        let relayed = places(&service(dual), &["10.77.0.1".parse().unwrap()]);
+        assert_eq!(relayed, [IpAddr::from([10, 77, 0, 1])], "a node without IPv6");
     }
 
     #[test]
@@ -260,7 +282,7 @@ mod tests {
         let spec = json!({"clusterIP": "10.96.0.7", "type": "LoadBalancer", "loadBalancerSourceRanges": [" 192.0.2.0/24", "fd00::/8"],
             "ports": [{"port": 8080, "nodePort": 30001, "protocol": "TCP"}]});
         let f = facts(spec, &[]).unwrap();
-        let all: Vec<_> = listeners(&f, NODE.parse().unwrap()).iter().map(|l| (l.at.port(), l.sources.len())).collect();
+        let all: Vec<_> = listeners(&f, &nodes()).iter().map(|l| (l.at.port(), l.sources.len())).collect();
         assert_eq!(all, [(30_001, 0), (8080, 2)]);
     }
 

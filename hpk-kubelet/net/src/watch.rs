@@ -1,13 +1,14 @@
 //! The edge: watches and links in, pushes out. One task owns the [`World`].
 
 use crate::balancer::{Balancer, Notice};
+use crate::holds::Holds;
 use crate::policies::{Labels, PodInfo};
 use crate::services;
 use crate::unenforced::Unenforced;
 use crate::world::{Push, To, World};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use hpk_api::link::MEMBER;
+use hpk_api::link::{MEMBER, NetQuestion};
 use hpk_link::server::{LinkServer, NetEvent};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -40,8 +41,8 @@ pub struct Config {
     pub pod_cidr: String,
     /// Pods are in the site's own network (mode cni), where nothing of ours enforces policies.
     pub direct: bool,
-    /// The Node's address: where NodePort and LoadBalancer listen.
-    pub node_ip: IpAddr,
+    /// The login node's addresses: where NodePort and LoadBalancer listen.
+    pub node_ips: Vec<IpAddr>,
     /// What users should hear.
     pub notices: mpsc::UnboundedSender<Notice>,
     /// Where the control plane's member finds its link's credentials (`HPK_HOME/run/member-link.json`).
@@ -64,9 +65,10 @@ pub async fn run(config: Config) {
         member,
         hpk_api::net::ranges(&pod_cidr).iter().flatten().map(hpk_api::net::first_host).collect(),
     );
-    let mut world = World::new(&pod_cidr, node_ip).direct(direct);
+    let mut world = World::new(&pod_cidr, node_ips.clone()).direct(direct);
     let mut unenforced = direct.then(|| Unenforced::new(notices.clone()));
-    let mut balancer = Balancer::new(client.clone(), node_ip, notices);
+    let mut balancer = Balancer::new(client.clone(), node_ips, notices);
+    let mut holds = Holds::default();
     let mut changes = futures::stream::select_all([
         changes::<Service>(client.clone(), |o, live| Change::Service(Box::new(o), live)),
         changes::<EndpointSlice>(client.clone(), |o, live| Change::Slice(Box::new(o), live)),
@@ -91,7 +93,7 @@ pub async fn run(config: Config) {
                                 holds.listened(world.listeners(), failed);
                             }
                         }
-                        _ => {}
+                        NetEvent::Up { .. } | NetEvent::Subscribed { .. } | NetEvent::Down { .. } => {}
                     }
                     let pushes = on_link(&mut world, &event);
                     if world.policies_due() && compile_at.is_none() {
@@ -127,7 +129,8 @@ pub async fn run(config: Config) {
         if world.policies_due() && compile_at.is_none() {
             compile_at = Some(tokio::time::Instant::now() + GATHER);
         }
-        for Push { to, facts } in pushes {
+        for Push { to, mut facts } in pushes {
+            holds.mark(&mut facts);
             match to {
                 To::All => links.broadcast(&facts).await,
                 To::One(uid) => links.push(&uid, &facts).await,

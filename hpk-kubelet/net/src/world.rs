@@ -53,8 +53,8 @@ pub struct World {
     compiled: BTreeMap<String, ServiceFacts>,
     relays: Relays,
     relays_told: Vec<Relay>,
-    /// The Node's address.
-    node: IpAddr,
+    /// The login node's addresses.
+    nodes: Vec<IpAddr>,
     /// By service.
     listeners: BTreeMap<String, Vec<Listener>>,
     policies: BTreeMap<String, NetworkPolicy>,
@@ -75,10 +75,10 @@ pub struct World {
 }
 
 impl World {
-    /// `pod_cidr`: endpoints within are peers, others go through the member; one range of each family. `node`: the
-    /// Node's address.
+    /// `pod_cidr`: endpoints within are peers, others go through the member; one range of each family. `nodes`: the
+    /// login node's addresses.
     #[must_use]
-    pub fn new(pod_cidr: &str, node: IpAddr) -> Self {
+    pub fn new(pod_cidr: &str, nodes: Vec<IpAddr>) -> Self {
         let pod_ranges = hpk_api::net::ranges(pod_cidr).unwrap_or_default();
         let member = pod_ranges.iter().map(hpk_api::net::first_host).collect();
         Self {
@@ -89,7 +89,7 @@ impl World {
             compiled: BTreeMap::new(),
             relays: Relays::new(member),
             relays_told: Vec::new(),
-            node,
+            nodes,
             listeners: BTreeMap::new(),
             policies: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -150,9 +150,9 @@ impl World {
     fn recompile(&mut self, key: &str) -> Vec<Push> {
         let none = BTreeMap::new();
         let slices = self.slices.get(key).unwrap_or(&none);
-        let (relays, ranges, node, direct) = (&mut self.relays, &self.pod_ranges, self.node, self.direct);
+        let (relays, ranges, nodes, direct) = (&mut self.relays, &self.pod_ranges, &self.nodes, self.direct);
         let facts = self.services.get(key).and_then(|service| {
-            services::compile(service, slices.values(), node, |protocol, target| {
+            services::compile(service, slices.values(), nodes, |protocol, target| {
                 if direct || ranges.iter().any(|r| r.contains(&target.ip())) {
                     Some(target)
                 } else {
@@ -170,7 +170,7 @@ impl World {
                 pushes.push(Push { to: To::One(MEMBER.to_owned()), facts: vec![NetUpdate::Relays(all)] });
             }
         }
-        let wanted = facts.as_ref().map(|f| services::listeners(f, node)).unwrap_or_default();
+        let wanted = facts.as_ref().map(|f| services::listeners(f, nodes)).unwrap_or_default();
         if self.listeners.get(key).map_or(&[][..], Vec::as_slice) != wanted {
             if wanted.is_empty() {
                 self.listeners.remove(key);
@@ -204,14 +204,24 @@ impl World {
         pushes
     }
 
+    /// What the login node is to listen on.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.values().flatten()
+    }
+
     fn all_listeners(&self) -> NetUpdate {
-        NetUpdate::Listeners(self.listeners.values().flatten().cloned().collect())
+        NetUpdate::Listeners(self.listeners().cloned().collect())
     }
 
     /// A pod as it was last seen.
     #[must_use]
     pub fn known_pod(&self, uid: &str) -> Option<&PodInfo> {
         self.pods.get(uid)
+    }
+
+    /// LoadBalancer services that are ours.
+    pub(crate) fn balanced(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(|service| services::is_ours(service))
     }
 
     /// A Service as it was last seen.
@@ -422,7 +432,7 @@ impl World {
             NetQuestion::PeerByKey { public_key } => {
                 self.peers.values().find(|p| p.key.as_ref() == Some(public_key))?.ips.clone()
             }
-            NetQuestion::NotListening { .. } => return None,
+            NetQuestion::NotListening { .. } | NetQuestion::Listened { .. } => return None,
         };
         let own = self.peers.get(uid).map(|p| p.ips.clone()).unwrap_or_default();
         let told = |ip: &IpAddr| {

@@ -41,6 +41,7 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
                 ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
                 ClientEvent::Up => {
                     outage.over();
+                    listeners.linked();
                     ready.say();
                 }
                 ClientEvent::Net(_) => {}

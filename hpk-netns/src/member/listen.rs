@@ -3,15 +3,17 @@
 //! ```text
 //!   client ── login node's address, node port ─▶ listener ── endpoint chosen ─▶ socket made inside ═▶ pod
 //! ```
-//! A service without endpoints refuses: its port is held, so that nobody else gets it, but does not listen. A port that cannot be bound is told to the kubelet, which tells the user, and is tried again from time to time.
+//! A service without endpoints refuses: its port is held, so that nobody else gets it, but does not listen. The kubelet holds it
+//! too, for the time in which this process is started again. A port that cannot be bound is told to the kubelet, which tells the
+//! user, and is tried again from time to time.
 
 use super::Helper;
 use super::datagrams::{self, Targets};
 use super::spread::Spread;
-use hpk_api::link::{Listener, NetQuestion, Protocol};
-use hpk_sys::ports::TcpHold;
+use hpk_api::link::{Listener, NetQuestion, NotListening, Protocol};
+use hpk_sys::ports::{TcpHold, UdpHold};
 use ipnet::IpNet;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ const CONNECTIONS: usize = 4096;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long until a port that could not be bound is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
+/// How long the task of a listener that was let go may take to close its socket.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// By protocol and place.
 type Key = (Protocol, SocketAddr);
@@ -133,25 +137,44 @@ pub(super) struct Listeners {
     tell: mpsc::Sender<NetQuestion>,
     running: HashMap<Key, Running>,
     wanted: Vec<Listener>,
-    /// What was said of those that do not run: once for each reason.
-    said: HashMap<(Key, String), String>,
+    /// Those that do not run.
+    failed: Vec<NotListening>,
+    /// Ports that others of these had until now.
+    freed: HashSet<Key>,
+    /// What the kubelet was told of them last. None: nothing on this link.
+    said: Option<Vec<NotListening>>,
     /// When those that do not run are tried again.
     due: Option<Instant>,
 }
 
 impl Listeners {
     pub(super) fn new(helper: Helper, tell: mpsc::Sender<NetQuestion>) -> Self {
-        Self { helper, tell, running: HashMap::new(), wanted: Vec::new(), said: HashMap::new(), due: None }
+        Self {
+            helper,
+            tell,
+            running: HashMap::new(),
+            wanted: Vec::new(),
+            failed: Vec::new(),
+            freed: HashSet::new(),
+            said: None,
+            due: None,
+        }
     }
 
     /// Starts those that are new, ends those that are no more.
     pub(super) async fn set(&mut self, wanted: Vec<Listener>) {
         let is_wanted =
             |key: &Key, service: &str| wanted.iter().any(|l| (l.protocol, l.at) == *key && l.service == service);
-        self.running.retain(|key, running| is_wanted(key, &running.service));
-        self.said.retain(|(key, service), _| is_wanted(key, service));
+        let freed: HashSet<Key> =
+            self.running.extract_if(|key, running| !is_wanted(key, &running.service)).map(|(key, _)| key).collect();
         self.wanted = wanted;
+        self.freed = freed;
         self.again().await;
+    }
+
+    /// The link is a new one: who is there now may know nothing.
+    pub(super) fn linked(&mut self) {
+        self.said = None;
     }
 
     /// When something is to be tried again; never, when nothing is.
@@ -165,9 +188,19 @@ impl Listeners {
     /// Tells those that run their endpoints, and starts those that do not run.
     pub(super) async fn again(&mut self) {
         self.due = None;
+        self.failed.clear();
         for listener in std::mem::take(&mut self.wanted) {
             self.one(&listener).await;
             self.wanted.push(listener);
+        }
+        self.failed.sort_unstable();
+        if self.said.as_ref() != Some(&self.failed) {
+            let told = self.tell.try_send(NetQuestion::Listened { failed: self.failed.clone() });
+            // Where there is no room, the next try says it.
+            self.said = told.is_ok().then(|| self.failed.clone());
+            if told.is_err() {
+                self.due.get_or_insert(Instant::now() + AGAIN);
+            }
         }
     }
 
@@ -178,7 +211,7 @@ impl Listeners {
             if running.service != listener.service {
                 // Tried again when the other one goes.
                 let message = format!("the Service {} has this port already: choose another", running.service);
-                return self.say(listener, message);
+                return self.fail(listener, message);
             }
             running.told.send_if_modified(|old| {
                 let news = *old != told;
@@ -190,32 +223,34 @@ impl Listeners {
         let (told, heard) = watch::channel(told);
         match start(listener, Backends::new(heard), self.helper.clone()).await {
             Ok(task) => {
-                self.said.remove(&(key, listener.service.clone()));
                 self.running.insert(key, Running { service: listener.service.clone(), told, _task: task });
             }
+            // Nobody needs to hear of that.
+            Err(_) if self.freed.remove(&key) => self.due = Some(Instant::now() + CLOSING),
             Err(error) => {
-                self.due = Some(Instant::now() + AGAIN);
-                self.say(listener, crate::node::explain_bind(&error, listener.at, "login node"));
+                self.due.get_or_insert(Instant::now() + AGAIN);
+                self.fail(listener, crate::node::explain_bind(&error, listener.at, "login node"));
             }
         }
     }
 
-    /// Tells the kubelet why this one does not run, unless that was told.
-    fn say(&mut self, listener: &Listener, message: String) {
+    fn fail(&mut self, listener: &Listener, message: String) {
         let Listener { service, at, protocol, .. } = listener.clone();
-        if self.said.insert(((protocol, at), service.clone()), message.clone()).as_ref() != Some(&message) {
-            let _ = self.tell.try_send(NetQuestion::NotListening { service: Some(service), at, protocol, message });
-        }
+        self.failed.push(NotListening { service, protocol, at, message });
     }
 }
 
 async fn start(listener: &Listener, backends: Backends, helper: Helper) -> io::Result<AbortOnDropHandle<()>> {
     let at = listener.at;
     let task = if listener.protocol == Protocol::Udp {
-        let socket = UdpSocket::bind(at).await?;
-        tokio::spawn(datagrams::carry(socket, Served { backends, helper }))
+        let held = if listener.held { UdpHold::share(at)? } else { UdpHold::take(at)? };
+        let socket = UdpSocket::from_std(hpk_sys::ports::udp_beside(at)?)?;
+        tokio::spawn(async move {
+            let _held = held;
+            datagrams::carry(socket, Served { backends, helper }).await;
+        })
     } else {
-        let held = TcpHold::take(at)?;
+        let held = if listener.held { TcpHold::share(at)? } else { TcpHold::take(at)? };
         tokio::spawn(async move { tcp(held, at, backends, &helper).await })
     };
     Ok(AbortOnDropHandle::new(task))
@@ -300,7 +335,15 @@ mod tests {
     }
 
     fn listener(protocol: Protocol, at: SocketAddr, endpoints: Vec<SocketAddr>) -> Listener {
-        Listener { service: "d/s".into(), protocol, at, endpoints, sources: vec![], affinity_seconds: None }
+        Listener {
+            service: "d/s".into(),
+            protocol,
+            at,
+            endpoints,
+            sources: vec![],
+            affinity_seconds: None,
+            held: false,
+        }
     }
 
     /// Answers each connection with its name.
@@ -364,8 +407,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(said(at).await.unwrap(), "mine", "who came second has not taken it over");
-        let NetQuestion::NotListening { service, message, .. } = told.recv().await.unwrap() else { panic!() };
-        assert_eq!(service.as_deref(), Some("x/s"));
+        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }));
+        let NetQuestion::Listened { failed } = told.recv().await.unwrap() else { panic!() };
+        let [NotListening { service, message, .. }] = failed.as_slice() else { panic!("{failed:?}") };
+        assert_eq!(service, "x/s");
         assert!(message.contains("the Service d/s has this port"), "{message}");
         all.set(vec![of(&["192.0.2.0/24"])]).await;
         // The listener's task takes notice in its own time.
@@ -408,6 +453,34 @@ mod tests {
         }
     }
 
+    /// The member is started again; meanwhile nobody else gets its ports.
+    #[tokio::test]
+    async fn a_port_that_the_kubelet_holds_is_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let helper = helper(dir.path());
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let (tell, mut told) = mpsc::channel(4);
+            let (at, target) = (free().await, server("a").await);
+            let mut first = Listeners::new(helper.clone(), tell.clone());
+            first.set(vec![listener(protocol, at, vec![target])]).await;
+            let udp = protocol == Protocol::Udp;
+            let kubelets = (udp.then(|| UdpHold::share(at).unwrap()), (!udp).then(|| TcpHold::share(at).unwrap()));
+            drop(first);
+            let is_free = || match protocol {
+                Protocol::Udp => std::net::UdpSocket::bind(at).is_ok(),
+                _ => std::net::TcpListener::bind(at).is_ok(),
+            };
+            assert!(!is_free(), "{protocol:?}");
+            let mut second = Listeners::new(helper.clone(), tell);
+            second.set(vec![Listener { held: true, ..listener(protocol, at, vec![target]) }]).await;
+            for _ in 0..2 {
+                assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }));
+            }
+            drop(kubelets);
+            assert!(!is_free(), "{protocol:?} is the second one's own");
+        }
+    }
+
     #[tokio::test]
     async fn a_port_of_somebody_else_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -418,12 +491,17 @@ mod tests {
         for _ in 0..2 {
             all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
         }
-        let NetQuestion::NotListening { message, .. } = told.recv().await.unwrap() else { panic!() };
-        assert!(message.contains("in use"), "{message}");
+        let NetQuestion::Listened { failed } = told.recv().await.unwrap() else { panic!() };
+        assert!(failed[0].message.contains("in use"), "{failed:?}");
         assert!(told.try_recv().is_err());
+        // A kubelet that is new knows nothing of it.
+        all.linked();
+        all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
+        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed }));
         assert!(all.due.is_some());
         drop(others);
         all.again().await;
         assert!(all.due.is_none() && all.running.len() == 1);
+        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }), "it listens now");
     }
 }

@@ -202,6 +202,7 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
             Some(event) = events.recv() => match event {
                 ClientEvent::Up => {
                     outage.over();
+                    listeners.linked();
                     datapath.fresh();
                 }
                 ClientEvent::Down { reason } => {

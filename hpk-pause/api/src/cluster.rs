@@ -48,6 +48,9 @@ pub struct ClusterConfig {
     pub node_name: String,
     /// Address of the login node, where control plane and kubelet listen; the Node's InternalIP.
     pub node_ip: IpAddr,
+    /// Its address of the other family, where it has one and pods have both: NodePort and LoadBalancer listen there too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_ip_too: Option<IpAddr>,
     /// `https://<node_ip>:<port>`.
     pub apiserver_url: String,
     /// ClusterIP ranges: one CIDR, or one of each family with a comma between, IPv4 first.
@@ -118,6 +121,12 @@ pub struct ClusterConfig {
 pub const GENERIC_WORKLOAD: &str = "GenericWorkload";
 
 impl ClusterConfig {
+    /// The login node's addresses, at most one of each family; first the one where the control plane listens.
+    #[must_use]
+    pub fn node_ips(&self) -> Vec<IpAddr> {
+        std::iter::once(self.node_ip).chain(self.node_ip_too).collect()
+    }
+
     /// All feature gates that differ from Kubernetes' own defaults: HPK's, and over them the user's.
     #[must_use]
     pub fn gates(&self) -> BTreeMap<String, bool> {

@@ -131,10 +131,8 @@ pub enum NetQuestion {
         /// Public key, base64.
         public_key: String,
     },
-    /// No question: somebody cannot listen, the control plane's member for a service, a pod for its host port.
+    /// No question: a pod cannot listen on its host port.
     NotListening {
-        /// [`Listener::service`]; None: the pod's own.
-        service: Option<String>,
         /// Where it should have listened.
         at: SocketAddr,
         /// TCP or UDP.
@@ -142,6 +140,25 @@ pub enum NetQuestion {
         /// Why, and what to do about it.
         message: String,
     },
+    /// No question, and the control plane's member's alone: it has tried to listen for all services ([`NetUpdate::Listeners`]),
+    /// and does not for these. Said when that is not what was said before, and once on each link.
+    Listened {
+        /// Its whole set of those that it has not got.
+        failed: Vec<NotListening>,
+    },
+}
+
+/// A port of the login node that a service does not get.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NotListening {
+    /// [`Listener::service`]
+    pub service: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where it should be listened.
+    pub at: SocketAddr,
+    /// Why it is not, and what to do about it.
+    pub message: String,
 }
 
 /// The kubelet tells.
@@ -194,6 +211,9 @@ pub struct Listener {
     /// Seconds of ClientIP affinity; None: no affinity.
     #[serde(default)]
     pub affinity_seconds: Option<u32>,
+    /// The kubelet holds the port for this service, so that nobody gets it while the member is started again: it is to be shared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// A service endpoint outside of the pod network (the API server, CoreDNS, a host-network pod): the member listens on

@@ -6,7 +6,7 @@
 mod found;
 mod side;
 
-pub use found::Device;
+pub use found::{Device, beside};
 pub use side::{Rule, TABLE_LOCAL};
 
 use libc::{

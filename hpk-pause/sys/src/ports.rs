@@ -25,7 +25,13 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub struct Hold {
     _tcp: TcpHold,
-    _udp: OwnedFd,
+    _udp: UdpHold,
+}
+
+/// One port of an address, UDP alone.
+#[derive(Debug)]
+pub struct UdpHold {
+    _socket: OwnedFd,
 }
 
 /// One port of an address, TCP alone.
@@ -52,11 +58,38 @@ impl TcpHold {
         Self::share(at)
     }
 
-    /// Holds a port that this user holds already.
-    fn share(at: SocketAddr) -> io::Result<Self> {
+    /// Holds a port that a [`TcpHold`] or [`Hold`] of the same user already holds.
+    ///
+    /// # Errors
+    /// Another user has it, or a program that does not share it.
+    pub fn share(at: SocketAddr) -> io::Result<Self> {
         let socket = make(at, SockType::Stream)?;
         setsockopt(&socket, sockopt::ReusePort, &true)?;
         bind_to(&socket, at)?;
+        Ok(Self { _socket: socket })
+    }
+}
+
+impl UdpHold {
+    /// As [`TcpHold::take`].
+    ///
+    /// # Errors
+    /// It is in use, or the address is not of this host.
+    pub fn take(at: SocketAddr) -> io::Result<Self> {
+        let socket = make(at, SockType::Datagram)?;
+        bind_to(&socket, at)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        deaf(&socket, at)?;
+        Ok(Self { _socket: socket })
+    }
+
+    /// As [`TcpHold::share`].
+    ///
+    /// # Errors
+    /// Another user has it, or a program that does not share it.
+    pub fn share(at: SocketAddr) -> io::Result<Self> {
+        let socket = OwnedFd::from(udp_beside(at)?);
+        deaf(&socket, at)?;
         Ok(Self { _socket: socket })
     }
 }
@@ -67,12 +100,7 @@ impl Hold {
     /// # Errors
     /// It is in use, or the address is not of this host.
     pub fn take(at: SocketAddr) -> io::Result<Self> {
-        let tcp = TcpHold::take(at)?;
-        let udp = make(at, SockType::Datagram)?;
-        bind_to(&udp, at)?;
-        setsockopt(&udp, sockopt::ReusePort, &true)?;
-        deaf(&udp, at)?;
-        Ok(Self { _tcp: tcp, _udp: udp })
+        Ok(Self { _tcp: TcpHold::take(at)?, _udp: UdpHold::take(at)? })
     }
 
     /// Holds a port that a [`Hold`] of the same user already holds.
@@ -80,9 +108,7 @@ impl Hold {
     /// # Errors
     /// Another user has it, or a program that does not share it.
     pub fn share(at: SocketAddr) -> io::Result<Self> {
-        let udp = OwnedFd::from(udp_beside(at)?);
-        deaf(&udp, at)?;
-        Ok(Self { _tcp: TcpHold::share(at)?, _udp: udp })
+        Ok(Self { _tcp: TcpHold::share(at)?, _udp: UdpHold::share(at)? })
     }
 }
 

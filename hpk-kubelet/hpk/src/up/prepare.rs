@@ -62,7 +62,8 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
     let uid = nix::unistd::geteuid().as_raw();
     let (ports, held) = decide::ports(former.as_ref().map(|f| &f.ports), node_ip, uid)?;
     let families = Families::decide(args.ip_families, before.as_ref());
-    let mut cluster = decide::cluster(&cluster_name, node_ip, families, &ports, &home.pki());
+    let node_ip_too = if families == Families::Dual { site::beside(node_ip) } else { None };
+    let mut cluster = decide::cluster(&cluster_name, (node_ip, node_ip_too), families, &ports, &home.pki());
     cluster.executor = executor;
     if let Some(former) = before {
         if former.node_name != cluster.node_name {

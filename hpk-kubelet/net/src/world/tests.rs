@@ -47,7 +47,7 @@ fn endpoints(pushes: &[Push]) -> Vec<String> {
 
 #[test]
 fn an_endpoint_outside_goes_through_the_member_which_hears_first() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     w.subscribed(MEMBER);
     assert!(w.slice(slice("api", "10.77.0.1")).is_empty(), "no service yet");
     let pushes = w.service(service("api", "10.96.0.1"));
@@ -63,7 +63,7 @@ fn an_endpoint_outside_goes_through_the_member_which_hears_first() {
 
 #[test]
 fn the_member_listens_for_node_ports() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     let with = |port: u16| -> Service {
         let mut s = service("web", "10.96.0.1");
         let spec = s.spec.as_mut().unwrap();
@@ -90,7 +90,7 @@ fn the_member_listens_for_node_ports() {
 
 #[test]
 fn a_subscriber_is_told_everything_and_that_it_was_everything() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     w.service(service("a", "10.96.0.1"));
     w.service(service("b", "10.96.0.2"));
     w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
@@ -106,7 +106,7 @@ fn a_subscriber_is_told_everything_and_that_it_was_everything() {
 
 #[test]
 fn who_asked_hears_of_changes() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     w.up(&hello("a", "10.244.1.1", 1, "ka"));
     let ip = "10.244.1.2".parse().unwrap();
     let fact = |push: Option<Push>| match push.unwrap().facts[0].clone() {
@@ -130,7 +130,7 @@ fn who_asked_hears_of_changes() {
 
 #[test]
 fn an_answer_holds_both_addresses_for_who_has_both() {
-    let mut w = World::new("10.244.0.0/16,fd00::/64", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16,fd00::/64", vec!["10.77.0.1".parse().unwrap()]);
     w.up(&hello("a", "10.244.1.1,fd00::101", 1, "ka"));
     w.up(&hello("b", "10.244.1.2,fd00::102", 2, "kb"));
     w.up(&hello("old", "10.244.1.3", 3, "ko"));
@@ -152,7 +152,7 @@ fn an_answer_holds_both_addresses_for_who_has_both() {
 
 #[test]
 fn an_ipv6_endpoint_outside_goes_through_the_members_ipv6_address() {
-    let mut w = World::new("10.244.0.0/16,fd00::/64", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16,fd00::/64", vec!["10.77.0.1".parse().unwrap()]);
     w.service(service("out", "fd01::5"));
     let mut s = slice("out", "2001:db8::7");
     s.address_type = "IPv6".into();
@@ -165,7 +165,7 @@ fn an_ipv6_endpoint_outside_goes_through_the_members_ipv6_address() {
 
 #[test]
 fn policies_are_pushed_when_they_change() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     w.pod("u", PodInfo { namespace: "d".into(), ..PodInfo::default() });
     w.subscribed("u");
     assert!(w.policies().is_empty());
@@ -280,7 +280,7 @@ proptest! {
     /// However the cluster changes: what was compiled again is all that had to be.
     #[test]
     fn what_is_told_is_what_the_policies_mean(changes in proptest::collection::vec(change(), 1..60)) {
-        let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+        let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
         for change in changes {
             apply(&mut w, change);
         }
@@ -296,7 +296,7 @@ proptest! {
 
 #[test]
 fn an_outpost_is_its_pod() {
-    let mut w = World::new("10.244.0.0/16", "10.77.0.1".parse().unwrap());
+    let mut w = World::new("10.244.0.0/16", vec!["10.77.0.1".parse().unwrap()]);
     let rule = json!({"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]});
     let policy = json!({
         "metadata": {"namespace": "d", "name": "p"}, "spec": {"podSelector": {}, "ingress": [rule]}

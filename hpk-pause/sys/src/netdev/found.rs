@@ -38,6 +38,16 @@ pub struct Device {
     pub index: u32,
 }
 
+/// The address of the other family on the device that has `ip`, by which other hosts reach it. One that the whole world may
+/// know comes before a site's own (RFC 4193).
+#[must_use]
+pub fn beside(devices: &[Device], ip: IpAddr) -> Option<IpAddr> {
+    let device = devices.iter().find(|d| d.addresses.iter().any(|(own, _)| *own == ip))?;
+    let others = device.addresses.iter().map(|(other, _)| *other).filter(|other| other.is_ipv4() != ip.is_ipv4());
+    let is_of_site = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unique_local());
+    others.filter(|ip| !ip.is_loopback() && !ip.is_multicast()).min_by_key(is_of_site)
+}
+
 impl Netlink {
     /// Lists the namespace's devices, in the kernel's order.
     ///
@@ -199,6 +209,29 @@ mod tests {
         let devices = Netlink::open().unwrap().devices().unwrap();
         let lo = devices.iter().find(|d| d.name == "lo").unwrap();
         assert!(lo.loopback && lo.mac.is_empty() && lo.addresses.is_empty(), "{lo:?}");
+    }
+
+    #[test]
+    fn a_devices_address_of_the_other_family() {
+        let device = |name: &str, ips: &[&str]| Device {
+            name: name.to_owned(),
+            addresses: ips.iter().map(|ip| (ip.parse().unwrap(), 64)).collect(),
+            ..Device::default()
+        };
+        let all = [
+            device("ib0", &["10.9.0.1", "fd09::1"]),
+            device("eth0", &["10.77.0.1", "fd00:77::1", "2001:db8::1"]),
+            device("eth1", &["10.78.0.1"]),
+        ];
+        for (of, found) in [
+            ("10.77.0.1", Some("2001:db8::1")),
+            ("fd00:77::1", Some("10.77.0.1")),
+            ("10.9.0.1", Some("fd09::1")),
+            ("10.78.0.1", None),
+            ("10.79.0.1", None),
+        ] {
+            assert_eq!(beside(&all, of.parse().unwrap()), found.map(|ip| ip.parse().unwrap()), "{of}");
+        }
     }
 
     #[test]
