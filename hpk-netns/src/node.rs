@@ -2,6 +2,7 @@
 //! why one of its ports cannot be had.
 
 use hpk_api::link::LinkCredentials;
+use hpk_sys::netdev::{Netlink, beside};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -32,6 +33,13 @@ pub(crate) fn address(pod: &Path, login: Option<IpAddr>) -> IpAddr {
         Some(socket.local_addr().ok()?.ip())
     });
     found.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+}
+
+/// [`address`], and where `both` families are wanted the other's of the same device, with a comma between.
+pub(crate) fn addresses(ip: IpAddr, both: bool) -> String {
+    let devices = Netlink::open().and_then(|mut netlink| netlink.devices());
+    let too = devices.ok().filter(|_| both).and_then(|devices| beside(&devices, ip));
+    std::iter::once(ip).chain(too).map(|ip| ip.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// MTU for the pod's interface: the node's, less what is put around each packet.

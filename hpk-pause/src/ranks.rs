@@ -113,8 +113,8 @@ fn prepare(
 ) -> Result<Prepared, RanksError> {
     let mut specs = Specs::new(paths.clone());
     specs.sandbox_made(step.pod_ips.clone(), crate::spec::users(pod, paths), crate::crossing::Reach::default());
-    // A step is in its node's network, so that this is the node's address.
-    specs.host_is(crate::network::own_address(&pod.network));
+    // A step is in its node's network, so that these are the node's addresses.
+    specs.host_is(crate::network::own_addresses(&pod.network));
     let prepared = specs.prepare(pod, container, instance, PidNamespace::Own);
     let mut prepared = prepared.map_err(|failure| {
         let (LaunchFailure::Config(why) | LaunchFailure::Create(why) | LaunchFailure::Start(why)) = failure;

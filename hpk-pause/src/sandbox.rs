@@ -188,16 +188,16 @@ fn etc(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), Sand
     };
     let write = |name: &str, content: &str| put(paths.etc(name), content);
     if let Some(step) = plan.containers.iter().find_map(|container| container.step.as_ref()) {
-        put(paths.step_etc("hosts"), &fill(&step.etc_hosts, pod_ips, None))?;
+        put(paths.step_etc("hosts"), &fill(&step.etc_hosts, pod_ips, &[]))?;
         let cluster = step.cluster_resolv_conf.as_ref().filter(|_| crate::crossing::reaches(&plan.network));
         put(paths.step_etc("resolv.conf"), cluster.unwrap_or(&step.resolv_conf))?;
     }
     if let Some(hosts) = &plan.etc_hosts {
-        write("hosts", &fill(hosts, pod_ips, None))?;
+        write("hosts", &fill(hosts, pod_ips, &[]))?;
     }
     // Without one of its own the pod uses the node's, which the parent container has.
     let nodes = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    write("resolv.conf", &plan.resolv_conf.as_ref().map_or_else(nodes, |text| fill(text, pod_ips, None)))?;
+    write("resolv.conf", &plan.resolv_conf.as_ref().map_or_else(nodes, |text| fill(text, pod_ips, &[])))?;
     let nodes = || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let hostname = if plan.hostname.is_empty() { nodes() } else { plan.hostname.clone() };
     write("hostname", &format!("{hostname}\n"))

@@ -9,7 +9,8 @@ use crate::env_files::FileValues;
 use crate::gpus::{self, Gpus};
 use crate::paths::Paths;
 use hpk_api::plan::{
-    ContainerPlan, HOST_IP_PLACEHOLDER, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan, Seccomp, VolumePlan,
+    ContainerPlan, HOST_IP_PLACEHOLDER, HOST_IPS_PLACEHOLDER, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan,
+    Seccomp, VolumePlan,
 };
 use hpk_api::state::ContainerUser;
 use hpk_core::LaunchFailure;
@@ -58,7 +59,7 @@ fn resolve(paths: &Paths, (image, user): &(String, String)) -> Result<User, Stri
 pub struct Specs {
     paths: Paths,
     pod_ips: Vec<IpAddr>,
-    host_ip: Option<IpAddr>,
+    host_ips: Vec<IpAddr>,
     users: Users,
     seccomp: Option<Arc<Filter>>,
     gpus: Gpus,
@@ -77,7 +78,7 @@ impl Specs {
         Self {
             paths,
             pod_ips: Vec::new(),
-            host_ip: host_ip(),
+            host_ips: host_ips(),
             users: HashMap::new(),
             seccomp: None,
             gpus,
@@ -98,9 +99,9 @@ impl Specs {
         self.reach.ranks.as_ref()
     }
 
-    /// The compute node's address is this one.
-    pub fn host_is(&mut self, ip: Option<IpAddr>) {
-        self.host_ip = ip;
+    /// The compute node's addresses are these.
+    pub fn host_is(&mut self, ips: Vec<IpAddr>) {
+        self.host_ips = ips;
     }
 
     /// Addresses of the pod.
@@ -181,7 +182,7 @@ impl Specs {
     /// Puts the pod's addresses where the plan could not know them.
     #[must_use]
     pub fn fill(&self, text: &str) -> String {
-        fill(text, &self.pod_ips, self.host_ip)
+        fill(text, &self.pod_ips, &self.host_ips)
     }
 
     fn user(&mut self, pod: &SandboxPlan, container: &ContainerPlan) -> Result<User, LaunchFailure> {
@@ -310,23 +311,23 @@ impl Specs {
     }
 }
 
-/// The compute node's address: hpk-netns has found it, and nothing that a pod can do changes it.
+/// The compute node's addresses, at most one of each family: hpk-netns has found them, and nothing that a pod can do changes them.
 #[must_use]
-pub fn host_ip() -> Option<IpAddr> {
-    std::env::var("HPK_HOST_IP").ok()?.parse().ok()
+pub fn host_ips() -> Vec<IpAddr> {
+    let told = std::env::var("HPK_HOST_IPS").unwrap_or_default();
+    told.split(',').filter_map(|ip| ip.parse().ok()).collect()
 }
 
 /// Replaces the placeholders of the plan.
 #[must_use]
-pub fn fill(text: &str, pod_ips: &[IpAddr], host_ip: Option<IpAddr>) -> String {
+pub fn fill(text: &str, pod_ips: &[IpAddr], host_ips: &[IpAddr]) -> String {
     if !text.contains('\0') {
         return text.to_owned();
     }
-    let first = pod_ips.first().map(ToString::to_string).unwrap_or_default();
-    let all = pod_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let host = host_ip.map(|ip| ip.to_string()).unwrap_or_default();
-    let text = text.replace(POD_IPS_PLACEHOLDER, &all).replace(POD_IP_PLACEHOLDER, &first);
-    text.replace(HOST_IP_PLACEHOLDER, &host)
+    let first = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
+    let all = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let text = text.replace(POD_IPS_PLACEHOLDER, &all(pod_ips)).replace(POD_IP_PLACEHOLDER, &first(pod_ips));
+    text.replace(HOST_IPS_PLACEHOLDER, &all(host_ips)).replace(HOST_IP_PLACEHOLDER, &first(host_ips))
 }
 
 /// By QoS as upstream, as far as an ordinary user can: values below the job's own cannot be had, and the supervisor is
@@ -347,11 +348,13 @@ mod tests {
     #[test]
     fn placeholders_become_addresses() {
         let ips: Vec<IpAddr> = vec!["10.244.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
-        assert_eq!(fill("plain", &ips, None), "plain");
-        assert_eq!(fill(&format!("http://{POD_IP_PLACEHOLDER}:80"), &ips, None), "http://10.244.0.7:80");
-        assert_eq!(fill(POD_IPS_PLACEHOLDER, &ips, None), "10.244.0.7,fd00::7");
-        assert_eq!(fill(POD_IP_PLACEHOLDER, &[], None), "");
-        let host = Some("10.77.0.11".parse().unwrap());
-        assert_eq!(fill(&format!("{HOST_IP_PLACEHOLDER}:8125"), &ips, host), "10.77.0.11:8125");
+        assert_eq!(fill("plain", &ips, &[]), "plain");
+        assert_eq!(fill(&format!("http://{POD_IP_PLACEHOLDER}:80"), &ips, &[]), "http://10.244.0.7:80");
+        assert_eq!(fill(POD_IPS_PLACEHOLDER, &ips, &[]), "10.244.0.7,fd00::7");
+        assert_eq!(fill(POD_IP_PLACEHOLDER, &[], &[]), "");
+        let host: Vec<IpAddr> = vec!["10.77.0.11".parse().unwrap(), "fd00:77::11".parse().unwrap()];
+        assert_eq!(fill(&format!("{HOST_IP_PLACEHOLDER}:8125"), &ips, &host), "10.77.0.11:8125");
+        assert_eq!(fill(HOST_IPS_PLACEHOLDER, &ips, &host), "10.77.0.11,fd00:77::11");
+        assert_eq!(fill(HOST_IPS_PLACEHOLDER, &ips, &[]), "");
     }
 }

@@ -159,7 +159,7 @@ fn surroundings(plan: &SandboxPlan, previous: Option<PodState>) -> Surroundings 
     let host_name = || nix::unistd::gethostname().ok().map(|n| n.to_string_lossy().into_owned());
     let node = var("HPK_NODE").or_else(|| var("SLURMD_NODENAME")).or_else(host_name).unwrap_or_default();
     Surroundings {
-        identity: Identity { job_id: hpk_api::local::run_id(var), node, host_ip: crate::spec::host_ip() },
+        identity: Identity { job_id: hpk_api::local::run_id(var), node, host_ips: crate::spec::host_ips() },
         previous,
         term: TermRule::new(var("SLURM_JOB_END_TIME").as_deref(), plan.settings.kill_wait_seconds),
     }

@@ -103,6 +103,7 @@ impl Context {
             plaintext: self.cluster.plaintext,
             host_ports: if mode == NetworkMode::Host { Vec::new() } else { host_ports(pod) },
             fills_host_ip: true,
+            fills_host_ips: true,
             host_ip: Some(self.cluster.node_ip),
             list: if mode == NetworkMode::Overlay { network_list(&self.home) } else { None },
             bandwidth: bandwidth::asked(pod).unwrap_or_default(),
@@ -123,18 +124,24 @@ impl Context {
     #[must_use]
     pub fn facts(&self, pod: &Pod, network: &NetworkPlan) -> Facts {
         let capacity = self.node.borrow().part(self.nodes.of_pod(pod)).usable;
+        let host_ip = match network.mode {
+            // The compute node's address is known only when the job runs.
+            _ if network.fills_host_ip => hpk_api::plan::HOST_IP_PLACEHOLDER.to_owned(),
+            NetworkMode::Host => hpk_api::plan::POD_IP_PLACEHOLDER.to_owned(),
+            _ => self.cluster.node_ip.to_string(),
+        };
         Facts {
             pod_ips: if network.pod_ips.is_empty() {
                 vec![hpk_api::plan::POD_IP_PLACEHOLDER.to_owned()]
             } else {
                 network.pod_ips.iter().map(ToString::to_string).collect()
             },
-            host_ips: vec![match network.mode {
-                // The compute node's address is known only when the job runs.
-                _ if network.fills_host_ip => hpk_api::plan::HOST_IP_PLACEHOLDER.to_owned(),
-                NetworkMode::Host => hpk_api::plan::POD_IP_PLACEHOLDER.to_owned(),
-                _ => self.cluster.node_ip.to_string(),
-            }],
+            host_ips: if network.fills_host_ips {
+                hpk_api::plan::HOST_IPS_PLACEHOLDER.to_owned()
+            } else {
+                host_ip.clone()
+            },
+            host_ip,
             allocatable_milli_cpu: capacity.cpus * 1000,
             allocatable_memory: capacity.memory_mib << 20,
             allocatable_storage: EPHEMERAL_KIB << 10,

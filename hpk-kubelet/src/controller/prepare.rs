@@ -345,6 +345,7 @@ pub(super) async fn refresh(
     let mut network = ctx.network(pod, record);
     // A supervisor of before the placeholder would take it for the value.
     network.fills_host_ip = old.network.fills_host_ip;
+    network.fills_host_ips = old.network.fills_host_ips;
     let unchanged: BTreeMap<String, Image> = known
         .iter()
         .filter(|(name, _)| sent.contains(name) || spec_image(pod, name) == plan_image(old, name))

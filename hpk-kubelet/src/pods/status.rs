@@ -147,7 +147,7 @@ pub fn status(input: Input<'_>) -> PodStatus {
         container_statuses: taken.then_some(main),
         ephemeral_container_statuses: Some(ephemeral).filter(|e| taken && !e.is_empty()),
         host_ip: Some(host_ip.clone()),
-        host_ips: Some(vec![HostIP { ip: host_ip }]),
+        host_ips: Some(host_ips(&input, host_ip)),
         init_container_statuses: Some(init).filter(|i| taken && !i.is_empty()),
         message,
         observed_generation: input.pod.metadata.generation,
@@ -163,8 +163,6 @@ pub fn status(input: Input<'_>) -> PodStatus {
     }
 }
 
-/// Containers that have ended stay as they were told last, but are not ready.
-fn withhold_ends(statuses: &mut [ContainerStatus], previous: Option<&[ContainerStatus]>) {
 /// The pod's grace period; the API server gives each one.
 fn grace(spec: &PodSpec) -> Duration {
     let seconds = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
@@ -181,6 +179,8 @@ fn host_ips(input: &Input<'_>, host_ip: String) -> Vec<HostIP> {
     all.into_iter().map(|ip| HostIP { ip }).collect()
 }
 
+/// Containers that have ended stay as they were told last, but are not ready.
+fn withhold_ends(statuses: &mut [ContainerStatus], previous: Option<&[ContainerStatus]>) {
     let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|s| s.terminated.is_some());
     for status in statuses.iter_mut().filter(|s| ended(s)) {
         let before = previous.into_iter().flatten().find(|p| p.name == status.name);

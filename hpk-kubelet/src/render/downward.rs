@@ -10,8 +10,10 @@ use thiserror::Error;
 pub struct Facts {
     /// Pod addresses, or placeholders for them; empty: none yet.
     pub pod_ips: Vec<String>,
-    /// Node addresses.
-    pub host_ips: Vec<String>,
+    /// The compute node's address, or a placeholder for it.
+    pub host_ip: String,
+    /// Its addresses with a comma between, or a placeholder for them.
+    pub host_ips: String,
     /// Allocatable CPU of the node in millicores and memory and ephemeral storage in bytes: what a container
     /// without a limit is told.
     pub allocatable_milli_cpu: u64,
@@ -62,8 +64,8 @@ pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, FieldError>
         "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
         "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
         "spec.host" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-        "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
-        "status.hostIPs" => facts.host_ips.join(","),
+        "status.hostIP" => facts.host_ip.clone(),
+        "status.hostIPs" => facts.host_ips.clone(),
         "status.podIP" => facts.pod_ips.first().cloned().unwrap_or_default(),
         "status.podIPs" => facts.pod_ips.join(","),
         _ => return Err(FieldError::UnknownField(path.to_owned())),
@@ -183,7 +185,8 @@ mod tests {
     fn fields() {
         let facts = Facts {
             pod_ips: vec!["10.0.0.1".into(), "fd00::1".into()],
-            host_ips: vec!["1.1.1.1".into()],
+            host_ip: "1.1.1.1".into(),
+            host_ips: "1.1.1.1,fd00::2".into(),
             ..Facts::default()
         };
         for (path, value) in [
@@ -197,6 +200,7 @@ mod tests {
             ("spec.nodeName", "n"),
             ("spec.serviceAccountName", "sa"),
             ("status.hostIP", "1.1.1.1"),
+            ("status.hostIPs", "1.1.1.1,fd00::2"),
             ("status.podIP", "10.0.0.1"),
             ("status.podIPs", "10.0.0.1,fd00::1"),
         ] {

@@ -158,7 +158,7 @@ async fn live(
     let mut own = vec![("HPK_NODE", crate::node::hostname())];
     own.extend(std::env::var(hpk_api::gang::RUN).ok().map(|run| (hpk_api::gang::RUN, run)));
     own.extend(nested.as_ref().map(|nested| ("HPK_APPTAINER", nested.program.to_string_lossy().into_owned())));
-    own.push(("HPK_HOST_IP", address.node_ip.to_string()));
+    own.push(("HPK_HOST_IPS", crate::node::addresses(address.node_ip, plan.network.has_both_families())));
     own.extend(address.mtu.map(|mtu| ("HPK_POD_MTU", mtu.to_string())));
     let env = parent::environment(job.into_iter(), &own);
     let namespaces = is_ours.then_some(child::NewNamespaces { network: mode != NetworkMode::Host });

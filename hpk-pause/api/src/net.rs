@@ -53,6 +53,9 @@ pub struct NetworkPlan {
     /// [`crate::plan::HOST_IP_PLACEHOLDER`].
     #[serde(default)]
     pub fills_host_ip: bool,
+    /// And its addresses of both families in the place of [`crate::plan::HOST_IPS_PLACEHOLDER`].
+    #[serde(default)]
+    pub fills_host_ips: bool,
     /// Address of the Node object, the login node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
@@ -62,6 +65,14 @@ pub struct NetworkPlan {
     /// What the pod may send and receive; carried out by plug-ins of [`Self::list`] that can.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+}
+
+impl NetworkPlan {
+    /// Whether the cluster's pods have an address of each family.
+    #[must_use]
+    pub fn has_both_families(&self) -> bool {
+        self.pod_cidr.contains(',')
+    }
 }
 
 /// A CNI configuration list as the user wrote it: read by hpk-netns, which judges it.

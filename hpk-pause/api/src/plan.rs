@@ -14,9 +14,11 @@ use std::collections::BTreeMap;
 pub const POD_IP_PLACEHOLDER: &str = "\u{0}podIP\u{0}";
 /// Stands for `status.podIPs`, comma-separated.
 pub const POD_IPS_PLACEHOLDER: &str = "\u{0}podIPs\u{0}";
-/// Stands for `status.hostIP` and `status.hostIPs`: the compute node's address. Only where
-/// [`NetworkPlan::fills_host_ip`] says that the supervisor knows it.
+/// Stands for `status.hostIP`: the compute node's address. Only where [`NetworkPlan::fills_host_ip`] says that the supervisor
+/// knows it.
 pub const HOST_IP_PLACEHOLDER: &str = "\u{0}hostIP\u{0}";
+/// Stands for `status.hostIPs`, comma-separated. Only where [`NetworkPlan::fills_host_ips`] says that the supervisor knows it.
+pub const HOST_IPS_PLACEHOLDER: &str = "\u{0}hostIPs\u{0}";
 
 /// Stands for the value of the variable [`ContainerPlan::file_keys`]`[index]`, which the supervisor reads when the
 /// container is about to start.

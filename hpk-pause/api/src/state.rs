@@ -28,6 +28,9 @@ pub struct PodState {
     /// Address of the compute node, by which others reach its ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
+    /// All of its addresses, at most one of each family, [`Self::host_ip`] first. Empty: that one alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ips: Vec<IpAddr>,
     /// When the supervisor began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,

@@ -20,8 +20,8 @@ pub struct Identity {
     pub job_id: Option<String>,
     /// Host name of the compute node.
     pub node: String,
-    /// Its address.
-    pub host_ip: Option<IpAddr>,
+    /// Its addresses, at most one of each family.
+    pub host_ips: Vec<IpAddr>,
 }
 
 /// The one owner of a pod's state.
@@ -90,7 +90,8 @@ impl Supervisor {
             sequence: previous.map_or(0, |p| p.sequence) + 1,
             job_id: identity.job_id,
             node: identity.node,
-            host_ip: identity.host_ip,
+            host_ip: identity.host_ips.first().copied(),
+            host_ips: identity.host_ips,
             started_at: Some(now.wall),
             pod_ips: plan.network.pod_ips.clone(),
             init_containers: plan.init_containers.iter().map(fresh).collect(),

@@ -11,12 +11,15 @@ use std::net::{IpAddr, UdpSocket};
 pub(super) fn host(plan: &NetworkPlan) -> CniResult {
     let Some(ip) = own_address(plan) else { return CniResult::default() };
     let devices = Netlink::open().and_then(|mut netlink| netlink.devices()).unwrap_or_default();
+    let too = beside(plan, &devices, ip);
     let device = devices.into_iter().find(|d| d.addresses.iter().any(|(own, _)| *own == ip));
-    let prefix =
-        device.as_ref().and_then(|d| d.addresses.iter().find(|(own, _)| *own == ip)).map(|(_, prefix)| *prefix);
-    let address = net(ip, prefix);
+    let addresses = device.iter().flat_map(|d| &d.addresses);
+    let prefix = |ip: IpAddr| addresses.clone().find(|(own, _)| *own == ip).map(|(_, prefix)| *prefix);
+    let ips = std::iter::once(ip).chain(too);
+    let ips =
+        ips.map(|ip| Address { address: net(ip, prefix(ip)), gateway: None, interface: device.as_ref().map(|_| 0) });
     CniResult {
-        ips: vec![Address { address, gateway: None, interface: device.as_ref().map(|_| 0) }],
+        ips: ips.collect(),
         interfaces: device.iter().map(|d| interface(d, "")).collect(),
         ..CniResult::default()
     }
@@ -56,8 +59,20 @@ fn interface(device: &Device, sandbox: &str) -> Interface {
     Interface { name: device.name.clone(), mac: device.mac.clone(), mtu: Some(device.mtu), sandbox: sandbox.to_owned() }
 }
 
+/// The address of the other family beside `ip`, where the cluster has both.
+fn beside(plan: &NetworkPlan, devices: &[Device], ip: IpAddr) -> Option<IpAddr> {
+    if plan.has_both_families() { hpk_sys::netdev::beside(devices, ip) } else { None }
+}
+
+/// The node's addresses for who is in its network: [`own_address`], and the other family's.
+pub(crate) fn own_addresses(plan: &NetworkPlan) -> Vec<IpAddr> {
+    let Some(ip) = own_address(plan) else { return Vec::new() };
+    let devices = Netlink::open().and_then(|mut netlink| netlink.devices()).unwrap_or_default();
+    std::iter::once(ip).chain(beside(plan, &devices, ip)).collect()
+}
+
 /// The address by which this node speaks to the login node. No packet is sent.
-pub(crate) fn own_address(plan: &NetworkPlan) -> Option<IpAddr> {
+fn own_address(plan: &NetworkPlan) -> Option<IpAddr> {
     let login = plan.host_ip?;
     let any: IpAddr = if login.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;

@@ -17,7 +17,7 @@ mod overlay;
 mod side;
 
 use crate::paths::Paths;
-pub(crate) use found::own_address;
+pub(crate) use found::own_addresses;
 use hpk_api::cni::{CniResult, Dns};
 use hpk_api::net::{GivenOffer, NetnsRequest, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;

@@ -1,7 +1,7 @@
 //! Pods and Services by IPv6, beside IPv4, over nodes that speak IPv4 to each other. One of them has IPv6 to the world.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that finds nothing fails its case")]
 
-use hpk_e2e::{Namespace, PATIENCE, TOOLBOX, eventually, kubectl};
+use hpk_e2e::{NODE, Namespace, PATIENCE, TOOLBOX, eventually, kubectl};
 use serde_json::{Value, json};
 
 /// A web server `server` on c1, of both families, whose page is its name; pods `client` on c2 and `neighbour` on c1.
@@ -73,6 +73,37 @@ fn a_pod_has_an_address_of_each_family_and_is_reached_by_both() {
     let fetched =
         within(&ns, "client", &format!("curl -gs --max-time 60 http://[{v6}]:8080/large | sha256sum | cut -d' ' -f1"));
     assert_eq!(fetched, served);
+}
+
+#[test]
+#[cfg_attr(not(feature = "site"), ignore = "about the site's IPv6")]
+fn the_node_and_its_pods_hosts_have_both_families_where_they_are() {
+    let ns = Namespace::new("families-host");
+    let node = kubectl(&["get", "node", NODE, "-o", "json"]);
+    let node: Value = serde_json::from_str(node.ok()).expect("a Node");
+    let addresses = node["status"]["addresses"].as_array().expect("addresses").iter();
+    let internal: Vec<&Value> = addresses.filter(|a| a["type"] == "InternalIP").map(|a| &a["address"]).collect();
+    assert_eq!(internal, [&json!("10.77.0.1"), &json!("fd00:77::1")]);
+    for (host, network, ips) in [
+        ("c1", false, &["10.77.0.11"][..]),
+        ("c2", false, &["10.77.0.12", "fd00:77::12"]),
+        ("c2", true, &["10.77.0.12", "fd00:77::12"]),
+    ] {
+        let name = format!("{host}-{network}");
+        let mut pod = ns.script_pod(&name, "Never", "echo $IPS; exec sleep 600");
+        pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/flags": format!("--nodelist={host}")});
+        pod["spec"]["hostNetwork"] = json!(network);
+        pod["spec"]["containers"][0]["env"] =
+            json!([{"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIPs"}}}]);
+        ns.apply(&pod.to_string());
+        ns.wait_ready(&name);
+        let status = ns.get("pod", &name)["status"].clone();
+        assert_eq!(texts(&status["hostIPs"], "ip"), ips, "{name}");
+        assert_eq!(ns.kubectl(&["logs", &name]).ok(), ips.join(","), "{name}");
+        if network {
+            assert_eq!(texts(&status["podIPs"], "ip"), ips, "{name} has its host's addresses");
+        }
+    }
 }
 
 #[test]

@@ -197,7 +197,11 @@ impl Kept {
 
     async fn post(&self, registration: &Registration, status: &Value) -> Result<(), Error> {
         let name = &self.node.name;
-        let patch = json!({"status": status});
+        let mut patch = json!({"status": status});
+        if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+            // The merge tells addresses apart by their type, and two may be of one.
+            addresses.push(json!({"$patch": "replace"}));
+        }
         match self.api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             Ok(_) => return Ok(()),
             Err(Error::Api(answer)) if answer.code == 404 => {}

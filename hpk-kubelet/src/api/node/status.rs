@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Facts of the login node for nodeInfo.
 pub(super) struct SystemInfo {
@@ -117,6 +118,12 @@ pub(super) fn status(
         },
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
     })
+}
+
+/// The first is of the family of Services that ask for none.
+fn addresses(ips: &[IpAddr], name: &str) -> Vec<Value> {
+    let internal = ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
+    internal.chain([json!({"type": "Hostname", "address": name})]).collect()
 }
 
 /// Whether pods reach addresses outside of the cluster: status, reason and message of the condition. `nodes`: the
