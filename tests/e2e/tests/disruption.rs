@@ -286,6 +286,40 @@ fn etcd_and_the_api_server_killed_while_pods_run() {
     ns.wait_phase("after", "Succeeded");
 }
 
+/// A resolver that hears nothing asks again after five seconds: who asks while CoreDNS is started again must not wait for that.
+#[test]
+fn lookups_while_coredns_is_started_again_are_answered() {
+    let _turn = turn();
+    let ns = Namespace::new("dnskill");
+    // One lookup after the other, each told with its time in milliseconds.
+    let script = r#"
+        while [ ! -e /tmp/stop ]; do
+            a=$(date +%s%N)
+            getent ahostsv4 kubernetes.default.svc.cluster.local >/dev/null && r=ok || r=lost
+            b=$(date +%s%N)
+            echo "$r $(( (b - a) / 1000000 ))"
+            sleep 0.05
+        done"#;
+    let mut pod = ns.script_pod("asks", "Never", script);
+    pod["spec"]["containers"][0]["image"] = json!(hpk_e2e::TOOLBOX);
+    pod["spec"]["containers"][0]["command"][0] = json!("bash");
+    ns.apply(&pod.to_string());
+    ns.wait_ready("asks");
+    // More often in a row, and its supervisor waits longer before each start.
+    for _ in 0..2 {
+        kill_component("coredns");
+        eventually("the control plane serves again", PATIENCE, all_serve);
+    }
+    ns.kubectl(&["exec", "asks", "--", "touch", "/tmp/stop"]).ok();
+    ns.wait_phase("asks", "Succeeded");
+    let logs = ns.kubectl(&["logs", "asks"]);
+    let lines: Vec<(&str, u64)> =
+        logs.ok().lines().filter_map(|l| l.split_once(' ')).map(|(r, ms)| (r, ms.parse().expect("a number"))).collect();
+    assert!(lines.len() > 5 && lines.iter().all(|(result, _)| *result == "ok"), "{lines:?}");
+    let slowest = lines.iter().map(|(_, ms)| *ms).max().unwrap_or_default();
+    assert!(slowest < 4500, "the slowest took {slowest} ms: {lines:?}");
+}
+
 #[test]
 fn down_and_up_again_loses_nothing() {
     let _turn = turn();
