@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes the images of upstream's end-to-end tests as OCI layouts.
 
-  images.py PROGRAMS OUT
+  images.py PROGRAMS COREDNS OUT
 
-PROGRAMS is the folder that programs.sh printed. Everything else comes from Debian packages of this machine:
+PROGRAMS is the folder that programs.sh printed, COREDNS the control plane's program. Everything else comes from Debian packages of this machine:
 a program is taken with the libraries that ldd names, so an image holds what it needs and no distribution.
 Layers are tar files written here: owners, modes and set-user-ID bits are exact and no privilege is needed.
 """
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tarfile
 
-PROGRAMS, OUT = sys.argv[1:3]
+PROGRAMS, COREDNS, OUT = sys.argv[1:4]
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 
@@ -38,6 +38,9 @@ class Tree:
         info = tarfile.TarInfo(path)
         info.mode, info.type, info.linkname, info.size = mode, kind, target, len(data)
         self.entries[path] = (info, data)
+
+    def has(self, path):
+        return path in self.entries
 
     def folder(self, path, mode=0o755):
         self.put(path, mode=mode, kind=tarfile.DIRTYPE)
@@ -84,6 +87,8 @@ def busybox(users='', groups=''):
     for applet in subprocess.run([program, '--list'], capture_output=True, text=True).stdout.split():
         if applet != 'busybox':
             tree.symlink('bin/' + applet, 'busybox')
+    if not tree.has('bin/printenv'):
+        tree.program(found('printenv'))
     tree.put('etc/passwd', ('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n' + users).encode())
     tree.put('etc/group', ('root:x:0:\nnogroup:x:65534:\n' + groups).encode())
     tree.put('etc/nsswitch.conf', b'passwd: files\ngroup: files\nhosts: files dns\n')
@@ -94,6 +99,19 @@ def busybox(users='', groups=''):
     for library in glob.glob('/lib/*-linux-gnu/libnss_*.so.2'):
         tree.copy(os.path.realpath(library), 'lib/' + os.path.basename(library), 0o755)
     return tree
+
+
+# Upstream's image has iperf 2.2, whose reports have names above them and more fields than Debian's 2.1.
+IPERF = b'''#!/bin/bash
+set -o pipefail
+case " $* " in
+*" --reportstyle C "*)
+  echo time,srcaddress,srcport,dstaddr,dstport,transferid,istart,iend,bytes,speed,writecnt,writeerr,tcpretry,tcpcwnd,tcppcwnd,tcprtt,tcprttvar
+  /usr/bin/iperf "$@" | awk -F, 'NF >= 9 { split($7, at, "-"); print $1","$2","$3","$4","$5","$6","at[1]","at[2]","$8","$9",-1,-1,-1,-1,-1,0,0" }'
+  ;;
+*) exec /usr/bin/iperf "$@" ;;
+esac
+'''
 
 
 def network_tools():
@@ -108,7 +126,7 @@ def network_tools():
         tree.symlink(link, '/usr/bin/' + target)
     # Upstream's are built on Alpine: a test of image volumes looks for its name.
     tree.put('etc/os-release', b'NAME="stand-in for Alpine Linux"\n')
-    tree.symlink('usr/local/bin/iperf', '/usr/bin/iperf')
+    tree.put('usr/local/bin/iperf', IPERF, 0o755)
     tree.folder('uploads')
     return tree
 
@@ -173,6 +191,7 @@ def agnhost():
     tree = served_registry()
     tree.copy(PROGRAMS + '/agnhost', 'agnhost', 0o755)
     tree.symlink('agnhost-2', 'agnhost')
+    tree.copy(COREDNS, 'coredns', 0o755)
     for name in ('localhost.crt', 'localhost.key'):
         tree.copy(f'{PROGRAMS}/data/{name}', name, 0o644)
     return tree

@@ -21,7 +21,8 @@ bin=$("$here/programs.sh" | tail -n 1)
 images=$(dirname "$bin")/images-$(key_of "$here/images.py")
 if [ ! -e "$images/done" ]; then
   phase "making the test images"
-  python3 "$here/images.py" "$bin" "$images"
+  coredns=$("$here/../../images/control-plane/programs.sh" coredns | tail -n 1)/coredns
+  python3 "$here/images.py" "$bin" "$coredns" "$images"
   touch "$images/done"
 fi
 
