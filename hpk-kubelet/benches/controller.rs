@@ -21,9 +21,9 @@ use hpk_kubelet::executor::slurm::cluster::Cluster;
 use hpk_kubelet::executor::slurm::limits::Site;
 use hpk_kubelet::executor::words::{self, Kind, Words};
 use hpk_kubelet::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
-use hpk_kubelet::home::{Home, Install};
 use hpk_kubelet::nodes::{Clients, Nodes};
 use hpk_kubelet::pods::folder::{Folder, Progress, Record};
+use hpk_layout::{Home, Install};
 use hpk_link::server::LinkServer;
 use hpk_server::Backend;
 use jiff::Timestamp;
@@ -205,7 +205,7 @@ impl Rig {
         let ctx = Context {
             recorder: Recorder::start(clients.first().clone(), "n".to_owned()),
             services: kube::runtime::reflector::store().0,
-            carriers: Carriers::start(links.clone(), executor.clone(), install.netns.clone()),
+            carriers: Carriers::start(links.clone(), executor.clone(), install.netns()),
             clients,
             nodes,
             node_objects: kube::runtime::reflector::store().0,

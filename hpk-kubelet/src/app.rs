@@ -21,7 +21,7 @@ use crate::executor::slurm::request::Defaults;
 use crate::executor::{Executor, Times};
 use crate::gangs::keeper::{Gangs, Parts};
 use crate::gangs::seam::WithGangs;
-use crate::home::{Home, Install};
+use crate::home;
 use crate::link_port;
 use crate::nodes::{Clients, Nodes};
 use crate::provisioner;
@@ -32,6 +32,7 @@ use hpk_api::link::LinkCredentials;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{LauncherChoice, Settings};
 use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
+use hpk_layout::{Home, Install, pki};
 use hpk_link::lasting;
 use hpk_link::server::{Events as LinkEvents, LinkServer};
 use hpk_server::{ServerConfig, TlsFiles};
@@ -91,7 +92,7 @@ impl App {
     pub async fn build(options: Options) -> Result<Self> {
         let cluster = read_cluster(&options.cluster)?;
         let home = Home::of_cluster_file(&options.cluster);
-        let lock = home.lock()?;
+        let lock = home::lock(&home)?;
         let mut outside = Outside::open(&cluster, &home).await?;
         let recorder = Recorder::start(outside.clients.first().clone(), cluster.node_name.clone());
         let (links, link_events) = open_links(&cluster, &home, &recorder)?;
@@ -220,7 +221,7 @@ fn executor(cluster: &ClusterConfig, home: &Home) -> Result<(Arc<dyn Executor>, 
             (Arc::new(slurm.clone()), Some(slurm))
         }
         ExecutorKind::Local => {
-            let local = Local::start(home.root(), cluster.local_cpus, open_files);
+            let local = Local::start(home, cluster.local_cpus, open_files);
             (Arc::new(local.context("it cannot be told which pods run on this machine")?), None)
         }
     })
@@ -270,7 +271,7 @@ fn context(
     let Outside { nodes, clients, executor, slurm: _, times, images, install } = outside;
     let client = clients.first();
     Context {
-        carriers: Carriers::start(links.clone(), executor.clone(), install.netns.clone()),
+        carriers: Carriers::start(links.clone(), executor.clone(), install.netns()),
         services: watch::all(client.clone(), "watch of services"),
         node_objects: watch::all(client.clone(), "watch of nodes"),
         clients: clients.clone(),
@@ -293,16 +294,16 @@ fn context(
 /// Serves the kubelet API, and with `egress` the API server's connections to pods.
 fn serve(ctx: &Context, pods: tokio::sync::watch::Receiver<Pods>, egress: Option<&Path>) -> Result<()> {
     let cluster = &ctx.cluster;
-    let pki = PathBuf::from(&cluster.pki_dir);
+    let folder = PathBuf::from(&cluster.pki_dir);
     let api = listen(cluster.kubelet_addr)
         .with_context(|| format!("cannot serve the kubelet API on {}", cluster.kubelet_addr))?;
     let server = ServerConfig {
         nodes: ctx.nodes.iter().map(|node| node.name.clone()).collect(),
         tls: TlsFiles {
-            certificate: pki.join("kubelet-server.crt"),
-            key: pki.join("kubelet-server.key"),
-            client_ca: pki.join("ca.crt"),
-            front_proxy_ca: Some(pki.join("front-proxy-ca.crt")),
+            certificate: pki::certificate(&folder, pki::KUBELET_SERVER),
+            key: pki::key(&folder, pki::KUBELET_SERVER),
+            client_ca: pki::certificate(&folder, pki::CA),
+            front_proxy_ca: Some(pki::certificate(&folder, pki::FRONT_PROXY_CA)),
         },
         client: ctx.clients.first().clone(),
     };
@@ -366,7 +367,7 @@ async fn collect_images(images: ImageStore, home: Home) {
 }
 
 async fn api_config(cluster: &ClusterConfig) -> Result<Config> {
-    let path = PathBuf::from(&cluster.pki_dir).join("kubelet.kubeconfig");
+    let path = pki::kubeconfig(cluster.pki_dir.as_ref(), pki::KUBELET);
     let kubeconfig =
         Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}: run hpk up", path.display()))?;
     Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)

@@ -38,7 +38,7 @@ pub enum CarryError {
 /// # Errors
 /// When there is no link to carry to.
 pub fn run(pod: &Path) -> Result<(), CarryError> {
-    let file = pod.join(hpk_api::files::CARRIER);
+    let file = pod.join(hpk_layout::pod::CARRIER);
     let text = std::fs::read_to_string(&file).map_err(|source| CarryError::Where { path: file, source })?;
     let path = PathBuf::from(text.trim_end());
     let broke = |source| CarryError::Socket { path: path.clone(), source };
@@ -77,7 +77,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let error = run(tmp.path()).unwrap_err().to_string();
         assert!(error.contains("carrier") && error.contains("does the pod run"), "{error}");
-        std::fs::write(tmp.path().join(hpk_api::files::CARRIER), "/nowhere/link.sock").unwrap();
+        std::fs::write(tmp.path().join(hpk_layout::pod::CARRIER), "/nowhere/link.sock").unwrap();
         assert!(run(tmp.path()).unwrap_err().to_string().starts_with("/nowhere/link.sock: "));
     }
 }

@@ -17,6 +17,7 @@ use crate::requests::{self, Asked, answer};
 use hpk_api::link::{Hello, NetQuestion, NetUpdate};
 use hpk_api::net::{HostPort, NetnsRequest, NetworkList, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;
+use hpk_layout::Home;
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use std::io;
 use std::io::Write;
@@ -122,7 +123,7 @@ pub(crate) fn start(
         }
         _ => outpost(plan, places, node_ip, ask, synced.clone()).map_or(Carrier::Node, Carrier::Outpost),
     };
-    let listener = UnixListener::bind(places.run.join(hpk_api::paths::NETNS_SOCK)).map_err(NetworkError::Socket);
+    let listener = UnixListener::bind(places.run.join(hpk_layout::node::NETNS_SOCK)).map_err(NetworkError::Socket);
     let running = match &carrier {
         Carrier::Overlay(overlay) => overlay.datapath.as_ref().ok(),
         Carrier::Outpost(outpost) => Some(&*outpost.datapath),
@@ -144,9 +145,9 @@ pub(crate) fn start(
         },
     };
     let config = ClientConfig {
-        credentials: places.pod.join(hpk_api::files::LINK),
+        credentials: places.pod.join(hpk_layout::pod::LINK),
         hello,
-        supervisor: places.run.join(hpk_api::paths::SUPERVISOR_SOCK),
+        supervisor: places.run.join(hpk_layout::node::SUPERVISOR_SOCK),
     };
     let carriers = carriers(places);
     let link = LinkParts { config, carriers, questions, sweep, leave: leave.clone(), synced: (synced_in, synced) };
@@ -163,7 +164,7 @@ fn outpost(
     synced: watch::Receiver<bool>,
 ) -> Option<Outpost> {
     let addresses = plan.network.outposts.first().filter(|all| !all.is_empty())?;
-    let path = places.run.join(hpk_api::paths::CROSSING_SOCK);
+    let path = places.run.join(hpk_layout::node::CROSSING_SOCK);
     let clients = std::os::unix::net::UnixListener::bind(&path).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener.into())
@@ -221,8 +222,8 @@ fn plugins(
     places: &Places<'_>,
     leave: &CancellationToken,
 ) -> (Plugins, Option<AbortOnDropHandle<()>>) {
-    let home = places.pod.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    let Some(chain) = cni::Chain::of(&plan.pod, &plan.network, home, places.local) else {
+    let home = Home::of_member(places.pod);
+    let Some(chain) = cni::Chain::of(&plan.pod, &plan.network, &home, places.local) else {
         return ((None, Ok(()), false), None);
     };
     let chains = plan.network.list.as_ref().is_some_and(NetworkList::chains);
@@ -236,10 +237,10 @@ fn plugins(
 /// The socket for carriers of the link, and the word in the pod's folder where it is. Without it the link can only be
 /// dialled.
 fn carriers(places: &Places<'_>) -> Option<UnixListener> {
-    let path = places.run.join(hpk_api::paths::LINK_SOCK);
+    let path = places.run.join(hpk_layout::node::LINK_SOCK);
     let listener =
         UnixListener::bind(&path).inspect_err(|error| hpk_api::say!("hpk-netns: {}: {error}", path.display()));
-    let file = places.pod.join(hpk_api::files::CARRIER);
+    let file = places.pod.join(hpk_layout::pod::CARRIER);
     // The pod's folder is on the shared file system: nobody waits for it.
     tokio::task::spawn_blocking(move || {
         let text = format!("{}\n", path.display());

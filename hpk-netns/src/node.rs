@@ -22,7 +22,7 @@ pub(crate) fn slurm_name() -> String {
 
 /// The address by which this node speaks to the kubelet's: what other nodes reach it by, too. No packet is sent.
 pub(crate) fn address(pod: &Path, login: Option<IpAddr>) -> IpAddr {
-    let credentials = std::fs::read(pod.join(hpk_api::files::LINK))
+    let credentials = std::fs::read(pod.join(hpk_layout::pod::LINK))
         .ok()
         .and_then(|b| serde_json::from_slice::<LinkCredentials>(&b).ok());
     let target = credentials.map(|c| c.address).or(login.map(|ip| SocketAddr::new(ip, 9)));

@@ -1,6 +1,6 @@
 //! Where everything of this pod is. Pure, but for [`Paths::rootfs`].
 
-use hpk_api::{files, paths};
+use hpk_layout::{image, node, parent, pod};
 use std::path::{Path, PathBuf};
 
 /// The folders that the supervisor works with.
@@ -24,13 +24,13 @@ pub struct Paths {
 impl Default for Paths {
     fn default() -> Self {
         Self {
-            plan: Path::new(paths::POD).join(files::PLAN),
-            pod: paths::POD.into(),
-            images: paths::IMAGES.into(),
-            mounted: paths::MOUNTED.into(),
-            scratch: paths::SCRATCH.into(),
-            host: paths::HOST.into(),
-            run: paths::RUN.into(),
+            plan: Path::new(parent::POD).join(pod::PLAN),
+            pod: parent::POD.into(),
+            images: parent::IMAGES.into(),
+            mounted: parent::MOUNTED.into(),
+            scratch: parent::SCRATCH.into(),
+            host: parent::HOST.into(),
+            run: parent::RUN.into(),
         }
     }
 }
@@ -39,25 +39,25 @@ impl Paths {
     /// status.json
     #[must_use]
     pub fn status(&self) -> PathBuf {
-        self.pod.join(files::STATUS)
+        self.pod.join(pod::STATUS)
     }
 
     /// The control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.run.join(paths::SUPERVISOR_SOCK)
+        self.run.join(node::SUPERVISOR_SOCK)
     }
 
     /// hpk-netns' socket.
     #[must_use]
     pub fn netns(&self) -> PathBuf {
-        self.run.join(paths::NETNS_SOCK)
+        self.run.join(node::NETNS_SOCK)
     }
 
     /// Where sockets of the pods' network are given out.
     #[must_use]
     pub fn crossing(&self) -> PathBuf {
-        self.run.join(paths::CROSSING_SOCK)
+        self.run.join(node::CROSSING_SOCK)
     }
 
     /// Root file system of an image. It is looked at whether the image is mounted.
@@ -65,13 +65,13 @@ impl Paths {
     pub fn rootfs(&self, folder: &str) -> PathBuf {
         let mounted = self.mounted.join(folder);
         let place = if !folder.is_empty() && mounted.is_dir() { mounted } else { self.images.join(folder) };
-        place.join("rootfs")
+        place.join(image::ROOTFS)
     }
 
     /// Logs of a container.
     #[must_use]
     pub fn logs(&self, container: &str) -> PathBuf {
-        self.pod.join(files::LOGS).join(container)
+        self.pod.join(pod::LOGS).join(container)
     }
 
     /// Node-local files of all containers, a folder each.
@@ -86,40 +86,52 @@ impl Paths {
         self.containers().join(container).join(instance.to_string())
     }
 
+    /// Node-local emptyDir volumes, a folder each.
+    #[must_use]
+    pub fn empty_dirs(&self) -> PathBuf {
+        self.scratch.join("volumes")
+    }
+
     /// An emptyDir volume.
     #[must_use]
     pub fn empty_dir(&self, volume: &str) -> PathBuf {
-        self.scratch.join("volumes").join(volume)
+        self.empty_dirs().join(volume)
     }
 
     /// Where an emptyDir volume lies that all nodes of an MPI step see; [`Self::empty_dir`] is a mount of it.
     #[must_use]
     pub fn shared_empty_dir(&self, volume: &str) -> PathBuf {
-        self.pod.join(files::SHARED).join(volume)
+        self.pod.join(pod::SHARED).join(volume)
     }
 
     /// A volume that the kubelet fills.
     #[must_use]
     pub fn kubelet_volume(&self, folder: &str) -> PathBuf {
-        self.pod.join(files::VOLUMES).join(folder)
+        self.pod.join(pod::VOLUMES).join(folder)
+    }
+
+    /// Files for /etc of the containers.
+    #[must_use]
+    pub fn etc_files(&self) -> PathBuf {
+        self.scratch.join("etc")
     }
 
     /// A file for /etc of the containers: `hosts`, `resolv.conf`, `hostname`.
     #[must_use]
     pub fn etc(&self, name: &str) -> PathBuf {
-        self.scratch.join("etc").join(name)
+        self.etc_files().join(name)
     }
 
     /// A file for /etc of the ranks of an MPI step, which are in the node's network.
     #[must_use]
     pub fn step_etc(&self, name: &str) -> PathBuf {
-        self.scratch.join("etc").join(format!("step-{name}"))
+        self.etc(&format!("step-{name}"))
     }
 
     /// What every rank of an MPI step reads.
     #[must_use]
     pub fn step_file(&self, instance: u32) -> PathBuf {
-        self.pod.join(files::step(instance))
+        self.pod.join(pod::step(instance))
     }
 
     /// The pod's /dev/shm.

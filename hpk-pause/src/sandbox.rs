@@ -100,9 +100,7 @@ fn empty(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
 }
 
 fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
-    for folder in
-        [paths.scratch.join("volumes"), paths.scratch.join("containers"), paths.scratch.join("etc"), paths.shm()]
-    {
+    for folder in [paths.empty_dirs(), paths.containers(), paths.etc_files(), paths.shm()] {
         fs::create_dir_all(&folder).map_err(at(&folder))?;
     }
     // Shared by the pod's containers, as the pause container's is upstream.

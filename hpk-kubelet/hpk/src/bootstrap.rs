@@ -3,12 +3,12 @@
 //! that hpk-kubelet serves, unless the user has installed another, and the policy for flags of Slurm.
 
 use crate::flags_policy;
-use crate::home::Home;
 use crate::label_policy;
 use crate::partition_nodes;
 use crate::runtime_classes;
 use crate::storage_classes;
 use hpk_api::cluster::ClusterConfig;
+use hpk_layout::Home;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{Namespace, Service};
@@ -97,7 +97,7 @@ pub(crate) async fn run(home: &Home) -> Result<(), BootstrapError> {
     storage_classes::ensure(&client, &labels(), cluster.scratch.as_deref())
         .await
         .map_err(|(name, source)| BootstrapError::Api { name, source })?;
-    let path = home.pki().join("ca.crt");
+    let path = hpk_layout::pki::certificate(&home.pki(), hpk_layout::pki::CA);
     let ca = std::fs::read(&path).map_err(|source| BootstrapError::Read { path, source })?;
     let api: Api<APIService> = Api::all(client);
     let present = api

@@ -315,12 +315,12 @@ pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
 pub(crate) mod tests {
     use super::*;
     use crate::components::Layout;
-    use crate::home::Home;
+    use hpk_layout::Home;
 
     pub(crate) fn layout() -> Layout {
         let ip = "10.77.0.1".parse().unwrap();
         let ports = ports_with(None, ip, 1000, |_, _| true).unwrap();
-        let home = Home::at("/home/alice/.hpk".into());
+        let home = Home::at("/home/alice/.hpk");
         Layout {
             cluster: cluster("site", (ip, None), Families::Dual, &ports, &home.pki()),
             control_plane: ControlPlane {

@@ -4,7 +4,7 @@
 //! control plane never costs work.
 
 use crate::cli;
-use crate::home::Home;
+use crate::home;
 use crate::json::read_json;
 use crate::progress::Progress;
 use crate::runs;
@@ -13,6 +13,7 @@ use crate::supervise::control::{Client, ControlError, Holder, Phase, Request};
 use crate::up::lock_command;
 use anyhow::Result;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
+use hpk_layout::Home;
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -23,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `hpk down`.
 pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
-    let home = Home::from_env()?;
-    home.create()?;
+    let home = home::find()?;
+    home::create(&home)?;
     let progress = Progress::new();
     let _lock = lock_command(&home, &progress, PATIENCE).await?;
 
@@ -111,9 +112,9 @@ async fn end_silent(home: &Home, progress: &Progress) -> Result<()> {
 /// Ids of this user's jobs whose comment carries the UID of a pod, or the id of a gang, in HPK_HOME.
 pub(crate) fn pod_jobs(home: &Home) -> Result<Vec<String>, site::SiteError> {
     // A gang's job bears the gang's id.
-    let pods: HashSet<String> = ["pods", hpk_api::gang::FOLDER]
+    let pods: HashSet<String> = [home.pods(), home.gangs()]
         .into_iter()
-        .filter_map(|folder| std::fs::read_dir(home.root().join(folder)).ok())
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
         .flatten()
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())

@@ -1,7 +1,7 @@
 //! `hpk exec --rank`: kubectl exec, told by the command's first word which rank is meant.
 
 use crate::cli::Exec;
-use crate::home::Home;
+use crate::home;
 use anyhow::{Context, Result};
 use hpk_api::pod_flags::{MPI_CONTAINER, MPI_FLAGS};
 use hpk_api::step::SESSION_PREFIX;
@@ -15,7 +15,7 @@ pub(crate) fn run(args: Exec) -> Result<ExitCode> {
     let kubectl = which::which("kubectl").context("kubectl: install it, or put it on PATH")?;
     let mut command = Command::new(&kubectl);
     if std::env::var_os("KUBECONFIG").is_none() {
-        command.env("KUBECONFIG", Home::from_env()?.kubeconfig());
+        command.env("KUBECONFIG", home::find()?.kubeconfig());
     }
     let mut args = args;
     if args.container.is_none() {
@@ -28,7 +28,7 @@ pub(crate) fn run(args: Exec) -> Result<ExitCode> {
 fn step_of(kubectl: &Path, args: &Exec) -> Result<Option<String>> {
     let mut command = Command::new(kubectl);
     if std::env::var_os("KUBECONFIG").is_none() {
-        command.env("KUBECONFIG", Home::from_env()?.kubeconfig());
+        command.env("KUBECONFIG", home::find()?.kubeconfig());
     }
     let namespace = args.namespace.iter().map(|name| format!("--namespace={name}"));
     let asked = command.args(["get", "pod", &args.pod, "--output=json"]).args(namespace).output();

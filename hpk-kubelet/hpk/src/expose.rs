@@ -7,7 +7,7 @@
 
 use crate::bootstrap;
 use crate::cli::{self, Format};
-use crate::home::Home;
+use crate::home;
 use crate::target::Target;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ClusterConfig;
@@ -27,7 +27,7 @@ const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "hpk-expose");
 
 /// `hpk expose`.
 pub(crate) async fn run(args: cli::Expose) -> Result<ExitCode> {
-    let home = Home::from_env()?;
+    let home = home::find()?;
     let path = home.cluster_json();
     let context = || format!("{}: run hpk up", path.display());
     let cluster: ClusterConfig = serde_json::from_slice(&std::fs::read(&path).with_context(context)?)?;

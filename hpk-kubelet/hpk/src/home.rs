@@ -1,8 +1,7 @@
-//! Where everything is: HPK_HOME (the cluster's state) and the installed files.
-//!
-//! Owns names of paths and the making of private folders; reads and writes no content but atomically
-//! replaced files on others' behalf ([`replace_file`]).
+//! The folders of HPK_HOME and the installation that this command works with: which they are, and that nobody else can change
+//! what is in HPK_HOME. Their names are `hpk-layout`'s.
 
+use hpk_layout::{Home, Install};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -33,170 +32,75 @@ pub(crate) enum HomeError {
     NotOurs { path: PathBuf, owner: u32 },
 }
 
-/// HPK_HOME and the names below it.
-#[derive(Clone, Debug)]
-pub(crate) struct Home {
-    root: PathBuf,
+/// HPK_HOME, else `~/.hpk`.
+///
+/// # Errors
+/// [`HomeError::NoHome`].
+pub(crate) fn find() -> Result<Home, HomeError> {
+    let root = match (std::env::var_os("HPK_HOME"), std::env::var_os("HOME")) {
+        (Some(h), _) if !h.is_empty() => PathBuf::from(h),
+        (_, Some(h)) if !h.is_empty() => Path::new(&h).join(Home::DEFAULT),
+        _ => return Err(HomeError::NoHome),
+    };
+    let root = std::path::absolute(&root).map_err(|source| HomeError::Io { path: root, source })?;
+    Ok(Home::at(root))
 }
 
-impl Home {
-    /// From HPK_HOME, else `~/.hpk`.
-    ///
-    /// # Errors
-    /// [`HomeError::NoHome`].
-    pub(crate) fn from_env() -> Result<Self, HomeError> {
-        let root = match (std::env::var_os("HPK_HOME"), std::env::var_os("HOME")) {
-            (Some(h), _) if !h.is_empty() => PathBuf::from(h),
-            (_, Some(h)) if !h.is_empty() => Path::new(&h).join(".hpk"),
-            _ => return Err(HomeError::NoHome),
-        };
-        let root = std::path::absolute(&root).map_err(|source| HomeError::Io { path: root, source })?;
-        Ok(Self { root })
-    }
+/// What HPK_PREFIX says, else where this program is.
+///
+/// # Errors
+/// The program's own path cannot be read.
+pub(crate) fn install() -> Result<Install, HomeError> {
+    let exe =
+        std::env::current_exe().map_err(|source| HomeError::Io { path: PathBuf::from("/proc/self/exe"), source })?;
+    Ok(Install::find(std::env::var_os("HPK_PREFIX").map(PathBuf::from), &exe))
+}
 
-    /// At a given place.
-    #[must_use]
-    pub(crate) fn at(root: PathBuf) -> Self {
-        Self { root }
+/// Makes the folders, readable by the owner alone.
+///
+/// # Errors
+/// When one cannot be made, or somebody else could put another in the root's place.
+pub(crate) fn create(home: &Home) -> Result<(), HomeError> {
+    let parent = home.root().parent().unwrap_or(home.root());
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+    made.map_err(|source| HomeError::Io { path: parent.to_owned(), source })?;
+    check_above(home)?;
+    let folders = [
+        home.pki(),
+        home.log(),
+        home.run(),
+        home.config(),
+        home.flexvolume(),
+        home.egress(),
+        // Bound into the container: it must be there.
+        home.etcd(),
+        home.pods(),
+    ];
+    private_dir(home.root())?;
+    for dir in folders {
+        private_dir(&dir)?;
     }
+    Ok(())
+}
 
-    /// Makes the folders, readable by the owner alone.
-    ///
-    /// # Errors
-    /// When one cannot be made, or somebody else could put another in the root's place.
-    pub(crate) fn create(&self) -> Result<(), HomeError> {
-        let parent = self.root.parent().unwrap_or(&self.root);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
-        made.map_err(|source| HomeError::Io { path: parent.to_owned(), source })?;
-        self.check_above()?;
-        let folders = [
-            self.pki(),
-            self.log(),
-            self.run(),
-            self.config(),
-            self.flexvolume(),
-            self.egress(),
-            // Bound into the container: it must be there.
-            self.etcd(),
-            self.root.join("pods"),
-        ];
-        private_dir(&self.root)?;
-        for dir in folders {
-            private_dir(&dir)?;
-        }
-        Ok(())
+/// Whether nobody else can put another folder in the root's place, which need not be there yet.
+///
+/// # Errors
+/// [`HomeError::Above`], or the file system's.
+pub(crate) fn check_above(home: &Home) -> Result<(), HomeError> {
+    let parent = home.root().ancestors().skip(1).find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| HomeError::Io { path, source }
+    };
+    // Both ways: by its links, which others could exchange, and where they lead.
+    let real = parent.canonicalize().map_err(io(parent))?;
+    for folder in parent.ancestors().chain(real.ancestors()) {
+        // Of a link its owner counts; where it leads is looked at by its real path.
+        let meta = fs::symlink_metadata(folder).map_err(io(folder))?;
+        owner_may_be_trusted(folder, &meta)?;
     }
-
-    /// Whether nobody else can put another folder in the root's place, which need not be there yet.
-    ///
-    /// # Errors
-    /// [`HomeError::Above`], or the file system's.
-    pub(crate) fn check_above(&self) -> Result<(), HomeError> {
-        let parent = self.root.ancestors().skip(1).find(|p| p.exists()).unwrap_or(Path::new("/"));
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| HomeError::Io { path, source }
-        };
-        // Both ways: by its links, which others could exchange, and where they lead.
-        let real = parent.canonicalize().map_err(io(parent))?;
-        for folder in parent.ancestors().chain(real.ancestors()) {
-            // Of a link its owner counts; where it leads is looked at by its real path.
-            let meta = fs::symlink_metadata(folder).map_err(io(folder))?;
-            owner_may_be_trusted(folder, &meta)?;
-        }
-        Ok(())
-    }
-
-    /// The folder itself.
-    #[must_use]
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-    /// Keys and certificates.
-    #[must_use]
-    pub(crate) fn pki(&self) -> PathBuf {
-        self.root.join("pki")
-    }
-    /// Logs of the components.
-    #[must_use]
-    pub(crate) fn log(&self) -> PathBuf {
-        self.root.join("log")
-    }
-    /// Locks and the supervisor's record.
-    #[must_use]
-    pub(crate) fn run(&self) -> PathBuf {
-        self.root.join("run")
-    }
-    /// Generated configuration files of the components.
-    #[must_use]
-    pub(crate) fn config(&self) -> PathBuf {
-        self.root.join("config")
-    }
-    /// Where the controller manager looks for volume plug-ins; there are none.
-    #[must_use]
-    pub(crate) fn flexvolume(&self) -> PathBuf {
-        self.config().join("flexvolume")
-    }
-    /// The socket for the API server's way to pods.
-    #[must_use]
-    pub(crate) fn egress(&self) -> PathBuf {
-        self.run().join("egress")
-    }
-    /// etcd's data.
-    #[must_use]
-    pub(crate) fn etcd(&self) -> PathBuf {
-        self.root.join("etcd")
-    }
-    /// Snapshots of etcd's data that is elsewhere.
-    #[must_use]
-    pub(crate) fn etcd_snapshots(&self) -> PathBuf {
-        self.root.join("etcd-snapshots")
-    }
-    /// Which data of etcd's is the cluster's.
-    #[must_use]
-    pub(crate) fn etcd_record(&self) -> PathBuf {
-        self.etcd_snapshots().join("record.json")
-    }
-    /// The user's kubeconfig.
-    #[must_use]
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.root.join("kubeconfig")
-    }
-    /// What hpk-kubelet reads.
-    #[must_use]
-    pub(crate) fn cluster_json(&self) -> PathBuf {
-        self.root.join("cluster.json")
-    }
-    /// What the control plane's supervisor reads.
-    #[must_use]
-    pub(crate) fn control_plane_json(&self) -> PathBuf {
-        self.root.join("control-plane.json")
-    }
-    /// Held by the supervisor for its life.
-    #[must_use]
-    pub(crate) fn supervisor_lock(&self) -> PathBuf {
-        self.run().join("supervisor.lock")
-    }
-    /// Which login node runs the control plane.
-    #[must_use]
-    pub(crate) fn lease(&self) -> PathBuf {
-        self.run().join("lease.json")
-    }
-    /// Held by hpk up and hpk down while they work.
-    #[must_use]
-    pub(crate) fn command_lock(&self) -> PathBuf {
-        self.run().join("up.lock")
-    }
-    /// What [`Self::cluster_json`] was when it was last written.
-    #[must_use]
-    pub(crate) fn cluster_copy(&self) -> PathBuf {
-        self.root.join("cluster.json.copy")
-    }
-    /// Who supervises, where.
-    #[must_use]
-    pub(crate) fn supervisor_json(&self) -> PathBuf {
-        self.run().join("supervisor.json")
-    }
+    Ok(())
 }
 
 /// Whoever may rename what is in a folder above HPK_HOME can put a cluster of his in its place.
@@ -251,59 +155,6 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), HomeError>
     hpk_layout::replace(path, content, 0o600).map_err(|source| HomeError::Io { path: path.to_owned(), source })
 }
 
-/// The installed files: `bin/`, `libexec/hpk/`, `share/hpk/` below one prefix.
-#[derive(Clone, Debug)]
-pub(crate) struct Install {
-    prefix: PathBuf,
-}
-
-impl Install {
-    /// HPK_PREFIX, else the folder above the one that holds this executable.
-    ///
-    /// # Errors
-    /// When the executable's own path cannot be read.
-    pub(crate) fn from_env() -> Result<Self, HomeError> {
-        if let Some(prefix) = std::env::var_os("HPK_PREFIX").filter(|p| !p.is_empty()) {
-            return Ok(Self { prefix: PathBuf::from(prefix) });
-        }
-        let exe = std::env::current_exe()
-            .map_err(|source| HomeError::Io { path: PathBuf::from("/proc/self/exe"), source })?;
-        let prefix = exe.parent().and_then(Path::parent).map_or_else(|| PathBuf::from("/"), Path::to_owned);
-        Ok(Self { prefix })
-    }
-
-    /// `hpk-kubelet`.
-    #[must_use]
-    pub(crate) fn kubelet(&self) -> PathBuf {
-        self.prefix.join("bin/hpk-kubelet")
-    }
-    /// The control plane's image.
-    #[must_use]
-    pub(crate) fn image(&self) -> PathBuf {
-        self.prefix.join("share/hpk/control-plane.sqfs")
-    }
-    /// The folder above all of them.
-    #[must_use]
-    pub(crate) fn prefix(&self) -> &Path {
-        &self.prefix
-    }
-    /// The list of the files that were installed, relative to the prefix.
-    #[must_use]
-    pub(crate) fn installed(&self) -> PathBuf {
-        self.prefix.join("share/hpk/installed")
-    }
-    /// The pods' parent image, a sandbox folder.
-    #[must_use]
-    pub(crate) fn pause_image(&self) -> PathBuf {
-        self.prefix.join("share/hpk/pause")
-    }
-    /// A helper program of the compute nodes.
-    #[must_use]
-    pub(crate) fn libexec(&self, name: &str) -> PathBuf {
-        self.prefix.join("libexec/hpk").join(name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,19 +169,19 @@ mod tests {
         // The system's, ours: /tmp itself is open to all, and sticky.
         for good in [0o700, 0o755, 0o775, 0o1777] {
             mode(good);
-            home.create().unwrap();
+            create(&home).unwrap();
         }
         mode(0o777);
-        let refused = home.create().unwrap_err().to_string();
+        let refused = create(&home).unwrap_err().to_string();
         assert!(refused.contains(&open.display().to_string()) && refused.contains("777"), "{refused}");
         mode(0o755);
         // A link that others could exchange.
         let link = open.join("link");
         std::os::unix::fs::symlink(open.join("deep"), &link).unwrap();
-        Home::at(link.join("h")).create().unwrap();
+        create(&Home::at(link.join("h"))).unwrap();
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::lchown(&link, Some(4242), None).unwrap();
-            let refused = Home::at(link.join("h")).create().unwrap_err().to_string();
+            let refused = create(&Home::at(link.join("h"))).unwrap_err().to_string();
             assert!(refused.contains("4242"), "{refused}");
         }
     }
@@ -339,11 +190,11 @@ mod tests {
     fn folders_and_files_are_the_owners_alone() {
         let tmp = tempfile::tempdir().unwrap();
         let home = Home::at(tmp.path().join("h"));
-        home.create().unwrap();
+        create(&home).unwrap();
         let mode = |p: &Path| fs::metadata(p).unwrap().mode() & 0o777;
         assert_eq!(mode(home.root()), 0o700);
         fs::set_permissions(home.pki(), fs::Permissions::from_mode(0o755)).unwrap();
-        home.create().unwrap();
+        create(&home).unwrap();
         assert_eq!(mode(&home.pki()), 0o700);
         let file = home.pki().join("a.key");
         fs::write(&file, "old").unwrap();

@@ -1,7 +1,7 @@
 //! `hpk logs`: what the control plane's programs and hpk-kubelet have logged.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use crate::home::Home;
+use crate::home;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fs;
@@ -45,7 +45,8 @@ fn lines(text: &str) -> Result<Lines, String> {
 
 /// `hpk logs`.
 pub(crate) fn run(args: &Logs) -> Result<ExitCode> {
-    let folder = Home::from_env()?.log();
+    let home = home::find()?;
+    let folder = home.log();
     let names = names(&folder).with_context(|| format!("{}: nothing has run yet? hpk up", folder.display()))?;
     let Some(component) = &args.component else {
         names.iter().for_each(|name| println!("{name}"));
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &Logs) -> Result<ExitCode> {
     if !names.contains(component) {
         bail!("there is no log of {component:?}: there are {}", names.join(", "));
     }
-    let file = folder.join(format!("{component}.log"));
+    let file = home.log_of(component);
     // A log that is begun anew is followed too (-F).
     let mut tail = Command::new("tail");
     tail.arg("-n").arg(match args.lines {

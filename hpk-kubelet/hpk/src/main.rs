@@ -37,7 +37,7 @@ mod up;
 use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
-use home::Home;
+use hpk_layout::Home;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -77,7 +77,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Expose(args) => expose::run(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Kubeconfig => {
-                println!("{}", Home::from_env()?.kubeconfig().display());
+                println!("{}", home::find()?.kubeconfig().display());
                 Ok(ExitCode::SUCCESS)
             }
             Command::Completions { shell } => {

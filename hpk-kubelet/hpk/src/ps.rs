@@ -3,7 +3,7 @@
 
 use crate::bootstrap;
 use crate::cli::{self, Format};
-use crate::home::Home;
+use crate::home;
 use crate::json::need_json;
 use crate::site;
 use anyhow::Result;
@@ -46,7 +46,7 @@ struct Row {
 
 /// `hpk ps`.
 pub(crate) async fn run(args: &cli::Ps) -> Result<ExitCode> {
-    let home = Home::from_env()?;
+    let home = home::find()?;
     let client = bootstrap::client(&home).await?;
     let pods: Api<Pod> = match (&args.namespace, args.all_namespaces) {
         (_, true) => Api::all(client),

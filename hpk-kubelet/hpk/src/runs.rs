@@ -1,7 +1,8 @@
 //! Pods of the local executor while no kubelet runs: which there are, and ending them.
 
-use crate::home::Home;
-use hpk_api::local::{END, End, PROCESS, Process, RUNS};
+use hpk_api::local::{End, Process};
+use hpk_layout::Home;
+use hpk_layout::run::{END, PROCESS};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -17,7 +18,7 @@ const TERMINATED: i32 = 143;
 
 /// Folders of the runs that are not over, by id.
 pub(crate) fn living(home: &Home) -> Vec<(String, PathBuf)> {
-    let entries = fs::read_dir(home.root().join(RUNS)).into_iter().flatten().flatten();
+    let entries = fs::read_dir(home.runs()).into_iter().flatten().flatten();
     let folders = entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
     let lives = |folder: &Path| {
         if folder.join(END).exists() {
@@ -53,10 +54,7 @@ pub(crate) fn end(home: &Home) -> anyhow::Result<usize> {
     for (id, process) in told {
         let left = deadline.saturating_duration_since(Instant::now());
         if !hpk_sys::process::wait_end(process.as_fd(), Some(left)) {
-            anyhow::bail!(
-                "run {id} does not end: kill -KILL its process, see {}/{id}",
-                home.root().join(RUNS).display()
-            );
+            anyhow::bail!("run {id} does not end: kill -KILL its process, see {}/{id}", home.runs().display());
         }
     }
     Ok(runs.len())
@@ -82,7 +80,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let home = Home::at(tmp.path().to_owned());
         let run = |id: &str| {
-            let folder = tmp.path().join(RUNS).join(id);
+            let folder = Home::at(tmp.path()).runs().join(id);
             fs::create_dir_all(&folder).unwrap();
             folder
         };

@@ -1,8 +1,9 @@
 //! `hpk shell`: a shell, or a command, in which kubectl speaks to this cluster.
 
-use crate::home::Home;
+use crate::home;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use hpk_layout::Home;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ const BASH: &str = "[ ! -r ~/.bashrc ] || . ~/.bashrc\nPS1=\"(hpk) $PS1\"\n";
 
 /// `hpk shell`.
 pub(crate) fn run(args: Shell) -> Result<ExitCode> {
-    let home = Home::from_env()?;
+    let home = home::find()?;
     let kubeconfig = home.kubeconfig();
     if !kubeconfig.exists() {
         bail!("{} is not there: run hpk up first", kubeconfig.display());
@@ -46,7 +47,7 @@ fn shell(home: &Home) -> Result<Command> {
     let shell = std::env::var_os("SHELL").filter(|s| !s.is_empty()).unwrap_or_else(|| "/bin/sh".into());
     let mut command = Command::new(&shell);
     if Path::new(&shell).file_name() == Some(OsStr::new("bash")) {
-        let file = home.run().join("shell.bash");
+        let file = home.shell();
         hpk_layout::replace_soon(&file, BASH.as_bytes(), 0o600).with_context(|| file.display().to_string())?;
         command.arg("--rcfile").arg(file);
     }

@@ -4,13 +4,14 @@
 
 use crate::cli::{self, Format};
 use crate::decide::Families;
-use crate::home::Home;
+use crate::home;
 use crate::json::need_json;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Request, Snapshot};
 use anyhow::Result;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;
+use hpk_layout::Home;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -63,7 +64,7 @@ impl Network {
 
 /// `hpk status`.
 pub(crate) async fn run(args: &cli::Status) -> Result<ExitCode> {
-    let home = Home::from_env()?;
+    let home = home::find()?;
     let print = |shown: Option<&Shown>| -> Result<()> {
         match (args.output.output, args.watch) {
             (Format::Json, true) => println!("{}", serde_json::to_string(&shown)?),
@@ -82,7 +83,7 @@ pub(crate) async fn run(args: &cli::Status) -> Result<ExitCode> {
     let answer = match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Ok(snapshot)) => Ok(snapshot),
         Ok(Err(e)) => Err(e.downcast::<ControlError>()?),
-        Err(_) => Err(ControlError::Mute { seconds: PATIENCE.as_secs(), log: home.log().join("supervisor.log") }),
+        Err(_) => Err(ControlError::Mute { seconds: PATIENCE.as_secs(), log: home.supervisor_log() }),
     };
     let shown = match answer {
         Ok(snapshot) => Some(Shown::of(snapshot, &home)?),
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let out = text(Some(&shown(&layout().cluster)), &Home::at("/h/.hpk".into()));
+        let out = text(Some(&shown(&layout().cluster)), &Home::at("/h/.hpk"));
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines[0].starts_with("not ready on login"));
         for (a, b) in [("STATE", "restarting"), ("RESTARTS", "2"), ("MESSAGE", "exit status: 1")] {
@@ -176,7 +177,7 @@ mod tests {
         let mut cluster = layout().cluster;
         let both = |cluster: &ClusterConfig| {
             let shown = shown(cluster);
-            let out = text(Some(&shown), &Home::at("/h/.hpk".into()));
+            let out = text(Some(&shown), &Home::at("/h/.hpk"));
             let line = out.lines().find_map(|l| l.strip_prefix("network: ")).map(str::to_owned);
             (line.unwrap_or_default(), serde_json::to_value(&shown).unwrap())
         };

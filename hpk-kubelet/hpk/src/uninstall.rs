@@ -4,11 +4,12 @@
 
 use crate::cli;
 use crate::down::pod_jobs;
-use crate::home::{Home, Install};
+use crate::home;
 use crate::progress::Progress;
 use crate::state::place;
 use crate::supervise::control::Holder;
 use anyhow::{Context, Result, bail, ensure};
+use hpk_layout::Home;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 /// `hpk uninstall`.
 pub(crate) async fn run(args: &cli::Uninstall) -> Result<ExitCode> {
-    let (home, install, progress) = (Home::from_env()?, Install::from_env()?, Progress::new());
+    let (home, install, progress) = (home::find()?, home::install()?, Progress::new());
     if home.root().exists() {
         nothing_runs(&home, &progress)?;
     }

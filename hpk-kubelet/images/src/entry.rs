@@ -11,6 +11,7 @@ use crate::config::ImageConfig;
 use crate::layout::Layout;
 use crate::measure::Facts;
 use hpk_api::plan::ImageRef;
+use hpk_layout::image;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -19,14 +20,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Of the one file: `sha256-<hex>.sqfs`.
-pub(crate) const SQUASHFS: &str = "sqfs";
 /// Of a folder: facts of the image. Its presence says that the folder is complete.
 pub(crate) const META: &str = "image.json";
 /// Of a folder: how to run it.
 pub(crate) const CONFIG: &str = "config.json";
-/// Of a folder: the files.
-pub(crate) const ROOTFS: &str = "rootfs";
 
 const MARK: &[u8; 8] = b"hpk-img1";
 /// Bytes of the longest JSON behind a SquashFS.
@@ -107,12 +104,12 @@ impl Entry {
 
 /// The one file of an image.
 pub(crate) fn file(root: &Path, folder: &str) -> PathBuf {
-    root.join(format!("{folder}.{SQUASHFS}"))
+    root.join(image::file(folder))
 }
 
 /// The image's name of an entry of the store's folder; None: it is something else.
 pub(crate) fn name(entry: &str) -> Option<&str> {
-    let name = entry.strip_suffix(SQUASHFS).and_then(|n| n.strip_suffix('.')).unwrap_or(entry);
+    let name = image::of_file(entry).unwrap_or(entry);
     (!name.starts_with('.')).then_some(name)
 }
 

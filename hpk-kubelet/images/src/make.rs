@@ -4,7 +4,7 @@
 use crate::archive::Resolved;
 use crate::blobs::digest_of_reader;
 use crate::config::ImageConfig;
-use crate::entry::{self, CONFIG, META, Meta, ROOTFS, write_json};
+use crate::entry::{self, CONFIG, META, Meta, write_json};
 use crate::error::SourceError;
 use crate::helper::{self, HelperError, Job};
 use crate::layout::Layout;
@@ -15,6 +15,7 @@ use crate::store::{Inner, Progress, PulledImage, blocking};
 use crate::tree::Report;
 use crate::{local, lock, sif};
 use hpk_api::plan::ImageRef;
+use hpk_layout::image;
 use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
 use std::path::{Path, PathBuf};
@@ -122,8 +123,8 @@ impl Inner {
         let tree = place.join(name);
         let (meta, config) = self.unpack_into(&tree, image_ref, content).await?;
         progress(Progress::Packing);
-        let out = tmp.join(format!("{name}.{}", entry::SQUASHFS));
-        let job = Job::Pack { tree: tree.join(ROOTFS), out: out.clone(), packer: packer.clone() };
+        let out = tmp.join(image::file(&name));
+        let job = Job::Pack { tree: tree.join(image::ROOTFS), out: out.clone(), packer: packer.clone() };
         self.help(&job).await.map_err(|e| SourceError::Unpack(e.to_string()))?;
         self.remove(&tree).await?;
         let packed = out.clone();
@@ -148,7 +149,7 @@ impl Inner {
         content: Content,
     ) -> Result<(Meta, ImageConfig), SourceError> {
         tokio::fs::create_dir(folder).await.map_err(SourceError::io("create", folder))?;
-        let rootfs = folder.join(ROOTFS);
+        let rootfs = folder.join(image::ROOTFS);
         tokio::fs::create_dir(&rootfs).await.map_err(SourceError::io("create", &rootfs))?;
         // An image without an entry for the root leaves this mode.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -188,13 +189,13 @@ impl Inner {
     }
 
     pub(crate) async fn lock(&self, name: &str) -> Result<lock::Lock, SourceError> {
-        let path = self.config.root.join(".locks").join(name);
+        let path = self.config.root.join(image::LOCKS).join(name);
         lock::acquire(path.clone()).await.map_err(SourceError::io("lock", path))
     }
 
     /// Of all of the store.
     pub(crate) fn store_lock(&self) -> PathBuf {
-        self.config.root.join(".locks/store")
+        self.config.root.join(image::LOCKS).join("store")
     }
 
     /// Together with others that pull or remove images.
@@ -210,7 +211,7 @@ impl Inner {
 
     /// Where images are made that have the store's own folders.
     pub(crate) fn tmp(&self) -> PathBuf {
-        self.config.root.join(".tmp")
+        self.config.root.join(image::TMP)
     }
 
     /// Where files may be unpacked that are to be packed: on this machine, then in the store itself.

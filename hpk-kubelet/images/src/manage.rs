@@ -9,6 +9,7 @@ use crate::lock;
 use crate::store::{ImageStore, Inner, StoreError};
 use crate::uses::{Uses, UsesError};
 use hpk_api::plan::ImageRef;
+use hpk_layout::image;
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -141,11 +142,11 @@ impl ImageStore {
             move |source| StoreError { action, path, source }
         };
         // Whoever pulls or removes an image shares this lock: with it alone, no layer is on its way into an image.
-        let (store, locks) = (self.inner.store_lock(), self.inner.config.root.join(".locks"));
+        let (store, locks) = (self.inner.store_lock(), self.inner.config.root.join(image::LOCKS));
         let Some(_alone) = lock::try_acquire(store.clone()).map_err(fail("lock", &store))? else {
             return Ok(collected);
         };
-        let blobs = self.inner.config.root.join(".blobs");
+        let blobs = self.inner.config.root.join(image::BLOBS);
         for entry in std::fs::read_dir(&blobs).map_err(fail("read", &blobs))?.flatten() {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.modified().is_ok_and(old) && std::fs::remove_file(entry.path()).is_ok() {
@@ -205,7 +206,7 @@ impl ImageStore {
             });
         }
         let Some(expected) = entry.meta.files else { return Ok(Verified::Unknown) };
-        let job = Job::Measure { path: entry.path.join(entry::ROOTFS) };
+        let job = Job::Measure { path: entry.path.join(image::ROOTFS) };
         let (_, found) = self.inner.help(&job).await.map_err(|e| RemoveError::Store(e.to_string()))?;
         Ok(if found == expected {
             Verified::Good

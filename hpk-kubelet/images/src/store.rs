@@ -3,7 +3,7 @@
 use crate::archive::{self, Resolved};
 use crate::blobs::{Blobs, digest_of, digest_of_reader, folder_name, verify};
 use crate::config::ImageConfig;
-use crate::entry::{self, Entry, ROOTFS, read_json, write_json};
+use crate::entry::{self, Entry, read_json, write_json};
 use crate::error::{PullError, SourceError};
 use crate::helper;
 use crate::keyring::{Keyring, Pass};
@@ -19,6 +19,7 @@ use crate::{registry, sif};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
 use hpk_api::subids::SubIds;
+use hpk_layout::image;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -150,7 +151,7 @@ impl ImageStore {
     /// When the folders cannot be made.
     pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
         let root = config.root.clone();
-        for folder in ["", ".refs", ".blobs", ".locks", ".tmp"] {
+        for folder in ["", image::REFS, image::BLOBS, image::LOCKS, image::TMP] {
             let path = root.join(folder);
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|source| StoreError {
                 action: "create",
@@ -160,7 +161,7 @@ impl ImageStore {
         }
         // The registry client leaves the choice of TLS provider to the process; whoever was first wins.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let blobs = Blobs::new(root.join(".blobs"), root.join(".locks"));
+        let blobs = Blobs::new(root.join(image::BLOBS), root.join(image::LOCKS));
         let inner =
             Inner { config, ids: helper::subordinate_ids(), blobs, turns: Mutex::default(), serial: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
@@ -213,7 +214,7 @@ impl ImageStore {
     /// The root file system of an image, where it is a folder.
     #[must_use]
     pub fn rootfs(&self, image: &ImageRef) -> PathBuf {
-        self.inner.config.root.join(&image.folder).join(ROOTFS)
+        self.inner.config.root.join(&image.folder).join(image::ROOTFS)
     }
 
     /// The one file of an image, where it is of the layout squashfs.
@@ -237,11 +238,11 @@ impl Inner {
 
     pub(crate) fn ref_path(&self, reference: &str) -> PathBuf {
         let hash = digest_of(reference.as_bytes());
-        self.config.root.join(".refs").join(format!("{}.json", &hash["sha256:".len()..]))
+        self.config.root.join(image::REFS).join(format!("{}.json", &hash["sha256:".len()..]))
     }
 
     pub(crate) fn refs(&self) -> Vec<RefEntry> {
-        let Ok(entries) = std::fs::read_dir(self.config.root.join(".refs")) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.config.root.join(image::REFS)) else { return Vec::new() };
         entries.flatten().filter_map(|e| read_json(&e.path())).collect()
     }
 
@@ -375,7 +376,7 @@ impl Inner {
         let size = wanted.clone().fold(0u64, |sum, d| sum.saturating_add(d.size));
         let mut missing = 0;
         for blob in wanted {
-            let path = self.config.root.join(".blobs").join(folder_name(&blob.digest)?);
+            let path = self.config.root.join(image::BLOBS).join(folder_name(&blob.digest)?);
             missing = if path.exists() { missing } else { blob.size.saturating_add(missing) };
         }
         if size > self.config.limits.bytes {

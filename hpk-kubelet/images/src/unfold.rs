@@ -1,7 +1,7 @@
 //! From one file back to a folder: on a compute node that cannot mount it ([`unpack_main`]), and in the store, for a container
 //! that comes to a pod which runs already ([`ImageStore::unfold`]).
 
-use crate::entry::{CONFIG, Entry, META, ROOTFS, write_json};
+use crate::entry::{CONFIG, Entry, META, write_json};
 use crate::error::{PullError, SourceError};
 use crate::helper::Job;
 use crate::layout::Layout;
@@ -10,6 +10,7 @@ use crate::store::ImageStore;
 use crate::tree::Limits;
 use crate::unpack;
 use hpk_api::plan::ImageRef;
+use hpk_layout::image;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -78,7 +79,7 @@ impl ImageStore {
         // What an earlier one left.
         inner.remove(&tmp).await?;
         inner.remove(&place).await?;
-        let rootfs = tmp.join(ROOTFS);
+        let rootfs = tmp.join(image::ROOTFS);
         std::fs::create_dir_all(&rootfs).map_err(SourceError::io("create", &rootfs))?;
         let file = File::open(&entry.path).and_then(Region::whole).map_err(SourceError::io("open", &entry.path))?;
         let owners = inner.ids.is_some() || nix::unistd::Uid::effective().is_root();

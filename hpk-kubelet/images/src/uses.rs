@@ -3,8 +3,8 @@
 //! A pod's folder is on the shared file system and lives as long as the pod has a job or may get one, on whichever node. So
 //! this is true for all nodes, without one of them being asked.
 
-use hpk_api::files;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan, VolumePlan};
+use hpk_layout::pod as files;
 use nix::fcntl::OFlag;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};

@@ -297,7 +297,7 @@ struct Files {
 impl Files {
     /// The container's logs. A pod may have put links in the way, so the folder is held open while it is read.
     fn folder(&self) -> impl FnOnce() -> std::io::Result<(File, PathBuf)> + Send + use<> {
-        let (pod, below) = (self.pod.clone(), Path::new(hpk_api::files::LOGS).join(&self.options.container));
+        let (pod, below) = (self.pod.clone(), Path::new(hpk_layout::pod::LOGS).join(&self.options.container));
         move || {
             let held = beneath::folder(&pod, &below)?;
             let path = beneath::path(&held);
@@ -390,7 +390,7 @@ fn pass_on(mut reader: LogReader, mut skip: usize, sender: &Parts) -> Option<boo
 fn has_ended(pod: &Path, container: &str, restart_count: u32) -> bool {
     /// Most of the status that is read, in bytes.
     const MOST: u64 = 64 << 20;
-    let status = beneath::read(pod, Path::new(hpk_api::files::STATUS), MOST).ok();
+    let status = beneath::read(pod, Path::new(hpk_layout::pod::STATUS), MOST).ok();
     let Some(state) = status.and_then(|b| serde_json::from_slice::<PodState>(&b).ok()) else { return false };
     let found = state.find(container);
     state.finished

@@ -167,7 +167,7 @@ pub(super) async fn prepare(
     }
     let text = script::script(
         &record.pod,
-        &ctx.install.netns,
+        &ctx.install.netns(),
         folder.path(),
         ctx.executor.words().command,
         &request.arguments,

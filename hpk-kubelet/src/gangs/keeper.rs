@@ -10,11 +10,11 @@ use crate::executor::script::quote;
 use crate::executor::slurm::client::Client;
 use crate::executor::slurm::flags;
 use crate::executor::slurm::request::Defaults;
-use crate::home::{Home, Install};
 use crate::nodes::{self, Nodes};
 use crate::pods::phase;
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::gang::{self, GangFile, Wish};
+use hpk_api::gang::{GangFile, Wish};
+use hpk_layout::{Home, Install};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -328,7 +328,7 @@ impl Keeper {
 
     fn write(&self, file: GangFile) {
         let folder = self.parts.home.gangs().join(&file.id);
-        let script = script(&file, &self.parts.install.netns, &folder);
+        let script = script(&file, &self.parts.install.netns(), &folder);
         let messages = self.messages.clone();
         tokio::spawn(async move {
             let (id, generation) = (file.id.clone(), file.generation);
@@ -344,7 +344,7 @@ impl Keeper {
 
     fn sbatch(&self, id: String, arguments: Vec<String>) {
         let (slurm, messages) = (self.parts.slurm.clone(), self.messages.clone());
-        let script = self.parts.home.gangs().join(&id).join(hpk_api::files::JOB_SCRIPT);
+        let script = self.parts.home.gangs().join(&id).join(hpk_layout::pod::JOB_SCRIPT);
         tokio::spawn(async move {
             let result = slurm.submit(&arguments, &script).await;
             let result = result.map_err(|error| (error.is_refusal(), error.to_string()));
@@ -366,15 +366,15 @@ fn script(file: &GangFile, netns: &Path, folder: &Path) -> String {
 fn write(folder: &PathBuf, file: &GangFile, script: &str) -> io::Result<()> {
     let closed = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     closed(folder)?;
-    closed(&folder.join(gang::MEMBERS))?;
+    closed(&folder.join(hpk_layout::gang::MEMBERS))?;
     if file.job_id.is_none() {
         // Slurm appends to it and would make it for all to read.
-        let output = folder.join(hpk_api::files::JOB_OUTPUT);
+        let output = folder.join(hpk_layout::pod::JOB_OUTPUT);
         fs::OpenOptions::new().create(true).append(true).mode(0o600).open(output)?;
-        hpk_layout::replace(&folder.join(hpk_api::files::JOB_SCRIPT), script.as_bytes(), 0o700)?;
+        hpk_layout::replace(&folder.join(hpk_layout::pod::JOB_SCRIPT), script.as_bytes(), 0o700)?;
     }
     let text = serde_json::to_vec_pretty(file).map_err(io::Error::other)?;
-    hpk_layout::replace(&folder.join(gang::FILE), &text, 0o600)?;
+    hpk_layout::replace(&folder.join(hpk_layout::gang::FILE), &text, 0o600)?;
     fs::File::open(folder)?.sync_all()
 }
 
@@ -388,7 +388,7 @@ fn on_disk(gangs: &Path) -> io::Result<Vec<GangFile>> {
     };
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry?.path().join(gang::FILE);
+        let path = entry?.path().join(hpk_layout::gang::FILE);
         match fs::read(&path) {
             Ok(text) => match serde_json::from_slice(&text) {
                 Ok(file) => files.push(file),
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn gangs_are_found_on_disk() {
         let home = tempfile::tempdir().unwrap();
-        let gangs = home.path().join("gangs");
+        let gangs = Home::at(home.path()).gangs();
         assert!(on_disk(&gangs).unwrap().is_empty());
         let file = GangFile {
             version: 1,

@@ -9,8 +9,8 @@ use crate::executor::slurm::cluster::Cluster;
 use crate::executor::slurm::limits::Site;
 use crate::executor::words::Words;
 use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
-use crate::home::Home;
-use hpk_api::gang::{self, GangFile, MemberFile, Wish};
+use hpk_api::gang::{GangFile, MemberFile, Wish};
+use hpk_layout::Home;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -115,7 +115,7 @@ fn views(home: &Home, file: &GangFile, run: &Run) -> Vec<Run> {
 }
 
 fn member_file(home: &Home, id: &str, uid: &str) -> Option<MemberFile> {
-    let path: PathBuf = home.gangs().join(id).join(gang::MEMBERS).join(gang::member_file(uid));
+    let path: PathBuf = home.gangs().join(id).join(hpk_layout::gang::MEMBERS).join(hpk_layout::gang::member_file(uid));
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 

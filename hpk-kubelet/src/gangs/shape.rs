@@ -131,7 +131,7 @@ pub fn request(
         // A node that fails takes the members on it, not the allocation.
         asked.push("--no-kill".to_owned());
     }
-    let output = names.folder.join(hpk_api::files::JOB_OUTPUT).display().to_string();
+    let output = names.folder.join(hpk_layout::pod::JOB_OUTPUT).display().to_string();
     let mut arguments = vec!["--no-requeue".to_owned(), "--propagate=NONE".to_owned()];
     arguments.extend(asked.iter().cloned());
     arguments.extend([

@@ -8,10 +8,10 @@
 
 use super::resize::Granted;
 use crate::executor::run::Run;
-use hpk_api::files;
 use hpk_api::ids::JobId;
 use hpk_api::plan::{ImageRef, PodRef, SandboxPlan};
 use hpk_api::state::{LaunchReport, PodState};
+use hpk_layout::pod as files;
 use hpk_sys::beneath;
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -29,7 +29,7 @@ use thiserror::Error;
 /// Longest file that is read back, bytes.
 const MOST: u64 = 64 << 20;
 
-pub use hpk_api::files::RECORD;
+pub use hpk_layout::pod::RECORD;
 
 /// How far the pod is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 
 use crate::{SERVER_NAME, is_uid, link_name};
 use hpk_api::link::LinkCredentials;
+use hpk_layout::pki;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -24,11 +25,6 @@ const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(84);
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 366 * 24);
 /// How much the clocks of two nodes may differ.
 const CLOCKS: SignedDuration = SignedDuration::from_hours(24);
-
-/// File with the authority's certificate.
-const CERTIFICATE: &str = "link-ca.crt";
-/// File with its key.
-const KEY: &str = "link-ca.key";
 
 /// Why there is no authority or no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +77,7 @@ impl LinkCa {
     /// # Errors
     /// Files that cannot be read or written, or hold no usable key.
     pub fn load_or_create(folder: &Path) -> Result<Self, PkiError> {
-        let (key_path, certificate_path) = (folder.join(KEY), folder.join(CERTIFICATE));
+        let (key_path, certificate_path) = (pki::key(folder, pki::LINK_CA), pki::certificate(folder, pki::LINK_CA));
         if let Some(key) = read(&key_path)? {
             let key = KeyPair::from_pem(&key)?;
             // The key is written first: without a certificate, the making was interrupted in between.
@@ -223,13 +219,13 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let folder = tmp.path().join("pki");
         let first = LinkCa::load_or_create(&folder).unwrap();
-        for file in [KEY, CERTIFICATE] {
+        for file in [pki::key(&folder, pki::LINK_CA), pki::certificate(&folder, pki::LINK_CA)] {
             assert_eq!(folder.join(file).metadata().unwrap().permissions().mode() & 0o777, 0o600);
         }
         let again = LinkCa::load_or_create(&folder).unwrap();
         assert_eq!(first.certificate(), again.certificate());
         // Made by the key alone, when the certificate was never written.
-        std::fs::remove_file(folder.join(CERTIFICATE)).unwrap();
+        std::fs::remove_file(pki::certificate(&folder, pki::LINK_CA)).unwrap();
         assert!(LinkCa::load_or_create(&folder).unwrap().certificate().starts_with("-----BEGIN"));
     }
 

@@ -18,6 +18,7 @@ use call::{Runtime, Verb};
 use hpk_api::cni::CniResult;
 use hpk_api::net::{ChainOffer, NetworkPlan};
 use hpk_api::plan::PodRef;
+use hpk_layout::{Home, node};
 use inside::{Inside, Places, netns_path};
 use list::{List, ListError, Plugin};
 use serde_json::Value;
@@ -95,8 +96,8 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// `home`: HPK_HOME. `local`: the pod's folder on this node. None: the plan has no list.
-    pub(crate) fn of(pod: &PodRef, plan: &NetworkPlan, home: &Path, local: &Path) -> Option<Self> {
+    /// `local`: the pod's folder on this node. None: the plan has no list.
+    pub(crate) fn of(pod: &PodRef, plan: &NetworkPlan, home: &Home, local: &Path) -> Option<Self> {
         let list = plan.list.as_ref()?;
         let runtime = Runtime {
             container_id: pod.uid.clone(),
@@ -104,8 +105,8 @@ impl Chain {
             host_ports: plan.host_ports.clone(),
             bandwidth: plan.bandwidth,
         };
-        let folders = std::iter::once(home.join("cni/bin")).chain(FOLDERS.map(PathBuf::from)).collect();
-        Some(Self { list: List::parse(list), file: list.file.clone(), runtime, run: local.join("cni"), folders })
+        let folders = std::iter::once(home.network_plugins()).chain(FOLDERS.map(PathBuf::from)).collect();
+        Some(Self { list: List::parse(list), file: list.file.clone(), runtime, run: local.join(node::CNI), folders })
     }
 
     /// Whether the list is good.

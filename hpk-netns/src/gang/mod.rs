@@ -11,6 +11,7 @@
 mod rule;
 
 use hpk_api::gang::{self, GangFile, MemberEnd, MemberFile, Wish};
+use hpk_layout::Home;
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -62,7 +63,7 @@ async fn live(folder: &Path) -> Result<i32, GangError> {
     let mut ends = signal(SignalKind::terminate()).map_err(GangError::Signals)?;
     let mut file = read(folder)?;
     let slots = slots().await?;
-    let members = folder.join(gang::MEMBERS);
+    let members = folder.join(hpk_layout::gang::MEMBERS);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -147,7 +148,7 @@ impl Agent<'_> {
         let pod = self.pod(uid);
         let mut open = OpenOptions::new();
         open.create(true).append(true).mode(0o600).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
-        let output = open.open(pod.join(hpk_api::files::JOB_OUTPUT))?;
+        let output = open.open(pod.join(hpk_layout::pod::JOB_OUTPUT))?;
         let errors = output.try_clone()?;
         let number = file.members.iter().position(|member| member.uid == uid).unwrap_or_default();
         let name = file.members.get(number).map_or(uid, |member| member.name.as_str());
@@ -166,8 +167,7 @@ impl Agent<'_> {
 
     /// `HPK_HOME/pods/<uid>`.
     fn pod(&self, uid: &str) -> PathBuf {
-        let home = self.folder.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        home.join("pods").join(uid)
+        Home::of_member(self.folder).pod(uid)
     }
 
     fn signal(&mut self, uid: &str, signal: Signal, wish: Wish) {
@@ -198,7 +198,7 @@ impl Agent<'_> {
         let Some(step) = self.steps.get_mut(uid) else { return };
         step.running = false;
         let killed = file.members.iter().any(|member| member.uid == uid && member.wish == Wish::Kill);
-        let path = self.members.join(gang::member_file(uid));
+        let path = self.members.join(hpk_layout::gang::member_file(uid));
         let started = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<MemberFile>(&text).ok());
         let node = step.node.clone();
         let started_at = started.map_or_else(Timestamp::now, |file| file.started_at);
@@ -207,7 +207,7 @@ impl Agent<'_> {
     }
 
     fn write(&self, uid: &str, file: &MemberFile) {
-        let path = self.members.join(gang::member_file(uid));
+        let path = self.members.join(hpk_layout::gang::member_file(uid));
         let written = serde_json::to_vec_pretty(file)
             .map_err(io::Error::other)
             .and_then(|text| hpk_layout::replace(&path, &text, 0o600));
@@ -233,7 +233,7 @@ fn arguments(name: &str, node: &str, pod: &Path, step: &[String]) -> Vec<String>
 }
 
 fn read(folder: &Path) -> Result<GangFile, GangError> {
-    let path = folder.join(gang::FILE);
+    let path = folder.join(hpk_layout::gang::FILE);
     let text = std::fs::read(&path).map_err(|source| GangError::File { path: path.clone(), source })?;
     serde_json::from_slice(&text).map_err(|source| GangError::Content { path, source })
 }

@@ -1,9 +1,10 @@
 //! The member where pods are in a network of the site's (mode cni): no place in the overlay and no relays, for there is
 //! none. What is left are the login node's listeners for NodePort and LoadBalancer; its own routes lead to pods, if any do.
 
-use super::{CREDENTIALS, Helper, MemberError, Ready, listen};
+use super::{Helper, MemberError, Ready, listen};
 use crate::outage::Outage;
 use hpk_api::link::{Hello, MEMBER, NetUpdate};
+use hpk_layout::{Home, node};
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use std::path::Path;
 use tokio::sync::mpsc;
@@ -24,7 +25,8 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
         outward: None,
         outpost: 0,
     };
-    let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
+    let link =
+        ClientConfig { credentials: Home::at(home).member_link(), hello, supervisor: folder.join(node::NO_SOCK) };
     let mut ready = Ready::default();
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));

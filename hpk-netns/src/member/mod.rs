@@ -24,6 +24,7 @@ use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
 use hpk_api::net::{NetworkMode, first_host, ranges};
+use hpk_layout::Home;
 use hpk_link::client::{ClientConfig, ClientEvent, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
@@ -39,8 +40,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Below HPK_HOME: credentials that the kubelet writes.
-pub const CREDENTIALS: &str = "run/member-link.json";
 /// How long the helper may take to make the interface.
 const HELPER: Duration = Duration::from_secs(10);
 
@@ -134,7 +133,7 @@ impl Helper {
 }
 
 async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
-    let path = home.join("cluster.json");
+    let path = Home::at(home).cluster_json();
     let read = std::fs::read(&path).and_then(|b| Ok(serde_json::from_slice::<ClusterConfig>(&b)?));
     let cluster = read.map_err(|source| MemberError::Cluster { path, source })?;
     let pods = ranges(&cluster.pod_cidr).filter(|all| !all.is_empty());
@@ -145,9 +144,9 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     if cluster.network_mode == NetworkMode::Cni {
         return direct::live(home, &folder).await;
     }
-    let helper = Helper { socket: Some(folder.join("inside.sock")) };
+    let helper = Helper { socket: Some(folder.join(hpk_layout::node::INSIDE_SOCK)) };
 
-    let offers = bind(&folder.join("netns.sock"))?;
+    let offers = bind(&folder.join(hpk_layout::node::NETNS_SOCK))?;
     let (questions, asked) = mpsc::channel(256);
     let mut listeners = listen::Listeners::new(helper.clone(), questions.clone());
     let config = Config {
@@ -189,7 +188,11 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
         outward: None,
         outpost: 0,
     };
-    let link = ClientConfig { credentials: home.join(CREDENTIALS), hello, supervisor: folder.join("none.sock") };
+    let link = ClientConfig {
+        credentials: Home::at(home).member_link(),
+        hello,
+        supervisor: folder.join(hpk_layout::node::NO_SOCK),
+    };
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
     let mut outage = Outage::default();
@@ -293,8 +296,8 @@ fn start_helper(folder: &Path, ips: &[IpAddr], mtu: u32, cluster: &ClusterConfig
         .args(["--user", "--map-root-user", "--net", "--"])
         .arg(std::env::current_exe()?)
         .arg("member-inside")
-        .arg(folder.join("netns.sock"))
-        .arg(folder.join("inside.sock"))
+        .arg(folder.join(hpk_layout::node::NETNS_SOCK))
+        .arg(folder.join(hpk_layout::node::INSIDE_SOCK))
         .args([ips.join(","), mtu.to_string(), cluster.pod_cidr.clone(), cluster.service_cidr.clone()])
         .stdin(Stdio::null())
         .kill_on_drop(true)

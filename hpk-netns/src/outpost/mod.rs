@@ -41,8 +41,6 @@ pub const INSIDE: &str = "outpost-inside";
 const HELPER: Duration = Duration::from_secs(10);
 /// How long the first client waits for the Services to be known.
 const SERVICES: Duration = Duration::from_secs(2);
-/// Socket for the helper's TUN.
-const OFFER_SOCK: &str = "outpost.sock";
 
 /// What an outpost is made of.
 pub(crate) struct Parts<'a> {
@@ -85,7 +83,7 @@ impl Outpost {
         };
         let datapath = Arc::new(Datapath::start(config, questions)?);
         let inside = Inside {
-            offers: parts.folder.join(OFFER_SOCK),
+            offers: parts.folder.join(hpk_layout::node::OUTPOST_SOCK),
             arguments: [
                 parts.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 crate::node::pod_mtu(parts.node_ip).to_string(),

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Starts the process, which serves `folder`/crossing.sock from its return on.
 pub(crate) fn start(pod: &Path, folder: &Path) -> io::Result<()> {
-    let path = folder.join(hpk_api::paths::CROSSING_SOCK);
+    let path = folder.join(hpk_layout::node::CROSSING_SOCK);
     hpk_layout::remove_stale_socket(&path)?;
     let listener = UnixListener::bind(&path)?;
     Command::new(std::env::current_exe()?)
@@ -46,7 +46,7 @@ pub(crate) fn start(pod: &Path, folder: &Path) -> io::Result<()> {
 pub fn run(pod: &Path, folder: &Path, serve: impl FnOnce(Process) -> i32) -> io::Result<i32> {
     super::stay()?;
     let clients = io::stdin().as_fd().try_clone_to_owned()?;
-    let lock = File::open(folder.join(scratch::LOCK))?;
+    let lock = File::open(folder.join(hpk_layout::node::LOCK))?;
     std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
         // Each rank of the node holds it for its life.
         let _ = lock.lock();
@@ -79,7 +79,7 @@ impl Process {
 
     async fn live(self) -> io::Result<()> {
         let Self { pod, folder, clients } = self;
-        let bytes = std::fs::read(hpk_api::files::inside(&pod).join(hpk_api::files::PLAN))?;
+        let bytes = std::fs::read(hpk_layout::pod::inside(&pod).join(hpk_layout::pod::PLAN))?;
         let plan = SandboxPlan::parse(&bytes).map_err(io::Error::other)?;
         let number = std::env::var("SLURM_NODEID").ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
         let none = || io::Error::other(format!("the pod was given no address for node {number} of its job"));
@@ -107,10 +107,10 @@ impl Process {
             outpost,
         };
         let config = ClientConfig {
-            credentials: pod.join(hpk_api::files::LINK),
+            credentials: pod.join(hpk_layout::pod::LINK),
             hello,
             // Nobody asks an outpost for it.
-            supervisor: folder.join("none.sock"),
+            supervisor: folder.join(hpk_layout::node::NO_SOCK),
         };
         let (events_in, mut events) = mpsc::channel(256);
         let mut link = std::pin::pin!(keep(config, events_in, questions, None, CancellationToken::new()));

@@ -14,8 +14,8 @@ pub(super) fn desk(crossing: Option<&step::Crossing>, place: &Place, security: &
         node: hpk_sys::crossing::own_networks(),
     };
     // On the pod's first node its own supervisor or hpk-netns gives sockets out.
-    let of_node = place.folder.join(hpk_api::paths::CROSSING_SOCK);
-    let path = if of_node.exists() { of_node } else { place.layout.run.join(hpk_api::paths::CROSSING_SOCK) };
+    let of_node = place.folder.join(hpk_layout::node::CROSSING_SOCK);
+    let path = if of_node.exists() { of_node } else { place.layout.run.join(hpk_layout::node::CROSSING_SOCK) };
     let made = Crossing::new(ranges, Far::new(path)).map_err(|error| error.to_string());
     match made.and_then(|crossing| Desk::new(crossing).map_err(|error| error.to_string())) {
         Ok((desk, post)) => {

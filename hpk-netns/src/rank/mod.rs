@@ -17,12 +17,13 @@ mod stdio;
 pub use session::run as session;
 
 use crate::run::hostpath::{self, HostPathError};
-use crate::run::images::{self, Images};
+use crate::run::images::Images;
 use crate::run::scratch::ScratchError;
 use crate::step::record;
 use hpk_api::control::Usage;
 use hpk_api::plan::SandboxPlan;
 use hpk_api::step::{Keeper, Rank, RankPlan, StepFile, StepNews};
+use hpk_layout::node;
 use hpk_sys::caps::CapSet;
 use hpk_sys::cgroup::JobMemory;
 use hpk_sys::crossing::Desk;
@@ -146,7 +147,7 @@ fn usage(ns: MountNs) -> Usage {
 
 /// From nothing to the running command, and by what all of the container's processes are known.
 fn begin(pod: &Path, instance: u32, job: &Job) -> Result<(Launched, Place, Option<MountNs>, Option<Desk>), RankError> {
-    let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
+    let step: StepFile = read(&hpk_layout::pod::inside(pod).join(hpk_layout::pod::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let mut shares = Vec::new();
     let (keeper, pidfd) = match place.keeper() {
@@ -215,37 +216,40 @@ fn spec_of(plan: &RankPlan) -> Result<JoinSpec, RankError> {
     })
 }
 
+/// Of a place: mount points for host paths, as their paths are to the container of the step.
+const POINTS: &str = "points";
+
 /// Makes the container of the step on this node.
 fn make(pod: &Path, instance: u32, place: &Place, shares: &mut Vec<File>) -> Result<(Keeper, OwnedFd), RankError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| RankError::Io { path, source }
     };
-    let inside = hpk_api::files::inside(pod);
-    let plan: SandboxPlan = read(&inside.join(hpk_api::files::PLAN))?;
+    let inside = hpk_layout::pod::inside(pod);
+    let plan: SandboxPlan = read(&inside.join(hpk_layout::pod::PLAN))?;
     let of = |name: &str| place.folder.join(name);
-    for name in ["scratch", "host", "run", "points", images::POINTS] {
+    for name in [node::SCRATCH, node::HOST, node::RUN, POINTS, node::IMAGES] {
         let folder = of(name);
         crate::run::scratch::remove(&folder).and_then(|()| std::fs::create_dir(&folder)).map_err(io(&folder))?;
     }
-    hostpath::prepare_all(&plan.host_binds, &of("points"))?;
+    hostpath::prepare_all(&plan.host_binds, &of(POINTS))?;
     let record = place.keeper_file();
     let arguments = [
         "ranks".into(),
         "--plan".into(),
-        inside.join(hpk_api::files::PLAN).into_os_string(),
+        inside.join(hpk_layout::pod::PLAN).into_os_string(),
         "--pod-dir".into(),
         inside.into_os_string(),
         "--images".into(),
         place.layout.images.clone().into_os_string(),
         "--mounted".into(),
-        of(images::POINTS).into_os_string(),
+        of(node::IMAGES).into_os_string(),
         "--scratch".into(),
-        of("scratch").into_os_string(),
+        of(node::SCRATCH).into_os_string(),
         "--host".into(),
-        of("host").into_os_string(),
+        of(node::HOST).into_os_string(),
         "--run".into(),
-        of("run").into_os_string(),
+        of(node::RUN).into_os_string(),
         "--instance".into(),
         instance.to_string().into(),
         "--record".into(),
@@ -265,7 +269,7 @@ fn make(pod: &Path, instance: u32, place: &Place, shares: &mut Vec<File>) -> Res
         stderr: Some(writer.into()),
         ..Surroundings::default()
     };
-    let mut shown = Images::find(&plan, &place.layout, of(images::POINTS));
+    let mut shown = Images::find(&plan, &place.layout, of(node::IMAGES));
     if !shown.is_empty() {
         shares.extend(shown.take(which::which("apptainer").ok().as_deref())?);
     }

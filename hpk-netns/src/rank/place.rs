@@ -12,8 +12,10 @@
 
 use super::RankError;
 use crate::run::layout::{Layout, Surroundings};
+use crate::run::scratch::ScratchError;
 use crate::run::{images, scratch};
 use hpk_api::step::Keeper;
+use hpk_layout::node;
 use hpk_sys::{procfs, rank};
 use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};
@@ -45,11 +47,11 @@ pub(crate) struct Place {
 impl Place {
     /// Takes it and its gate; it is made when missing.
     pub(crate) fn take(pod: &Path, instance: u32) -> Result<Self, RankError> {
-        let around = Surroundings::of_this_process()?;
+        let around = Surroundings::of_this_process().map_err(ScratchError::from)?;
         let uid = pod.file_name().unwrap_or_default().to_string_lossy();
         let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
         let layout = Layout::new(pod, &uid, &around);
-        let folder = layout.user.join(format!("{uid}.{job}.{instance}"));
+        let folder = layout.user.join(node::ranks(&uid, &job, instance));
         for _ in 0..TRIES {
             scratch::keep(&layout, &folder, around.uid)?;
             match enter(&folder) {
@@ -66,7 +68,7 @@ impl Place {
 
     /// Has a share of the container's images while this lives. To be called while they are there by somebody else's.
     pub(crate) fn share_images(mut self) -> Result<Self, RankError> {
-        self.shares = images::shares(&self.folder.join(images::POINTS), &self.layout.unpacked)?;
+        self.shares = images::shares(&self.folder.join(node::IMAGES), &self.layout.unpacked)?;
         Ok(self)
     }
 
@@ -109,7 +111,7 @@ impl Place {
 
     /// What the keeper is to wait for: a lock of its own.
     pub(crate) fn lock_for_keeper(&self) -> io::Result<File> {
-        File::open(self.folder.join(scratch::LOCK))
+        File::open(self.folder.join(node::LOCK))
     }
 
     /// Lets others pass.
@@ -153,7 +155,7 @@ fn enter(folder: &Path) -> io::Result<(File, File)> {
     if std::fs::metadata(&path)?.ino() != gate.metadata()?.ino() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let path = folder.join(scratch::LOCK);
+    let path = folder.join(node::LOCK);
     match File::open(&path) {
         Ok(lock) => {
             lock.lock_shared()?;

@@ -124,7 +124,7 @@ fn begin(
 }
 
 fn launch(pod: &Path, instance: u32, rank: u32, options: &ExecOptions) -> Result<(Launched, Option<Desk>), RankError> {
-    let step: StepFile = read(&hpk_api::files::inside(pod).join(hpk_api::files::step(instance)))?;
+    let step: StepFile = read(&hpk_layout::pod::inside(pod).join(hpk_layout::pod::step(instance)))?;
     let place = Place::take(pod, instance)?;
     let (Some((_, keeper)), Some(env)) = (place.keeper(), place.noted(rank)) else {
         place.open().leave();

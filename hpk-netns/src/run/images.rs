@@ -14,6 +14,8 @@
 
 use super::scratch;
 use hpk_api::plan::{SandboxPlan, VolumePlan};
+use hpk_layout::image::{self, ROOTFS};
+use hpk_layout::node;
 use hpk_sys::mounts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -28,9 +30,6 @@ use std::process::{Command, Stdio};
 /// Sub-command: makes images visible, then becomes the program behind `--`.
 pub const COMMAND: &str = "images";
 
-/// Of mount points, in a pod's or step's folder on this node.
-pub(crate) const POINTS: &str = "images";
-const ROOTFS: &str = "rootfs";
 const GATE: &str = ".gate";
 const MAKING: &str = "making";
 
@@ -101,9 +100,8 @@ impl Images {
 
     /// As a store on this file system has them.
     pub(crate) fn find(plan: &SandboxPlan, layout: &super::layout::Layout, points: PathBuf) -> Self {
-        let is_file = |folder: &str| {
-            !layout.images.join(folder).is_dir() && layout.images.join(format!("{folder}.sqfs")).is_file()
-        };
+        let is_file =
+            |folder: &str| !layout.images.join(folder).is_dir() && layout.images.join(image::file(folder)).is_file();
         Self::of(plan, layout, points, is_file)
     }
 
@@ -112,7 +110,7 @@ impl Images {
     }
 
     fn file(&self, folder: &str) -> PathBuf {
-        self.store.join(format!("{folder}.sqfs"))
+        self.store.join(image::file(folder))
     }
 
     /// Takes a share of each image's place on this node, so that nobody removes it, and makes the mount points. `apptainer`:
@@ -126,7 +124,7 @@ impl Images {
         for folder in &self.folders {
             let place = self.here.join(folder);
             private(&place)?;
-            let path = place.join(scratch::LOCK);
+            let path = place.join(node::LOCK);
             let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
             shares.push(open.and_then(|file| file.lock_shared().map(|()| file)).map_err(io_error(&path))?);
             private(&self.points.join(folder))?;
@@ -213,7 +211,7 @@ pub(crate) fn shares(points: &Path, here: &Path) -> Result<Vec<File>, ImagesErro
         other => other.map_err(io_error(points))?,
     };
     let share = |entry: io::Result<std::fs::DirEntry>| {
-        let path = here.join(entry.map_err(io_error(points))?.file_name()).join(scratch::LOCK);
+        let path = here.join(entry.map_err(io_error(points))?.file_name()).join(node::LOCK);
         File::open(&path).and_then(|file| file.lock_shared().map(|()| file)).map_err(io_error(&path))
     };
     entries.map(share).collect()
@@ -274,13 +272,13 @@ pub(crate) fn sweep(here: &Path) -> Result<(), ImagesError> {
         let _gate = gate(here)?;
         for entry in std::fs::read_dir(here).map_err(io_error(here))?.flatten() {
             let place = entry.path();
-            let is_left = entry.file_name().as_encoded_bytes().starts_with(b".old-");
-            let Ok(lock) = File::open(place.join(scratch::LOCK)) else {
+            let is_left = node::is_old(&entry.file_name());
+            let Ok(lock) = File::open(place.join(node::LOCK)) else {
                 old.extend(is_left.then_some((None, place)));
                 continue;
             };
             if lock.try_lock().is_ok() {
-                let to = here.join(format!(".old-{}-{}", std::process::id(), entry.file_name().to_string_lossy()));
+                let to = here.join(node::old(&entry.file_name(), std::process::id()));
                 std::fs::rename(&place, &to).map_err(io_error(&place))?;
                 old.push((Some(lock), to));
             }

@@ -10,6 +10,7 @@
 
 use super::layout::{Layout, Surroundings};
 use super::local::Local;
+use super::scratch::ScratchError;
 use super::{report, scratch, tell};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -60,7 +61,7 @@ fn keep_run(pod: &Path, local: Option<&Local>) -> i32 {
     end_the_rest();
     // The folder of a pod is named by its UID.
     let uid = pod.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    let cleared = Surroundings::of_this_process().and_then(|around| {
+    let cleared = Surroundings::of_this_process().map_err(ScratchError::from).and_then(|around| {
         let layout = Layout::new(pod, uid, &around);
         scratch::clear(&layout, around.uid)?;
         crate::datapath::remove_dead_sockets(&layout.net);

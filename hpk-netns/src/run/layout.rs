@@ -1,9 +1,18 @@
 //! Where things are: the pod's folder, the installation, the job's node-local scratch. Pure, but for
 //! [`Surroundings::of_this_process`].
 
-use super::scratch::ScratchError;
-use std::ffi::OsStr;
+use hpk_layout::{Home, Install, node};
+use std::io;
 use std::path::{Path, PathBuf};
+
+/// The user's node-local folder cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("node-local folder {}: {source}; set TMPDIR to a folder on this node that you can write", path.display())]
+pub(crate) struct NoFolder {
+    /// The folder that it would be in.
+    path: PathBuf,
+    source: io::Error,
+}
 
 /// What the layout is derived from, gathered once at the edge.
 #[derive(Clone, Debug, Default)]
@@ -24,14 +33,14 @@ impl Surroundings {
     ///
     /// # Errors
     /// The folder cannot be had.
-    pub(crate) fn of_this_process() -> Result<Self, ScratchError> {
+    pub(crate) fn of_this_process() -> Result<Self, NoFolder> {
         let uid = nix::unistd::getuid().as_raw();
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
         let tmp = node_local([path("SLURM_TMPDIR"), path("TMPDIR")]);
         Ok(Self {
             prefix: path("HPK_PREFIX"),
             exe: std::env::current_exe().unwrap_or_default(),
-            user: hpk_sys::folders::own(&tmp, uid).map_err(|source| ScratchError::Io { path: tmp, source })?,
+            user: hpk_sys::folders::own(&tmp, uid).map_err(|source| NoFolder { path: tmp, source })?,
             uid,
         })
     }
@@ -79,45 +88,24 @@ pub(crate) struct Layout {
 impl Layout {
     /// The layout of pod `uid`, whose folder is `pod` (`HPK_HOME/pods/<uid>`).
     pub(crate) fn new(pod: &Path, uid: &str, around: &Surroundings) -> Self {
-        let home = pod.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        // The program lives in <prefix>/libexec/hpk/.
-        let prefix = around.prefix.clone().unwrap_or_else(|| {
-            let up = around.exe.parent().and_then(Path::parent).and_then(Path::parent);
-            up.unwrap_or(Path::new("/usr/local")).to_path_buf()
-        });
+        let home = Home::of_member(pod);
+        let install = Install::find(around.prefix.clone(), &around.exe);
         let user = around.user.clone();
         let local = user.join(uid);
         Self {
             pod: pod.to_path_buf(),
-            images: home.join("images"),
-            parent_image: prefix.join("share/hpk/pause"),
-            kubelet: prefix.join("bin/hpk-kubelet"),
-            run: local.join("run"),
-            scratch: local.join("scratch"),
-            host: local.join("host"),
-            net: user.join(format!("{SHARED}{:016x}", fingerprint(home))),
-            unpacked: user.join(format!("img-{:016x}", fingerprint(home))),
+            images: home.images(),
+            parent_image: install.pause_image(),
+            kubelet: install.kubelet(),
+            run: local.join(node::RUN),
+            scratch: local.join(node::SCRATCH),
+            host: local.join(node::HOST),
+            net: user.join(node::packets(home.root())),
+            unpacked: user.join(node::unpacked(home.root())),
             user,
             local,
         }
     }
-}
-
-/// How the name of [`Layout::net`] begins.
-const SHARED: &str = "net-";
-
-/// Whether a name below [`Layout::user`] is some cluster's [`Layout::net`].
-pub(crate) fn is_shared(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(SHARED.as_bytes())
-}
-
-/// FNV-1a: every program of one version must find the same folder, and nothing depends on it being hard to guess.
-fn fingerprint(path: &Path) -> u64 {
-    use std::os::unix::ffi::OsStrExt;
-    path.as_os_str()
-        .as_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -160,7 +148,7 @@ mod tests {
             ..Surroundings::default()
         };
         let l = Layout::new(Path::new("/h/pods/u"), "00000000-0000-0000-0000-000000000000", &around);
-        assert!(l.run.join(hpk_api::paths::SUPERVISOR_SOCK).as_os_str().len() <= SOCKET_PATH);
+        assert!(l.run.join(node::SUPERVISOR_SOCK).as_os_str().len() <= SOCKET_PATH);
         assert!(l.net.join("255.255.255.255.dp").as_os_str().len() <= SOCKET_PATH);
     }
 

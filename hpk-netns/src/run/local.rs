@@ -1,7 +1,8 @@
 //! What the first process of a run does for the local executor, where no Slurm watches it: it is the one process of its run
 //! ([`Local::claim`]), ends the run by force when its time is over, and writes down how it ended.
 
-use hpk_api::local::{END, End, KILL_WAIT, PROCESS, Process, RUN};
+use hpk_api::local::{End, KILL_WAIT, Process, RUN};
+use hpk_layout::run::{END, PROCESS};
 use jiff::Timestamp;
 use std::fs;
 use std::io;

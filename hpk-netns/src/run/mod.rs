@@ -24,9 +24,11 @@ pub(crate) mod scratch;
 
 use crate::apptainer::Site;
 use hostport::HostPorts;
+use hpk_api::link::MEMBER;
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::{PlanError, SandboxPlan};
 use hpk_api::state::LaunchReport;
+use hpk_layout::{Home, node};
 pub use keep::{WORK, heed_signals, keep};
 use layout::{Layout, Surroundings};
 use std::path::{Path, PathBuf};
@@ -96,7 +98,7 @@ pub async fn run(pod: &Path) -> i32 {
 
 async fn launch(pod: &Path, job_id: Option<&str>) -> Result<i32, LaunchError> {
     let plan = read_plan(pod)?;
-    let around = Surroundings::of_this_process()?;
+    let around = Surroundings::of_this_process().map_err(scratch::ScratchError::from)?;
     let layout = Layout::new(pod, &plan.pod.uid, &around);
     let mut signals = child::Signals::listen()?;
     let _lock = scratch::make(&layout, around.uid)?;
@@ -134,7 +136,7 @@ async fn live(
         _ => HostPorts::default(),
     };
     let is_ours = parent::Namespaces::of(mode) == parent::Namespaces::Ours;
-    let mut images = images::Images::find(plan, layout, layout.local.join(images::POINTS));
+    let mut images = images::Images::find(plan, layout, layout.local.join(node::IMAGES));
     // Until this process ends.
     let _shares = if images.is_empty() { Vec::new() } else { images.take(Some(&apptainer))? };
     if !is_ours {
@@ -177,12 +179,12 @@ async fn live(
     let child = beginning.finish().map_err(failed)?;
     // What is to be done for others comes after the pod's beginning.
     sweep();
-    let socket = layout.run.join(hpk_api::paths::SUPERVISOR_SOCK);
+    let socket = layout.run.join(hpk_layout::node::SUPERVISOR_SOCK);
     let ended = child::supervise(child, signals, &socket).await?;
     network.finish().await;
     let code = ended.code;
     if !report::supervisor_finished(&layout.pod, job_id) {
-        let had_status = hpk_api::files::inside(&layout.pod).join(hpk_api::files::STATUS).exists();
+        let had_status = hpk_layout::pod::inside(&layout.pod).join(hpk_layout::pod::STATUS).exists();
         let (step, message) = report::explain(code, &ended.tail, had_status);
         tell(&layout.pod, step, message, Some(code));
         return Ok(if code == 0 { 1 } else { code });
@@ -230,16 +232,13 @@ async fn host_points(
 /// both 0700.
 pub(crate) fn member_folders(home: &Path) -> std::io::Result<(PathBuf, PathBuf)> {
     let around = Surroundings::of_this_process().map_err(std::io::Error::other)?;
-    let shape = Layout::new(&home.join("pods/member"), "member", &around);
-    // One of each cluster: two of one user may share a login node.
-    let own = shape.net.file_name().map(|n| format!("member-{}", n.to_string_lossy())).unwrap_or_default();
-    let layout = Layout::new(&home.join("pods/member"), &own, &around);
+    let layout = Layout::new(&Home::at(home).pod(MEMBER), &node::member(home), &around);
     scratch::folder(&layout, around.uid).map_err(std::io::Error::other)?;
     Ok((layout.net, layout.local))
 }
 
 fn read_plan(pod: &Path) -> Result<SandboxPlan, LaunchError> {
-    let path = hpk_api::files::inside(pod).join(hpk_api::files::PLAN);
+    let path = hpk_layout::pod::inside(pod).join(hpk_layout::pod::PLAN);
     let bytes = std::fs::read(&path).map_err(|source| LaunchError::ReadPlan { path: path.clone(), source })?;
     SandboxPlan::parse(&bytes).map_err(|source| LaunchError::Plan { path, source })
 }
@@ -255,6 +254,6 @@ fn tell(pod: &Path, step: &str, message: String, exit_code: Option<i32>) {
         exit_code,
     };
     if let Err(error) = report::write(pod, &report) {
-        hpk_api::say!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_api::files::LAUNCH);
+        hpk_api::say!("hpk-netns: {}: cannot write {}: {error}", pod.display(), hpk_layout::pod::LAUNCH);
     }
 }

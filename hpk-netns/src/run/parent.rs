@@ -8,8 +8,8 @@ use super::hostport::HostPorts;
 use super::layout::Layout;
 use super::nested::Nested;
 use hpk_api::net::NetworkMode;
-use hpk_api::paths;
 use hpk_api::plan::SandboxPlan;
+use hpk_layout::parent as paths;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +75,7 @@ pub(crate) fn arguments(plan: &SandboxPlan, parts: &Parts<'_>) -> Vec<OsString> 
         argv.push("--mount".into());
         argv.push(mount(source, destination, read_only));
     };
-    bind(&hpk_api::files::inside(&l.pod), paths::POD, false);
+    bind(&hpk_layout::pod::inside(&l.pod), paths::POD, false);
     bind(&l.images, paths::IMAGES, true);
     if let Some(mounted) = parts.mounted {
         bind(mounted, paths::MOUNTED, true);

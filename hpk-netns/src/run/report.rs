@@ -1,7 +1,7 @@
 //! `launch.json`: why the job has no (more) supervisor.
 
-use hpk_api::files;
 use hpk_api::state::{LaunchReport, PodState};
+use hpk_layout::pod as files;
 use std::io;
 use std::path::Path;
 

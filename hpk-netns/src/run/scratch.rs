@@ -4,8 +4,9 @@
 //! The folder above it is shared by all of this user's pods on the node and may stand in a world-writable
 //! `/tmp`, so it is used only when it is really ours: somebody else could have made it first.
 
-use super::layout::{Layout, is_shared};
+use super::layout::{Layout, NoFolder};
 use crate::datapath::remove_dead_sockets;
+use hpk_layout::node::{self, LOCK, TURN};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -14,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// Why the node-local folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScratchError {
+    /// There is no folder of the user's.
+    #[error(transparent)]
+    NoFolder(#[from] NoFolder),
     /// An operation on one folder failed.
     #[error("node-local folder {}: {source}; set TMPDIR to a folder on this node that you can write", path.display())]
     Io {
@@ -40,9 +44,6 @@ pub(crate) enum ScratchError {
     },
 }
 
-/// A file in a pod's folder that its hpk-netns keeps locked: whoever gets the lock knows that it is dead.
-pub(crate) const LOCK: &str = "lock";
-
 /// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first. It is ours until
 /// the file is closed.
 pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
@@ -64,10 +65,8 @@ pub(crate) fn make(layout: &Layout, uid: u32) -> Result<File, ScratchError> {
     Ok(locked)
 }
 
-/// A file beside the pods' folders. Who holds its lock may judge and move them: between a look at a pod's lock and what
-/// follows from it, nobody else takes the folder away or makes it anew.
-const TURN: &str = ".turn";
-
+/// Locks the file beside the pods' folders. Who holds its lock may judge and move them: between a look at a pod's lock and
+/// what follows from it, nobody else takes the folder away or makes it anew.
 fn turn(user: &Path) -> Result<File, ScratchError> {
     let path = user.join(TURN);
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -99,8 +98,7 @@ fn take_away(user: &Path, folder: &Path) -> Result<Option<Old>, ScratchError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(fail(error)),
     };
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let path = user.join(format!(".old-{}-{name}", std::process::id()));
+    let path = user.join(node::old(folder.file_name().unwrap_or_default(), std::process::id()));
     match std::fs::rename(folder, &path) {
         Ok(()) => Ok(Some(Old { path, _lock: lock })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -113,7 +111,7 @@ fn take_away(user: &Path, folder: &Path) -> Result<Option<Old>, ScratchError> {
 pub(crate) fn sweep(user: &Path) {
     for entry in std::fs::read_dir(user).into_iter().flatten().flatten() {
         let folder = entry.path();
-        if is_shared(&entry.file_name()) {
+        if node::is_packets(&entry.file_name()) {
             remove_dead_sockets(&folder);
         }
         if !folder.join(LOCK).exists() {

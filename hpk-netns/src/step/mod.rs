@@ -217,7 +217,7 @@ fn find_srun() -> io::Result<PathBuf> {
 /// What the container holds; where it cannot be told, nothing.
 async fn look(pod: &Path, instance: u32, keeper: &OwnedFd) -> Library {
     let Some(pid) = procfs::pid_of(keeper.as_fd()) else { return Library::default() };
-    let file = hpk_api::files::inside(pod).join(hpk_api::files::step(instance));
+    let file = hpk_layout::pod::inside(pod).join(hpk_layout::pod::step(instance));
     let looked = tokio::task::spawn_blocking(move || {
         let step: StepFile = serde_json::from_slice(&std::fs::read(file)?)?;
         let root = std::fs::File::open(format!("/proc/{pid}/root"))?;

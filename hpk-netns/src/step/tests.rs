@@ -12,9 +12,9 @@ async fn step_by(script: &str, flags: &[&str]) -> (Vec<StepNews>, String) {
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
     // The pod's id is the folder's name, and its place on this node is named by that.
     let pod = tmp.path().join("pods").join(format!("fake-{}", fake.display()).replace('/', "-"));
-    let inside = pod.join(hpk_api::files::INSIDE);
+    let inside = pod.join(hpk_layout::pod::INSIDE);
     std::fs::create_dir_all(&inside).unwrap();
-    std::fs::write(inside.join(hpk_api::files::step(0)), serde_json::to_vec(&StepFile::default()).unwrap()).unwrap();
+    std::fs::write(inside.join(hpk_layout::pod::step(0)), serde_json::to_vec(&StepFile::default()).unwrap()).unwrap();
     let mut keeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let pidfd = hpk_sys::rank::pidfd(Pid::from_raw(i32::try_from(keeper.id()).unwrap())).unwrap();
     let (out, log_out) = std::io::pipe().unwrap();

@@ -1,7 +1,7 @@
 //! How processes in a node's own network get sockets of the pods' network: the wire between who answers for a process's
 //! `connect` and who makes sockets there.
 //!
-//! The socket is `crossing.sock` ([`crate::paths::CROSSING_SOCK`]). A connection carries any number of requests, one JSON line
+//! The socket is `crossing.sock` (`hpk_layout::node::CROSSING_SOCK`). A connection carries any number of requests, one JSON line
 //! [`SocketAsk`] each. The answer to each is one JSON line [`SocketAnswer`]; with `Ok` comes the descriptor (SCM_RIGHTS).
 //! Who connects must have the server's user id.
 

@@ -9,20 +9,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Folder of all gangs, in `HPK_HOME`.
-pub const FOLDER: &str = "gangs";
-/// Name of [`GangFile`] in the gang's folder.
-pub const FILE: &str = "gang.json";
-/// Folder of [`MemberFile`]s in the gang's folder.
-pub const MEMBERS: &str = "members";
 /// Environment of a member's step: the id of its run, `<job>/<number in the gang>`.
 pub const RUN: &str = crate::local::RUN_ID;
-
-/// Name of a member's file in [`MEMBERS`].
-#[must_use]
-pub fn member_file(uid: &str) -> String {
-    format!("{uid}.json")
-}
 
 /// `gang.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! Runs of the local executor: what hpk-kubelet, which starts them, and their first process, `hpk-netns run`, agree on.
 //!
-//! A run has a folder of its own below `HPK_HOME/runs`. The kubelet writes the run's record there; its first process writes
-//! [`PROCESS`] when it begins and [`END`] when all is over. [`PROCESS`] is made once: of two processes that are started for
-//! one run the second ends at once. So a kubelet that was killed in between may start one again.
+//! A run has a folder of its own below `HPK_HOME/runs` (`hpk_layout::run`). The kubelet writes the run's record there. The
+//! run's first process writes its [`Process`] when it begins and its [`End`] when all is over. The file of the [`Process`] is
+//! made once: of two processes that are started for one run the second ends at once. So a kubelet that was killed in between may start one again.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,13 +13,6 @@ pub const RUN: &str = "HPK_RUN";
 pub const RUN_ID: &str = "HPK_RUN_ID";
 /// Variable of a run's first process: seconds from TERM to KILL.
 pub const KILL_WAIT: &str = "HPK_RUN_KILL_WAIT";
-
-/// Folder of all runs below HPK_HOME.
-pub const RUNS: &str = "runs";
-/// File of a run: [`Process`].
-pub const PROCESS: &str = "process.json";
-/// File of a run: [`End`].
-pub const END: &str = "end.json";
 
 /// The first process of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -202,7 +202,7 @@ pub struct ContainerPlan {
     pub name: String,
     /// spec image, as the user wrote it (for status).
     pub image: String,
-    /// Resolved image: folder name below [`crate::paths::IMAGES`] and digest reference for status.imageID.
+    /// Resolved image: folder name below `hpk_layout::parent::IMAGES` and digest reference for status.imageID.
     pub image_ref: ImageRef,
     /// Full argv (image ENTRYPOINT/CMD already merged, `$(VAR)` expanded).
     pub argv: Vec<String>,
@@ -354,14 +354,14 @@ pub enum VolumePlan {
         /// tmpfs instead of disk.
         #[serde(default)]
         memory: bool,
-        /// Below [`crate::files::SHARED`] in the pod's folder instead, where all nodes of an MPI step see it.
+        /// Below `hpk_layout::pod::SHARED` in the pod's folder instead, where all nodes of an MPI step see it.
         #[serde(default)]
         shared: bool,
         /// Bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_limit: Option<u64>,
     },
-    /// Folder filled by the kubelet below [`crate::files::VOLUMES`]: configMap, secret, projected, downwardAPI.
+    /// Folder filled by the kubelet below `hpk_layout::pod::VOLUMES`: configMap, secret, projected, downwardAPI.
     Kubelet {
         /// Folder name.
         folder: String,

@@ -43,7 +43,7 @@ pub enum CtlError {
 /// When the command line is wrong, the supervisor is not there, or it refuses.
 pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<i32, CtlError> {
     let mut arguments = arguments.into_iter();
-    let mut socket = PathBuf::from(hpk_api::paths::RUN).join(hpk_api::paths::SUPERVISOR_SOCK);
+    let mut socket = PathBuf::from(hpk_layout::parent::RUN).join(hpk_layout::node::SUPERVISOR_SOCK);
     let mut command = arguments.next();
     if command.as_deref() == Some("--socket") {
         socket = arguments.next().ok_or_else(|| usage("--socket needs a path"))?.into();

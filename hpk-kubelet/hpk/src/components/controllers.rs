@@ -3,6 +3,7 @@
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout, flags, go_seconds, image};
 use crate::gates;
+use hpk_layout::pki;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 const NODE_MONITOR_GRACE: Duration = Duration::from_secs(300);
 
 pub(super) fn controller_manager(l: &Layout) -> Component {
-    let kubeconfig = l.pki("controller-manager.kubeconfig");
+    let kubeconfig = l.kubeconfig(pki::CONTROLLER_MANAGER);
     let port = l.control_plane.ports.controller_manager;
     let mut args = flags([
         ("kubeconfig", kubeconfig.clone()),
@@ -20,10 +21,10 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("bind-address", "127.0.0.1".into()),
         ("secure-port", port.to_string()),
         ("permit-port-sharing", "true".into()),
-        ("tls-cert-file", l.pki("kube-controller-manager-server.crt")),
-        ("tls-private-key-file", l.pki("kube-controller-manager-server.key")),
-        ("client-ca-file", l.pki("ca.crt")),
-        ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
+        ("tls-cert-file", l.certificate(pki::CONTROLLER_MANAGER_SERVER)),
+        ("tls-private-key-file", l.key(pki::CONTROLLER_MANAGER_SERVER)),
+        ("client-ca-file", l.certificate(pki::CA)),
+        ("requestheader-client-ca-file", l.certificate(pki::FRONT_PROXY_CA)),
         ("profiling", "false".into()),
         // The only one there can be: HPK_HOME is locked.
         ("leader-elect", "false".into()),
@@ -33,10 +34,10 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
         ("kube-api-qps", "200".into()),
         ("kube-api-burst", "400".into()),
         ("use-service-account-credentials", "true".into()),
-        ("service-account-private-key-file", l.pki("sa.key")),
-        ("root-ca-file", l.pki("ca.crt")),
-        ("cluster-signing-cert-file", l.pki("ca.crt")),
-        ("cluster-signing-key-file", l.pki("ca.key")),
+        ("service-account-private-key-file", l.key(pki::SERVICE_ACCOUNTS)),
+        ("root-ca-file", l.certificate(pki::CA)),
+        ("cluster-signing-cert-file", l.certificate(pki::CA)),
+        ("cluster-signing-key-file", l.key(pki::CA)),
         // Whatever is in it is run: a folder of ours, and empty.
         ("flex-volume-plugin-dir", l.home.flexvolume().display().to_string()),
         // Pod addresses are the kubelet's to give.
@@ -50,7 +51,7 @@ pub(super) fn controller_manager(l: &Layout) -> Component {
 }
 
 pub(super) fn scheduler(l: &Layout) -> Component {
-    let kubeconfig = l.pki("scheduler.kubeconfig");
+    let kubeconfig = l.kubeconfig(pki::SCHEDULER);
     let port = l.control_plane.ports.scheduler;
     let mut args = flags([
         ("config", l.config("scheduler.yaml")),
@@ -59,10 +60,10 @@ pub(super) fn scheduler(l: &Layout) -> Component {
         ("bind-address", "127.0.0.1".into()),
         ("secure-port", port.to_string()),
         ("permit-port-sharing", "true".into()),
-        ("tls-cert-file", l.pki("kube-scheduler-server.crt")),
-        ("tls-private-key-file", l.pki("kube-scheduler-server.key")),
-        ("client-ca-file", l.pki("ca.crt")),
-        ("requestheader-client-ca-file", l.pki("front-proxy-ca.crt")),
+        ("tls-cert-file", l.certificate(pki::SCHEDULER_SERVER)),
+        ("tls-private-key-file", l.key(pki::SCHEDULER_SERVER)),
+        ("client-ca-file", l.certificate(pki::CA)),
+        ("requestheader-client-ca-file", l.certificate(pki::FRONT_PROXY_CA)),
     ]);
     args.extend(gates::arguments(&l.cluster));
     let (program, args) = image::command(l, "kube-scheduler", args, &[]);
@@ -78,7 +79,7 @@ const SLURMS: [&str; 4] = ["nvidia.com", "amd.com", "gpu.intel.com", "slurm.hpk.
 /// stays on.
 pub(super) fn scheduler_config(l: &Layout) -> String {
     let groups = SLURMS.join(", ");
-    let kubeconfig = serde_json::Value::from(l.pki("scheduler.kubeconfig"));
+    let kubeconfig = serde_json::Value::from(l.kubeconfig(pki::SCHEDULER));
     format!(
         "apiVersion: kubescheduler.config.k8s.io/v1\n\
          kind: KubeSchedulerConfiguration\n\

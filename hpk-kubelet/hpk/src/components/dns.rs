@@ -3,6 +3,7 @@
 
 use super::probe::Probe;
 use super::{Component, Kind, Layout, image};
+use hpk_layout::pki;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub(super) const NOTHING: (&str, &str) = (
 
 pub(super) fn component(l: &Layout) -> Component {
     let args = vec!["-conf".into(), l.config("Corefile"), "-quiet".into()];
-    let files = [l.pki("coredns.kubeconfig"), l.config(NOTHING.0)];
+    let files = [l.kubeconfig(pki::COREDNS), l.config(NOTHING.0)];
     let (program, args) = image::command(l, "coredns", args, &files);
     Component {
         name: "coredns",
@@ -58,7 +59,7 @@ pub(super) fn corefile(l: &Layout) -> String {
         port = l.cluster.dns_addr.port(),
         ip = l.cluster.dns_addr.ip(),
         domain = l.cluster.cluster_domain,
-        kubeconfig = l.pki("coredns.kubeconfig"),
+        kubeconfig = l.kubeconfig(pki::COREDNS),
         sign = l
             .control_plane
             .dns_sign

@@ -3,6 +3,7 @@
 
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout, flags, image};
+use hpk_layout::pki;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -52,14 +53,14 @@ pub(super) fn component(l: &Layout) -> Component {
         ("listen-peer-urls", peer.clone()),
         ("initial-advertise-peer-urls", peer.clone()),
         ("initial-cluster", format!("hpk={peer}")),
-        ("cert-file", l.pki("etcd.crt")),
-        ("key-file", l.pki("etcd.key")),
+        ("cert-file", l.certificate(pki::ETCD)),
+        ("key-file", l.key(pki::ETCD)),
         ("client-cert-auth", "true".into()),
-        ("trusted-ca-file", l.pki("etcd-ca.crt")),
-        ("peer-cert-file", l.pki("etcd.crt")),
-        ("peer-key-file", l.pki("etcd.key")),
+        ("trusted-ca-file", l.certificate(pki::ETCD_CA)),
+        ("peer-cert-file", l.certificate(pki::ETCD)),
+        ("peer-key-file", l.key(pki::ETCD)),
         ("peer-client-cert-auth", "true".into()),
-        ("peer-trusted-ca-file", l.pki("etcd-ca.crt")),
+        ("peer-trusted-ca-file", l.certificate(pki::ETCD_CA)),
         // Beside the supervisor, which holds the port so that nobody else gets it.
         ("socket-reuse-port", "true".into()),
         ("log-level", "warn".into()),

@@ -20,8 +20,9 @@ mod node;
 pub(crate) mod probe;
 
 use crate::decide::ControlPlane;
-use crate::home::Home;
 use hpk_api::cluster::ClusterConfig;
+use hpk_layout::Home;
+use hpk_layout::pki;
 pub(crate) use image::tool;
 pub(crate) use probe::Probe;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    fn pki(&self, file: &str) -> String {
-        self.home.pki().join(file).display().to_string()
+    fn certificate(&self, name: &str) -> String {
+        pki::certificate(&self.home.pki(), name).display().to_string()
+    }
+    fn key(&self, name: &str) -> String {
+        pki::key(&self.home.pki(), name).display().to_string()
+    }
+    fn public_key(&self, name: &str) -> String {
+        pki::public_key(&self.home.pki(), name).display().to_string()
+    }
+    fn kubeconfig(&self, name: &str) -> String {
+        pki::kubeconfig(&self.home.pki(), name).display().to_string()
     }
     /// etcd's data folder.
     pub(crate) fn etcd_data(&self) -> &Path {

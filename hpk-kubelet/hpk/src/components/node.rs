@@ -3,6 +3,7 @@
 
 use super::probe::{Credentials, Probe};
 use super::{Component, Kind, Layout};
+use hpk_layout::Install;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,13 +41,13 @@ pub(super) fn kubelet(l: &Layout) -> Option<Component> {
 /// The control plane's place in the pod network: pods reach the API server and CoreDNS through it. Its credentials
 /// come from hpk-kubelet; until then it waits.
 pub(super) fn member(l: &Layout) -> Option<Component> {
-    // Installed beside it: <prefix>/bin/hpk-kubelet, <prefix>/libexec/hpk/hpk-netns.
-    let prefix = l.control_plane.kubelet.as_deref()?.parent()?.parent()?;
+    // Installed with it.
+    let kubelet = l.control_plane.kubelet.as_deref()?;
     Some(Component {
         name: "hpk-netns-member",
         needs: &["bootstrap"],
         kind: Kind::Service,
-        program: prefix.join("libexec/hpk/hpk-netns"),
+        program: Install::find(None, kubelet).netns(),
         args: vec!["member".into(), l.home.root().display().to_string()],
         probe: Probe::Says,
         grace: Duration::from_secs(5),

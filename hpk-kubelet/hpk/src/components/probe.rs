@@ -2,6 +2,7 @@
 //! [`crate::supervise::ask`]'s.
 
 use super::Layout;
+use hpk_layout::pki;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -42,11 +43,11 @@ pub(crate) struct Credentials {
 
 impl Credentials {
     pub(super) fn new(l: &Layout, ca: &str, client: &str) -> Self {
-        let pki = l.home.pki();
+        let folder = l.home.pki();
         Self {
-            ca: pki.join(format!("{ca}.crt")),
-            cert: pki.join(format!("{client}.crt")),
-            key: pki.join(format!("{client}.key")),
+            ca: pki::certificate(&folder, ca),
+            cert: pki::certificate(&folder, client),
+            key: pki::key(&folder, client),
         }
     }
 }

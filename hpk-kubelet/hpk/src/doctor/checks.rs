@@ -2,7 +2,7 @@
 
 use super::{Finding, executor, images, network, storage};
 use crate::down::pod_jobs;
-use crate::home::{Home, Install};
+use crate::home;
 use crate::site;
 use hpk_api::cluster::ExecutorKind;
 use hpk_api::subids;
@@ -41,7 +41,7 @@ pub(super) fn job(show: &mut dyn FnMut(Finding)) {
     const CHECK: &str = "compute node";
     let script = "echo host=$(uname -n); apptainer --version; unshare -Ur true && echo userns=yes; \
                   test -w /dev/net/tun && echo tun=yes; test -d \"$0\" && echo home=yes";
-    let home = Home::from_env().map(|h| h.root().display().to_string()).unwrap_or_default();
+    let home = home::find().map(|h| h.root().display().to_string()).unwrap_or_default();
     let out = Command::new("srun").args(["-N1", "-n1", "-t1", "bash", "-c", script, &home]).output();
     let text = match out {
         Ok(o) if o.status.success() || !o.stdout.is_empty() => String::from_utf8_lossy(&o.stdout).into_owned(),
@@ -228,11 +228,11 @@ fn outward() -> Finding {
 
 fn home() -> Finding {
     const CHECK: &str = "HPK_HOME";
-    let home = match Home::from_env() {
+    let home = match home::find() {
         Ok(h) => h,
         Err(e) => return Finding::failed(CHECK, e.to_string(), "set HPK_HOME"),
     };
-    if let Err(e) = home.check_above() {
+    if let Err(e) = home::check_above(&home) {
         return Finding::failed(CHECK, e.to_string(), "set HPK_HOME to a folder in your home");
     }
     // It may not be there yet: then its parent tells.
@@ -256,7 +256,7 @@ fn home() -> Finding {
 
 fn installed() -> Finding {
     const CHECK: &str = "HPK's own files";
-    let install = match Install::from_env() {
+    let install = match home::install() {
         Ok(i) => i,
         Err(e) => return Finding::failed(CHECK, e.to_string(), "set HPK_PREFIX"),
     };
@@ -285,7 +285,7 @@ fn address(executor: ExecutorKind) -> Finding {
 
 fn jobs() -> Finding {
     const CHECK: &str = "jobs of pods";
-    match Home::from_env().ok().map(|h| pod_jobs(&h)) {
+    match home::find().ok().map(|h| pod_jobs(&h)) {
         Some(Ok(jobs)) => Finding::ok(CHECK, jobs.len().to_string()),
         _ => Finding::warning(CHECK, "squeue does not tell", "see that squeue --me works"),
     }

@@ -1,7 +1,7 @@
 //! Which executors can work here, and what only the local one needs.
 
 use super::{Finding, Verdict};
-use crate::home::Home;
+use crate::home;
 use crate::json::read_json;
 use crate::runs;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
@@ -9,8 +9,7 @@ use std::process::{Command, Stdio};
 
 /// That of the cluster in HPK_HOME. Where there is none yet and no Slurm either, the one that could be.
 pub(super) fn chosen() -> ExecutorKind {
-    let cluster =
-        Home::from_env().ok().and_then(|home| read_json::<ClusterConfig>(&home.cluster_json()).ok().flatten());
+    let cluster = home::find().ok().and_then(|home| read_json::<ClusterConfig>(&home.cluster_json()).ok().flatten());
     match cluster {
         Some(cluster) => cluster.executor,
         None if which::which("sbatch").is_err() => ExecutorKind::Local,
@@ -56,7 +55,7 @@ pub(super) fn limits() -> Finding {
 
 /// Pods that run now.
 pub(super) fn pods() -> Finding {
-    let count = Home::from_env().map_or(0, |home| runs::living(&home).len());
+    let count = home::find().map_or(0, |home| runs::living(&home).len());
     Finding::ok("pods on this machine", count.to_string())
 }
 

@@ -2,7 +2,7 @@
 //! differ in.
 
 use super::Finding;
-use crate::home::Home;
+use crate::home;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::images::LayoutChoice;
 use hpk_images::{Layout, packer, shared_by};
@@ -13,7 +13,7 @@ const CHECK: &str = "images";
 
 /// The layout of images to come.
 pub(super) fn layout() -> Finding {
-    let Ok(home) = Home::from_env() else { return Finding::warning(CHECK, "HPK_HOME is not known", "set HPK_HOME") };
+    let Ok(home) = home::find() else { return Finding::warning(CHECK, "HPK_HOME is not known", "set HPK_HOME") };
     let cluster = std::fs::read(home.cluster_json()).ok();
     let cluster = cluster.and_then(|text| serde_json::from_slice::<ClusterConfig>(&text).ok());
     let choice = cluster.map(|cluster| cluster.images.layout).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Which network modes can work: `hpk-netns probe` tries them, here or on a compute node.
 
 use super::Finding;
-use crate::home::{Home, Install};
+use crate::home;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::NetworkMode;
 use serde::Deserialize;
@@ -29,8 +29,8 @@ pub(super) fn job(show: &mut dyn FnMut(Finding)) {
 }
 
 fn tell(prefix: &str, by: Option<&[&str]>, show: &mut dyn FnMut(Finding)) {
-    let Ok(install) = Install::from_env() else { return };
-    let cluster = Home::from_env()
+    let Ok(install) = home::install() else { return };
+    let cluster = home::find()
         .ok()
         .and_then(|home| serde_json::from_slice::<ClusterConfig>(&std::fs::read(home.cluster_json()).ok()?).ok());
     let mut line: Vec<OsString> = by.unwrap_or_default().iter().map(OsString::from).collect();

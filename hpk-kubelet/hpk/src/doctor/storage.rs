@@ -1,7 +1,7 @@
 //! What etcd and the pods' folders need of a file system: quick fdatasync(2), locks, room.
 
 use super::Finding;
-use crate::home::Home;
+use crate::home;
 use crate::state::place;
 use hpk_images::shared_by;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -24,7 +24,7 @@ const FILES: u64 = 20_000;
 
 /// All of them.
 pub(super) fn home(show: &mut dyn FnMut(Finding)) {
-    let Ok(home) = Home::from_env() else { return };
+    let Ok(home) = home::find() else { return };
     let Some(folder) = home.root().ancestors().find(|path| path.is_dir()) else { return };
     let base = place::choose(&home, None).ok().flatten();
     let at = base.as_deref().unwrap_or(folder);

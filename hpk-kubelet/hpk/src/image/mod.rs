@@ -7,13 +7,14 @@ mod pick;
 mod show;
 
 use crate::cli::{Format, Image, ImageCommand, ImageList, ImageLoad, ImagePrune, ImagePull, ImageRm, ImageVerify};
-use crate::home::{Home, Install};
+use crate::home;
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow};
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::images::{ImageRules, LayoutChoice};
 use hpk_images::{ImageStore, Layout, Limits, LocalImages, PullPolicy, Registries, RemoveError, StoreConfig, Verified};
 use hpk_images::{Uses, UsesError, helper};
+use hpk_layout::Home;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -44,21 +45,21 @@ struct Place {
 
 impl Place {
     fn open(asked: Option<LayoutChoice>) -> Result<Self> {
-        let home = Home::from_env()?;
-        home.create()?;
+        let home = home::find()?;
+        home::create(&home)?;
         let cluster = std::fs::read(home.cluster_json()).ok();
         let cluster = cluster.and_then(|text| serde_json::from_slice::<ClusterConfig>(&text).ok());
         let rules = cluster.map_or_else(ImageRules::default, |cluster| cluster.images);
-        let root = home.root().join("images");
+        let root = home.images();
         let layout = Layout::of(asked.unwrap_or(rules.layout), &root);
-        let kubelet = Install::from_env()?.kubelet();
+        let kubelet = home::install()?.kubelet();
         if !kubelet.exists() {
             return Err(anyhow!("{} is missing: make install, or set HPK_PREFIX", kubelet.display()));
         }
         let store = ImageStore::new(StoreConfig {
             root,
             helper: helper::command_of(kubelet.as_os_str()),
-            registries: Registries::load(&home.root().join("registries.json"))?,
+            registries: Registries::load(&home.registries())?,
             limits: Limits::from(&rules),
             layout,
         })?;
@@ -67,7 +68,7 @@ impl Place {
 
     /// By the folders of all pods: of those that run, wait and are being made, on whichever node.
     fn uses(&self) -> Result<Uses, UsesError> {
-        hpk_images::uses(&self.home.root().join("pods"))
+        hpk_images::uses(&self.home.pods())
     }
 
     fn list(&self, args: &ImageList) -> Result<ExitCode> {

@@ -5,11 +5,12 @@
 use crate::home::{private_dir, replace_file};
 use crate::install::catalog::App;
 use anyhow::{Context, Result, bail, ensure};
+use hpk_layout::app as app_file;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// What is below a bundle at most: one that is not a bundle should not fill the home.
@@ -32,7 +33,7 @@ pub(super) fn bring(app: &App, from: &Path, to: &Path) -> Result<()> {
     } else {
         from.to_owned()
     };
-    let manifest = root.join("manifest.yaml");
+    let manifest = root.join(app_file::MANIFEST);
     let content = match fs::read(&manifest) {
         Ok(content) => content,
         Err(e) if e.kind() == ErrorKind::NotFound => bail!(
@@ -51,16 +52,17 @@ pub(super) fn bring(app: &App, from: &Path, to: &Path) -> Result<()> {
         app.bundle(),
         app.manifest_sha256
     );
-    replace_file(&to.join("manifest.yaml"), &content)?;
+    replace_file(&to.join(app_file::MANIFEST), &content)?;
     let mut left = MOST_FILES;
     for image in &app.images {
-        let at = root.join("images").join(&image.name);
+        let at = root.join(app_file::IMAGES).join(&image.name);
         ensure!(at.join("index.json").is_file(), "{}: it has no image {}", from.display(), at.display());
-        copy(&at, &to.join("images").join(&image.name), &mut left)?;
+        copy(&at, &to.join(app_file::IMAGES).join(&image.name), &mut left)?;
     }
     for program in &app.programs {
-        private_dir(&to.join("bin"))?;
-        let (source, target) = (root.join("bin").join(&program.name), to.join("bin").join(&program.name));
+        private_dir(&to.join(app_file::BIN))?;
+        let (source, target) =
+            (root.join(app_file::BIN).join(&program.name), to.join(app_file::BIN).join(&program.name));
         fs::copy(&source, &target).with_context(|| source.display().to_string())?;
     }
     remove(&unpacked)
@@ -94,11 +96,6 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| folder.display().to_string()),
         _ => Ok(()),
     }
-}
-
-/// Where a bundle is looked for when the user names none.
-pub(super) fn installed_with(prefix: &Path, app: &App) -> PathBuf {
-    prefix.join("share/hpk/apps").join(app.bundle())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -160,7 +157,7 @@ mod tests {
         assert!(said.contains("SHA-256") && said.contains("another version"), "{said}");
         std::os::unix::fs::symlink("/etc/passwd", folder.join("images/one/link")).unwrap();
         assert!(refused(&app("kind: X")).contains("link"), "a link is no part of a bundle");
-        fs::remove_dir_all(folder.join("images")).unwrap();
+        fs::remove_dir_all(folder.join(app_file::IMAGES)).unwrap();
         assert!(refused(&app("kind: X")).contains("it has no image"));
     }
 }

@@ -3,9 +3,10 @@
 //! The list is `images/apps/apps.json`, which `images/apps/build.sh` builds bundles from: the version, where upstream's
 //! manifest comes from and its SHA-256, the images, and the few settings that a rootless cluster needs.
 
+use hpk_layout::app as app_file;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const LIST: &str = include_str!("../../../../images/apps/apps.json");
 
@@ -105,13 +106,13 @@ impl App {
         let mut whole = json!({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": ["manifest.yaml"],
+            "resources": [app_file::MANIFEST],
             "images": self.images.iter().map(named).collect::<Vec<_>>(),
             "patches": self.settings.iter().map(patch).collect::<Vec<_>>(),
         });
         if self.makes_namespace {
             whole["namespace"] = json!(self.namespace);
-            whole["resources"] = json!(["namespace.yaml", "manifest.yaml"]);
+            whole["resources"] = json!([app_file::NAMESPACE, app_file::MANIFEST]);
         }
         whole
     }
@@ -135,11 +136,6 @@ pub(crate) fn find(apps: Vec<App>, name: &str) -> Result<App, String> {
     let names: Vec<String> = apps.iter().map(|app| app.name.clone()).collect();
     let found = apps.into_iter().find(|app| app.name == name);
     found.ok_or_else(|| format!("{name}: no such application; there are {}", names.join(", ")))
-}
-
-/// The folder of an installed application, below HPK_HOME.
-pub(crate) fn folder(home: &Path, name: &str) -> PathBuf {
-    home.join("apps").join(name)
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ pub(crate) mod args;
 mod bundle;
 mod catalog;
 
-use crate::home::{Home, Install, private_dir, replace_file};
+use crate::home::{self, private_dir, replace_file};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use catalog::{App, Images};
+use hpk_layout::{Home, Install, app as app_file};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// `hpk install`.
 pub(crate) fn run(args: &args::Install) -> Result<ExitCode> {
-    let (home, install) = (Home::from_env()?, Install::from_env()?);
+    let (home, install) = (home::find()?, home::install()?);
     let apps = catalog::list()?;
     let Some(name) = args.app.as_deref().filter(|_| !args.list) else {
         let mut out = std::io::stdout();
-        for line in table(&apps, |app| installed(home.root(), &app.name)) {
+        for line in table(&apps, |app| installed(&home, &app.name)) {
             writeln!(out, "{line}")?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -35,8 +36,8 @@ pub(crate) fn run(args: &args::Install) -> Result<ExitCode> {
     }
     let from = source(args.from.as_deref(), &install, &app)?;
     let progress = Progress::new();
-    let folder = catalog::folder(home.root(), &app.name);
-    let parent = home.root().join("apps");
+    let folder = home.app(&app.name);
+    let parent = home.apps();
     private_dir(&parent)?;
     // In place by rename: an installation that goes on has its images meanwhile.
     let new = parent.join(format!(".{}.new", app.name));
@@ -44,14 +45,14 @@ pub(crate) fn run(args: &args::Install) -> Result<ExitCode> {
     bundle::bring(&app, &from, &new)?;
     let images = match &args.registry {
         Some(registry) => Images::Registry(registry.clone()),
-        None => Images::Files(folder.join("images")),
+        None => Images::Files(folder.join(app_file::IMAGES)),
     };
-    replace_file(&new.join("kustomization.yaml"), app.kustomization(&images).to_string().as_bytes())?;
-    replace_file(&new.join("namespace.yaml"), app.namespace().to_string().as_bytes())?;
+    replace_file(&new.join(app_file::KUSTOMIZATION), app.kustomization(&images).to_string().as_bytes())?;
+    replace_file(&new.join(app_file::NAMESPACE), app.namespace().to_string().as_bytes())?;
     let objects = kubectl.output(&["kustomize", &new.display().to_string()])?;
-    replace_file(&new.join("objects.yaml"), &objects)?;
-    replace_file(&new.join("version"), app.version.as_bytes())?;
-    let file = folder.join("objects.yaml").display().to_string();
+    replace_file(&new.join(app_file::OBJECTS), &objects)?;
+    replace_file(&new.join(app_file::VERSION), app.version.as_bytes())?;
+    let file = folder.join(app_file::OBJECTS).display().to_string();
     let steps = steps(&app, &file);
     if args.dry_run {
         bundle::remove(&new)?;
@@ -84,7 +85,7 @@ pub(crate) fn run(args: &args::Install) -> Result<ExitCode> {
     }
     progress.done(&format!("{} {} runs in the namespace {}", app.name, app.version, app.namespace));
     for program in &app.programs {
-        progress.done(&format!("its command: {}", folder.join("bin").join(&program.name).display()));
+        progress.done(&format!("its command: {}", folder.join(app_file::BIN).join(&program.name).display()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -94,7 +95,7 @@ fn source(from: Option<&Path>, install: &Install, app: &App) -> Result<PathBuf> 
     if let Some(from) = from {
         return Ok(from.to_owned());
     }
-    let beside = bundle::installed_with(install.prefix(), app);
+    let beside = install.apps().join(app.bundle());
     ensure!(
         beside.is_dir(),
         "{} did not come with HPK: give its bundle as --from DIR or --from FILE.tar. HPK's sources make it, on a machine with \
@@ -115,8 +116,8 @@ fn steps(app: &App, objects: &str) -> Vec<Vec<String>> {
 }
 
 fn remove(app: &App, home: &Home, kubectl: &Kubectl) -> Result<ExitCode> {
-    let folder = catalog::folder(home.root(), &app.name);
-    let objects = folder.join("objects.yaml");
+    let folder = home.app(&app.name);
+    let objects = folder.join(app_file::OBJECTS);
     if !objects.exists() {
         bail!("{} is not installed: {} is missing", app.name, objects.display());
     }
@@ -130,8 +131,8 @@ fn remove(app: &App, home: &Home, kubectl: &Kubectl) -> Result<ExitCode> {
 }
 
 /// The version that is installed.
-fn installed(home: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(catalog::folder(home, name).join("version")).ok()
+fn installed(home: &Home, name: &str) -> Option<String> {
+    fs::read_to_string(home.app(name).join(app_file::VERSION)).ok()
 }
 
 fn table(apps: &[App], installed: impl Fn(&App) -> Option<String>) -> Vec<String> {
@@ -153,7 +154,7 @@ struct Kubectl {
 
 impl Kubectl {
     fn new(home: &Home, install: &Install) -> Result<Self> {
-        let beside = install.prefix().join("bin/kubectl");
+        let beside = install.kubectl();
         let program =
             if beside.exists() { beside } else { which::which("kubectl").context("kubectl: put it on PATH")? };
         Ok(Self { program, kubeconfig: home.kubeconfig() })

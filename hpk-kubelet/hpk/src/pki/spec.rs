@@ -1,5 +1,6 @@
 //! Which certificates the control plane needs: names, issuers, subjects, uses. Pure.
 
+use hpk_layout::pki as names;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -24,9 +25,9 @@ impl Authority {
     #[must_use]
     pub(crate) fn file(self) -> &'static str {
         match self {
-            Self::Cluster => "ca",
-            Self::Etcd => "etcd-ca",
-            Self::FrontProxy => "front-proxy-ca",
+            Self::Cluster => names::CA,
+            Self::Etcd => names::ETCD_CA,
+            Self::FrontProxy => names::FRONT_PROXY_CA,
         }
     }
 
@@ -113,7 +114,7 @@ pub(crate) fn leaves(s: &Subject<'_>) -> Vec<Leaf> {
     let node_user = format!("system:node:{}", s.node_name);
     vec![
         server(
-            "apiserver",
+            names::APISERVER,
             [
                 "kubernetes".into(),
                 "kubernetes.default".into(),
@@ -125,31 +126,31 @@ pub(crate) fn leaves(s: &Subject<'_>) -> Vec<Leaf> {
             .into(),
             vec![s.apiserver_service_ip, s.node_ip, LOCALHOST],
         ),
-        server("kube-controller-manager-server", vec!["localhost".into()], vec![LOCALHOST]),
-        server("kube-scheduler-server", vec!["localhost".into()], vec![LOCALHOST]),
+        server(names::CONTROLLER_MANAGER_SERVER, vec!["localhost".into()], vec![LOCALHOST]),
+        server(names::SCHEDULER_SERVER, vec!["localhost".into()], vec![LOCALHOST]),
         Leaf {
             common_name: node_user.clone(),
             groups: vec!["system:nodes".into()],
             ..server(
-                "kubelet-server",
+                names::KUBELET_SERVER,
                 // The last is the service by which the aggregator reaches the kubelet's metrics API.
                 vec![s.node_name.into(), s.hostname.into(), "localhost".into(), "hpk-metrics.kube-system.svc".into()],
                 vec![s.node_ip, LOCALHOST],
             )
         },
-        client("admin", "hpk-admin", &["system:masters"]),
-        client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"]),
-        client("controller-manager", "system:kube-controller-manager", &[]),
-        client("scheduler", "system:kube-scheduler", &[]),
-        client("coredns", "system:coredns", &[]),
-        client("kubelet", &node_user, &["system:nodes"]),
-        Leaf { authority: Authority::FrontProxy, ..client("front-proxy-client", "front-proxy-client", &[]) },
+        client(names::ADMIN, "hpk-admin", &["system:masters"]),
+        client(names::APISERVER_KUBELET_CLIENT, "kube-apiserver-kubelet-client", &["system:masters"]),
+        client(names::CONTROLLER_MANAGER, "system:kube-controller-manager", &[]),
+        client(names::SCHEDULER, "system:kube-scheduler", &[]),
+        client(names::COREDNS, "system:coredns", &[]),
+        client(names::KUBELET, &node_user, &["system:nodes"]),
+        Leaf { authority: Authority::FrontProxy, ..client(names::FRONT_PROXY_CLIENT, "front-proxy-client", &[]) },
         Leaf {
             authority: Authority::Etcd,
             usage: Usage::Both,
-            ..server("etcd", vec!["localhost".into()], vec![LOCALHOST])
+            ..server(names::ETCD, vec!["localhost".into()], vec![LOCALHOST])
         },
-        Leaf { authority: Authority::Etcd, ..client("apiserver-etcd-client", "kube-apiserver-etcd-client", &[]) },
+        Leaf { authority: Authority::Etcd, ..client(names::APISERVER_ETCD_CLIENT, "kube-apiserver-etcd-client", &[]) },
     ]
 }
 

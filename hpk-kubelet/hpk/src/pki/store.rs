@@ -6,6 +6,7 @@
 
 use super::spec::{Authority, Leaf, Usage};
 use crate::home::{HomeError, replace_file};
+use hpk_layout::pki as names;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
@@ -82,7 +83,7 @@ pub(crate) struct Ensured {
 /// # Errors
 /// See [`PkiError`]; what was made before stays.
 pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ensured, PkiError> {
-    let index_path = dir.join("index.json");
+    let index_path = names::index(dir);
     // An unreadable index costs new certificates, not new authorities.
     let mut index: Index =
         std::fs::read(&index_path).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
@@ -90,13 +91,13 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
 
     for authority in Authority::ALL {
         let name = authority.file();
-        let crt = dir.join(format!("{name}.crt"));
-        if crt.exists() && dir.join(format!("{name}.key")).exists() {
+        let crt = names::certificate(dir, name);
+        if crt.exists() && names::key(dir, name).exists() {
             let ends = index.get(name).map_or(u64::MAX, |m| m.not_after);
             if ends < seconds(now + LEAF_LIFE) {
                 return Err(PkiError::AuthorityEnds { path: crt });
             }
-            let key = need_key(&dir.join(format!("{name}.key")))?;
+            let key = need_key(&names::key(dir, name))?;
             if !certifies(&crt, &key) {
                 // An authority is its name and its key; what it signed stays good.
                 let fail = |source| PkiError::Make { name: name.into(), source };
@@ -122,9 +123,9 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
     }
 
     for leaf in leaves {
-        let key = std::fs::read_to_string(dir.join(format!("{}.key", leaf.file))).ok();
+        let key = std::fs::read_to_string(names::key(dir, &leaf.file)).ok();
         let key = key.and_then(|pem| KeyPair::from_pem(&pem).ok());
-        let whole = key.is_some_and(|key| certifies(&dir.join(format!("{}.crt", leaf.file)), &key));
+        let whole = key.is_some_and(|key| certifies(&names::certificate(dir, &leaf.file), &key));
         if whole && index.get(&leaf.file).is_some_and(|m| still_good(m, leaf, now)) {
             continue;
         }
@@ -135,7 +136,8 @@ pub(crate) fn ensure(dir: &Path, leaves: &[Leaf], now: SystemTime) -> Result<Ens
     }
 
     // The key that signs service account tokens; the API server wants the public half in a file of its own.
-    let (key_path, public_path) = (dir.join("sa.key"), dir.join("sa.pub"));
+    let (key_path, public_path) =
+        (names::key(dir, names::SERVICE_ACCOUNTS), names::public_key(dir, names::SERVICE_ACCOUNTS));
     let key = if key_path.exists() {
         need_key(&key_path)?
     } else {
@@ -177,7 +179,7 @@ fn still_good(made: &Made, wanted: &Leaf, now: SystemTime) -> bool {
 
 fn make_leaf(dir: &Path, leaf: &Leaf, now: SystemTime, not_after: SystemTime) -> Result<(), PkiError> {
     let fail = |source| PkiError::Make { name: leaf.file.clone(), source };
-    let ca_key = need_key(&dir.join(format!("{}.key", leaf.authority.file())))?;
+    let ca_key = need_key(&names::key(dir, leaf.authority.file()))?;
     // An issuer is its name and its key; both are those the authority's certificate was made with.
     let issuer = Issuer::new(authority_params(leaf.authority, now, not_after), ca_key);
 
@@ -222,8 +224,8 @@ fn name(common_name: &str, groups: &[String]) -> DistinguishedName {
 }
 
 fn write_pair(dir: &Path, name: &str, cert: &str, key: &KeyPair) -> Result<(), PkiError> {
-    replace_file(&dir.join(format!("{name}.key")), key.serialize_pem().as_bytes())?;
-    replace_file(&dir.join(format!("{name}.crt")), cert.as_bytes())?;
+    replace_file(&names::key(dir, name), key.serialize_pem().as_bytes())?;
+    replace_file(&names::certificate(dir, name), cert.as_bytes())?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 use super::client::Etcd;
 use super::record::Record;
 use super::snapshots::Name;
-use crate::home::{Home, private_dir};
+use crate::home::{self, private_dir};
 use crate::progress::Progress;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Holder, Request};
@@ -16,6 +16,7 @@ use clap::Args;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
+use hpk_layout::Home;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -29,7 +30,7 @@ const ABOUT: &str = "backup.json";
 const DATA: &str = "etcd.db";
 const PKI: &str = "pki";
 /// Files of HPK_HOME that go along as they are.
-const FILES: [&str; 2] = ["cluster.json", "control-plane.json"];
+const FILES: [&str; 2] = Home::CHOICES;
 /// Another command may be at work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -77,7 +78,7 @@ struct About {
 /// # Errors
 /// The control plane is down, or a file cannot be written.
 pub(crate) async fn save(args: &Backup) -> Result<ExitCode> {
-    let (home, progress, host) = (Home::from_env()?, Progress::new(), site::hostname()?);
+    let (home, progress, host) = (home::find()?, Progress::new(), site::hostname()?);
     drop(Client::ask(&home, &host, Request::Status).await.context("hpk backup asks etcd for its data")?);
     let layout = layout(home.clone())?;
     let made = jiff::Timestamp::now();
@@ -134,8 +135,8 @@ impl Drop for Gone {
 /// # Errors
 /// The control plane runs, the file is no backup, or HPK_HOME has a cluster.
 pub(crate) async fn restore(args: &Restore) -> Result<ExitCode> {
-    let (home, progress) = (Home::from_env()?, Progress::new());
-    home.create()?;
+    let (home, progress) = (home::find()?, Progress::new());
+    home::create(&home)?;
     let _lock = lock_command(&home, &progress, PATIENCE).await?;
     match Client::ask(&home, &site::hostname()?, Request::Status).await {
         Err(ControlError::NotRunning) => {}
@@ -146,14 +147,14 @@ pub(crate) async fn restore(args: &Restore) -> Result<ExitCode> {
         bail!("the control plane runs on {host} (process {pid}): run hpk down there first");
     }
     let record = Record::read(&home)?;
-    let has_cluster = home.cluster_json().exists() || record.is_some() || home.etcd().join("member").exists();
+    let has_cluster = home.cluster_json().exists() || record.is_some() || Home::etcd_member(&home.etcd()).exists();
     if has_cluster && !args.replace {
         bail!(
             "there is a cluster in {} already: give --replace to put this one in its place, or set HPK_HOME to another folder",
             home.root().display()
         );
     }
-    let new = home.root().join("restore");
+    let new = home.restore();
     let _absent = fs::remove_dir_all(&new);
     private_dir(&new)?;
     let about = unpack(&args.file, &new).with_context(|| args.file.display().to_string())?;
@@ -163,7 +164,7 @@ pub(crate) async fn restore(args: &Restore) -> Result<ExitCode> {
     private_dir(&home.etcd_snapshots())?;
     let snapshot = home.etcd_snapshots().join(Name { generation, serial: 0 }.file());
     fs::rename(new.join(DATA), &snapshot).with_context(|| snapshot.display().to_string())?;
-    let former = home.root().join("pki.former");
+    let former = home.former_pki();
     let _absent = fs::remove_dir_all(&former);
     fs::rename(home.pki(), &former).with_context(|| home.pki().display().to_string())?;
     fs::rename(new.join(PKI), home.pki()).with_context(|| home.pki().display().to_string())?;

@@ -3,6 +3,7 @@
 use crate::components::Layout;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
+use hpk_layout::pki;
 use http_body_util::BodyExt;
 use kube::client::Body;
 use rustls::pki_types::CertificateDer;
@@ -13,7 +14,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The bytes of SHA-256 that etcd appends to a snapshot.
 const DIGEST: usize = 32;
@@ -41,15 +42,15 @@ impl Etcd {
     /// # Errors
     /// A certificate of ours is missing or damaged.
     pub(super) fn new(layout: &Layout) -> Result<Self> {
-        let pki = layout.home.pki();
-        let ca = pki.join("etcd-ca.crt");
+        let folder = layout.home.pki();
+        let ca = pki::certificate(&folder, pki::ETCD_CA);
         let ca = CertificateDer::from_pem_file(&ca).with_context(|| ca.display().to_string())?;
         let url = format!("https://127.0.0.1:{}", layout.control_plane.ports.etcd);
         let mut config = kube::Config::new(url.parse()?);
         config.root_cert = Some(vec![ca.to_vec()]);
-        let file = |name: &str| Some(pki.join(name).display().to_string());
-        config.auth_info.client_certificate = file("apiserver-etcd-client.crt");
-        config.auth_info.client_key = file("apiserver-etcd-client.key");
+        let text = |path: PathBuf| Some(path.display().to_string());
+        config.auth_info.client_certificate = text(pki::certificate(&folder, pki::APISERVER_ETCD_CLIENT));
+        config.auth_info.client_key = text(pki::key(&folder, pki::APISERVER_ETCD_CLIENT));
         Ok(Self(kube::Client::try_from(config)?))
     }
 

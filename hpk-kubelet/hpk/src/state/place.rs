@@ -1,8 +1,8 @@
 //! Where etcd's data is to lie.
 
 use super::record::Record;
-use crate::home::Home;
 use anyhow::{Context, Result};
+use hpk_layout::Home;
 use std::path::{Path, PathBuf};
 
 /// Folders of a login node's own disk, the first that is on no network file system is taken. `/var/tmp` outlives a reboot.
@@ -50,7 +50,7 @@ fn decide(asked: Option<&Choice>, record: Option<&Record>, in_home: bool, auto: 
 /// The record is damaged.
 pub(crate) fn choose(home: &Home, asked: Option<&Choice>) -> Result<Option<PathBuf>> {
     let record = Record::read(home)?;
-    let in_home = home.etcd().join("member").exists();
+    let in_home = Home::etcd_member(&home.etcd()).exists();
     let auto = hpk_images::shared_by(home.root()).map(|_| local());
     Ok(decide(asked, record.as_ref(), in_home, auto.as_deref()))
 }

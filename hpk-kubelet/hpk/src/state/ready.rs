@@ -4,9 +4,9 @@ use super::begin::{self, Begin, Found};
 use super::record::{self, Generation, Record};
 use super::{place, snapshots};
 use crate::components::{self, Layout};
-use crate::home::Home;
 use crate::site;
 use anyhow::{Context, Result, bail, ensure};
+use hpk_layout::Home;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ fn made_beside(target: &Path) -> Result<PathBuf> {
 /// Puts finished data in its place. What was there, of an earlier generation, is kept once.
 fn put(made: &Path, target: &Path) -> Result<()> {
     let former = target.with_added_extension("former");
-    if target.join("member").exists() {
+    if Home::etcd_member(target).exists() {
         let _absent = fs::remove_dir_all(&former);
         fs::rename(target, &former).with_context(|| target.display().to_string())?;
     } else if target.exists() {
@@ -150,7 +150,7 @@ fn restore(layout: &Layout, snapshot: &Path, made: &Path) -> Result<()> {
 
 /// Best effort: etcd serves well with gaps in its file.
 fn defragment(layout: &Layout, data: &Path) {
-    let size = fs::metadata(data.join("member/snap/db")).map_or(0, |meta| meta.len());
+    let size = fs::metadata(Home::etcd_member(data).join("snap/db")).map_or(0, |meta| meta.len());
     if size > DEFRAGMENT {
         let mut command = tool(layout, &[(data, "rw")]);
         command.arg("defrag").arg(format!("--data-dir={}", data.display()));
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(record::generation_of(&data).unwrap(), None);
         fs::create_dir_all(data.join("member/snap")).unwrap();
         assert_eq!(record::generation_of(&data).unwrap(), None);
-        fs::write(data.join("member/snap/db"), "").unwrap();
+        fs::write(Home::etcd_member(&data).join("snap/db"), "").unwrap();
         assert_eq!(record::generation_of(&data).unwrap(), Some(0));
         record::set_generation(&data, 7).unwrap();
         assert_eq!(record::generation_of(&data).unwrap(), Some(7));

@@ -1,8 +1,9 @@
 //! Which data is the cluster's: `HPK_HOME/etcd-snapshots/record.json`, and the generation beside each data folder.
 
-use crate::home::{Home, replace_file};
+use crate::home::replace_file;
 use crate::json::{read_json, write_json};
 use anyhow::{Context, Result};
+use hpk_layout::Home;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,8 @@
 //! line for `status`, and for `watch` and `stop` one at every change until the client or the supervisor
 //! goes. Also `run/supervisor.json`, which says where the socket is and on which host.
 
-use crate::home::{Home, HomeError, replace_file};
+use crate::home::{HomeError, replace_file};
+use hpk_layout::Home;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
@@ -139,7 +140,7 @@ pub(crate) enum ControlError {
 /// # Errors
 /// When neither can be had.
 pub(crate) fn listen(home: &Home, host: &str) -> Result<UnixListener, ControlError> {
-    let in_home = home.run().join("supervisor.sock");
+    let in_home = home.supervisor_socket();
     let bind = |path: &PathBuf| {
         // Left by a supervisor that was killed; whoever calls holds the supervisor's lock.
         hpk_layout::remove_stale_socket(path)?;
@@ -286,7 +287,7 @@ impl Client {
             Err(e) if is_gone(&e) => return Err(ControlError::NotRunning),
             other => other?,
         }
-        Ok(Self { lines: BufReader::new(stream).lines(), first: None, log: home.log().join("supervisor.log") })
+        Ok(Self { lines: BufReader::new(stream).lines(), first: None, log: home.supervisor_log() })
     }
 
     /// The next snapshot; None when the supervisor has gone.
@@ -364,7 +365,7 @@ mod tests {
     async fn a_supervisor_without_its_socket_is_not_called_absent() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path().join("h"));
-        home.create().unwrap();
+        crate::home::create(&home).unwrap();
         let ask = || Client::ask(&home, "login", Request::Status);
         assert!(matches!(ask().await, Err(ControlError::NotRunning)));
         let lock = Holder::lock(&home.supervisor_lock(), "login").unwrap().unwrap();

@@ -6,7 +6,7 @@ use super::core::{Action, Core, Event, Id, Spec, State};
 use super::lease::{self, Lost};
 use super::{ask, process};
 use crate::components::{Component, Kind};
-use crate::home::Home;
+use hpk_layout::Home;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -250,7 +250,7 @@ impl Supervisor {
     }
 
     fn log(&self, name: &str) -> PathBuf {
-        self.home.log().join(format!("{name}.log"))
+        self.home.log_of(name)
     }
 
     fn tell(&self) {

@@ -5,8 +5,8 @@
 //! changed it for [`STALE`] is gone. A holder that could not change it for [`LOST`] stops everything, before that time is
 //! over for anybody else. [`judge`] and [`Watch`] decide, purely; [`Lease`] reads and writes.
 
-use crate::home::Home;
 use anyhow::{Context, Result, bail, ensure};
+use hpk_layout::Home;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -293,7 +293,7 @@ mod tests {
     fn home() -> (tempfile::TempDir, Home) {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path().join("h"));
-        home.create().unwrap();
+        crate::home::create(&home).unwrap();
         (dir, home)
     }
 

@@ -4,8 +4,8 @@
 //! ([`exec_child`]): an etcd without its supervisor would hold the data that the next one needs.
 
 use crate::components::{Component, Probe};
-use crate::home::Home;
 use crate::supervise::strays;
+use hpk_layout::Home;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
@@ -33,7 +33,7 @@ pub(crate) fn start(
     says_ready: impl FnOnce() + Send + 'static,
 ) -> io::Result<tokio::process::Child> {
     let (reader, writer) = io::pipe()?;
-    let log = Log::open(home.log().join(format!("{}.log", component.name)))?;
+    let log = Log::open(home.log_of(component.name))?;
     // One pipe for both keeps the order of what is said; only who is listened to gets two.
     let (says, stdout) = match component.probe {
         Probe::Says => {

@@ -2,7 +2,6 @@
 
 use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
 use crate::decide::{ControlPlane, Families};
-use crate::home::Home;
 use crate::json::{need_json, read_json};
 use crate::progress::Progress;
 use crate::site;
@@ -12,6 +11,7 @@ use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
 use hpk_api::nodes::{Chosen, Partitions, Vendor};
 use hpk_api::pod_flags::PodFlags;
+use hpk_layout::Home;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_executor_is_chosen_once() {
-        let home = Home::at("/h".into());
+        let home = Home::at("/h");
         let mut cluster = decide::tests::layout().cluster;
         let of = |flags: &[&str], before: Option<&ClusterConfig>| executor(&up(flags), &home, before).ok();
         assert_eq!(of(&[], None), Some(ExecutorKind::Slurm));

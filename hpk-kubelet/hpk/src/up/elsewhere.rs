@@ -1,10 +1,10 @@
 //! Whether the cluster runs on another login node.
 
-use crate::home::Home;
 use crate::progress::Progress;
 use crate::supervise::control::is_supervisor;
 use crate::supervise::lease::{self, Claim, Me, STALE, Verdict, Watch};
 use anyhow::{Result, bail};
+use hpk_layout::Home;
 use std::time::Duration;
 use tokio::time::Instant;
 

@@ -10,7 +10,7 @@ mod wait;
 pub(crate) use supervisor::{layout, supervise};
 
 use crate::cli;
-use crate::home::Home;
+use crate::home;
 use crate::json::need_json;
 use crate::progress::Progress;
 use crate::site;
@@ -18,6 +18,7 @@ use crate::supervise::control::{Client, ControlError, Request};
 use crate::supervise::{lease, strays};
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ExecutorKind;
+use hpk_layout::Home;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
@@ -28,8 +29,8 @@ const LOCK_AGAIN: Duration = Duration::from_millis(100);
 
 /// `hpk up`.
 pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
-    let home = Home::from_env()?;
-    home.create()?;
+    let home = home::find()?;
+    home::create(&home)?;
     let progress = Progress::new();
     let host = site::hostname()?;
     let timeout = Duration::from_secs(args.timeout);

@@ -5,7 +5,7 @@ use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
 use crate::gates;
-use crate::home::{Home, Install, replace_file};
+use crate::home::{self, replace_file};
 use crate::json::{read_json, write_json};
 use crate::kubeconfig::{self, Kubeconfig};
 use crate::pki;
@@ -15,7 +15,10 @@ use crate::state::place;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::ExecutorKind;
 use hpk_api::net::NetworkMode;
+use hpk_layout::pki as names;
+use hpk_layout::{Home, Install};
 use hpk_sys::ports::Hold;
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Apptainer takes paths in lists separated by these.
@@ -26,7 +29,7 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
     if home.root().display().to_string().contains(NOT_IN_A_PATH) {
         bail!("HPK_HOME {}: its path must not contain a comma or a colon", home.root().display());
     }
-    let install = Install::from_env()?;
+    let install = home::install()?;
     let former: Option<ControlPlane> = match read_json(&home.control_plane_json()) {
         Ok(former) => former,
         Err(error) => {
@@ -144,7 +147,7 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
         ports,
         programs,
         kubelet,
-        egress: decide::socket(home.egress().join("kubelet.sock")),
+        egress: decide::socket(home.egress_socket()),
         nameservers: decide::nameservers(&resolv),
         dns_sign: decide::DnsSign::new(random()?),
         apiserver_flags: args.apiserver_flag.clone(),
@@ -212,23 +215,20 @@ pub(super) fn random() -> Result<[u8; 32]> {
 
 /// The kubeconfigs of the components, beside their keys, and the user's.
 fn write_kubeconfigs(layout: &Layout) -> Result<()> {
-    let pki = layout.home.pki();
-    let read = |name: &str| {
-        let path = pki.join(name);
-        std::fs::read(&path).with_context(|| path.display().to_string())
-    };
-    let ca = read("ca.crt")?;
+    let folder = layout.home.pki();
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    let ca = read(&names::certificate(&folder, names::CA))?;
     let user = layout.home.kubeconfig();
     let files = [
-        ("admin", user),
-        ("controller-manager", pki.join("controller-manager.kubeconfig")),
-        ("scheduler", pki.join("scheduler.kubeconfig")),
-        ("coredns", pki.join("coredns.kubeconfig")),
-        ("kubelet", pki.join("kubelet.kubeconfig")),
+        (names::ADMIN, user),
+        (names::CONTROLLER_MANAGER, names::kubeconfig(&folder, names::CONTROLLER_MANAGER)),
+        (names::SCHEDULER, names::kubeconfig(&folder, names::SCHEDULER)),
+        (names::COREDNS, names::kubeconfig(&folder, names::COREDNS)),
+        (names::KUBELET, names::kubeconfig(&folder, names::KUBELET)),
     ];
     for (name, path) in files {
-        let key_path = pki.join(format!("{name}.key"));
-        let key = String::from_utf8(read(&format!("{name}.key"))?)
+        let key_path = names::key(&folder, name);
+        let key = String::from_utf8(read(&key_path)?)
             .ok()
             .and_then(|pem| kubeconfig::sec1(&rcgen::KeyPair::from_pem(&pem).ok()?))
             .with_context(|| format!("{}: not a key of the curve P-256", key_path.display()))?;
@@ -237,7 +237,7 @@ fn write_kubeconfigs(layout: &Layout) -> Result<()> {
             cluster: &layout.cluster.node_name,
             user: name,
             ca: &ca,
-            cert: &read(&format!("{name}.crt"))?,
+            cert: &read(&names::certificate(&folder, name))?,
             key: key.as_bytes(),
         }
         .render();

@@ -2,7 +2,6 @@
 
 use super::LOCK_AGAIN;
 use crate::components::{self, Layout};
-use crate::home::Home;
 use crate::json::need_json;
 use crate::site;
 use crate::supervise::control::{self, Holder};
@@ -10,6 +9,7 @@ use crate::supervise::driver::{Hangup, Supervisor};
 use crate::supervise::lease::{self, Claim, Lease, Lost, Me};
 use crate::supervise::strays;
 use anyhow::{Context, Result, bail};
+use hpk_layout::Home;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,7 +25,7 @@ const SUPERVISOR_ENDS: Duration = Duration::from_secs(5);
 
 /// Starts `hpk supervise` and returns when its socket is there.
 pub(super) fn start_supervisor(home: &Home, free_lease: Option<&Claim>) -> Result<()> {
-    let log_path = home.log().join("supervisor.log");
+    let log_path = home.supervisor_log();
     let log = File::options().create(true).append(true).mode(0o600).open(&log_path)?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg("supervise")

@@ -1,12 +1,12 @@
 //! Waits until everything that `hpk up` has started serves.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use crate::home::Home;
 use crate::json::need_json;
 use crate::progress::Progress;
 use crate::supervise::control::{Client, Phase, Snapshot};
 use anyhow::{Result, bail};
 use hpk_api::cluster::ClusterConfig;
+use hpk_layout::Home;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use std::collections::HashSet;
 use std::process::ExitCode;

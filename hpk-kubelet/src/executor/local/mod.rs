@@ -21,6 +21,7 @@ use super::slurm::limits::Site;
 use super::words::{self, Kind, Words};
 use super::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
 use hpk_api::pod_flags;
+use hpk_layout::Home;
 use machine::Machine;
 use runner::{KILL_WAIT_SECONDS, Message, Refused, Runner};
 use std::io;
@@ -51,13 +52,13 @@ impl From<Refused> for ExecutorError {
 }
 
 impl Local {
-    /// Starts the thread. `home`: HPK_HOME. `cpus`: what pods may ask for; None: those that
+    /// Starts the thread. `cpus`: what pods may ask for; None: those that
     /// there are. `open_files`: soft limit of open files for runs, where it is not our own. To be
     /// called in the runtime.
     ///
     /// # Errors
     /// It cannot be told which runs there are.
-    pub fn start(home: &Path, cpus: Option<u64>, open_files: Option<u64>) -> io::Result<Self> {
+    pub fn start(home: &Home, cpus: Option<u64>, open_files: Option<u64>) -> io::Result<Self> {
         let cgroups = cgroup::Cgroups::find();
         tracing::info!(?cgroups, "pods run on this machine");
         let (tell, told) = mpsc::unbounded_channel();

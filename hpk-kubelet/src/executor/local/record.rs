@@ -2,7 +2,9 @@
 
 use super::needs::Needs;
 use super::queue::Size;
-use hpk_api::local::{END, End, PROCESS, Process, RUNS};
+use hpk_api::local::{End, Process};
+use hpk_layout::Home;
+use hpk_layout::run::{END, LAST, PROCESS, RECORD};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,11 +12,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-
-/// File of a run: [`Record`].
-const RECORD: &str = "run.json";
-/// The highest id that was given.
-const LAST: &str = "last";
 
 /// `run.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,12 +57,12 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Below this HPK_HOME.
+    /// Below this home.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn open(home: &Path) -> io::Result<Self> {
-        let root = home.join(RUNS);
+    pub fn open(home: &Home) -> io::Result<Self> {
+        let root = home.runs();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         Ok(Self { root })
     }
@@ -151,7 +148,7 @@ mod tests {
     #[test]
     fn ids_are_never_given_again() {
         let home = tempfile::tempdir().unwrap();
-        let runs = Runs::open(home.path()).unwrap();
+        let runs = Runs::open(&Home::at(home.path())).unwrap();
         let record = Record {
             pod: "u".into(),
             script: "/h/pods/u/job.sh".into(),

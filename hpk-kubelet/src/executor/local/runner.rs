@@ -17,6 +17,7 @@ use super::record::{Record, Runs};
 use crate::executor::run::{Run, RunPhase};
 use crate::executor::words::Kind;
 use hpk_api::local::{End, KILL_WAIT, RUN, RUN_ID};
+use hpk_layout::Home;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
@@ -112,7 +113,7 @@ impl Runner {
     /// # Errors
     /// It cannot be told which runs there are.
     pub fn new(
-        home: &Path,
+        home: &Home,
         machine: Machine,
         cgroups: Cgroups,
         open_files: Option<u64>,
@@ -270,7 +271,7 @@ impl Runner {
                 .append(true)
                 .create(true)
                 .mode(0o600)
-                .open(folder.join(hpk_api::files::JOB_OUTPUT))
+                .open(folder.join(hpk_layout::pod::JOB_OUTPUT))
         };
         // Enters the cgroup and takes back the limit of open files before anything of the pod's runs.
         let words = "[ -z \"$1\" ] || echo $$ > \"$1/cgroup.procs\" || exit 1; [ -z \"$2\" ] || ulimit -Sn \"$2\"; shift 2; exec \"$@\"";

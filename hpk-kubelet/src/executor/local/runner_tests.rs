@@ -1,10 +1,12 @@
 use super::*;
-use hpk_api::local::{PROCESS, Process};
+use hpk_api::local::Process;
+use hpk_layout::Home;
+use hpk_layout::run::PROCESS;
 use std::time::Instant;
 
 /// A pod's folder with a script in the place of `hpk-netns run`: it writes down who it is and how it ended as that does.
 fn pod(home: &Path, uid: &str, ends: &str) -> PathBuf {
-    let folder = home.join("pods").join(uid);
+    let folder = Home::at(home).pod(uid);
     std::fs::create_dir_all(&folder).unwrap();
     let text = format!(
         "boot=$(cat /proc/sys/kernel/random/boot_id)\n\
@@ -37,7 +39,7 @@ impl World {
     fn new(home: &Path, machine: Machine) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
         let (news, heard) = watch::channel(0);
-        let runner = Runner::new(home, machine, Cgroups::Nobody, None, tell.clone(), news).unwrap();
+        let runner = Runner::new(&Home::at(home), machine, Cgroups::Nobody, None, tell.clone(), news).unwrap();
         Self { tell, thread: std::thread::spawn(move || runner.work(told)), news: heard }
     }
 
@@ -101,11 +103,11 @@ async fn turns_ends_and_one_run_for_a_pod() {
     assert_eq!(world.until(third, RunPhase::Completed).await.exit_code, Some(0));
     // Over, and its pod's folder gone: nothing is left of it.
     for uid in ["a", "b", "c"] {
-        std::fs::remove_dir_all(home.path().join("pods").join(uid)).unwrap();
+        std::fs::remove_dir_all(Home::at(home.path()).pod(uid)).unwrap();
     }
     world.run(first).await;
     assert_eq!(world.run(first).await, None);
-    assert!(Runs::open(home.path()).unwrap().all().unwrap().is_empty());
+    assert!(Runs::open(&Home::at(home.path())).unwrap().all().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -116,7 +118,7 @@ async fn another_kubelet_finds_what_runs_and_what_waits() {
     world.until(runs, RunPhase::Running).await;
     let waits = world.submit("b", 1500, &pod(home.path(), "b", STAYS)).await.unwrap();
     // Its process must have said who it is, or the next one would be begun beside it, which the other case is for.
-    let folder = Runs::open(home.path()).unwrap().folder(runs);
+    let folder = Runs::open(&Home::at(home.path())).unwrap().folder(runs);
     while !folder.join(PROCESS).exists() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -137,7 +139,7 @@ async fn another_kubelet_finds_what_runs_and_what_waits() {
 async fn a_run_that_may_have_been_begun_is_begun_once() {
     let home = tempfile::tempdir().unwrap();
     let script = pod(home.path(), "a", STAYS);
-    let runs = Runs::open(home.path()).unwrap();
+    let runs = Runs::open(&Home::at(home.path())).unwrap();
     // The kubelet was killed after it had written that the turn has come; its process is about to come, or never was.
     let record = Record {
         pod: "a".into(),

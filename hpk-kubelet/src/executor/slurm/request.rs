@@ -232,7 +232,7 @@ pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
     warnings.extend(idle_tasks(pod, given).map(|text| ("SlurmTasksIdle", text)));
     warnings.extend(needs.unknown.iter().map(|name| ("Unsupported", unknown(name))));
 
-    let output = folder.join(hpk_api::files::JOB_OUTPUT).display().to_string();
+    let output = folder.join(hpk_layout::pod::JOB_OUTPUT).display().to_string();
     let mut arguments = vec!["--no-requeue".to_owned(), "--propagate=NONE".to_owned()];
     arguments.extend(asked.iter().cloned());
     arguments.extend([
