@@ -10,7 +10,7 @@ use crate::cni;
 use crate::datapath::{Config, Datapath, Encryption};
 use crate::nat::{self, Heard, Progress};
 use crate::node;
-use crate::outage::Outage;
+use crate::outage::{News, Outage};
 use crate::outpost::{self, Outpost};
 use crate::outward::{NotHad, Outward};
 use crate::requests::{self, Asked, answer};
@@ -18,7 +18,7 @@ use hpk_api::link::{Hello, NetQuestion, NetUpdate};
 use hpk_api::net::{HostPort, NetnsRequest, NetworkList, NetworkMode, Ready, TunAnswer};
 use hpk_api::plan::SandboxPlan;
 use hpk_layout::Home;
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, keep};
 use std::io;
 use std::io::Write;
 use std::net::IpAddr;
@@ -323,7 +323,7 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     let (events_in, mut events) = mpsc::channel(256);
     let node = crate::node::hostname();
     let mut link = std::pin::pin!(keep(config, events_in, questions, carriers, leave.clone()));
-    let mut outage = Outage::default();
+    let mut outage = Outage::of("hpk-netns");
     // Requests are received beside; what they bring comes here.
     let (asked_in, mut asked) = mpsc::channel::<Asked>(4);
     match listener {
@@ -333,18 +333,11 @@ async fn serve(link: LinkParts, mut carrier: Carrier, listener: Result<UnixListe
     loop {
         tokio::select! {
             () = &mut link => return,
-            Some(event) = events.recv() => match event {
-                ClientEvent::Up => {
-                    outage.over();
-                    carrier.fresh();
-                }
-                ClientEvent::Down { reason } => {
-                    if outage.is_news(&reason) {
-                        hpk_api::say!("hpk-netns: link to the kubelet: {reason}; dialling on");
-                    }
-                }
-                ClientEvent::Net(NetUpdate::Sweep) => sweep(),
-                ClientEvent::Net(update) => {
+            Some(event) = events.recv() => match outage.take(event) {
+                None => {}
+                Some(News::Fresh) => carrier.fresh(),
+                Some(News::Net(NetUpdate::Sweep)) => sweep(),
+                Some(News::Net(update)) => {
                     let last = update == NetUpdate::ServicesSynced;
                     carrier.learn(update);
                     if last {

@@ -2,10 +2,10 @@
 //! none. What is left are the login node's listeners for NodePort and LoadBalancer; its own routes lead to pods, if any do.
 
 use super::{Helper, MemberError, Ready, listen};
-use crate::outage::Outage;
+use crate::outage::{News, Outage};
 use hpk_api::link::{Hello, MEMBER, NetUpdate};
 use hpk_layout::{Home, node};
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, keep};
 use std::path::Path;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -30,23 +30,17 @@ pub(super) async fn live(home: &Path, folder: &Path) -> Result<std::convert::Inf
     let mut ready = Ready::default();
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
-    let mut outage = Outage::default();
+    let mut outage = Outage::of("hpk-netns: member");
     loop {
         tokio::select! {
             () = &mut link => return Err(MemberError::Left),
-            Some(event) = events.recv() => match event {
-                ClientEvent::Down { reason } => {
-                    if outage.is_news(&reason) {
-                        hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}; dialling on");
-                    }
-                }
-                ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
-                ClientEvent::Up => {
-                    outage.over();
+            Some(event) = events.recv() => match outage.take(event) {
+                Some(News::Fresh) => {
                     listeners.linked();
                     ready.say();
                 }
-                ClientEvent::Net(_) => {}
+                Some(News::Net(NetUpdate::Listeners(wanted))) => listeners.set(wanted).await,
+                Some(News::Net(_)) | None => {}
             },
             () = listeners.due() => listeners.again().await,
         }

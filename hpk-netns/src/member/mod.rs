@@ -18,14 +18,14 @@ mod spread;
 
 use crate::datapath::{Config, Datapath, Encryption};
 use crate::node;
-use crate::outage::Outage;
+use crate::outage::{News, Outage};
 use crate::requests::receive_tun;
 use crate::run::member_folders;
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::link::{Hello, MEMBER, NetUpdate, Protocol, Relay};
 use hpk_api::net::{NetworkMode, first_host, ranges};
 use hpk_layout::Home;
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, keep};
 use inside::{Answer, Ask};
 use std::collections::HashMap;
 use std::io;
@@ -195,33 +195,28 @@ async fn live(home: &Path) -> Result<std::convert::Infallible, MemberError> {
     };
     let (events_in, mut events) = mpsc::channel(256);
     let mut link = std::pin::pin!(keep(link, events_in, asked, None, CancellationToken::new()));
-    let mut outage = Outage::default();
+    let mut outage = Outage::of("hpk-netns: member");
     let mut ready = Ready::default();
     let mut relays: HashMap<(Protocol, u16), (SocketAddr, AbortOnDropHandle<()>)> = HashMap::new();
     loop {
         tokio::select! {
             () = &mut link => return Err(MemberError::Left),
             ended = child.wait() => return Err(MemberError::Helper(ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
-            Some(event) = events.recv() => match event {
-                ClientEvent::Up => {
-                    outage.over();
+            Some(event) = events.recv() => match outage.take(event) {
+                None => {}
+                Some(News::Fresh) => {
                     listeners.linked();
                     datapath.fresh();
                 }
-                ClientEvent::Down { reason } => {
-                    if outage.is_news(&reason) {
-                        hpk_api::say!("hpk-netns: member: link to the kubelet: {reason}; dialling on");
-                    }
-                }
-                ClientEvent::Net(NetUpdate::Relays(wanted)) => {
+                Some(News::Net(NetUpdate::Relays(wanted))) => {
                     set_relays(&mut relays, &wanted, &helper, &ips).await;
                     // An empty set may be of a kubelet that does not know its services yet.
                     if !wanted.is_empty() && wanted.iter().all(|w| relays.contains_key(&(w.protocol, w.port))) {
                         ready.say();
                     }
                 }
-                ClientEvent::Net(NetUpdate::Listeners(wanted)) => listeners.set(wanted).await,
-                ClientEvent::Net(update) => datapath.learn(update),
+                Some(News::Net(NetUpdate::Listeners(wanted))) => listeners.set(wanted).await,
+                Some(News::Net(update)) => datapath.learn(update),
             },
             () = listeners.due() => listeners.again().await,
         }

@@ -6,13 +6,13 @@
 
 use super::{Outpost, Parts};
 use crate::node;
-use crate::outage::Outage;
+use crate::outage::{News, Outage};
 use crate::run::layout::{Layout, Surroundings};
 use crate::run::scratch;
 use hpk_api::link::{Hello, NetUpdate};
 use hpk_api::net::NetworkMode;
 use hpk_api::plan::SandboxPlan;
-use hpk_link::client::{ClientConfig, ClientEvent, keep};
+use hpk_link::client::{ClientConfig, keep};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -114,21 +114,14 @@ impl Process {
         };
         let (events_in, mut events) = mpsc::channel(256);
         let mut link = std::pin::pin!(keep(config, events_in, questions, None, CancellationToken::new()));
-        let mut outage = Outage::default();
+        let mut outage = Outage::of("hpk-netns: outpost");
         loop {
             tokio::select! {
                 () = &mut link => return Ok(()),
-                Some(event) = events.recv() => match event {
-                    ClientEvent::Up => {
-                        outage.over();
-                        datapath.fresh();
-                    }
-                    ClientEvent::Down { reason } => {
-                        if outage.is_news(&reason) {
-                            hpk_api::say!("hpk-netns: outpost: link to the kubelet: {reason}; dialling on");
-                        }
-                    }
-                    ClientEvent::Net(update) => {
+                Some(event) = events.recv() => match outage.take(event) {
+                    None => {}
+                    Some(News::Fresh) => datapath.fresh(),
+                    Some(News::Net(update)) => {
                         let last = update == NetUpdate::ServicesSynced;
                         datapath.learn(update);
                         if last {
