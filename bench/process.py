@@ -5,6 +5,22 @@ import os
 import re
 import subprocess
 
+# Namespaces as a pod's parent container has them, for the program that follows.
+UNSHARE = [
+    'unshare',
+    '--user',
+    '--map-root-user',
+    '--net',
+    '--pid',
+    '--fork',
+    '--mount',
+    '--ipc',
+    '--uts',
+    '--mount-proc',
+    '--kill-child',
+    '--',
+]
+
 
 def switches(pid):
     """How often its threads have gone to sleep: each is one wake-up."""

@@ -4,47 +4,16 @@
 Runs as alice on the site's login node. Connections to the API server stand before the clock starts.
 """
 
-import base64
-import http.client
 import json
-import os
-import ssl
 import statistics
-import subprocess
-import tempfile
 import threading
 import time
-import urllib.parse
+
+from apiserver import Server, call
 
 ONE, MANY, SENDERS = 20, 100, 8
 NAMESPACE = "bench-claims"
 PATH = "/api/v1/namespaces/%s/persistentvolumeclaims" % NAMESPACE
-
-
-def call(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-class Api:
-    def __init__(self):
-        config = json.loads(call("kubectl", "config", "view", "--raw", "--minify", "-o", "json"))
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        self.address = urllib.parse.urlparse(cluster["server"]).netloc
-        self.context = ssl.create_default_context(
-            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            names = []
-            for key in ("client-certificate-data", "client-key-data"):
-                names.append(os.path.join(folder, key))
-                with open(names[-1], "wb") as file:
-                    file.write(base64.b64decode(user[key]))
-            self.context.load_cert_chain(*names)
-
-    def connect(self):
-        connection = http.client.HTTPSConnection(self.address, context=self.context)
-        connection.connect()
-        return connection
 
 
 def create(connection, name):
@@ -90,7 +59,7 @@ class Bound(threading.Thread):
 def main():
     call("kubectl", "create", "namespace", NAMESPACE)
     try:
-        api = Api()
+        api = Server()
         bound = Bound(api)
         senders = [api.connect() for _ in range(SENDERS)]
         single = []

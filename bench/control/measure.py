@@ -17,26 +17,12 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-from process import start_supervisor
+from process import UNSHARE, start_supervisor
 
 PAUSE, BUSYBOX = sys.argv[1:3]
 EXECS = int(os.environ.get('EXECS', '300'))
 STREAM = 2 << 30
 CHUNK = 64 << 10
-UNSHARE = [
-    'unshare',
-    '--user',
-    '--map-root-user',
-    '--net',
-    '--pid',
-    '--fork',
-    '--mount',
-    '--ipc',
-    '--uts',
-    '--mount-proc',
-    '--kill-child',
-    '--',
-]
 
 
 def rootfs(at):

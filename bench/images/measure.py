@@ -14,6 +14,7 @@ import subprocess
 import time
 
 import measure_start as start
+from apiserver import call
 
 LAYOUTS = ("folder", "squashfs")
 # What a program does that begins: looks for many files and reads some of them.
@@ -34,12 +35,12 @@ class Images(start.Bench):
                 file.write("content of file %d\n" % n * (n % 40))
         layout = os.path.join(self.folder, "layout")
         tls = "--src-tls-verify=false"
-        start.call("skopeo", "copy", "-q", "--insecure-policy", tls, "docker://" + start.IMAGE, "oci:%s:base" % layout)
-        start.call("umoci", "insert", "--rootless", "--image", layout + ":base", "--tag", "many", data, "/data")
+        call("skopeo", "copy", "-q", "--insecure-policy", tls, "docker://" + start.IMAGE, "oci:%s:base" % layout)
+        call("umoci", "insert", "--rootless", "--image", layout + ":base", "--tag", "many", data, "/data")
         for name in LAYOUTS:
             # Another configuration is another image.
             label = "bench.layout=%s" % name
-            start.call("umoci", "config", "--image", layout + ":many", "--tag", name, "--config.label", label)
+            call("umoci", "config", "--image", layout + ":many", "--tag", name, "--config.label", label)
         self.layout = layout
         self.api = start.Api()
         self.opened = start.Opened(self.folder)
@@ -47,8 +48,8 @@ class Images(start.Bench):
         self.namespace = "bench-images"
         self.pods = "/api/v1/namespaces/%s/pods" % self.namespace
         subprocess.run(["kubectl", "delete", "namespace", self.namespace, "--ignore-not-found"], capture_output=True)
-        start.call("kubectl", "create", "namespace", self.namespace)
-        start.call("kubectl", "-n", self.namespace, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+        call("kubectl", "create", "namespace", self.namespace)
+        call("kubectl", "-n", self.namespace, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
         self.watch = start.Watch(self.api, self.pods)
 
     def image(self, layout):
@@ -58,11 +59,11 @@ class Images(start.Bench):
         subprocess.run(["hpk", "image", "rm", self.image(layout)], capture_output=True)
         began = time.time()
         source = "oci:%s:%s" % (self.layout, layout)
-        start.call("hpk", "image", "load", source, "--name", self.image(layout), "--layout", layout)
+        call("hpk", "image", "load", source, "--name", self.image(layout), "--layout", layout)
         return time.time() - began
 
     def takes(self, layout):
-        images = json.loads(start.call("hpk", "image", "list", "-o", "json"))["images"]
+        images = json.loads(call("hpk", "image", "list", "-o", "json"))["images"]
         (image,) = [i for i in images if any(n.endswith("/" + self.image(layout)) for n in i["names"])]
         return image
 

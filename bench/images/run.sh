@@ -4,6 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../../tests/site/common.sh"
+install -m 755 "$here/../apiserver.py" "$SITE_DIR/shared/apiserver.py"
 install -m 755 "$here/measure.py" "$SITE_DIR/shared/measure-images.py"
 install -m 755 "$here/../start/measure.py" "$SITE_DIR/shared/measure_start.py"
 exec "$here/../../tests/site/sx" login -u alice python3 /site/measure-images.py "$@"

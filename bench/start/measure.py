@@ -7,20 +7,17 @@ opens the file for its output, the last thing before it starts the script. Pods 
 """
 
 import argparse
-import base64
 import ctypes
-import http.client
 import json
 import os
 import shutil
-import ssl
 import statistics
 import struct
 import subprocess
-import tempfile
 import threading
 import time
-import urllib.parse
+
+from apiserver import Server, call
 
 IMAGE = "login:5000/toolbox:1"  # busybox's date knows no nanoseconds
 STAMP = "date +%s.%N"
@@ -28,31 +25,12 @@ HOME = os.path.expanduser("~")
 HPK_HOME = os.path.join(HOME, ".hpk")
 
 
-def call(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-class Api:
-    """The API server, without a client's start in the figures."""
+class Api(Server):
+    """With one connection that all requests take."""
 
     def __init__(self):
-        config = json.loads(call("kubectl", "config", "view", "--raw", "--minify", "-o", "json"))
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        self.address = urllib.parse.urlparse(cluster["server"]).netloc
-        self.context = ssl.create_default_context(
-            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            names = []
-            for key in ("client-certificate-data", "client-key-data"):
-                names.append(os.path.join(folder, key))
-                with open(names[-1], "wb") as file:
-                    file.write(base64.b64decode(user[key]))
-            self.context.load_cert_chain(*names)
+        super().__init__()
         self.connection = self.connect()
-
-    def connect(self):
-        return http.client.HTTPSConnection(self.address, context=self.context)
 
     def call(self, method, path, body=None):
         self.connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})

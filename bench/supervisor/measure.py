@@ -20,27 +20,11 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-from process import memory, start_supervisor, switches
+from process import UNSHARE, memory, start_supervisor, switches
 
 ORPHANS = int(os.environ.get("HPK_BENCH_ORPHANS", "16000"))
 # What is measured ends with its measurement, also with one that fails.
-UNSHARE = [
-    'setpriv',
-    '--pdeathsig',
-    'KILL',
-    'unshare',
-    '--user',
-    '--map-root-user',
-    '--net',
-    '--pid',
-    '--fork',
-    '--mount',
-    '--ipc',
-    '--uts',
-    '--mount-proc',
-    '--kill-child',
-    '--',
-]
+ALONE = ['setpriv', '--pdeathsig', 'KILL', *UNSHARE]
 
 
 def container(name, script, **more):
@@ -89,7 +73,7 @@ class Pod:
         self.dir = tempfile.TemporaryDirectory(prefix='hpk-bench-')
         at = self.dir.name
         make_rootfs(f'{at}/images/b/rootfs', date)
-        self.process = start_supervisor(at, UNSHARE, PAUSE, plan)
+        self.process = start_supervisor(at, ALONE, PAUSE, plan)
         self.pid = init_of(self.process.pid)
 
     def state(self):
@@ -185,7 +169,7 @@ class Peer:
         names, script = PEERS[peer]
         self.dir = tempfile.TemporaryDirectory(prefix='hpk-bench-')
         self.process = subprocess.Popen(
-            UNSHARE + ['sh', '-c', script, 'sh', str(count)], cwd=self.dir.name, stderr=subprocess.DEVNULL
+            ALONE + ['sh', '-c', script, 'sh', str(count)], cwd=self.dir.name, stderr=subprocess.DEVNULL
         )
         time.sleep(2)
         init = init_of(self.process.pid)
@@ -265,7 +249,7 @@ def orphans():
     ours, tinis = [], []
     p = Pod(pod([container('c', 'exec sleep 100000')]))
     p.until(lambda s: 'running' in s['containers'][0]['state'])
-    tini = subprocess.Popen(UNSHARE + ['tini', '--', 'sleep', '100000'])
+    tini = subprocess.Popen(ALONE + ['tini', '--', 'sleep', '100000'])
     time.sleep(0.5)
     for _ in range(5):
         ours.append(drain(p.pid))
@@ -314,7 +298,7 @@ def launches(rootfs):
     """Milliseconds from a request to the execution of a container's command, by the system calls alone."""
     with tempfile.TemporaryDirectory(prefix='hpk-bench-') as scratch:
         lines = subprocess.run(
-            UNSHARE + [LAUNCH, 'restarted', rootfs, scratch], check=True, capture_output=True, text=True
+            ALONE + [LAUNCH, 'restarted', rootfs, scratch], check=True, capture_output=True, text=True
         ).stdout
     values = dict(line.split() for line in lines.splitlines())
     return float(values['restarted']) / 1000, float(values['restarted-best']) / 1000

@@ -13,14 +13,15 @@ use hpk_api::state::PodState;
 use hpk_control::RequestError;
 use hpk_control::blocking::{self, Connection};
 use hpk_log::{LogHandle, LogId, LogService, LogSettings, LogTarget, Source};
-use hpk_pause::control::request::{AttachSession, DriverRequest, ExecSession, LogSource, StatsSample, Stdio};
+use hpk_pause::control::request::{AttachSession, DriverRequest, ExecSession, LogSource, StatsSample};
 use hpk_pause::control::{Context, Sessions, bind, serve};
+use hpk_sys::spawn::Io;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio as StdStdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,17 +58,17 @@ fn start(options: &ExecOptions, id: u64) -> (ExecSession, u32) {
     let spawn = |command: &mut Command| -> Child { command.spawn().expect("the test's command exists") };
     let (mut child, stdio) = if options.tty {
         let pty = nix::pty::openpty(None, None).unwrap();
-        let slave = |fd: &OwnedFd| StdStdio::from(fd.try_clone().unwrap());
+        let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
         command.stdin(slave(&pty.slave)).stdout(slave(&pty.slave)).stderr(slave(&pty.slave));
         let child = spawn(&mut command);
-        (child, Stdio::Pty { master: pty.master })
+        (child, Io::Pty { master: pty.master })
     } else {
         command
-            .stdin(if options.stdin { StdStdio::piped() } else { StdStdio::null() })
-            .stdout(StdStdio::piped())
-            .stderr(StdStdio::piped());
+            .stdin(if options.stdin { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = spawn(&mut command);
-        let stdio = Stdio::Pipes {
+        let stdio = Io::Pipes {
             stdin: child.stdin.take().map(OwnedFd::from),
             stdout: child.stdout.take().unwrap().into(),
             stderr: child.stderr.take().unwrap().into(),

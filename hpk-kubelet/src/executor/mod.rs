@@ -7,6 +7,7 @@
 //! [`run`] is all that the rest of the kubelet knows of a pod's processes; [`words`] says what people are told of them.
 //! Pure: [`run`], [`words`], [`pace`] (when to ask again), [`script`] (the first program of a run).
 
+mod environment;
 pub mod local;
 pub mod pace;
 pub mod run;

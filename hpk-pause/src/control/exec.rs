@@ -1,11 +1,12 @@
 //! exec: a process in a container, its stdio as frames.
 
 use super::handshake::Handshake;
-use super::request::{DriverRequest, ExecSession, Stdio};
+use super::request::{DriverRequest, ExecSession};
 use super::wire::{Fd, FrameReader, FrameWriter, Gone, output};
 use super::{Context, ask, rank};
 use hpk_api::control::{Answer, ControlError, ErrorCode, ExecOptions, Reply, StreamEnd, TerminalSize};
 use hpk_api::frame::channel;
+use hpk_sys::spawn::Io;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -62,11 +63,11 @@ async fn stream(mut handshake: Handshake, session: ExecSession, options: &ExecOp
     let writer = FrameWriter::new(writer);
     let mut input = Input { stdin: None, terminal: None };
     let (stdout, stderr) = match session.stdio {
-        Stdio::Pipes { stdin, stdout, stderr } => {
+        Io::Pipes { stdin, stdout, stderr } => {
             input.stdin = stdin.map(Fd::new).transpose()?.map(Arc::new);
             (Arc::new(Fd::new(stdout)?), Some(Fd::new(stderr)?))
         }
-        Stdio::Pty { master } => {
+        Io::Pty { master } => {
             let master = Arc::new(Fd::new(master)?);
             input.stdin = options.stdin.then(|| Arc::clone(&master));
             input.terminal = Some(Arc::clone(&master));

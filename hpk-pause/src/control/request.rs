@@ -6,6 +6,7 @@
 use hpk_api::control::{ContainerStats, ControlError, ExecOptions, Update, Usage, VolumeStats};
 use hpk_api::probe::ProbeCounts;
 use hpk_api::step::Rank;
+use hpk_sys::spawn::Io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
@@ -101,29 +102,10 @@ pub enum DriverRequest {
 pub struct ExecSession {
     /// Names the session in [`DriverRequest::EndExec`].
     pub id: u64,
-    /// Its stdio.
-    pub stdio: Stdio,
+    /// Our ends of its standard input and output.
+    pub stdio: Io,
     /// Exit code, 128+n for a signal; sent by the driver once the process was reaped.
     pub exit: oneshot::Receiver<i32>,
-}
-
-/// Our ends of a process's stdio.
-#[derive(Debug)]
-pub enum Stdio {
-    /// Three pipes.
-    Pipes {
-        /// Write end; None when no stdin was asked for (the process has /dev/null).
-        stdin: Option<OwnedFd>,
-        /// Read end.
-        stdout: OwnedFd,
-        /// Read end.
-        stderr: OwnedFd,
-    },
-    /// A terminal.
-    Pty {
-        /// Its master, for reading, writing and resizing.
-        master: OwnedFd,
-    },
 }
 
 /// What a client needs to attach to a container.

@@ -1,7 +1,7 @@
 //! Processes that join containers: probes, hooks and sessions.
 
 use super::{Happening, Owner, Performer, ProbeRun};
-use crate::control::request::{ExecSession, Stdio};
+use crate::control::request::ExecSession;
 use crate::handlers;
 use crate::probe::HookDone;
 use crate::process::{self, Joined};
@@ -9,7 +9,7 @@ use hpk_api::control::{ControlError, ErrorCode, ExecOptions};
 use hpk_api::probe::{Handler, Probe};
 use hpk_core::{ContainerIndex, Hook, ProbeOutcome};
 use hpk_sys::launch::JoinSpec;
-use hpk_sys::launch::{Io, LaunchError, PidNamespace};
+use hpk_sys::launch::{LaunchError, PidNamespace};
 use hpk_sys::signals;
 use nix::sys::signal::Signal;
 use std::os::fd::AsFd;
@@ -152,10 +152,7 @@ impl Performer {
             let result = process::started(joined.starting).await;
             let session = result.map_err(|e| refuse(&e)).map(|launched| ExecSession {
                 id,
-                stdio: match launched.io {
-                    Io::Pipes { stdin, stdout, stderr } => Stdio::Pipes { stdin, stdout, stderr },
-                    Io::Pty { master } => Stdio::Pty { master },
-                },
+                stdio: launched.io,
                 exit: joined.exit,
             });
             let _ = answer.send(session);

@@ -14,6 +14,7 @@ use super::needs::Needs;
 use super::processes;
 use super::queue::{self, Size, Wait};
 use super::record::{Record, Runs};
+use crate::executor::environment::inherited;
 use crate::executor::run::{Run, RunPhase};
 use crate::executor::words::Kind;
 use hpk_api::local::{End, KILL_WAIT, RUN, RUN_ID};
@@ -468,24 +469,10 @@ fn phase(record: &Record, end: &End, ran_out: bool) -> RunPhase {
     }
 }
 
-/// Variables that a run inherits: enough to find Apptainer and systemd's session. An allocation's own would mislead programs
-/// that look for Slurm.
+/// Whether a run inherits this variable: also what leads to systemd's session. An allocation's own would mislead programs that
+/// look for Slurm.
 fn keep(name: &str) -> bool {
-    matches!(
-        name,
-        "PATH"
-            | "HOME"
-            | "USER"
-            | "LOGNAME"
-            | "SHELL"
-            | "LANG"
-            | "TZ"
-            | "TMPDIR"
-            | "LD_LIBRARY_PATH"
-            | "MODULEPATH"
-            | "XDG_RUNTIME_DIR"
-            | "DBUS_SESSION_BUS_ADDRESS"
-    ) || name.starts_with("APPTAINER_CONFIG")
+    inherited(name) || matches!(name, "XDG_RUNTIME_DIR" | "DBUS_SESSION_BUS_ADDRESS")
 }
 
 #[cfg(test)]

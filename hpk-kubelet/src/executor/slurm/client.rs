@@ -4,6 +4,7 @@ use super::cluster::{self, Cluster};
 use super::job;
 use super::limits::Site;
 use crate::executor::Times;
+use crate::executor::environment::inherited;
 use crate::executor::run::Run;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -369,23 +370,9 @@ const SBATCH: &[&str] = &[
     "WCKEY",
 ];
 
-/// Variables that a job inherits: enough to find Apptainer, and what the site says to sbatch.
+/// Whether a job inherits this variable: also what the site says to sbatch.
 fn keep(name: &str) -> bool {
-    matches!(
-        name,
-        "PATH"
-            | "HOME"
-            | "USER"
-            | "LOGNAME"
-            | "SHELL"
-            | "LANG"
-            | "TZ"
-            | "SLURM_CONF"
-            | "TMPDIR"
-            | "LD_LIBRARY_PATH"
-            | "MODULEPATH"
-    ) || name.strip_prefix("SBATCH_").is_some_and(|rest| SBATCH.contains(&rest))
-        || name.starts_with("APPTAINER_CONFIG")
+    inherited(name) || name == "SLURM_CONF" || name.strip_prefix("SBATCH_").is_some_and(|rest| SBATCH.contains(&rest))
 }
 
 async fn run(name: &'static str, mut command: Command) -> Result<Vec<u8>, SlurmError> {
