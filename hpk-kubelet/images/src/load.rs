@@ -3,10 +3,11 @@
 
 use crate::archive;
 use crate::error::{PullError, SourceError};
+use crate::inner::{Progress, PulledImage, blocking};
 use crate::keyring::{Keyring, Pass};
 use crate::local::{self, LocalImages};
 use crate::reference::{Format, LocalImage, Source};
-use crate::store::{ImageStore, Progress, PullPolicy, PulledImage, blocking};
+use crate::store::{ImageStore, PullPolicy};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;

@@ -4,9 +4,10 @@ use crate::blobs::digest_of_reader;
 use crate::entry::{self, Entry};
 use crate::error::SourceError;
 use crate::helper::Job;
+use crate::inner::{Inner, StoreError, blocking};
 use crate::layout::Layout;
 use crate::lock;
-use crate::store::{ImageStore, Inner, StoreError};
+use crate::store::ImageStore;
 use crate::uses::{Uses, UsesError};
 use hpk_api::plan::ImageRef;
 use hpk_layout::image;
@@ -199,7 +200,7 @@ impl ImageStore {
                 let file = std::fs::File::open(&path).map_err(SourceError::io("open", &path))?;
                 digest_of_reader(file.take(length)).map_err(SourceError::io("read", &path))
             };
-            let actual = crate::store::blocking(read).await?;
+            let actual = blocking(read).await?;
             return Ok(match actual == expected {
                 true => Verified::Good,
                 false => Verified::Damaged(format!("its file has the digest {actual}, it was made with {expected}")),

@@ -5,149 +5,27 @@
 //! Documentation/filesystems/squashfs.rst.
 
 mod attributes;
+mod block;
+mod file;
+mod inode;
 mod metadata;
 
 use crate::region::ReadAt;
-use metadata::{Cursor, Metadata};
+pub(crate) use block::SquashError;
+use block::{Compressor, Result, u16_at, u32_at, u64_at};
+use file::FileReader;
+use inode::body;
+pub(crate) use inode::{Content, Entry, Inode, Kind, Listing};
+use metadata::Metadata;
 use std::collections::VecDeque;
-use std::io::{self, Read};
 use std::rc::Rc;
-
-/// Why a file system cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SquashError {
-    #[error("the SquashFS partition is damaged: {0}")]
-    Damaged(&'static str),
-    #[error("its SquashFS is compressed by {0}; build the image again with gzip, lz4 or zstd")]
-    Compression(&'static str),
-    #[error("reading the SquashFS partition: {0}")]
-    Io(#[source] io::Error),
-}
-
-impl From<io::Error> for SquashError {
-    fn from(e: io::Error) -> Self {
-        match e.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Damaged("it ends too early"),
-            _ => Self::Io(e),
-        }
-    }
-}
-
-type Result<T> = std::result::Result<T, SquashError>;
 
 /// Most bytes of one folder's listing that are read: some millions of entries.
 const MAX_LISTING: u32 = 64 << 20;
 /// Fragment blocks kept; a file's tail shares one with its neighbours.
 const FRAGMENTS_KEPT: usize = 16;
-/// Memory for one zstd block.
-const MAX_WINDOW: u64 = 8 << 20;
-const NO_FRAGMENT: u32 = u32::MAX;
 const FRAGMENT_ENTRY: usize = 16;
 const METADATA_BLOCK: u64 = 8192;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Compressor {
-    Gzip,
-    Lz4,
-    Zstd,
-}
-
-impl Compressor {
-    fn of(id: u16) -> Result<Self> {
-        match id {
-            1 => Ok(Self::Gzip),
-            6 => Ok(Self::Zstd),
-            2 => Err(SquashError::Compression("lzma")),
-            3 => Err(SquashError::Compression("lzo")),
-            4 => Err(SquashError::Compression("xz")),
-            5 => Ok(Self::Lz4),
-            _ => Err(SquashError::Damaged("unknown compression")),
-        }
-    }
-
-    /// At most `most` bytes from a compressed block.
-    fn expand(self, packed: &[u8], most: usize) -> Result<Vec<u8>> {
-        const BROKEN: SquashError = SquashError::Damaged("a compressed block cannot be read");
-        let read = |reader: &mut dyn Read| {
-            let mut plain = Vec::with_capacity(most);
-            reader.take(most as u64 + 1).read_to_end(&mut plain).map_err(|_| BROKEN)?;
-            Ok::<_, SquashError>(plain)
-        };
-        let plain = match self {
-            Self::Gzip => read(&mut flate2::read::ZlibDecoder::new(packed))?,
-            Self::Zstd => {
-                let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, MAX_WINDOW);
-                read(&mut decoder.map_err(|_| BROKEN)?)?
-            }
-            Self::Lz4 => {
-                let mut plain = vec![0; most];
-                let length = lz4_flex::block::decompress_into(packed, &mut plain).map_err(|_| BROKEN)?;
-                plain.truncate(length);
-                plain
-            }
-        };
-        if plain.len() > most {
-            return Err(SquashError::Damaged("a block is larger than it may be"));
-        }
-        Ok(plain)
-    }
-}
-
-/// What an inode is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Folder(Listing),
-    File(Content),
-    Symlink(Vec<u8>),
-    Device,
-    Fifo,
-    Socket,
-}
-
-/// Where a folder's entries are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Listing {
-    block: u32,
-    offset: u16,
-    /// Bytes and three more.
-    size: u32,
-}
-
-/// Where a file's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Content {
-    /// Bytes of the file.
-    pub(crate) size: u64,
-    start: u64,
-    fragment: u32,
-    fragment_offset: u32,
-    /// Where the inode's list of block sizes is.
-    sizes: (u64, usize),
-}
-
-/// An inode.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Inode {
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Seconds since 1970.
-    pub(crate) time: u32,
-    pub(crate) number: u32,
-    /// Names it has.
-    pub(crate) links: u32,
-    /// Which entry of the table of attributes.
-    attributes: u32,
-    pub(crate) kind: Kind,
-}
-
-/// A folder's entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Neither empty, `.` nor `..`, without `/` and NUL.
-    pub(crate) name: Vec<u8>,
-    inode: u64,
-}
 
 /// An open file system.
 pub(crate) struct Squashfs<'a> {
@@ -165,18 +43,6 @@ pub(crate) struct Squashfs<'a> {
     tables: Metadata<'a>,
     attributes: Option<attributes::Table>,
     tails: VecDeque<(u64, Rc<Vec<u8>>)>,
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 impl<'a> Squashfs<'a> {
@@ -317,22 +183,7 @@ impl<'a> Squashfs<'a> {
 
     /// A file's bytes.
     pub(crate) fn read<'s>(&'s mut self, content: &Content) -> FileReader<'s, 'a> {
-        let blocks = match content.fragment {
-            NO_FRAGMENT => content.size.div_ceil(u64::from(self.block_size)),
-            _ => content.size / u64::from(self.block_size),
-        };
-        FileReader {
-            at: content.start,
-            left: content.size,
-            blocks,
-            sizes: content.sizes,
-            tail: (content.fragment, content.fragment_offset),
-            block: Rc::new(Vec::new()),
-            used: 0,
-            end: 0,
-            fault: None,
-            squashfs: self,
-        }
+        FileReader::new(self, content)
     }
 
     /// `size`: bytes as stored; bit 24: they are not compressed.
@@ -365,143 +216,6 @@ impl<'a> Squashfs<'a> {
         }
         self.tails.push_back((at, block.clone()));
         Ok(block)
-    }
-}
-
-/// What follows an inode's head: number of names, the rest, and which attributes it has.
-fn body(kind: u16, cursor: &mut Cursor<'_, '_>) -> Result<(u32, Kind, u32)> {
-    let mut attributes = attributes::NONE;
-    let mut take = |size: usize| -> Result<[u8; 40]> {
-        let mut bytes = [0; 40];
-        cursor.read(&mut bytes[..size])?;
-        Ok(bytes)
-    };
-    let (links, kind) = match kind {
-        1 => {
-            let b = take(16)?;
-            let listing = Listing { block: u32_at(&b, 0), size: u32::from(u16_at(&b, 8)), offset: u16_at(&b, 10) };
-            (1, Kind::Folder(listing))
-        }
-        8 => {
-            let b = take(24)?;
-            attributes = u32_at(&b, 20);
-            let listing = Listing { size: u32_at(&b, 4), block: u32_at(&b, 8), offset: u16_at(&b, 18) };
-            (1, Kind::Folder(listing))
-        }
-        2 => {
-            let b = take(16)?;
-            let content = Content {
-                start: u64::from(u32_at(&b, 0)),
-                fragment: u32_at(&b, 4),
-                fragment_offset: u32_at(&b, 8),
-                size: u64::from(u32_at(&b, 12)),
-                sizes: cursor.place(),
-            };
-            (1, Kind::File(content))
-        }
-        9 => {
-            let b = take(40)?;
-            let content = Content {
-                start: u64_at(&b, 0),
-                size: u64_at(&b, 8),
-                fragment: u32_at(&b, 28),
-                fragment_offset: u32_at(&b, 32),
-                sizes: cursor.place(),
-            };
-            attributes = u32_at(&b, 36);
-            (u32_at(&b, 24), Kind::File(content))
-        }
-        3 | 10 => {
-            let b = take(8)?;
-            let size = u32_at(&b, 4);
-            if !(1..4096).contains(&size) {
-                return Err(SquashError::Damaged("a link's target is impossible"));
-            }
-            let mut target = vec![0; size as usize];
-            cursor.read(&mut target)?;
-            if target.contains(&0) {
-                return Err(SquashError::Damaged("a link's target is impossible"));
-            }
-            (u32_at(&b, 0), Kind::Symlink(target))
-        }
-        4 | 5 | 11 | 12 => (1, Kind::Device),
-        6 | 13 => (u32_at(&take(4)?, 0), Kind::Fifo),
-        7 | 14 => (1, Kind::Socket),
-        _ => return Err(SquashError::Damaged("an inode is of no known kind")),
-    };
-    Ok((links, kind, attributes))
-}
-
-/// [`Squashfs::read`].
-pub(crate) struct FileReader<'s, 'a> {
-    squashfs: &'s mut Squashfs<'a>,
-    fault: Option<SquashError>,
-    /// Where the next block is.
-    at: u64,
-    /// Bytes of the file that are not yet in `block`.
-    left: u64,
-    /// Blocks that are still to come.
-    blocks: u64,
-    sizes: (u64, usize),
-    /// Fragment and offset in it.
-    tail: (u32, u32),
-    block: Rc<Vec<u8>>,
-    used: usize,
-    end: usize,
-}
-
-impl FileReader<'_, '_> {
-    /// Why reading failed.
-    pub(crate) fn fault(self) -> Option<SquashError> {
-        self.fault
-    }
-
-    fn refill(&mut self) -> Result<()> {
-        let block_size = self.squashfs.block_size;
-        if self.blocks == 0 {
-            let tail = self.squashfs.fragment(self.tail.0)?;
-            let start = self.tail.1 as usize;
-            let end = start.saturating_add(usize::try_from(self.left).unwrap_or(usize::MAX));
-            if end > tail.len() {
-                return Err(SquashError::Damaged("a file's end is missing"));
-            }
-            (self.block, self.used, self.end, self.left) = (tail, start, end, 0);
-            return Ok(());
-        }
-        let mut cursor = self.squashfs.inodes.cursor_at(self.sizes);
-        let mut bytes = [0; 4];
-        cursor.read(&mut bytes)?;
-        self.sizes = cursor.place();
-        let size = u32::from_le_bytes(bytes);
-        let length = usize::try_from(self.left.min(u64::from(block_size))).unwrap_or(0);
-        // Size 0: a hole.
-        let block = if size == 0 { vec![0; length] } else { self.squashfs.data(self.at, size)? };
-        if block.len() != length {
-            return Err(SquashError::Damaged("a block is too short or too long"));
-        }
-        self.at = self.at.saturating_add(u64::from(size & 0x00ff_ffff));
-        self.blocks -= 1;
-        self.left -= length as u64;
-        (self.block, self.used, self.end) = (Rc::new(block), 0, length);
-        Ok(())
-    }
-}
-
-impl Read for FileReader<'_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.used == self.end {
-            if self.left == 0 {
-                return Ok(0);
-            }
-            if let Err(fault) = self.refill() {
-                self.fault = Some(fault);
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-        }
-        let n = buffer.len().min(self.end - self.used);
-        buffer[..n].copy_from_slice(&self.block[self.used..self.used + n]);
-        self.used += n;
-        Ok(n)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Extended attributes: a list for each inode that has some, in tables of their own.
 
-use super::{Inode, Result, SquashError, Squashfs, u16_at, u32_at, u64_at};
+use super::block::{Result, SquashError, u16_at, u32_at, u64_at};
+use super::metadata::Cursor;
+use super::{Inode, Squashfs};
 use crate::region::ReadAt;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -89,7 +91,7 @@ impl Squashfs<'_> {
     }
 }
 
-fn value(cursor: &mut super::Cursor<'_, '_>) -> Result<Vec<u8>> {
+fn value(cursor: &mut Cursor<'_, '_>) -> Result<Vec<u8>> {
     let mut length = [0; 4];
     cursor.read(&mut length)?;
     let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);

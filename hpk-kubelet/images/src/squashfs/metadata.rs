@@ -1,6 +1,6 @@
 //! Metadata blocks: tables of up to 8 KiB a block, each compressed by itself, read as if they were one.
 
-use super::{Compressor, Result, SquashError};
+use super::block::{Compressor, Result, SquashError};
 use crate::region::ReadAt;
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -5,6 +5,7 @@ use backhand::compression::{CompressionOptions, Compressor as Written, Lz4};
 use backhand::{FilesystemCompressor, FilesystemWriter, NodeHeader};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::io::Read;
 
 /// Path → what is there, as text.
 type Found = BTreeMap<String, String>;
