@@ -2,6 +2,7 @@
 //! kube-dns with its endpoint, CoreDNS' real address on the login node, the metrics API (`kubectl top`)
 //! that hpk-kubelet serves, unless the user has installed another, and the policy for flags of Slurm.
 
+use crate::apply::{BootstrapError, apply};
 use crate::flags_policy;
 use crate::label_policy;
 use crate::partition_nodes;
@@ -16,42 +17,11 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::path::PathBuf;
-
-/// Why the objects are not there.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BootstrapError {
-    /// cluster.json.
-    #[error("{}: {source}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    /// The user's kubeconfig.
-    #[error("kubeconfig: {0}")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
-    /// An object of ours is not what it should be.
-    #[error("object: {0}")]
-    Object(#[from] serde_json::Error),
-    /// The API server.
-    #[error("applying {name}: {source}")]
-    Api {
-        /// Which object.
-        name: String,
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// The client.
-    #[error("client of the API server: {0}")]
-    Client(#[source] Box<kube::Error>),
-}
 
 /// A client with the user's own rights.
 pub(crate) async fn client(home: &Home) -> Result<Client, BootstrapError> {
@@ -119,21 +89,6 @@ where
         + std::fmt::Debug,
 {
     apply::<K>(&Api::namespaced(client.clone(), "kube-system"), object).await
-}
-
-/// Server-side apply: fields that others own stay theirs.
-pub(crate) async fn apply<K>(api: &Api<K>, object: Value) -> Result<(), BootstrapError>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
-{
-    // Through the type: a misspelt field of ours is lost here and seen in the tests.
-    let object: K = serde_json::from_value(object)?;
-    let name = object.name_any();
-    let params = PatchParams::apply("hpk").force();
-    api.patch(&name, &params, &Patch::Apply(&object))
-        .await
-        .map(|_| ())
-        .map_err(|source| BootstrapError::Api { name, source: Box::new(source) })
 }
 
 /// What an upstream kubelet may do comes with the API server's Node authorizer and is limited to its own

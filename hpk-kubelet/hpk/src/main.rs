@@ -1,6 +1,7 @@
 //! `hpk`: the user's command. It brings a private Kubernetes up and down on the login node of a Slurm
 //! cluster and says how it stands; everything else is said with kubectl.
 
+mod apply;
 mod bootstrap;
 mod cli;
 mod components;

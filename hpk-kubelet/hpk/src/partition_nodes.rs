@@ -1,7 +1,7 @@
 //! What the Nodes of partitions need beside the kubelet that registers them: its right to speak for each of them, taints
 //! that follow the user's choice, and the end of Nodes that are left out.
 
-use crate::bootstrap::{BootstrapError, apply};
+use crate::apply::{BootstrapError, apply};
 use hpk_api::cluster::ClusterConfig;
 use hpk_api::nodes::{LABELLER, PARTITION};
 use k8s_openapi::api::core::v1::{Node, Taint};
