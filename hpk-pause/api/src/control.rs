@@ -14,6 +14,7 @@
 
 use crate::plan::ContainerPlan;
 use crate::probe::ProbeCounts;
+pub use crate::session::{ExecOptions, Usage};
 use crate::state::PodState;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -138,27 +139,6 @@ pub struct LogPosition {
     /// Bytes that `limit_bytes` still allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining: Option<u64>,
-}
-
-/// What to run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecOptions {
-    /// Container name.
-    pub container: String,
-    /// argv.
-    pub command: Vec<String>,
-    /// Channel 0 is fed.
-    #[serde(default)]
-    pub stdin: bool,
-    /// Channel 1 is wanted.
-    #[serde(default)]
-    pub stdout: bool,
-    /// Channel 2 is wanted (never with tty).
-    #[serde(default)]
-    pub stderr: bool,
-    /// Give it a terminal; channel 4 carries [`TerminalSize`].
-    #[serde(default)]
-    pub tty: bool,
 }
 
 /// Which streams to join.
@@ -316,17 +296,4 @@ pub struct ContainerStats {
     /// Bytes of its logs.
     #[serde(default)]
     pub log_bytes: u64,
-}
-
-/// CPU and memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// CPU time since the start, nanoseconds.
-    pub cpu_nanos: u64,
-    /// Working set, bytes.
-    pub memory_bytes: u64,
-    /// Resident set, bytes.
-    pub rss_bytes: u64,
-    /// Processes.
-    pub processes: u64,
 }

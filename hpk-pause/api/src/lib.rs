@@ -28,6 +28,7 @@ pub mod pod_flags;
 pub mod probe;
 pub mod quantity;
 pub mod say;
+pub mod session;
 pub mod state;
 pub mod step;
 pub mod subids;

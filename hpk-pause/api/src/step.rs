@@ -14,7 +14,7 @@
 //!           ◀─ one line: Reply, then frames in both directions, as on the control socket ─▶
 //! ```
 
-use crate::control::{ExecOptions, Usage};
+use crate::session::{ExecOptions, Usage};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 

@@ -11,7 +11,7 @@
 use crate::error::LaunchError;
 use crate::ids::Ids;
 use crate::launch::compile_process;
-use crate::launch::native::pipe;
+use crate::launch::pipes::pipe;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::{self, Namespaces};
 use nix::errno::Errno;

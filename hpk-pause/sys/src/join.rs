@@ -5,7 +5,7 @@
 
 use crate::below::is_other;
 use crate::error::LaunchError;
-use crate::launch::native::pipes;
+use crate::launch::pipes::pipes;
 use crate::launch::{JoinSpec, Node, Places, Starting, compile_join};
 use crate::pidns::Home;
 use crate::spawn::{self, Namespaces};

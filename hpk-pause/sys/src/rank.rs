@@ -5,7 +5,7 @@
 //! its command enters the mount namespace as well. Network and host name stay the node's.
 
 use crate::launch::JoinSpec;
-use crate::launch::native::{pipe, pipes};
+use crate::launch::pipes::{pipe, pipes};
 use crate::launch::{LaunchError, Node, Places, Starting, compile_join};
 use crate::process::join;
 use crate::program::{OpKind, Program, Step};

@@ -8,7 +8,7 @@
 
 use crate::error::LaunchError;
 use crate::ids::Ids;
-use crate::launch::native::pipe;
+use crate::launch::pipes::pipe;
 use crate::process::has_pidfds;
 use crate::program::{CStrings, OpKind, Program, Step};
 use crate::spawn::{self, Namespaces};

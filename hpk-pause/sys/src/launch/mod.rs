@@ -11,6 +11,7 @@ mod keeper;
 pub mod native;
 pub mod nested;
 mod node;
+pub(crate) mod pipes;
 mod spec;
 
 pub(crate) use compile::{compile_join, process as compile_process};

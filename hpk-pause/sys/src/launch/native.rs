@@ -1,8 +1,9 @@
 //! The native launcher: a container of our own making in the pod's user namespace, with no process beside it.
 
 use super::Launcher;
-use super::compile::{self, ChildIo};
+use super::compile;
 use super::node::{Node, Places};
+use super::pipes::{ChildEnds, pipe, pipes};
 use crate::below::Below;
 use crate::error::LaunchError;
 use crate::launch::spec::{LaunchSpec, PidNamespace};
@@ -10,8 +11,6 @@ use crate::pidns::Home;
 use crate::program::{OpKind, Program, Step};
 use crate::spawn::Starting;
 use crate::spawn::{self, Namespaces, Pipes};
-use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -196,42 +195,4 @@ impl Native {
         nix::unistd::write(&go_write, b"g").map_err(failed("start the container"))?;
         Ok(starting)
     }
-}
-
-pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), LaunchError> {
-    pipe2(OFlag::O_CLOEXEC).map_err(|errno| LaunchError::Resources { what: "create a pipe", errno })
-}
-
-/// The child's ends.
-#[derive(Debug, Default)]
-pub(crate) struct ChildEnds {
-    stdin: Option<OwnedFd>,
-    output: Option<(OwnedFd, OwnedFd)>,
-}
-
-impl ChildEnds {
-    pub(crate) fn io(&self) -> Option<ChildIo> {
-        let (stdout, stderr) = self.output.as_ref()?;
-        Some(ChildIo {
-            stdin: self.stdin.as_ref().map(AsRawFd::as_raw_fd),
-            stdout: stdout.as_raw_fd(),
-            stderr: stderr.as_raw_fd(),
-        })
-    }
-
-    pub(crate) fn fds(self) -> Vec<OwnedFd> {
-        let (stdout, stderr) = self.output.unzip();
-        [self.stdin, stdout, stderr].into_iter().flatten().collect()
-    }
-}
-
-/// Pipes for standard input and output, none for a terminal.
-pub(crate) fn pipes(stdin: bool, tty: bool) -> Result<(Option<Pipes>, ChildEnds), LaunchError> {
-    if tty {
-        return Ok((None, ChildEnds::default()));
-    }
-    let (childs_in, stdin) = if stdin { Some(pipe()?) } else { None }.unzip();
-    let (stdout, childs_out) = pipe()?;
-    let (stderr, childs_err) = pipe()?;
-    Ok((Some(Pipes { stdin, stdout, stderr }), ChildEnds { stdin: childs_in, output: Some((childs_out, childs_err)) }))
 }

@@ -10,8 +10,9 @@
 
 use super::Launcher;
 use super::compile::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compile_nested};
-use super::native::{Births, pipes};
+use super::native::Births;
 use super::node::{Node, Places};
+use super::pipes::pipes;
 use crate::child;
 use crate::error::LaunchError;
 use crate::launch::spec::{LaunchSpec, PidNamespace};

@@ -39,6 +39,20 @@ const GPU_TOOLS: [&str; 7] = [
     "rocminfo",
 ];
 
+/// Paths that container engines hide (containerd, moby: `DefaultSpec`).
+pub(crate) const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
 /// Where the parent container has what it hands on.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -111,7 +125,7 @@ impl Node {
             last_cap: caps::last(),
             gpu: if libs { gpu(&places) } else { Vec::new() },
             gpu_libs: libs.then(|| GPU_LIBS.to_owned()),
-            masked_folders: super::compile::MASKED.into_iter().filter(|path| Path::new(path).is_dir()).collect(),
+            masked_folders: MASKED.into_iter().filter(|path| Path::new(path).is_dir()).collect(),
             ignored_signals: crate::signals::ignored(),
             mount_setattr,
             below_sys: if mount_setattr { Vec::new() } else { below_sys() },

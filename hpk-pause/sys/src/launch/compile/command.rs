@@ -1,9 +1,10 @@
 //! Standard streams, rights, environment and command: what joining processes have as well.
 
-use super::{ChildIo, c};
+use super::text::c;
 use crate::crossing::filter::PROGRAM;
 use crate::error::LaunchError;
 use crate::launch::node::Node;
+use crate::launch::pipes::ChildIo;
 use crate::launch::spec::{LaunchSpec, Security};
 use crate::program::{CStrings, OpKind, Program, Step};
 
@@ -54,21 +55,28 @@ pub(crate) fn rights(p: &mut Program, security: &Security, node: &Node) {
         p.push(Step::Seccomp, "no_new_privs", OpKind::NoNewPrivs);
     }
 }
+
 /// What engines give when the image and the pod name none.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(super) fn environment(spec: &LaunchSpec, node: &Node) -> Vec<(String, String)> {
-    let mut env = spec.env.clone();
+/// A command's environment with what engines add to it.
+pub(super) fn defaults(own: &[(String, String)], security: &Security, tty: bool) -> Vec<(String, String)> {
+    let mut env = own.to_vec();
     let mut default = |name: &str, value: &str| {
         if !env.iter().any(|(n, _)| n == name) {
             env.push((name.to_owned(), value.to_owned()));
         }
     };
     default("PATH", DEFAULT_PATH);
-    default("HOME", spec.security.home.as_deref().unwrap_or("/"));
-    if spec.tty {
+    default("HOME", security.home.as_deref().unwrap_or("/"));
+    if tty {
         default("TERM", "xterm");
     }
+    env
+}
+
+pub(super) fn environment(spec: &LaunchSpec, node: &Node) -> Vec<(String, String)> {
+    let mut env = defaults(&spec.env, &spec.security, spec.tty);
     if let Some(libs) = &node.gpu_libs {
         match env.iter_mut().find(|(name, _)| name == "LD_LIBRARY_PATH") {
             Some((_, value)) => *value = format!("{value}:{libs}"),

@@ -1,35 +1,19 @@
 //! /dev, /proc and /sys of a container, and what of them is hidden.
 
 use super::sources::Sources;
-use super::{c, c_opt};
+use super::text::{c, c_opt};
 use crate::error::LaunchError;
-use crate::launch::node::Node;
+use crate::launch::node::{MASKED, Node};
 use crate::launch::spec::LaunchSpec;
 use crate::program::{OpKind, Program, Step};
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};
 
-/// Paths that container engines hide (containerd, moby: `DefaultSpec`).
-pub(crate) const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
 /// Paths that container engines make read-only.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Group of terminals, where it exists.
 const TTY_GROUP: u32 = 5;
 
-/// MOUNT_ATTR_NOSUID, _NODEV and _NOEXEC of linux/mount.h.
-pub(super) const PROC_ATTRIBUTES: u64 = 0x2 | 0x4 | 0x8;
 pub(super) fn fs(
     p: &mut Program,
     step: Step,
@@ -107,7 +91,6 @@ pub(super) fn dev(p: &mut Program, spec: &LaunchSpec, node: &Node, sources: &Sou
     ] {
         p.push(Step::Dev, path, OpKind::Symlink { target: c("dev", target)?, path: c("dev", path)? });
     }
-    let _ = spec;
     Ok(())
 }
 

@@ -13,56 +13,34 @@ mod nested;
 mod root;
 mod sources;
 mod staged;
+mod text;
 
 pub(crate) use command::exec;
-use command::{DEFAULT_PATH, environment, rights, standard_io};
+use command::{DEFAULT_PATH, defaults, environment, rights, standard_io};
 pub(crate) use nested::{INNER_PROGRAM, INNER_REPORT, INNER_SLOTS, Nested, compile_nested};
 pub(crate) use root::overlay;
 
 use super::node::Node;
 use crate::error::LaunchError;
 use crate::ids::Ids;
+pub(crate) use crate::launch::pipes::ChildIo;
 use crate::launch::spec::{JoinSpec, LaunchSpec, Mount, Security};
 use crate::program::{CStrings, OpKind, Program, Slot, Step};
-pub(crate) use kernel_fs::MASKED;
 use kernel_fs::{dev, proc_and_sys};
 use root::root_file_system;
 use sources::{Sources, in_kernel_fs, open_sources, ordered};
-use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
+pub(crate) use text::c;
 
-/// Child's ends of its standard input and output, as numbers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ChildIo {
-    pub(crate) stdin: Option<RawFd>,
-    pub(crate) stdout: RawFd,
-    pub(crate) stderr: RawFd,
-}
-
-pub(crate) fn c(field: &'static str, text: impl AsRef<OsStr>) -> Result<CString, LaunchError> {
-    let text = text.as_ref();
-    CString::new(text.as_bytes()).map_err(|_| LaunchError::Invalid {
-        field,
-        reason: format!(
-            "{:?} contains a NUL character, which no program can be given; remove it",
-            text.to_string_lossy()
-        ),
-    })
-}
-
-pub(crate) fn c_opt(field: &'static str, text: &str) -> Result<Option<CString>, LaunchError> {
-    c(field, text).map(Some)
-}
 pub(crate) fn compile(spec: &LaunchSpec, node: &Node, io: Option<ChildIo>) -> Result<Program, LaunchError> {
-    check_identity(spec, &node.ids)?;
+    identity(&spec.security, &node.ids)?;
     let mut program = Program::default();
     let p = &mut program;
     process(p, node.ignored_signals);
     if let Some(value) = spec.oom_score_adj {
         oom_score_adj(p, value)?;
     }
-    stdin_from_null(p, spec, io)?;
+    stdin_from_null(p, spec.tty, io)?;
     let mut mounts = ordered(&spec.mounts);
     let attached = open_sources(p, spec, node, &mut mounts, true)?;
     let own = spec.keeper.is_some().then(|| hold_own_program(p)).transpose()?;
@@ -160,10 +138,6 @@ fn inside(
 }
 
 /// securityContext against the ids that exist here.
-fn check_identity(spec: &LaunchSpec, ids: &Ids) -> Result<(), LaunchError> {
-    identity(&spec.security, ids)
-}
-
 pub(crate) fn identity(security: &Security, ids: &Ids) -> Result<(), LaunchError> {
     let missing = |field, id, map: &crate::ids::IdMap| LaunchError::IdNotMapped { field, id, range: map.words() };
     if !ids.uids.contains(security.uid) {
@@ -196,12 +170,13 @@ pub(crate) fn oom_score_adj(p: &mut Program, value: i32) -> Result<(), LaunchErr
     Ok(())
 }
 
-fn stdin_from_null(p: &mut Program, spec: &LaunchSpec, io: Option<ChildIo>) -> Result<(), LaunchError> {
-    if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
+fn stdin_from_null(p: &mut Program, tty: bool, io: Option<ChildIo>) -> Result<(), LaunchError> {
+    if !tty && io.is_none_or(|io| io.stdin.is_none()) {
         p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
     }
     Ok(())
 }
+
 /// The program of a process that joins the container of `target`, a pidfd, and its user namespace if so.
 pub(crate) fn compile_join(
     spec: &JoinSpec,
@@ -218,9 +193,7 @@ pub(crate) fn compile_join(
     if let Some(value) = spec.oom_score_adj {
         oom_score_adj(p, value)?;
     }
-    if !spec.tty && io.is_none_or(|io| io.stdin.is_none()) {
-        p.push(Step::Stdio, "/dev/null", OpKind::OpenStdio { path: c("stdin", "/dev/null")?, target: 0 });
-    }
+    stdin_from_null(p, spec.tty, io)?;
     let user = if enter_users { libc::CLONE_NEWUSER } else { 0 };
     p.push(Step::Namespaces, "mount namespace", OpKind::Setns { fd: target, flags: libc::CLONE_NEWNS | user });
     standard_io(p, &spec.security, spec.tty, false, spec.size, io);
@@ -231,25 +204,18 @@ pub(crate) fn compile_join(
     p.push(Step::WorkingDir, working_dir, OpKind::Chdir { path: c("workingDir", working_dir)? });
     p.push(Step::Process, "umask", OpKind::Umask(0o022));
     rights(p, &spec.security, node);
-    let mut env = spec.env.clone();
-    if !env.iter().any(|(name, _)| name == "PATH") {
-        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
-    }
-    if !env.iter().any(|(name, _)| name == "HOME") {
-        env.push(("HOME".to_owned(), spec.security.home.clone().unwrap_or_else(|| "/".to_owned())));
-    }
-    if spec.tty && !env.iter().any(|(name, _)| name == "TERM") {
-        env.push(("TERM".to_owned(), "xterm".to_owned()));
-    }
+    let env = defaults(&spec.env, &spec.security, spec.tty);
     exec(p, &spec.argv, env)?;
     Ok(program)
 }
+
 #[cfg(test)]
 mod tests {
     use super::root::overlay_escape;
     use super::sources::sub_path;
     use super::*;
     use proptest::prelude::*;
+    use std::ffi::CString;
     use std::path::Path;
 
     fn spec(targets: &[&str]) -> LaunchSpec {

@@ -7,9 +7,11 @@
 
 use super::root::layers;
 use super::sources::{new_proc, open_sources, ordered};
-use super::{ChildIo, c, environment, exec, inside, oom_score_adj, process};
+use super::text::c;
+use super::{environment, exec, inside, oom_score_adj, process};
 use crate::error::LaunchError;
 use crate::launch::node::Node;
+use crate::launch::pipes::ChildIo;
 use crate::launch::spec::{LaunchSpec, PidNamespace};
 use crate::program::{CStrings, OpKind, Program, Step};
 use libc::{MS_NODEV, MS_NOEXEC, MS_NOSUID};

@@ -2,7 +2,7 @@
 
 use super::kernel_fs::fs;
 use super::sources::in_kernel_fs;
-use super::{c, c_opt};
+use super::text::{c, c_opt};
 use crate::error::LaunchError;
 use crate::launch::spec::LaunchSpec;
 use crate::program::{OpKind, Program, Slot, Step};

@@ -1,13 +1,15 @@
 //! Sources of mounts: opened before the pivot, while they can be named.
 
-use super::c;
-use super::kernel_fs::PROC_ATTRIBUTES;
+use super::text::c;
 use crate::error::LaunchError;
 use crate::launch::node::{Handed, Node};
 use crate::launch::spec::{LaunchSpec, Mount, PidNamespace, Propagation};
 use crate::program::{OpKind, Program, Slot, Step};
 use libc::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE};
 use std::ffi::CString;
+
+/// MOUNT_ATTR_NOSUID, _NODEV and _NOEXEC of linux/mount.h.
+const PROC_ATTRIBUTES: u64 = 0x2 | 0x4 | 0x8;
 
 /// Shallow targets first, as container engines order them; equal depth keeps the spec's order.
 pub(super) fn ordered(mounts: &[Mount]) -> Vec<&Mount> {

@@ -7,8 +7,8 @@
 //! Every mount point is resolved in the new root, as after a pivot: neither a link nor `..` leads out of it, and the stage has
 //! no path there. The pivot comes with the last mount, so that what follows (rights, the command) is as ever.
 
-use super::c;
 use super::root::STAGE;
+use super::text::c;
 use crate::error::LaunchError;
 use crate::program::{Op, OpKind, Program, Slot, Step};
 
