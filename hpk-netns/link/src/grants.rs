@@ -10,13 +10,12 @@
 //! The other end reads its file before each dial, so a new address or certificate needs no word to it. One task owns all of
 //! this and does one thing at a time; files are written elsewhere than on the threads that serve links.
 
-use crate::link_name;
 use crate::pki::{self, LinkCa, PkiError};
 use crate::registry::Ask;
-use crate::tls::{self, Identity};
+use crate::tls::{self, Identity, is_of};
 use hpk_api::link::LinkCredentials;
 use jiff::Timestamp;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -196,16 +195,6 @@ fn of_this_pod(ca: &LinkCa, uid: &str, text: &str) -> Option<(LinkCredentials, C
     let certificate = tls::certificate("certificate", &credentials.cert).ok()?;
     let ours = credentials.ca == ca.certificate() && is_of(&certificate, uid);
     ours.then_some((credentials, certificate))
-}
-
-/// Whether a certificate names this pod.
-pub(crate) fn is_of(certificate: &CertificateDer<'_>, uid: &str) -> bool {
-    let named = || {
-        let name = ServerName::try_from(link_name(uid)).ok()?;
-        let parsed = rustls::server::ParsedCertificate::try_from(certificate).ok()?;
-        rustls::client::verify_server_name(&parsed, &name).ok()
-    };
-    named().is_some()
 }
 
 #[cfg(test)]

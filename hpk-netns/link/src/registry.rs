@@ -7,9 +7,9 @@
 //! Nobody is admitted who was not said to be. A pod's outposts have links of their own, under names of their own. A second link of a pod takes the place of the first only when the first does
 //! not answer: who has stolen a certificate cuts nobody off with it.
 
-use crate::grants::is_of;
 use crate::is_uid;
 use crate::mux::Opener;
+use crate::tls::is_of;
 use hpk_api::link::{Hello, owner};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;

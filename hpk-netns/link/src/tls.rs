@@ -99,3 +99,14 @@ pub(crate) fn server(ca: &str, identity: Arc<Identity>) -> Result<rustls::Server
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(config)
 }
+
+/// Whether a certificate names this pod.
+#[cfg(feature = "server")]
+pub(crate) fn is_of(certificate: &CertificateDer<'_>, uid: &str) -> bool {
+    let named = || {
+        let name = rustls::pki_types::ServerName::try_from(crate::link_name(uid)).ok()?;
+        let parsed = rustls::server::ParsedCertificate::try_from(certificate).ok()?;
+        rustls::client::verify_server_name(&parsed, &name).ok()
+    };
+    named().is_some()
+}
