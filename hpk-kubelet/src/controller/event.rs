@@ -1,6 +1,6 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
-use super::prepare::{Held, Memory, Ready, Refreshed};
+use super::prepared::{Held, Memory, Ready, Refreshed};
 use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::pods::submission::Finding;

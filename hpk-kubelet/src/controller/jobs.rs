@@ -2,7 +2,7 @@
 
 use super::entry::Heard;
 use super::event::Answers;
-use super::{Controller, perform, tasks};
+use super::{Controller, left, tasks};
 use crate::api::events::Note;
 use crate::executor::pace;
 use crate::executor::run::Run;
@@ -85,7 +85,7 @@ impl Controller {
 
     fn job(&mut self, uid: &PodUid, job: Run) {
         let needs_words = self.entries.get(uid).is_some_and(|entry| entry.needs_words(&job));
-        let words = needs_words.then(|| Box::new(perform::read_words(&self.ctx, uid)));
+        let words = needs_words.then(|| Box::new(left::read_words(&self.ctx, uid)));
         self.hear(uid, Heard::Job { job: Box::new(job), words });
     }
 

@@ -17,17 +17,20 @@
 //! It never waits for I/O itself (but short reads of a pod's own small files), and nothing that a pod contains can end it.
 
 mod addresses;
+mod backoff;
 pub mod context;
 mod due;
 mod entry;
-mod event;
+pub(crate) mod event;
 mod jobs;
+mod left;
 mod local_images;
 mod no_link;
 mod perform;
 mod prepare;
+mod prepared;
 mod pull;
-mod seen;
+pub(crate) mod seen;
 mod start;
 mod tasks;
 
@@ -265,7 +268,7 @@ impl Controller {
     /// What is in the pod's folder, where its entry is about to need it.
     fn found(&self, uid: &PodUid, is_needed: impl FnOnce(&Entry) -> bool) -> Option<Box<Found>> {
         let entry = self.entries.get(uid).filter(|entry| entry.lacks_plan() && is_needed(entry))?;
-        Some(Box::new(perform::read_folder(&self.ctx, entry.record())))
+        Some(Box::new(left::read_folder(&self.ctx, entry.record())))
     }
 
     /// Folder and object are gone.

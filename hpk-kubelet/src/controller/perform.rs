@@ -1,11 +1,9 @@
 //! Performs what entries want done. What takes time is a task that ends in an event; what does not is done here.
 
 use super::context::Context;
-use super::entry::{Around, Effect, Entry, Found, Heard, LastWords};
+use super::entry::{Around, Effect, Entry, Heard};
 use super::{Controller, tasks};
 use crate::pods::address::Pool;
-use crate::pods::folder::Record;
-use crate::pods::plan::Image;
 use hpk_api::ids::PodUid;
 use jiff::Timestamp;
 use std::net::IpAddr;
@@ -111,20 +109,4 @@ fn give_addresses(ctx: &Context, pool: Option<&mut Pool>) -> Option<Vec<IpAddr>>
         tracing::warn!(%error, "cannot write up to where pod addresses were given: a restart may give some again");
     }
     given
-}
-
-/// Reads what an earlier kubelet and the pod's job have left in its folder.
-pub(super) fn read_folder(ctx: &Context, record: &Record) -> Found {
-    let folder = ctx.folder(&record.pod.uid);
-    let images = record.images.iter().filter_map(|(name, image_ref)| {
-        let config = ctx.images.config(image_ref)?;
-        Some((name.clone(), Image { image_ref: image_ref.clone(), config }))
-    });
-    Found { plan: folder.plan().map(Box::new), words: read_words(ctx, &record.pod.uid), images: images.collect() }
-}
-
-/// Reads what the pod's job has left in its folder.
-pub(super) fn read_words(ctx: &Context, uid: &str) -> LastWords {
-    let folder = ctx.folder(uid);
-    LastWords { report: folder.status(), launch: folder.launch() }
 }

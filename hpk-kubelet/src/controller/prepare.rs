@@ -3,9 +3,10 @@
 //! An attempt ends; when to try again is the controller's to keep.
 
 use super::context::Context;
-use super::pull::{self, Backoff};
+use super::prepared::{Held, Memory, Ready, Refreshed};
+use super::pull;
 use crate::api::events::Note;
-use crate::api::fetch::{self, Kept};
+use crate::api::fetch;
 use crate::executor::{Asking, script};
 use crate::gangs::Gate;
 use crate::pods::bandwidth;
@@ -15,7 +16,8 @@ use crate::pods::runtime_class;
 use crate::pods::status::Waiting;
 use crate::pods::unsupported::{PRIORITY_CLASS, unsupported};
 use crate::render::atomic;
-use crate::volumes::claim::{ClaimError, FoundClaim, ONE_POD};
+use crate::render::sources::FoundClaim;
+use crate::volumes::claim::{ClaimError, ONE_POD};
 use crate::volumes::{Payload, exclusive};
 use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use jiff::Timestamp;
@@ -23,41 +25,6 @@ use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What is remembered between attempts.
-#[derive(Clone, Debug, Default)]
-pub struct Memory {
-    /// Image back-off.
-    pub backoff: Backoff,
-    /// Of the references.
-    pub kept: Kept,
-    /// Attempts that failed in a row.
-    pub failures: u32,
-    /// Unsupported fields were told.
-    pub told: bool,
-}
-
-/// Ready for sbatch.
-#[derive(Clone, Debug)]
-pub struct Ready {
-    /// Arguments of sbatch.
-    pub arguments: Vec<String>,
-    /// What they ask for, for people.
-    pub asked: String,
-    /// The plan that was written.
-    pub plan: Box<SandboxPlan>,
-    /// Images by container.
-    pub images: BTreeMap<String, Image>,
-}
-
-/// Not ready.
-#[derive(Clone, Debug, Default)]
-pub struct Held {
-    /// Waiting reasons by container; empty: the default one.
-    pub waiting: BTreeMap<String, Waiting>,
-    /// Try again after this long; None: only when the pod changes.
-    pub retry: Option<Duration>,
-}
 
 /// Back-off of attempts that failed for other reasons than images: 1, 2, 4 … 20 s.
 fn retry(memory: &mut Memory) -> Option<Duration> {
@@ -312,21 +279,6 @@ fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Pay
         atomic::write(&folder.inside(), &Folder::volume(name), payload, &stamp)?;
     }
     Ok(())
-}
-
-/// What changed in a running pod.
-#[derive(Clone, Debug, Default)]
-pub struct Refreshed {
-    /// For the supervisor.
-    pub update: hpk_api::control::Update,
-    /// The new plan, when it differs.
-    pub plan: Option<Box<SandboxPlan>>,
-    /// Images by container.
-    pub images: BTreeMap<String, Image>,
-    /// Waiting reasons by container.
-    pub waiting: BTreeMap<String, Waiting>,
-    /// Look again after this long.
-    pub retry: Option<Duration>,
 }
 
 /// Brings a running pod's volumes up to date and finds what the supervisor must be told: ephemeral containers,

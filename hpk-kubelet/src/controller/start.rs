@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::entry::{Around, Entry, Rules};
-use super::{Controller, Event, Pods, Sender, perform};
+use super::{Controller, Event, Pods, Sender, left};
 use crate::api::references::{NodesWatches, Watches};
 use crate::pods::address::Pool;
 use crate::pods::folder::{self, Progress, Record, RecordError};
@@ -101,7 +101,7 @@ fn entries_on_disk(ctx: &Context, rules: &Rules) -> Result<HashMap<PodUid, Entry
 
 fn by_record(ctx: &Context, rules: &Rules, record: Record) -> Entry {
     let now = Instant::now();
-    let found = perform::read_folder(ctx, &record);
+    let found = left::read_folder(ctx, &record);
     let way = Submission::found(&record.progress, record.job_id.is_some(), now, ctx.message_timeout);
     let mut entry = Entry::new(record, way, now);
     if entry.stage() == Stage::Submitted {

@@ -3,26 +3,26 @@
 use super::context::Context;
 use super::entry::Labels;
 use super::event::Answers;
-use super::prepare::{self, Memory};
+use super::prepare;
+use super::prepared::{Memory, RefreshJob};
 use super::{Event, Sender, no_link};
 use crate::api::events::Note;
 use crate::api::node;
 use crate::executor::run::{self, Run};
 use crate::executor::{Past, Submission};
 use crate::pods::folder::Record;
-use crate::pods::plan::Image;
 use crate::pods::submission::Finding;
 use hpk_api::control::{Answer, Request};
 use hpk_api::ids::{JobId, PodUid};
 use hpk_api::link::NetUpdate;
-use hpk_api::plan::{PodRef, SandboxPlan};
+use hpk_api::plan::PodRef;
 use hpk_control::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Error;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
@@ -75,18 +75,7 @@ pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
     });
 }
 
-/// What a reading of a running pod's references works with.
-#[derive(Debug)]
-pub(crate) struct Refresh {
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) record: Record,
-    pub(crate) plan: Box<SandboxPlan>,
-    pub(crate) sent: Vec<String>,
-    pub(crate) known: BTreeMap<String, Image>,
-    pub(crate) memory: Memory,
-}
-
-pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: Refresh) {
+pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: RefreshJob) {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let uid = PodUid::from(job.record.pod.uid.as_str());

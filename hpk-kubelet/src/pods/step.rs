@@ -1,6 +1,6 @@
 //! Pods whose container is an MPI step: which container, and what of such a pod cannot be carried out. Pure.
 
-use super::unsupported::Unsupported;
+use crate::volumes::Tell;
 use hpk_api::pod_flags::{MPI_CONTAINER, MPI_FLAGS, MPI_USER};
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 
@@ -38,10 +38,8 @@ fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
-/// What of the pod is not carried out because of its step.
-pub(super) fn unsupported(pod: &Pod) -> Vec<Unsupported> {
-    let mut list = Vec::new();
-    let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
+/// Tells what of the pod is not carried out because of its step.
+pub(super) fn unsupported(pod: &Pod, tell: &mut Tell<'_>) {
     let of = |key: &str| format!("metadata.annotations[{key}]");
     if annotation(pod, MPI_CONTAINER).is_some() && annotation(pod, MPI_FLAGS).is_none() {
         tell(
@@ -51,11 +49,11 @@ pub(super) fn unsupported(pod: &Pod) -> Vec<Unsupported> {
         );
     }
     if annotation(pod, MPI_FLAGS).is_none() {
-        return list;
+        return;
     }
     let Some(container) = container(pod) else {
         tell(true, of(MPI_CONTAINER), "name one of spec.containers");
-        return list;
+        return;
     };
     let as_root = root(pod);
     if as_root.is_err() {
@@ -86,7 +84,6 @@ pub(super) fn unsupported(pod: &Pod) -> Vec<Unsupported> {
             tell(true, field(name), remedy);
         }
     }
-    list
 }
 
 #[cfg(test)]
@@ -140,10 +137,11 @@ mod tests {
                 vec![("livenessProbe", true)],
             ),
         ] {
-            let list = unsupported(&pod(annotations.clone(), first));
+            let mut list = Vec::new();
+            unsupported(&pod(annotations.clone(), first), &mut |fatal, field, _| list.push((field, fatal)));
             assert_eq!(list.len(), told.len(), "{annotations} {list:?}");
             for (item, (field, fatal)) in list.iter().zip(told) {
-                assert!(item.field.contains(field) && item.fatal == fatal, "{item:?}");
+                assert!(item.0.contains(field) && item.1 == fatal, "{item:?}");
             }
         }
     }

@@ -36,8 +36,9 @@ impl Unsupported {
 #[must_use]
 pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
-    let mut list = step::unsupported(pod);
+    let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });
+    step::unsupported(pod, &mut tell);
     if launcher::asked(pod).is_err() {
         let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
         tell(true, field, "write auto, native or apptainer, or leave it out");

@@ -1,10 +1,10 @@
 //! The objects that a pod refers to, as they were found, in one place for the pure renderers.
 
 use super::certificate::{CertificateKey, Certificates};
-use crate::volumes::PodVolume;
-use crate::volumes::claim::FoundClaim;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCertificateProjection, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, PodCertificateProjection, Secret,
+};
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,6 +24,14 @@ pub struct Sources {
     pub claims: BTreeMap<String, FoundClaim>,
     /// Service variables (see [`super::services`]).
     pub service_variables: BTreeMap<String, String>,
+}
+
+/// A claim as it was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FoundClaim {
+    pub claim: PersistentVolumeClaim,
+    /// The PersistentVolume that it is bound to.
+    pub volume: Option<PersistentVolume>,
 }
 
 /// Which token: audience (empty: the API server's) and lifetime in seconds.
@@ -112,36 +120,3 @@ pub struct References {
 
 /// What a projected token lives when the pod does not say (upstream's default).
 pub const DEFAULT_TOKEN_SECONDS: i64 = 3600;
-
-impl References {
-    /// Collects every reference of the pod.
-    #[must_use]
-    pub fn of(pod: &Pod) -> Self {
-        let mut all = Self::default();
-        let Some(spec) = pod.spec.as_ref() else { return all };
-        for secret in spec.image_pull_secrets.iter().flatten() {
-            all.secrets.insert(secret.name.clone());
-        }
-        let ephemeral = spec.ephemeral_containers.iter().flatten();
-        let env = spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-            .map(|c| (&c.env, &c.env_from))
-            .chain(ephemeral.map(|c| (&c.env, &c.env_from)));
-        for (env, env_from) in env {
-            for source in env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
-                all.config_maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
-                all.secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
-            }
-            for source in env_from.iter().flatten() {
-                all.config_maps.extend(source.config_map_ref.iter().map(|r| r.name.clone()));
-                all.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
-            }
-        }
-        PodVolume::all(pod).for_each(|volume| volume.references(&mut all));
-        all.config_maps.remove("");
-        all.secrets.remove("");
-        all
-    }
-}

@@ -19,14 +19,6 @@ pub struct ClaimUse {
     pub ephemeral: bool,
 }
 
-/// A claim as it was found.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FoundClaim {
-    pub claim: PersistentVolumeClaim,
-    /// The PersistentVolume that it is bound to.
-    pub volume: Option<PersistentVolume>,
-}
-
 /// Why a claim cannot be mounted; in upstream's words where it has them.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ClaimError {
@@ -146,6 +138,7 @@ fn kind(spec: &PersistentVolumeSpec) -> String {
 mod tests {
     use super::*;
     use crate::render::downward::Facts;
+    use crate::render::sources::FoundClaim;
     use crate::render::sources::Sources;
     use serde_json::{Value, json};
     use std::collections::BTreeMap;

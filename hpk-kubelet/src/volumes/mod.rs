@@ -10,6 +10,7 @@ pub mod filled;
 pub mod host_path;
 pub mod image;
 pub mod nfs;
+mod references;
 
 use crate::render::downward::Facts;
 use crate::render::sources::{References, Sources};

@@ -1,6 +1,7 @@
 //! What is fixed of a Node, or nearly: its labels, its taint, the pods' ranges, the size that it claims.
 
-use crate::executor::slurm::cluster::{Capacity, Part};
+use crate::executor::slurm::capacity::Capacity;
+use crate::executor::slurm::cluster::Part;
 use crate::executor::slurm::gres;
 use crate::nodes::VirtualNode;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};

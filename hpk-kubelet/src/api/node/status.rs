@@ -2,7 +2,8 @@
 
 use super::object::{allocatable, arch, resources};
 use super::{KUBELET_VERSION, NodeFacts};
-use crate::executor::slurm::cluster::{Capacity, Part, State};
+use crate::executor::slurm::capacity::Capacity;
+use crate::executor::slurm::cluster::{Part, State};
 use crate::nodes::VirtualNode;
 use hpk_api::cluster::{ClusterConfig, ExecutorKind};
 use hpk_images::StoredImage;

@@ -7,7 +7,7 @@ use super::posting::Posted;
 use super::unlinked::Act;
 use super::{Entry, State};
 use crate::api::events::Note;
-use crate::controller::tasks;
+use crate::controller::prepared::RefreshJob;
 use crate::executor::run::{Run, RunPhase};
 use crate::pods::phase;
 use crate::pods::reconcile::{self, Stage, Step};
@@ -152,7 +152,7 @@ impl Entry {
         if is_over || is_deleted || !refresh.begin(around.now) {
             return;
         }
-        fx.push(Effect::Refresh(Box::new(tasks::Refresh {
+        fx.push(Effect::Refresh(Box::new(RefreshJob {
             pod: pod.clone(),
             record: self.ledger.record().clone(),
             plan: Box::new(plan.clone()),

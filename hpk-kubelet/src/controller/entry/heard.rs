@@ -2,8 +2,7 @@
 
 use super::labels::Labels;
 use crate::api::events::Note;
-use crate::controller::prepare::{Held, Memory, Ready, Refreshed};
-use crate::controller::tasks;
+use crate::controller::prepared::{Held, Memory, Ready, RefreshJob, Refreshed};
 use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::executor::words::Words;
@@ -143,7 +142,7 @@ pub(crate) enum Effect {
     /// No such news is wanted any more.
     Unfollow,
     /// Its references are read; ends in [`Heard::Refreshed`].
-    Refresh(Box<tasks::Refresh>),
+    Refresh(Box<RefreshJob>),
     /// It may link, with these addresses.
     AllowLink(Vec<IpAddr>),
     /// It may not link.

@@ -1,7 +1,7 @@
 //! What keeps a pod from its job: the kubelet's refusal, sbatch's, containers that wait, and the time of the next attempt.
 //! With it what attempts remember of each other.
 
-use crate::controller::prepare::Memory;
+use crate::controller::prepared::Memory;
 use crate::pods::admit::Refusal;
 use crate::pods::status::Waiting;
 use std::collections::BTreeMap;

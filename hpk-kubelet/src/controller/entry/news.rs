@@ -4,7 +4,7 @@ use super::heard::{Around, Effect, Found, LastWords};
 use super::refresh;
 use super::{Entry, State};
 use crate::api::events::Note;
-use crate::controller::prepare::{Held, Memory, Refreshed};
+use crate::controller::prepared::{Held, Memory, Refreshed};
 use crate::executor::run::{Run, RunPhase};
 use crate::pods::claim;
 use hpk_api::ids::JobId;

@@ -4,7 +4,7 @@
 //! and what failed. One reading runs at a time. What changes while it runs leads to another one.
 
 use crate::api::fetch;
-use crate::controller::prepare::Memory;
+use crate::controller::prepared::Memory;
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
 

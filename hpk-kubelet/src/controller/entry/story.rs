@@ -2,7 +2,7 @@
 //! its API server refuses; events come in any order. What must never happen is asserted at each effect.
 
 use super::*;
-use crate::controller::prepare::{Held, Ready, Refreshed};
+use crate::controller::prepared::{Held, Ready, Refreshed};
 use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind};

@@ -5,7 +5,7 @@ use super::refresh::{self, Refresh};
 use super::stop::Stop;
 use super::{Entry, State};
 use crate::api::events::Note;
-use crate::controller::prepare::{Held, Memory, Ready};
+use crate::controller::prepared::{Held, Memory, Ready};
 use crate::executor::ExecutorError;
 use crate::pods::admit::Refusal;
 use crate::pods::folder::{self, Progress};

@@ -1,5 +1,6 @@
 //! What the cluster has, for the Node objects: the answer of `sinfo`, added up over the nodes of a partition.
 
+use super::capacity::Capacity;
 use super::gres::{self, Gres};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,18 +37,6 @@ pub enum State {
     Maintenance,
     /// Nothing runs there.
     Down,
-}
-
-/// What nodes have together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Capacity {
-    pub cpus: u64,
-    /// MiB.
-    pub memory_mib: u64,
-    /// Kind and model of a generic resource → count.
-    pub gres: BTreeMap<(String, Option<String>), u64>,
-    /// Nodes counted.
-    pub nodes: u64,
 }
 
 /// What a partition has.

@@ -9,7 +9,7 @@
 //! | `shard` | `nvidia.com/gpu.shared` |
 //! | any other `kind` | `slurm.hpk.io/kind` |
 
-use super::cluster::Capacity;
+use super::capacity::Capacity;
 use crate::quantity;
 use hpk_api::nodes::{Vendor, is_label};
 use k8s_openapi::api::core::v1::{Container, Pod};

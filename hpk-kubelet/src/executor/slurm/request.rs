@@ -1,6 +1,6 @@
 //! What a pod asks of Slurm: CPUs, memory, time, generic resources.
 
-use super::cluster::Capacity;
+use super::capacity::Capacity;
 use super::flags;
 use super::gres::{self, Unknown};
 use super::limits::{Limits, SiteMemory, TimeLimit};
