@@ -10,26 +10,30 @@
 //! A log is finished when its container's exit was told and both streams ended; then [`LogEvent::Drained`] is sent.
 //! Nothing here wakes up while no output comes and nothing is due.
 
+mod compress;
+mod due;
+mod trouble;
+
 use crate::contract::{Counters, LogEvent, LogId, LogSettings, LogTarget};
 use crate::cut::Cutter;
 use crate::file::LogFile;
 use crate::follower::FollowerShared;
+use crate::reader;
 use crate::records::Records;
 use crate::stamp::{self, Stamper};
 use crate::tap::{TapState, TapWriter};
-use crate::{reader, rotate};
 use hpk_api::cri_log::Stream;
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use trouble::{Trouble, lose};
 
 /// Bytes read at once.
 const READ: usize = 64 << 10;
@@ -63,7 +67,7 @@ pub(crate) struct Pump {
     full_taps: BTreeMap<u64, (u64, usize)>,
     next_tap: u64,
     /// Logs with rotated files that will be old enough to compress.
-    compress_at: Option<(Instant, Vec<(PathBuf, u32)>)>,
+    compress_at: Option<(Instant, compress::Logs)>,
     compressing: Option<JoinHandle<()>>,
     input: Vec<u8>,
     records: Records,
@@ -89,19 +93,6 @@ struct Input {
     /// Its pipe has been given [`PIPE`] bytes, or that was refused.
     widened: bool,
     taps: Vec<(u64, TapWriter)>,
-}
-
-/// A log that cannot be written.
-struct Trouble {
-    since: Instant,
-    retry_at: Instant,
-    /// Records that wait to be written, and how many bytes of output they stand for.
-    records: Vec<u8>,
-    /// Output that was read with them but not cut yet, by stream.
-    rest: Option<(usize, Vec<u8>)>,
-    discarding: bool,
-    lost: u64,
-    error: String,
 }
 
 struct Exit {
@@ -308,7 +299,7 @@ impl Pump {
                     recover(log, &mut self.events);
                     if rotated {
                         self.counters.rotations.fetch_add(1, Ordering::Relaxed);
-                        compress_later(&mut self.compress_at, log, now + self.settings.compress_after);
+                        compress::later(&mut self.compress_at, &log.file, now + self.settings.compress_after);
                     }
                 }
                 Err(error) => {
@@ -423,150 +414,6 @@ impl Pump {
         self.logs.remove(&key);
         (self.events)(LogEvent::Drained { id, tail });
     }
-
-    /// When something is due next.
-    fn timeout(&self, now: Instant) -> EpollTimeout {
-        let mut next = self.release_at;
-        let mut at = |instant: Instant| next = Some(next.map_or(instant, |n| n.min(instant)));
-        if let Some((due, _)) = &self.compress_at {
-            at(*due);
-        }
-        for log in self.logs.values() {
-            if let Some(trouble) = log.trouble.as_ref().filter(|t| !t.discarding) {
-                at(trouble.retry_at);
-            }
-            if let Some(exit) = &log.exit {
-                at(self.drain_deadline(log, exit));
-            }
-        }
-        for (key, stream) in self.full_taps.values() {
-            let Some(input) = self.logs.get(key).and_then(|l| l.inputs[*stream].as_ref()) else { continue };
-            for (_, tap) in &input.taps {
-                if let Some(since) = tap.stalled_since() {
-                    at(since + self.settings.tap_stall);
-                }
-            }
-        }
-        let Some(next) = next else { return EpollTimeout::NONE };
-        // Rounded up, so that the deadline has passed when we wake.
-        let millis = next.saturating_duration_since(now).as_micros().div_ceil(1000);
-        EpollTimeout::try_from(u32::try_from(millis).unwrap_or(u32::MAX).min(i32::MAX as u32))
-            .unwrap_or(EpollTimeout::ZERO)
-    }
-
-    /// When an exited container's log is taken for complete though its pipes are still open.
-    fn drain_deadline(&self, log: &Log, exit: &Exit) -> Instant {
-        let limit = exit.at + self.settings.drain_limit;
-        let tapped = log.inputs.iter().flatten().any(|i| i.taps.iter().any(|(_, t)| t.is_full()));
-        if tapped || log.trouble.is_some() {
-            // A slow client has its own deadline; a failing disk is given the whole time.
-            return if tapped { limit.max(exit.quiet_since + self.settings.tap_stall * 2) } else { limit };
-        }
-        limit.min(exit.quiet_since + self.settings.drain_quiet)
-    }
-
-    fn timers(&mut self, now: Instant) {
-        self.drop_stalled_taps(now);
-        if self.release_at.is_some_and(|at| now >= at) {
-            self.release_at = None;
-            self.input = Vec::new();
-            self.records = Records::default();
-        }
-        let keys: Vec<u64> =
-            self.logs.values().filter(|l| l.trouble.is_some() || l.exit.is_some()).map(|l| l.id.0).collect();
-        for key in keys {
-            self.retry(key, now);
-            let Some(log) = self.logs.get_mut(&key) else { continue };
-            let Some(exit) = &log.exit else { continue };
-            let (limit, quiet) = (exit.at + self.settings.drain_limit, exit.quiet_since + self.settings.drain_quiet);
-            if now >= limit || (now >= quiet && log.trouble.is_none()) {
-                let Some(log) = self.logs.get(&key) else { continue };
-                if now < log.exit.as_ref().map_or(now, |exit| self.drain_deadline(log, exit)) {
-                    continue;
-                }
-                let time = self.stamper.now();
-                for stream in 0..STREAMS.len() {
-                    self.end_stream(key, stream, &time, now);
-                }
-                if let Some(trouble) = self.logs.get_mut(&key).and_then(|log| log.trouble.as_mut()) {
-                    trouble.discard(&self.counters);
-                }
-                self.finish_if_done(key);
-            }
-        }
-        if let Some((at, logs)) = self.compress_at.take() {
-            if now < at {
-                self.compress_at = Some((at, logs));
-            } else if self.compressing.as_ref().is_some_and(|thread| !thread.is_finished()) {
-                // One at a time: two would write the same temporary file.
-                self.compress_at = Some((now + self.settings.compress_after, logs));
-            } else {
-                self.compressing = compress_now(logs);
-            }
-        }
-    }
-
-    fn drop_stalled_taps(&mut self, now: Instant) {
-        let stalled: Vec<(u64, u64, usize)> = self
-            .full_taps
-            .iter()
-            .filter(|(token, (key, stream))| {
-                let tap = self
-                    .logs
-                    .get(key)
-                    .and_then(|l| l.inputs[*stream].as_ref())
-                    .and_then(|i| i.taps.iter().find(|(t, _)| t == *token));
-                tap.and_then(|(_, tap)| tap.stalled_since()).is_some_and(|since| now >= since + self.settings.tap_stall)
-            })
-            .map(|(token, (key, stream))| (*token, *key, *stream))
-            .collect();
-        for (token, key, stream) in stalled {
-            self.full_taps.remove(&token);
-            if let Some(input) = self.logs.get_mut(&key).and_then(|l| l.inputs[stream].as_mut())
-                && let Some(position) = input.taps.iter().position(|(t, _)| *t == token)
-            {
-                let (_, tap) = input.taps.swap_remove(position);
-                tap.give_up();
-            }
-            self.resume(key, stream, now);
-        }
-    }
-
-    /// Tries a log in trouble again, or begins to discard its output.
-    fn retry(&mut self, key: u64, now: Instant) {
-        let time = self.stamper.now();
-        let Some(log) = self.logs.get_mut(&key) else { return };
-        let Some(trouble) = log.trouble.as_mut().filter(|t| !t.discarding && now >= t.retry_at) else { return };
-        match log.file.append(&mut [IoSlice::new(&trouble.records)], &time) {
-            Ok(_) => {
-                self.counters.written.fetch_add(trouble.records.len() as u64, Ordering::Relaxed);
-                let rest = trouble.rest.take();
-                recover(log, &mut self.events);
-                if let Some((stream, rest)) = rest {
-                    self.write(key, stream, &rest, &time, now);
-                }
-            }
-            Err(error) => {
-                trouble.retry_at = now + self.settings.retry_every;
-                trouble.error = error.to_string();
-                if now < trouble.since + self.settings.stall_limit {
-                    return;
-                }
-                trouble.discard(&self.counters);
-            }
-        }
-        for stream in 0..STREAMS.len() {
-            if let Some(log) = self.logs.get_mut(&key) {
-                arm(&self.epoll, log, stream);
-            }
-        }
-        if let Some(log) = self.logs.get(&key) {
-            for follower in &log.followers {
-                follower.grown();
-            }
-        }
-        self.finish_if_done(key);
-    }
 }
 
 /// Marks tokens of taps.
@@ -596,74 +443,9 @@ fn disarm(epoll: &Epoll, input: &mut Input) {
     }
 }
 
-fn lose(counters: &Counters, trouble: &mut Trouble, bytes: u64) {
-    trouble.lost += bytes;
-    counters.lost.fetch_add(bytes, Ordering::Relaxed);
-}
-
 /// A write has worked: if it had not before, tell the supervisor.
 fn recover(log: &mut Log, events: &mut Box<dyn FnMut(LogEvent) + Send>) {
     if let Some(trouble) = log.trouble.take() {
         events(LogEvent::Recovered { id: log.id, lost: trouble.lost });
     }
-}
-
-impl Trouble {
-    fn new(now: Instant, retry_at: Instant, error: &std::io::Error) -> Self {
-        Self {
-            since: now,
-            retry_at,
-            records: Vec::new(),
-            rest: None,
-            discarding: false,
-            lost: 0,
-            error: error.to_string(),
-        }
-    }
-
-    /// Gives up what waits to be written.
-    fn discard(&mut self, counters: &Counters) {
-        let bytes = self.records.len() + self.rest.take().map_or(0, |(_, rest)| rest.len());
-        lose(counters, self, bytes as u64);
-        self.records = Vec::new();
-        self.discarding = true;
-    }
-
-    /// A record that tells readers of the log what is missing at this place.
-    fn note(&self, time: &[u8; stamp::LENGTH]) -> Vec<u8> {
-        if self.lost == 0 {
-            return Vec::new();
-        }
-        let text = format!("hpk: {} bytes of output are missing here: {}\n", self.lost, self.error);
-        let mut record = Records::default();
-        Cutter::new(Stream::Stderr).feed(text.as_bytes(), time, &mut record, usize::MAX);
-        record.to_vec(text.as_bytes())
-    }
-}
-
-fn compress_later(queue: &mut Option<(Instant, Vec<(PathBuf, u32)>)>, log: &Log, at: Instant) {
-    let entry = (log.file.dir().to_owned(), log.file.restart_count());
-    match queue {
-        // The later rotation decides: a log that rotates all the time is compressed when it comes to rest,
-        // or not at all when its files are pruned before.
-        Some((due, logs)) => {
-            *due = at;
-            if !logs.contains(&entry) {
-                logs.push(entry);
-            }
-        }
-        None => *queue = Some((at, vec![entry])),
-    }
-}
-
-/// Compresses in a thread of its own, which ends when done: the pump must not wait, and memory is only held while
-/// there is work.
-fn compress_now(logs: Vec<(PathBuf, u32)>) -> Option<JoinHandle<()>> {
-    let work = move || {
-        for (dir, restart_count) in logs {
-            // What cannot be compressed stays plain and is tried again after the next rotation.
-            let _ = rotate::compress(&dir, restart_count);
-        }
-    };
-    std::thread::Builder::new().name("hpk-log-gzip".to_owned()).stack_size(256 << 10).spawn(work).ok()
 }

@@ -6,24 +6,27 @@
 //!
 //! Files that were compressed or pruned while a follower was behind are found again by their modification times.
 
+mod current;
+mod files;
+mod tail;
+
 use crate::last::Last;
 use crate::rotate::{self, Rotated};
-use flate2::read::MultiGzDecoder;
+use current::Current;
+use files::{inode_of, open_file, open_rotated};
 use hpk_api::control::{LogOptions, LogPosition};
 use hpk_api::cri_log::{self, Stream};
 use jiff::Timestamp;
 use memchr::memchr;
-use nix::fcntl::OFlag;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use tail::{tail_gz, tail_plain, whole_lines};
 
 const BLOCK: usize = 64 << 10;
-/// A line that is no record of ours and longer than this is skipped in pieces.
-const MAX_LINE: usize = 1 << 20;
 /// [`LogPosition::offset`] of a file that has been read to its end.
 const DONE: u64 = u64::MAX;
 
@@ -107,38 +110,6 @@ struct Part {
     end: Option<u64>,
     /// [`LogReader::last`] has it or a newer one already.
     counted: bool,
-}
-
-#[derive(Debug)]
-struct Current {
-    content: Content,
-    /// Uncompressed bytes of the file that are done with.
-    offset: u64,
-    /// [`Part::end`].
-    end: Option<u64>,
-    /// Bytes read and not yet used.
-    buffer: Vec<u8>,
-    used: usize,
-    modified: SystemTime,
-    inode: u64,
-    /// [`Part::counted`].
-    counted: bool,
-    /// Inside a line too long to be a record.
-    skipping: bool,
-}
-
-enum Content {
-    Plain(File),
-    Gz(Box<MultiGzDecoder<File>>),
-}
-
-impl std::fmt::Debug for Content {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Plain(_) => write!(f, "Plain"),
-            Self::Gz(_) => write!(f, "Gz"),
-        }
-    }
 }
 
 impl LogReader {
@@ -334,7 +305,7 @@ impl LogReader {
                 return Ok(if limit_reached { ReadStatus::LimitReached } else { ReadStatus::More });
             }
             // At its end. The live file may grow, all others are done with.
-            let live = self.queue.is_empty() && matches!(current.content, Content::Plain(_));
+            let live = self.queue.is_empty() && current.is_plain();
             if live && inode_of(&live_path) == Some(current.inode) {
                 current.forget_torn();
                 return Ok(ReadStatus::CaughtUp);
@@ -384,7 +355,9 @@ impl LogReader {
                     None => continue,
                 },
             };
-            self.current = Some(Current { counted: part.counted, ..Current::new(file, gz, part.skip, part.end)? });
+            let mut current = Current::new(file, gz, part.skip, part.end)?;
+            current.counted = part.counted;
+            self.current = Some(current);
             return Ok(true);
         }
         Ok(false)
@@ -455,203 +428,6 @@ impl LogReader {
         }
         std::str::from_utf8(time).ok().and_then(|t| t.parse::<Timestamp>().ok()).is_some_and(|t| t < since)
     }
-}
-
-impl Current {
-    fn new(file: File, gz: bool, skip: u64, end: Option<u64>) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        let content = if gz {
-            let mut decoder = MultiGzDecoder::new(file);
-            io::copy(&mut (&mut decoder).take(skip), &mut io::sink())?;
-            Content::Gz(Box::new(decoder))
-        } else {
-            Content::Plain(file)
-        };
-        Ok(Self {
-            content,
-            offset: skip,
-            end,
-            buffer: Vec::new(),
-            used: 0,
-            modified: meta.modified()?,
-            inode: meta.ino(),
-            counted: false,
-            skipping: false,
-        })
-    }
-
-    fn is_over(&self) -> bool {
-        self.end.is_some_and(|end| self.offset >= end)
-    }
-
-    fn modified(&self) -> SystemTime {
-        match &self.content {
-            Content::Plain(file) => file.metadata().and_then(|m| m.modified()).unwrap_or(self.modified),
-            Content::Gz(_) => self.modified,
-        }
-    }
-
-    /// Makes sure that the buffer holds a whole line. False at the end of the file; the buffer then holds an
-    /// unfinished line, if anything.
-    fn fill(&mut self) -> io::Result<bool> {
-        loop {
-            if memchr(b'\n', &self.buffer[self.used..]).is_some() {
-                return Ok(true);
-            }
-            if self.buffer.len() - self.used > MAX_LINE {
-                let length = (self.buffer.len() - self.used) as u64;
-                self.advance(length);
-                self.buffer.clear();
-                self.used = 0;
-                self.skipping = true;
-            }
-            let start = self.buffer.len();
-            self.buffer.resize(start + BLOCK, 0);
-            let count = match &mut self.content {
-                Content::Plain(file) => {
-                    file.read_at(&mut self.buffer[start..], self.offset.saturating_add((start - self.used) as u64))
-                }
-                Content::Gz(decoder) => decoder.read(&mut self.buffer[start..]),
-            };
-            self.buffer.truncate(start + *count.as_ref().unwrap_or(&0));
-            if count? == 0 {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// So many bytes of the file are done with.
-    fn advance(&mut self, bytes: u64) {
-        self.offset = self.offset.saturating_add(bytes);
-    }
-
-    /// An unfinished line is read again when it is whole: its writer may take it back (a full disk).
-    fn forget_torn(&mut self) {
-        self.buffer = Vec::new();
-        self.used = 0;
-    }
-
-    fn compact(&mut self) {
-        self.buffer.drain(..self.used);
-        self.used = 0;
-    }
-}
-
-fn inode_of(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|meta| meta.ino())
-}
-
-/// A log is never a link: a pod that can write to its folder must not lead its reader to another file.
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
-}
-
-/// Opens a rotated file, which may have been compressed since it was listed; None when it was pruned.
-fn open_rotated(path: &Path, gz: bool) -> io::Result<Option<(File, bool)>> {
-    let compressed = path.with_added_extension("gz");
-    let candidates = if gz { vec![(path, true)] } else { vec![(path, false), (compressed.as_path(), true)] };
-    for (path, gz) in candidates {
-        match open_file(path) {
-            Ok(file) => return Ok(Some((file, gz))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
-}
-
-/// Counts line ends of the stream asked for: a full record ends a line, and so does a last partial one.
-fn ends_line(record: &[u8], stream: Option<Stream>, last: bool) -> bool {
-    cri_log::parse(record).is_some_and(|r| (!r.partial || last) && stream.is_none_or(|s| s == r.stream))
-}
-
-/// How long a live file is without the record that is being written.
-fn whole_lines(file: &File) -> io::Result<u64> {
-    let mut position = file.metadata()?.len();
-    let mut block = vec![0; BLOCK];
-    while position > 0 {
-        let step = position.min(BLOCK as u64);
-        position -= step;
-        let block = &mut block[..usize::try_from(step).unwrap_or(BLOCK)];
-        file.read_exact_at(block, position)?;
-        if let Some(newline) = memchr::memrchr(b'\n', block) {
-            return Ok(position + newline as u64 + 1);
-        }
-    }
-    Ok(0)
-}
-
-/// Where the last `lines` lines of the first `size` bytes of a plain file begin. Reduces `lines` by those that these bytes
-/// have. Only in the newest file can trailing partial records be a line of their own.
-fn tail_plain(file: &File, size: u64, lines: &mut u64, stream: Option<Stream>, newest: bool) -> io::Result<u64> {
-    if *lines == 0 && newest {
-        return Ok(size);
-    }
-    let mut last = newest;
-    let mut position = size;
-    let mut tail: Vec<u8> = Vec::new();
-    loop {
-        // `tail` begins with a line whose start is not known yet.
-        let step = position.min(BLOCK as u64);
-        position -= step;
-        let mut block = vec![0; usize::try_from(step).unwrap_or(BLOCK)];
-        file.read_exact_at(&mut block, position)?;
-        block.extend_from_slice(&tail);
-        let first = if position == 0 { Some(0) } else { memchr(b'\n', &block).map(|n| n + 1) };
-        let Some(first) = first else {
-            tail = block;
-            continue;
-        };
-        let mut end = block.len();
-        while end > first {
-            let line_end = if block[end - 1] == b'\n' { end - 1 } else { end };
-            let start = memchr::memrchr(b'\n', &block[first..line_end]).map_or(first, |n| first + n + 1);
-            if ends_line(&block[start..line_end], stream, last) {
-                if *lines == 0 {
-                    return Ok(position + end as u64);
-                }
-                *lines -= 1;
-            }
-            last = false;
-            end = start;
-        }
-        if position == 0 {
-            return Ok(0);
-        }
-        block.truncate(first);
-        tail = block;
-    }
-}
-
-/// The same for a compressed file, which can only be read forward: once to count, once more to find the place.
-fn tail_gz(file: &File, lines: &mut u64, stream: Option<Stream>) -> io::Result<u64> {
-    let total = scan_gz(file, stream, |_| false)?.0;
-    if total <= *lines {
-        *lines -= total;
-        return Ok(0);
-    }
-    let unwanted = total - std::mem::take(lines);
-    Ok(scan_gz(file, stream, |seen| seen == unwanted)?.1)
-}
-
-/// Goes through a compressed file until `stop`, asked with the number of line ends seen. Returns that number and
-/// the bytes passed.
-fn scan_gz(file: &File, stream: Option<Stream>, stop: impl Fn(u64) -> bool) -> io::Result<(u64, u64)> {
-    let mut clone = file.try_clone()?;
-    io::Seek::rewind(&mut clone)?;
-    let mut input = io::BufReader::with_capacity(BLOCK, MultiGzDecoder::new(clone));
-    let (mut seen, mut passed, mut line) = (0, 0, Vec::new());
-    while !stop(seen) {
-        line.clear();
-        let length = io::BufRead::read_until(&mut input, b'\n', &mut line)?;
-        if length == 0 {
-            break;
-        }
-        passed += length as u64;
-        seen += u64::from(ends_line(line.strip_suffix(b"\n").unwrap_or(&line), stream, false));
-    }
-    io::Seek::rewind(&mut file.try_clone()?)?;
-    Ok((seen, passed))
 }
 
 /// The end of a log as a termination message: its last 80 lines, of these the last 2048 bytes
