@@ -18,6 +18,7 @@ mod bulk;
 mod checksum;
 mod coalesce;
 mod engine;
+mod flow;
 mod keys;
 mod outward;
 mod packet;
@@ -30,6 +31,7 @@ mod segment;
 mod services;
 mod vnet;
 mod wait;
+mod window;
 
 use engine::{Engine, Setup};
 use hpk_api::link::{NetQuestion, NetUpdate};

@@ -9,6 +9,7 @@
 //! A connection is known by what is on the wire between two pods ([`Wire`]). Services are translated on the
 //! client's side only, so the server sees the client's own address, and two datapaths need not agree on anything.
 
+use super::flow::{Flow, Translation, Wire, lifetime};
 use super::packet::{self, Fragment, View, proto, tcp};
 use super::policy::Policy;
 use super::services::{Choice, Services};
@@ -22,20 +23,6 @@ const MAX_FRAGMENTED: usize = 128;
 /// Seconds between two looks for connections that are over.
 const SWEEP: u64 = 15;
 
-/// Seconds without a packet until a connection is forgotten.
-mod lifetime {
-    /// TCP, both sides heard (kube-proxy's conntrack setting).
-    pub(super) const ESTABLISHED: u64 = 24 * 3600;
-    /// TCP, FIN or RST seen.
-    pub(super) const CLOSING: u64 = 60;
-    /// TCP, one side heard.
-    pub(super) const OPENING: u64 = 120;
-    /// UDP and others, both sides heard.
-    pub(super) const STREAM: u64 = 180;
-    /// UDP and others, one side heard.
-    pub(super) const SINGLE: u64 = 60;
-}
-
 /// What to do with a packet from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outbound {
@@ -47,59 +34,6 @@ pub(crate) enum Outbound {
     Loop,
     /// Send it to who has this address.
     Send(IpAddr),
-}
-
-/// A connection as the network sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Wire {
-    protocol: u8,
-    local: SocketAddr,
-    remote: SocketAddr,
-}
-
-/// The pod talks to a service; the wire has an endpoint instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Translation {
-    client: SocketAddr,
-    service: SocketAddr,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Flow {
-    service: Option<Translation>,
-    heard_local: bool,
-    heard_remote: bool,
-    closing: bool,
-    /// Seconds.
-    last: u64,
-}
-
-impl Flow {
-    fn expired(&self, protocol: u8, now: u64) -> bool {
-        let both = self.heard_local && self.heard_remote;
-        let lifetime = match (protocol, self.closing, both) {
-            (proto::TCP, true, _) => lifetime::CLOSING,
-            (proto::TCP, _, true) => lifetime::ESTABLISHED,
-            (proto::TCP, _, false) => lifetime::OPENING,
-            (_, _, true) => lifetime::STREAM,
-            (_, _, false) => lifetime::SINGLE,
-        };
-        now.saturating_sub(self.last) > lifetime
-    }
-
-    fn touch(&mut self, view: &View, from_pod: bool, now: u64) {
-        self.last = now;
-        if from_pod {
-            self.heard_local = true;
-        } else {
-            self.heard_remote = true;
-        }
-        if view.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-            self.closing = true;
-        } else if view.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-            self.closing = false;
-        }
-    }
 }
 
 /// Pieces of a packet share addresses, protocol and identification.
