@@ -193,15 +193,8 @@ fn end_badly(state: &mut PodState, error: String) {
 
 fn lost(container: &mut ContainerState) {
     let RunState::Running { started_at } = container.state else { return };
-    container.state = RunState::Terminated(Termination {
-        exit_code: 137,
-        signal: None,
-        reason: "ContainerStatusUnknown".to_owned(),
-        message: "The container could not be located when the pod was terminated".to_owned(),
-        started_at: Some(started_at),
-        finished_at: Timestamp::now(),
-        container_id: container.container_id.clone(),
-    });
+    container.state =
+        RunState::Terminated(Termination::unseen(Some(started_at), Timestamp::now(), &container.container_id));
     container.started = false;
     container.ready = false;
 }

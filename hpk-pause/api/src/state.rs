@@ -201,6 +201,22 @@ pub struct Termination {
     pub container_id: String,
 }
 
+impl Termination {
+    /// The end of an instance that nobody saw, in upstream's words.
+    #[must_use]
+    pub fn unseen(started_at: Option<Timestamp>, finished_at: Timestamp, container_id: &str) -> Self {
+        Self {
+            exit_code: 137,
+            signal: None,
+            reason: "ContainerStatusUnknown".to_owned(),
+            message: "The container could not be located when the pod was terminated".to_owned(),
+            started_at,
+            finished_at,
+            container_id: container_id.to_owned(),
+        }
+    }
+}
+
 /// Something that Kubernetes shows as an Event on the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodEvent {

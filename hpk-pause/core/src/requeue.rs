@@ -14,15 +14,9 @@ impl Supervisor {
             let end = match &old.state {
                 RunState::Terminated(end) => Some(end.clone()),
                 RunState::Waiting { .. } => old.last_termination.clone(),
-                RunState::Running { started_at } => Some(Termination {
-                    exit_code: 137,
-                    signal: None,
-                    reason: "ContainerStatusUnknown".to_owned(),
-                    message: "The container could not be located when the pod was terminated".to_owned(),
-                    started_at: Some(*started_at),
-                    finished_at: now.wall,
-                    container_id: old.container_id.clone(),
-                }),
+                RunState::Running { started_at } => {
+                    Some(Termination::unseen(Some(*started_at), now.wall, &old.container_id))
+                }
             };
             let count = old.restart_count + u32::from(!old.container_id.is_empty());
             let container = &mut self.containers[i];

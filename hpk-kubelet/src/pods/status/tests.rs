@@ -1,4 +1,7 @@
 use super::*;
+use crate::executor::run::RunPhase;
+use crate::pods::resize;
+use hpk_api::state::{self as api, RunState, Termination};
 use serde_json::json;
 
 fn pod(spec: serde_json::Value) -> Pod {
