@@ -1,6 +1,6 @@
 //! What a StorageClass of ours asks for. Pure.
 
-use super::PROVISIONER;
+use super::names::PROVISIONER;
 use k8s_openapi::api::storage::v1::StorageClass;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;

@@ -7,7 +7,7 @@
 //! ```
 
 use super::class::{Class, ClassError, is_ours};
-use super::{ANNOTATION_ARCHIVE, ANNOTATION_BY, ANNOTATION_RESTORE, FINALIZER, PROVISIONER};
+use super::names::{ANNOTATION_ARCHIVE, ANNOTATION_BY, ANNOTATION_RESTORE, FINALIZER, PROVISIONER};
 use crate::quantity;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec};
 use k8s_openapi::api::storage::v1::StorageClass;

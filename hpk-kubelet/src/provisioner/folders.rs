@@ -48,7 +48,7 @@ pub(super) enum FolderError {
     Open(PathBuf),
     #[error("{}: not there; is its file system mounted? If the folder is gone for good, make it again", .0.display())]
     Away(PathBuf),
-    #[error("annotation {}: {} is not there; hpk-kubelet removes what was deleted a day ago", super::ANNOTATION_RESTORE, path.display())]
+    #[error("annotation {}: {} is not there; hpk-kubelet removes what was deleted a day ago", super::names::ANNOTATION_RESTORE, path.display())]
     NotDeleted { path: PathBuf },
 }
 

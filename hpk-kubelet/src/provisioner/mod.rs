@@ -8,36 +8,30 @@ mod class;
 pub mod copy;
 mod decide;
 mod folders;
+mod names;
 mod objects;
+mod seen;
+mod steps;
+
+pub use names::{ANNOTATION_BY, ANNOTATION_RESTORE, PROVISIONER};
 
 use crate::api::events::{Note, Recorder};
-use decide::{ClaimKey, ForClaim, ForVolume, Place, Provision, World};
-use futures::stream::{BoxStream, StreamExt};
+use decide::{ClaimKey, ForClaim, ForVolume, Place, World};
+use futures::stream::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, ResourceExt};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use seen::{Key, Lists, Seen, seen};
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use steps::{StepError, about_claim, about_volume, blocking, delete, expand, let_go, provision, sweep};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-
-/// Our name in StorageClasses.
-pub const PROVISIONER: &str = "volumes.hpk.io";
-/// On a claim: the folder in `.deleted` that it is to have.
-pub const ANNOTATION_RESTORE: &str = "volumes.hpk.io/restore";
-/// On a volume: its folder is kept under another name.
-const ANNOTATION_ARCHIVE: &str = "volumes.hpk.io/archive-on-delete";
-/// On a volume: who has made it.
-pub const ANNOTATION_BY: &str = "pv.kubernetes.io/provisioned-by";
-/// External provisioners' own.
-const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 
 /// A volume that was deleted can be brought back for so long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -50,23 +44,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const COPIES: usize = 2;
 /// Other steps at a time, of the threads that the kubelet has for what blocks.
 const STEPS: usize = 32;
-
-/// What the task is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    Class(String),
-    Claim(ClaimKey),
-    Volume(String),
-}
-
-/// What was seen in the API.
-enum Seen {
-    Class(Box<watcher::Event<StorageClass>>),
-    Claim(Box<watcher::Event<PersistentVolumeClaim>>),
-    Volume(Box<watcher::Event<PersistentVolume>>),
-}
-
-type StepError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Works for ever. `home`: where the volumes of classes without a path are.
 pub async fn run(client: Client, recorder: Recorder, home: PathBuf) {
@@ -108,23 +85,6 @@ async fn wait_until(due: Option<Instant>) {
     }
 }
 
-fn seen(client: &Client) -> BoxStream<'static, Seen> {
-    fn all<K>(client: &Client, wrap: fn(Box<watcher::Event<K>>) -> Seen) -> BoxStream<'static, Seen>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-    {
-        let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff();
-        let told = events.filter_map(move |event| {
-            let event = event.inspect_err(|error| tracing::debug!(%error, "watch for the provisioner"));
-            std::future::ready(event.ok().map(Box::new).map(wrap))
-        });
-        told.boxed()
-    }
-    let claims = all(client, Seen::Claim);
-    let volumes = all(client, Seen::Volume);
-    futures::stream::select_all([all(client, Seen::Class), claims, volumes]).boxed()
-}
-
 /// A step that failed.
 #[derive(Debug)]
 struct Failure {
@@ -156,39 +116,6 @@ struct Provisioner {
     copies: Arc<Semaphore>,
     others: Arc<Semaphore>,
     sweeping: bool,
-}
-
-/// Whether what is known is whole: a decision from a part of it would be wrong.
-#[derive(Debug, Default)]
-struct Lists {
-    classes: List,
-    claims: List,
-    volumes: List,
-}
-
-impl Lists {
-    fn whole(&self) -> bool {
-        self.classes.whole && self.claims.whole && self.volumes.whole
-    }
-}
-
-/// A list that is being read, anew after a broken watch.
-#[derive(Debug, Default)]
-struct List {
-    whole: bool,
-    /// What it had so far; what is gone is not in it at its end.
-    has: HashSet<Key>,
-}
-
-impl List {
-    fn begin(&mut self) {
-        *self = Self::default();
-    }
-
-    fn end(&mut self) -> HashSet<Key> {
-        self.whole = true;
-        std::mem::take(&mut self.has)
-    }
 }
 
 impl Provisioner {
@@ -481,106 +408,6 @@ impl Provisioner {
     }
 }
 
-fn sweep(root: &Path, before: i64) {
-    for path in folders::old(root, before) {
-        match folders::remove_old(&path) {
-            Ok(()) => tracing::info!(path = %path.display(), "deleted volume removed"),
-            Err(error) => tracing::warn!(%error, "deleted volume not removed"),
-        }
-    }
-}
-
-async fn blocking<E>(work: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), StepError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    Ok(tokio::task::spawn_blocking(work).await??)
-}
-
-async fn provision(
-    client: Client,
-    recorder: Recorder,
-    claim: PersistentVolumeClaim,
-    made: Provision,
-) -> Result<(), StepError> {
-    let api: Api<PersistentVolume> = Api::all(client);
-    let (place, origin) = (made.place.clone(), made.origin.clone());
-    blocking(move || folders::make(&place, &origin, folders::copied)).await?;
-    match api.create(&PostParams::default(), &objects::volume(&made, &claim)).await {
-        // Made by an earlier attempt whose answer was lost.
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        other => {
-            other?;
-        }
-    }
-    let text = format!("Successfully provisioned volume {}: {}", made.volume, made.place.path().display());
-    recorder.tell(about_claim(&claim), Note::normal("ProvisioningSucceeded", text));
-    Ok(())
-}
-
-async fn expand(
-    client: Client,
-    recorder: Recorder,
-    claim: PersistentVolumeClaim,
-    volume: String,
-    size: Quantity,
-) -> Result<(), StepError> {
-    let params = PatchParams::default();
-    let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    volumes.patch(&volume, &params, &Patch::Merge(objects::grown(&size))).await?;
-    let claims: Api<PersistentVolumeClaim> =
-        Api::namespaced(client, claim.metadata.namespace.as_deref().unwrap_or_default());
-    claims.patch_status(&claim.name_any(), &params, &Patch::Merge(objects::told(&size))).await?;
-    recorder.tell(about_claim(&claim), Note::normal("VolumeResizeSuccessful", format!("Resized volume to {}", size.0)));
-    Ok(())
-}
-
-async fn let_go(client: &Client, volume: &PersistentVolume) -> Result<(), StepError> {
-    if !volume.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER) {
-        return Ok(());
-    }
-    let api: Api<PersistentVolume> = Api::all(client.clone());
-    found(api.patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(objects::let_go(volume))).await)
-}
-
-async fn delete(client: &Client, volume: &PersistentVolume) -> Result<(), StepError> {
-    let api: Api<PersistentVolume> = Api::all(client.clone());
-    let uid = volume.metadata.uid.clone();
-    let params = DeleteParams {
-        preconditions: Some(Preconditions { uid, ..Preconditions::default() }),
-        ..DeleteParams::default()
-    };
-    found(api.delete(&volume.name_any(), &params).await)
-}
-
-/// What is not there need not be changed.
-fn found<T>(answer: kube::Result<T>) -> Result<(), StepError> {
-    match answer {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => Ok(other.map(|_| ())?),
-    }
-}
-
 fn claim_key(claim: &PersistentVolumeClaim) -> ClaimKey {
     (claim.namespace().unwrap_or_default(), claim.name_any())
-}
-
-fn about_claim(claim: &PersistentVolumeClaim) -> ObjectReference {
-    about("PersistentVolumeClaim", &claim.metadata)
-}
-
-fn about_volume(volume: &PersistentVolume) -> ObjectReference {
-    about("PersistentVolume", &volume.metadata)
-}
-
-fn about(kind: &str, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some(kind.to_owned()),
-        namespace: meta.namespace.clone(),
-        name: meta.name.clone(),
-        uid: meta.uid.clone(),
-        resource_version: meta.resource_version.clone(),
-        field_path: None,
-    }
 }

@@ -1,7 +1,7 @@
 //! The PersistentVolume of a volume that was made. Pure.
 
 use super::decide::Provision;
-use super::{ANNOTATION_ARCHIVE, ANNOTATION_BY, FINALIZER, PROVISIONER};
+use super::names::{ANNOTATION_ARCHIVE, ANNOTATION_BY, FINALIZER, PROVISIONER};
 use k8s_openapi::api::core::v1::{
     HostPathVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
