@@ -25,7 +25,6 @@ pub enum ListenError {
     /// The address is another machine's, or nobody's.
     #[error("cannot listen for links: {0} is no address of this machine (any more): hpk down, then hpk up")]
     NotOurs(SocketAddr),
-    /// All else.
     #[error("cannot listen for links on {at}")]
     Io {
         at: SocketAddr,

@@ -26,11 +26,7 @@ pub enum CarryError {
     },
     /// The socket is not there, or a stream broke.
     #[error("{}: {source}", path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        source: io::Error,
-    },
+    Socket { path: PathBuf, source: io::Error },
 }
 
 /// Carries until either side ends.

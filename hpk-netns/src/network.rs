@@ -269,10 +269,12 @@ struct LinkParts {
 
 /// Who carries the pod's packets.
 enum Carrier {
-    /// The overlay.
     Overlay(Box<Overlay>),
     /// The site, and Services are put into the pod's namespace.
-    Given { heard: mpsc::UnboundedSender<Heard>, progress: watch::Receiver<Progress> },
+    Given {
+        heard: mpsc::UnboundedSender<Heard>,
+        progress: watch::Receiver<Progress>,
+    },
     /// The node itself.
     Node,
     /// The node itself, with a place in the pods' network.

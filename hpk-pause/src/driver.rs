@@ -68,7 +68,6 @@ pub struct Surroundings {
     pub term: TermRule,
 }
 
-/// The driver.
 pub struct Driver {
     supervisor: Supervisor,
     performer: Performer,

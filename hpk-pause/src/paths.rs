@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 /// The folders that the supervisor works with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// The plan.
     pub plan: PathBuf,
     /// The pod's folder on the shared file system.
     pub pod: PathBuf,

@@ -22,7 +22,6 @@ use std::sync::Arc;
 /// Why there is no container for the ranks of this node.
 #[derive(Debug, thiserror::Error)]
 pub enum RanksError {
-    /// A file.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     /// Volumes or files of /etc.
@@ -31,7 +30,6 @@ pub enum RanksError {
     /// The container's plan cannot be carried out.
     #[error("{0}")]
     Plan(String),
-    /// The container.
     #[error(transparent)]
     Launch(#[from] LaunchError),
 }

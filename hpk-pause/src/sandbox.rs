@@ -22,7 +22,6 @@ pub enum SandboxError {
         /// The system's word.
         source: io::Error,
     },
-    /// A tmpfs.
     #[error("emptyDir {name}: cannot mount a tmpfs: {errno}")]
     Tmpfs { name: String, errno: hpk_sys::Errno },
     /// An emptyDir that lies in the pod's folder.
@@ -31,10 +30,8 @@ pub enum SandboxError {
     /// A group that the pod has not.
     #[error(transparent)]
     Group(hpk_sys::launch::LaunchError),
-    /// A sysctl.
     #[error("securityContext.sysctls {name}: {source}; only sysctls of the pod's own namespaces can be set")]
     Sysctl {
-        /// Its name.
         name: String,
         /// The kernel's word.
         source: io::Error,

@@ -26,12 +26,10 @@ pub(crate) enum BootstrapError {
     /// The API server.
     #[error("applying {name}: {source}")]
     Api {
-        /// Which object.
         name: String,
         #[source]
         source: Box<kube::Error>,
     },
-    /// The client.
     #[error("client of the API server: {0}")]
     Client(#[source] Box<kube::Error>),
 }

@@ -8,7 +8,6 @@ const NAME: &str = "hpk-pod-flags";
 /// Label of a namespace: its pods may give flags all the same. Who may label it could lower its level too.
 const EXCEPTION: &str = "slurm.hpk.io/pod-flags";
 
-/// The ValidatingAdmissionPolicy.
 pub(crate) fn policy(labels: &Value) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
@@ -42,7 +41,6 @@ pub(crate) fn policy(labels: &Value) -> Value {
     })
 }
 
-/// The ValidatingAdmissionPolicyBinding.
 pub(crate) fn binding(labels: &Value) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",

@@ -23,7 +23,6 @@ pub(crate) fn role_binding(labels: &Value) -> Value {
     })
 }
 
-/// The ValidatingAdmissionPolicy.
 pub(crate) fn policy(labels: &Value) -> Value {
     let same = |field: &str| format!("object.metadata.?{field} == oldObject.metadata.?{field}");
     let ours = format!("[{JOB_ID:?}, {PARTITION:?}, {NODE:?}]");
@@ -58,7 +57,6 @@ pub(crate) fn policy(labels: &Value) -> Value {
     })
 }
 
-/// The ValidatingAdmissionPolicyBinding.
 pub(crate) fn binding(labels: &Value) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",

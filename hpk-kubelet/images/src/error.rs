@@ -71,7 +71,6 @@ pub enum PullError {
     InvalidImage {
         /// The reference as written in the pod.
         image: String,
-        /// Which part.
         what: String,
         cause: String,
     },
@@ -106,7 +105,6 @@ pub enum PullError {
         image: String,
         /// What was tried: `create`, `read` …
         action: &'static str,
-        /// On what.
         path: PathBuf,
         /// Why it failed.
         #[source]

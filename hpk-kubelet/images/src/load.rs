@@ -15,7 +15,6 @@ use std::path::Path;
 /// An image that was taken from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// The image.
     pub image: PulledImage,
     /// The names by which pods have it now; empty: only by the file's own name.
     pub names: Vec<String>,

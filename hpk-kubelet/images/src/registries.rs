@@ -31,7 +31,6 @@ pub enum RegistriesError {
     /// It exists but cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
         path: PathBuf,
         #[source]
         source: std::io::Error,
@@ -39,7 +38,6 @@ pub enum RegistriesError {
     /// It is not what it should be.
     #[error("{path}: {source}; expected {{\"insecure\": [\"host:port\"], \"ca_files\": [\"/path.pem\"]}}")]
     Parse {
-        /// The file.
         path: PathBuf,
         #[source]
         source: serde_json::Error,

@@ -22,7 +22,6 @@ pub type Uses = BTreeMap<String, BTreeSet<String>>;
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", path.display())]
 pub struct UsesError {
-    /// Which file.
     pub path: PathBuf,
     #[source]
     source: io::Error,

@@ -26,7 +26,6 @@ const NOT_AVAILABLE: &str = "PortNotAvailable";
 /// Something to tell about an object, as an event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
-    /// About what.
     pub about: ObjectReference,
     /// Warning instead of Normal.
     pub warning: bool,

@@ -15,13 +15,9 @@ pub type Labels = BTreeMap<String, String>;
 /// A pod as policies see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodInfo {
-    /// Its namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
-    /// Its labels.
     pub labels: Labels,
-    /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// Its named container ports.
     pub ports: Vec<(String, Protocol, u16)>,
@@ -30,7 +26,6 @@ pub struct PodInfo {
 /// What the selectors select from.
 #[derive(Clone, Copy, Debug)]
 pub struct Cluster<'a> {
-    /// All pods.
     pub pods: &'a BTreeMap<String, PodInfo>,
     /// Labels of all namespaces.
     pub namespaces: &'a BTreeMap<String, Labels>,

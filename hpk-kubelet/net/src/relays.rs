@@ -8,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 
 /// First port; the API server's and CoreDNS' are among them.
 const FIRST: u16 = 20_000;
-/// How many.
 const COUNT: u16 = 40_000;
 
 /// The relays in use.

@@ -21,7 +21,6 @@ pub struct StandIn {
     pub protocol: Protocol,
     /// The member's.
     pub at: SocketAddr,
-    /// Its names.
     pub targets: Vec<SocketAddr>,
 }
 

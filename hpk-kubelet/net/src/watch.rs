@@ -33,9 +33,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 pub struct Config {
     /// A client that may list and watch services, EndpointSlices, NetworkPolicies, pods and namespaces.
     pub client: Client,
-    /// The links.
     pub links: LinkServer,
-    /// Their events.
     pub events: mpsc::Receiver<NetEvent>,
     /// Range of pod addresses.
     pub pod_cidr: String,

@@ -16,7 +16,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-/// To whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum To {
     /// Every subscribed link.
@@ -28,7 +27,6 @@ pub enum To {
 /// What is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
-    /// To whom.
     pub to: To,
     /// In this order.
     pub facts: Vec<NetUpdate>,
@@ -42,7 +40,6 @@ struct Peer {
     key: Option<String>,
 }
 
-/// The state.
 #[derive(Debug)]
 pub struct World {
     /// Pods are in the site's own network and reach whatever the node reaches: no relays.

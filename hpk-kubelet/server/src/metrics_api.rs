@@ -21,7 +21,6 @@ use tokio::sync::Mutex;
 
 /// API group.
 pub(crate) const GROUP: &str = "metrics.k8s.io";
-/// Its version.
 pub(crate) const VERSION: &str = "v1beta1";
 
 /// Two samples must lie this far apart to be compared.

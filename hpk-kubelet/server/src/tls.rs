@@ -21,7 +21,6 @@ pub enum TlsError {
     /// A PEM file cannot be read.
     #[error("{path}: {source}")]
     Pem {
-        /// The file.
         path: PathBuf,
         #[source]
         source: rustls::pki_types::pem::Error,
@@ -29,7 +28,6 @@ pub enum TlsError {
     /// Certificate, key or CA do not do.
     #[error("{path}: {source}")]
     Certificate {
-        /// The file.
         path: PathBuf,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -25,7 +25,6 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// A token and its times.
 #[derive(Clone, Debug)]
 pub struct Token {
-    /// The token.
     pub text: String,
     /// When it was given.
     pub issued: Timestamp,

@@ -214,7 +214,6 @@ struct Table {
     pods: HashMap<String, Versions>,
 }
 
-/// One object.
 #[derive(Debug, Default)]
 struct Object {
     /// Pods that refer to it.

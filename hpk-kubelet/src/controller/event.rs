@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// What happens.
 #[derive(Debug)]
 pub enum Event {
     /// The API has this pod.
@@ -46,9 +45,14 @@ pub enum Event {
         memory: Box<Memory>,
     },
     /// An object that this pod refers to is not what the pod has read.
-    ReferencesChanged { uid: PodUid },
+    ReferencesChanged {
+        uid: PodUid,
+    },
     /// A write of the pod's record ended.
-    Recorded { uid: PodUid, result: io::Result<()> },
+    Recorded {
+        uid: PodUid,
+        result: io::Result<()>,
+    },
     /// Something about a run has changed: the executor is to be asked now.
     RunsChanged,
     /// Slurm answered.
@@ -60,12 +64,10 @@ pub enum Event {
         /// The pods whose jobs were sought.
         sought: Vec<PodUid>,
     },
-    /// A link.
     Link(LinkEvent),
     /// A supervisor reports.
     Report {
         uid: PodUid,
-        /// Its word.
         state: Box<PodState>,
     },
     /// A status patch ended.
@@ -77,7 +79,9 @@ pub enum Event {
         retry: Option<Duration>,
     },
     /// A request to the supervisor to stop failed.
-    StopFailed { uid: PodUid },
+    StopFailed {
+        uid: PodUid,
+    },
     /// Folder and object are gone, or not yet.
     Removed {
         uid: PodUid,

@@ -64,7 +64,6 @@ use tokio_util::sync::CancellationToken;
 /// Longest sleep of the loop.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// The controller.
 pub struct Controller {
     ctx: Context,
     tx: Sender,

@@ -32,7 +32,6 @@ fn retry(memory: &mut Memory) -> Option<Duration> {
     Some(Duration::from_secs(1 << (memory.failures - 1).min(4)).min(Duration::from_secs(20)))
 }
 
-/// One attempt.
 pub(super) async fn prepare(
     ctx: &Context,
     pod: &Arc<Pod>,

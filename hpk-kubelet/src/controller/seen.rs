@@ -84,7 +84,6 @@ fn key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-/// All pods.
 #[derive(Debug, Default)]
 pub struct Pods {
     by_uid: HashMap<PodUid, PodInfo>,
@@ -156,7 +155,6 @@ impl Pods {
         self.by_uid.values()
     }
 
-    /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_uid.len()

@@ -42,7 +42,6 @@ impl RunPhase {
     }
 }
 
-/// One run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The executor's id.

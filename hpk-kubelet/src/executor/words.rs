@@ -5,7 +5,6 @@ pub use hpk_api::cluster::ExecutorKind as Kind;
 /// Words and reasons of one executor.
 #[derive(Debug)]
 pub struct Words {
-    /// The executor.
     pub executor: &'static str,
     /// One run, before its id.
     pub run: &'static str,

@@ -44,7 +44,6 @@ struct Group {
     waiting: BTreeMap<String, Waiting>,
 }
 
-/// All gangs.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     groups: BTreeMap<Key, Group>,

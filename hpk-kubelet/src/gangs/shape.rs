@@ -66,7 +66,6 @@ pub struct Names<'a> {
     pub id: &'a str,
     /// `ns/name`: its job's name.
     pub name: &'a str,
-    /// Its folder.
     pub folder: &'a Path,
 }
 

@@ -49,7 +49,6 @@ pub enum Progress {
 pub struct Record {
     /// [`hpk_api::VERSION`] of the writer.
     pub version: u32,
-    /// Which pod.
     pub pod: PodRef,
     /// How far it is.
     #[serde(default)]

@@ -38,9 +38,7 @@ pub struct Image {
 /// Everything that a plan is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// The pod.
     pub pod: &'a Pod,
-    /// Its identity.
     pub who: &'a PodRef,
     /// Objects that it refers to.
     pub sources: &'a Sources,
@@ -65,7 +63,6 @@ pub struct Input<'a> {
 /// A plan and what goes with it.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// The plan.
     pub plan: SandboxPlan,
     /// Volumes that the kubelet fills, by name.
     pub payloads: BTreeMap<String, Payload>,

@@ -164,7 +164,6 @@ impl Tally {
         self.image_volumes.failed += failed * mounts.iter().filter(named).count() as u64;
     }
 
-    /// The counters.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
         let mut started =

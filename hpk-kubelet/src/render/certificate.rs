@@ -53,9 +53,7 @@ pub enum CertificateError {
     Refused {
         /// Type of the request's condition: `Denied` or `Failed`.
         kind: &'static str,
-        /// Its reason.
         reason: String,
-        /// Its message.
         message: String,
     },
 }
@@ -63,7 +61,6 @@ pub enum CertificateError {
 /// A PodCertificateRequest that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Its name.
     pub name: String,
     /// Its resourceVersion, as it was seen last; None: it was not found.
     pub version: Option<String>,

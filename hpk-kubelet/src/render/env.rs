@@ -21,7 +21,6 @@ pub enum EnvError {
     /// A key that the configMap lacks.
     #[error("couldn't find key {key} in ConfigMap {object}")]
     NoConfigMapKey {
-        /// The key.
         key: String,
         /// `<namespace>/<name>`
         object: String,
@@ -29,7 +28,6 @@ pub enum EnvError {
     /// A key that the secret lacks.
     #[error("couldn't find key {key} in Secret {object}")]
     NoSecretKey {
-        /// The key.
         key: String,
         /// `<namespace>/<name>`
         object: String,
@@ -37,7 +35,6 @@ pub enum EnvError {
     /// A secret value that is no text.
     #[error("the value of key {key} in Secret {object} is not UTF-8 text: mount it as a volume instead")]
     NotText {
-        /// The key.
         key: String,
         /// `<namespace>/<name>`
         object: String,

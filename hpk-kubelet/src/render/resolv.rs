@@ -21,7 +21,6 @@ pub struct Resolv {
 /// What a pod is given and what had to be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
-    /// The file.
     pub text: String,
     /// Texts for `DNSConfigForming` events.
     pub warnings: Vec<String>,

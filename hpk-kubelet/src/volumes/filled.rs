@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::{
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-/// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
     pub data: Vec<u8>,
@@ -54,7 +53,6 @@ pub enum FillError {
     /// Trust anchors.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
     Trust { volume: String, cause: TrustError },
-    /// A certificate.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
     Certificate { volume: String, cause: CertificateError },
 }

@@ -31,12 +31,7 @@ const CLOCKS: SignedDuration = SignedDuration::from_hours(24);
 pub enum PkiError {
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// Certificates could not be made or their key not be read.
     #[error(
         "link certificates: {0}; remove link-ca.key and link-ca.crt to start afresh (running pods then lose their link)"
@@ -59,7 +54,6 @@ pub enum PkiError {
     Ending,
 }
 
-/// The authority.
 pub struct LinkCa {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,

@@ -60,16 +60,10 @@ pub enum StartError {
 pub enum OpenError {
     /// No link of that pod stands now.
     #[error("no link to pod {uid}: its job has not started, has ended, or its node cannot reach this one")]
-    NoLink {
-        /// Which pod.
-        uid: String,
-    },
+    NoLink { uid: String },
     /// It went down in between.
     #[error("the link to pod {uid} went down")]
-    Down {
-        /// Which pod.
-        uid: String,
-    },
+    Down { uid: String },
 }
 
 /// What happens to links, for the pod controller. Of one pod they come in order.

@@ -11,7 +11,6 @@ pub enum TlsError {
     /// Not PEM, or not what was expected in it.
     #[error("{what} of the link: {source}")]
     Pem {
-        /// Which part.
         what: &'static str,
         /// What is wrong with it.
         source: rustls::pki_types::pem::Error,

@@ -52,7 +52,6 @@ const PULSE: Duration = Duration::from_secs(1);
 /// Most messages with one key.
 const MESSAGES: u64 = 1 << 32;
 
-/// A key.
 pub(super) type Secret = [u8; 16];
 /// What is said through the tunnel: an IPv4 packet that no pod can send, since it has no pod's address.
 pub(super) type Offer = [u8; OFFER];

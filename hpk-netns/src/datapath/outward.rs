@@ -40,7 +40,6 @@ pub enum Framing {
 /// A running stack.
 #[derive(Debug)]
 pub struct Way {
-    /// Its socket.
     pub socket: OwnedFd,
     /// How it frames.
     pub framing: Framing,

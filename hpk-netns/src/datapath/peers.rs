@@ -33,7 +33,6 @@ impl std::fmt::Debug for Peer {
     }
 }
 
-/// One pod.
 pub(crate) struct Peer {
     /// Its addresses as far as they are known: one of each family.
     pub(crate) ips: Vec<IpAddr>,

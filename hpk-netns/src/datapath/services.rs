@@ -32,7 +32,6 @@ pub(crate) enum Choice {
     Endpoint(SocketAddr),
 }
 
-/// All services.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     fronts: HashMap<Front, Backends>,
@@ -158,7 +157,6 @@ pub(crate) mod tests {
         }
     }
 
-    /// The pod.
     const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 0, 9));
 
     fn front(text: &str) -> Front {

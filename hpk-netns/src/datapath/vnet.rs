@@ -34,7 +34,6 @@ impl Gso {
     }
 }
 
-/// The header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Header {
     /// The checksum at `csum_start + csum_offset` is partial.

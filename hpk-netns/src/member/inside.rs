@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-/// The interface.
 const DEVICE: &str = "eth0";
 
 /// What the helper is asked for, one JSON line on a connection of its own.
@@ -50,7 +49,6 @@ pub enum InsideError {
     /// A socket of ours.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// An argument.
     #[error("range {0:?}: must be an address and a prefix length")]
     Range(String),
 }

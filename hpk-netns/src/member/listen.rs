@@ -130,7 +130,6 @@ impl Targets for Served {
     }
 }
 
-/// All listeners.
 pub(super) struct Listeners {
     helper: Helper,
     /// To the kubelet.

@@ -44,7 +44,6 @@ const SERVICES: Duration = Duration::from_secs(2);
 
 /// What an outpost is made of.
 pub(crate) struct Parts<'a> {
-    /// Its addresses.
     pub(crate) addresses: &'a [IpAddr],
     pub(crate) network: &'a NetworkPlan,
     pub(crate) node_ip: IpAddr,

@@ -15,7 +15,6 @@ pub(crate) enum HostPathError {
     /// It is there, but of another kind.
     #[error("hostPath type check failed: {path} is not a {wanted}")]
     WrongKind {
-        /// The path.
         path: String,
         /// What was asked for, in words.
         wanted: &'static str,
@@ -25,27 +24,18 @@ pub(crate) enum HostPathError {
         "hostPath {path}: unknown type {kind:?}; use one of Directory, DirectoryOrCreate, File, FileOrCreate, Socket, CharDevice, BlockDevice or none"
     )]
     UnknownKind {
-        /// The path.
         path: String,
         /// What the volume said.
         kind: String,
     },
     /// Not absolute, or leads upwards.
     #[error("hostPath {path}: must be an absolute path without \"..\"")]
-    BadPath {
-        /// The path.
-        path: String,
-    },
+    BadPath { path: String },
     /// The kernel said no.
     #[error(
         "hostPath {path}: {source}; the pod runs as you, so you must be able to reach this path on the compute node"
     )]
-    Io {
-        /// The path.
-        path: String,
-        /// The cause.
-        source: io::Error,
-    },
+    Io { path: String, source: io::Error },
 }
 
 impl HostPathError {

@@ -38,11 +38,7 @@ const MAKING: &str = "making";
 pub enum ImagesError {
     /// The file system's.
     #[error("image on this node: {}: {source}", path.display())]
-    Io {
-        /// Of what.
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// The file could not be unpacked.
     #[error("image {}: cannot be unpacked on this node: {why}", file.display())]
     Unpack {
@@ -62,7 +58,6 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ImagesError {
 pub(crate) struct Images {
     /// Their names in the store.
     folders: BTreeSet<String>,
-    /// The store.
     store: PathBuf,
     /// Mount points, the pod's own.
     points: PathBuf,

@@ -25,7 +25,6 @@ pub(crate) enum Namespaces {
 }
 
 impl Namespaces {
-    /// The rule.
     pub(crate) fn of(mode: NetworkMode) -> Self {
         if mode == NetworkMode::Cni { Self::Apptainers } else { Self::Ours }
     }

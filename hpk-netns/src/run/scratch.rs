@@ -21,7 +21,6 @@ pub(crate) enum ScratchError {
     /// An operation on one folder failed.
     #[error("node-local folder {}: {source}; set TMPDIR to a folder on this node that you can write", path.display())]
     Io {
-        /// Which folder.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -29,19 +28,14 @@ pub(crate) enum ScratchError {
     /// Somebody else's, or open to others.
     #[error("node-local folder {} belongs to uid {owner} with mode {mode:o}: it must be yours with mode 700; remove it or set TMPDIR", path.display())]
     NotOurs {
-        /// Which folder.
         path: PathBuf,
-        /// Its owner.
         owner: u32,
         /// Its mode bits.
         mode: u32,
     },
     /// Another job of the same pod lives in it.
     #[error("another job of this pod runs on this node and has {}: this job ends, the other one goes on", path.display())]
-    Taken {
-        /// Which folder.
-        path: PathBuf,
-    },
+    Taken { path: PathBuf },
 }
 
 /// Makes every folder of [`Layout::local`]; what an earlier run of the same pod left is removed first. It is ours until

@@ -25,7 +25,6 @@ pub enum RequestError {
     /// There is nobody at the socket.
     #[error("cannot connect to {}: {source}; does the pod run on this node?", path.display())]
     Connect {
-        /// The socket.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,

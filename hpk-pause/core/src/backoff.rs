@@ -7,7 +7,6 @@
 
 use std::time::Duration;
 
-/// The numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// First delay (10 s).

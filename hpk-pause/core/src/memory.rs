@@ -33,7 +33,6 @@ pub struct MemoryUse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessUse {
     pub container: ContainerIndex,
-    /// Its number.
     pub pid: i32,
     /// When it was started: with the number it names one process.
     pub started: u64,

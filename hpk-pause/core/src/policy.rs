@@ -13,7 +13,6 @@ pub(crate) enum Role {
     Init,
     /// Init container with restartPolicy Always (KEP-753).
     Sidecar,
-    /// Ordinary.
     Main,
     /// Added to a running pod, never restarted.
     Ephemeral,

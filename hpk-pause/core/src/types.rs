@@ -112,47 +112,27 @@ pub enum Event {
     },
     /// Answer to [`Action::Start`].
     Launched {
-        /// Which container.
         container: ContainerIndex,
-        /// Which instance.
         instance: u32,
         /// Identity of its first process.
         user: ContainerUser,
     },
     /// Answer to [`Action::Start`].
-    LaunchFailed {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-        failure: LaunchFailure,
-    },
+    LaunchFailed { container: ContainerIndex, instance: u32, failure: LaunchFailure },
     /// A launched instance has ended: its first process was reaped and its output is drained.
-    Exited {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-        exit: Exit,
-    },
+    Exited { container: ContainerIndex, instance: u32, exit: Exit },
     /// Answer to [`Action::Probe`].
     ProbeDone {
-        /// Which container.
         container: ContainerIndex,
-        /// Which instance.
         instance: u32,
-        /// Which probe.
         kind: ProbeKind,
         /// What came of it.
         outcome: ProbeOutcome,
     },
     /// Answer to [`Action::Hook`].
     HookDone {
-        /// Which container.
         container: ContainerIndex,
-        /// Which instance.
         instance: u32,
-        /// Which hook.
         hook: Hook,
         /// What came of it.
         result: Result<(), HookFailure>,
@@ -185,52 +165,25 @@ pub enum Event {
 pub enum Action {
     /// Start an instance; answered by `Launched` or `LaunchFailed`, after `Launched` once by `Exited`.
     Start {
-        /// Which container.
         container: ContainerIndex,
         /// Instance number: the restart count that its log and status carry.
         instance: u32,
     },
     /// Send a signal to the first process.
     Signal {
-        /// Which container.
         container: ContainerIndex,
-        /// Which instance.
         instance: u32,
         /// Signal number.
         signal: i32,
     },
     /// SIGKILL to everything in the container.
-    Kill {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-    },
+    Kill { container: ContainerIndex, instance: u32 },
     /// Run a probe once; answered by `ProbeDone` unless cancelled.
-    Probe {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-        /// Which probe.
-        kind: ProbeKind,
-    },
+    Probe { container: ContainerIndex, instance: u32, kind: ProbeKind },
     /// Run a hook; answered by `HookDone` unless cancelled.
-    Hook {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-        /// Which hook.
-        hook: Hook,
-    },
+    Hook { container: ContainerIndex, instance: u32, hook: Hook },
     /// Abandon probes and hooks of this instance; their answers are no longer wanted.
-    Cancel {
-        /// Which container.
-        container: ContainerIndex,
-        /// Which instance.
-        instance: u32,
-    },
+    Cancel { container: ContainerIndex, instance: u32 },
     /// [`crate::Supervisor::state`] has changed: publish it.
     Report,
     /// Everything has ended; nothing will be asked any more.

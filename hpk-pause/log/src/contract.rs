@@ -76,21 +76,18 @@ pub enum Source {
 pub enum LogEvent {
     /// All output of a container whose exit was told by [`crate::LogHandle::exited`] is in its log.
     Drained {
-        /// Which log.
         id: LogId,
         /// The log's last 80 lines, at most 2048 bytes, when asked for.
         tail: Option<Vec<u8>>,
     },
     /// A log cannot be written; its container is held back.
     Trouble {
-        /// Which log.
         id: LogId,
         /// The system's text.
         error: String,
     },
     /// Writing works again.
     Recovered {
-        /// Which log.
         id: LogId,
         /// Bytes of output that had to be discarded.
         lost: u64,

@@ -90,7 +90,6 @@ pub enum DriverRequest {
     },
     /// Change the running pod.
     Update {
-        /// The changes.
         update: Box<Update>,
         /// Answered when taken.
         answer: Answer<()>,

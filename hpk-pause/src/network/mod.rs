@@ -48,7 +48,6 @@ pub struct Network {
 /// Why a pod has no network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// A device.
     #[error(transparent)]
     Device(#[from] NetError),
     /// A range in the plan.
@@ -56,7 +55,6 @@ pub enum NetworkError {
     Range {
         /// Field of the plan.
         field: &'static str,
-        /// Its value.
         value: String,
     },
     /// The socket of hpk-netns.
@@ -65,7 +63,6 @@ pub enum NetworkError {
     /// It answered that it cannot.
     #[error("hpk-netns: {0}")]
     Refused(String),
-    /// A namespace.
     #[error("cannot {what}: {source}")]
     Namespace { what: &'static str, source: std::io::Error },
     /// Apptainer's silent fall-back.

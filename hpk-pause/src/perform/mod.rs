@@ -42,7 +42,6 @@ use tokio::task::AbortHandle;
 pub enum Happening {
     /// A container's command is executed, or it failed.
     Started {
-        /// The child.
         pid: Pid,
         /// What came of it.
         result: Result<Launched, LaunchError>,
@@ -68,11 +67,8 @@ pub enum Happening {
 /// One try of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeRun {
-    /// Which container.
     pub container: ContainerIndex,
-    /// Which instance.
     pub instance: u32,
-    /// Which probe.
     pub kind: ProbeKind,
     /// From 1.
     pub attempt: usize,

@@ -4,7 +4,6 @@ use super::ProbeContext;
 use super::url::Url;
 use hpk_api::probe::Handler;
 
-/// A GET.
 pub(super) struct Request {
     pub(super) url: Url,
     /// Host header when it is not the URL's.

@@ -23,7 +23,6 @@ pub enum LaunchError {
     IdNotMapped {
         /// Field of the pod's spec.
         field: &'static str,
-        /// The id.
         id: u32,
         /// Those that exist.
         range: String,

@@ -36,7 +36,6 @@ pub enum NetError {
     Kernel {
         /// What was tried.
         operation: String,
-        /// Its answer.
         errno: Errno,
     },
     /// A sysctl could not be written.

@@ -49,7 +49,6 @@ pub fn usage(ns: MountNs) -> Usage {
 /// A process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Its number.
     pub pid: Pid,
     /// When it was started, clock ticks since the node's boot: with the number it names one process.
     pub started: u64,

@@ -51,7 +51,6 @@ pub enum UsernsError {
     Map {
         /// newuidmap or newgidmap.
         program: &'static str,
-        /// Its words.
         message: String,
     },
     /// Writing a map of one id.
@@ -122,7 +121,6 @@ pub struct UsernsChild {
 }
 
 impl UsernsChild {
-    /// Its id.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid

@@ -80,7 +80,6 @@ pub(crate) struct Component {
     pub kind: Kind,
     /// What is executed, absolute.
     pub program: PathBuf,
-    /// Its arguments.
     pub args: Vec<String>,
     /// How to know that it serves.
     pub probe: Probe,

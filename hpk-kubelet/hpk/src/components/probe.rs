@@ -6,7 +6,6 @@ use hpk_layout::pki;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-/// One question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
     /// Nothing to ask: started is ready.
@@ -37,7 +36,6 @@ pub(crate) struct Credentials {
     pub ca: PathBuf,
     /// Our certificate.
     pub cert: PathBuf,
-    /// Its key.
     pub key: PathBuf,
 }
 

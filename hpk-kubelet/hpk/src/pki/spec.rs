@@ -54,7 +54,6 @@ pub(crate) enum Usage {
     Both,
 }
 
-/// One certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Leaf {
     /// File name without extension.

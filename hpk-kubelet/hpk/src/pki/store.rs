@@ -52,10 +52,7 @@ pub(crate) enum PkiError {
     Damaged { path: PathBuf, why: String },
     /// An authority's life ends soon.
     #[error("the certificate authority {} has expired or ends within {} days: remove the folder that holds it and run hpk up to make new keys", path.display(), LEAF_LIFE.as_secs() / DAY.as_secs())]
-    AuthorityEnds {
-        /// Its certificate.
-        path: PathBuf,
-    },
+    AuthorityEnds { path: PathBuf },
 }
 
 /// How a file was made.

@@ -19,7 +19,6 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    /// Its file.
     pub(crate) fn file(self) -> String {
         format!("{PREFIX}{:06}-{:06}{SUFFIX}", self.generation, self.serial)
     }

@@ -19,7 +19,6 @@ use tokio::net::{UnixListener, UnixStream};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub(crate) enum Request {
-    /// One snapshot.
     Status,
     /// Every change.
     Watch,
@@ -122,10 +121,7 @@ pub(crate) enum ControlError {
     Mute { seconds: u64, log: PathBuf },
     /// It went while talking.
     #[error("the supervisor closed the connection: see {}", log.display())]
-    Closed {
-        /// Its log.
-        log: PathBuf,
-    },
+    Closed { log: PathBuf },
     /// Socket trouble.
     #[error("supervisor's socket: {0}")]
     Io(#[from] io::Error),

@@ -64,7 +64,6 @@ impl State {
     }
 }
 
-/// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// Time has come ([`Core::deadline`]); also the first event.

@@ -30,7 +30,6 @@ enum Note {
     Listen,
 }
 
-/// The supervisor.
 pub(crate) struct Supervisor {
     components: Vec<Component>,
     core: Core,

@@ -36,7 +36,6 @@ pub(crate) struct Content {
     pub(super) sizes: (u64, usize),
 }
 
-/// An inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inode {
     pub(crate) mode: u32,

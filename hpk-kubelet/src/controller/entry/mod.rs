@@ -98,7 +98,6 @@ impl State {
     }
 }
 
-/// One pod.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// The API's object; None: it has none (any more).

@@ -50,7 +50,6 @@ impl Record {
     }
 }
 
-/// All runs.
 #[derive(Clone, Debug)]
 pub struct Runs {
     root: PathBuf,
@@ -114,7 +113,6 @@ impl Runs {
         read(&self.folder(id).join(PROCESS))
     }
 
-    /// Its end.
     #[must_use]
     pub fn end(&self, id: u64) -> Option<End> {
         read(&self.folder(id).join(END))

@@ -56,7 +56,6 @@ impl Drop for Way {
 /// What is outside of the folder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outside {
-    /// An error.
     Refused,
     /// Nothing: the folder is the root of all paths.
     Nothing,

@@ -107,7 +107,6 @@ pub struct Shown {
     pub target: String,
 }
 
-/// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// Folder or file in the supervisor's view; links are followed.
