@@ -106,12 +106,13 @@ fn flags_of_steps_name_no_file_and_no_program() {
 #[test]
 fn the_guide_lists_them_all() {
     let guide = include_str!("../../../../../docs/guide/pods.md");
-    let after = guide.lines().skip_while(|l| !l.contains("`--account` `-A`")).take_while(|l| l.starts_with('|'));
-    let table: Vec<&str> = after.collect();
-    assert_eq!(table.len(), 3);
-    for (row, line) in table.iter().enumerate() {
-        let cell = line.rsplit(" | ").next().unwrap_or_default();
-        for entry in cell.trim_end_matches(" |").split(", ") {
+    let list = guide.lines().skip_while(|l| !l.contains("`--account` `-A`")).take_while(|l| !l.is_empty());
+    let list = list.map(str::trim).collect::<Vec<_>>().join(" ");
+    let rows: Vec<&str> = list.split("* **").skip(1).collect();
+    assert_eq!(rows.len(), 3);
+    for (row, line) in rows.iter().enumerate() {
+        let (_, flags) = line.split_once(":** ").expect(line);
+        for entry in flags.trim().split(", ") {
             let mut words = entry.split(' ').map(|w| w.trim_matches('`'));
             let name = words.next().and_then(|w| w.strip_prefix("--")).expect(entry);
             let flag = table::SBATCH.iter().find(|f| f.name == name).expect(name);
@@ -119,7 +120,7 @@ fn the_guide_lists_them_all() {
             assert_eq!(words.next(), flag.short.map(|c| format!("-{c}")).as_deref(), "{name}");
         }
     }
-    let told = |name: &str| table.iter().any(|line| line.contains(&format!("`--{name}`")));
+    let told = |name: &str| rows.iter().any(|line| line.contains(&format!("`--{name}`")));
     assert!(table::SBATCH.iter().all(|f| told(f.name)));
 }
 
