@@ -106,6 +106,8 @@ fn roles() -> Vec<Value> {
             "hpk:kubelet",
             json!([
                 {"apiGroups": [""], "resources": ["services", "endpoints", "pods", "namespaces", "nodes"], "verbs": watch},
+                // Finalizers of load balancers.
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["patch"]},
                 {"apiGroups": [""], "resources": ["services/status"], "verbs": ["get", "patch", "update"]},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": watch},

@@ -23,6 +23,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A port of a Service that is not listened on: the event's reason, and the port's error in the Service's status.
 const NOT_AVAILABLE: &str = "PortNotAvailable";
 
+/// Upstream's, of a LoadBalancer that somebody looks after.
+const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
 /// Something to tell about an object, as an event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
@@ -69,8 +72,13 @@ impl Balancer {
         self.judge(service);
     }
 
-    /// Brings a Service's status up to date.
+    /// Brings a Service's status and finalizer up to date. The member's listeners follow the objects: nothing else is to be
+    /// cleared up, so nothing keeps the finalizer of one that is being deleted.
     fn judge(&self, service: &Service) {
+        if let Some(finalizers) = finalizers(service) {
+            let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": service.resource_version()}});
+            tokio::spawn(finalize(self.client.clone(), service.clone(), patch));
+        }
         let key = services::key(service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
         let none = Failed::new();
         let failed = self.failed.as_ref().map(|all| all.get(&key).unwrap_or(&none));
@@ -138,6 +146,31 @@ impl Balancer {
             ..ObjectReference::default()
         };
         let _ = self.notices.send(Notice { about, warning, reason, message });
+    }
+}
+
+/// The finalizers that a Service should have, if they are not those that it has.
+fn finalizers(service: &Service) -> Option<Vec<String>> {
+    let mut all = service.metadata.finalizers.clone().unwrap_or_default();
+    let has = all.iter().any(|f| f == FINALIZER);
+    let wants = is_ours(service) && service.metadata.deletion_timestamp.is_none();
+    match (has, wants) {
+        (false, true) => all.push(FINALIZER.to_owned()),
+        // Another implementation's, which removes its own.
+        (true, false) if service.spec.as_ref().is_some_and(|s| s.load_balancer_class.is_some()) => return None,
+        (true, false) => all.retain(|f| f != FINALIZER),
+        _ => return None,
+    }
+    Some(all)
+}
+
+/// An object that has changed meanwhile is judged again when its change is heard.
+async fn finalize(client: Client, service: Service, patch: Value) {
+    let api: Api<Service> = Api::namespaced(client, &service.namespace().unwrap_or_default());
+    match api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
+        Err(error) => tracing::warn!(service = %service.name_any(), %error, "finalizer not set or taken away"),
     }
 }
 
@@ -272,6 +305,21 @@ mod tests {
         assert_eq!(found(&has, None), None, "what an earlier kubelet heard stays until the member speaks");
         let cleared = Some(json!([{"ip": "10.77.0.1", "ipMode": "VIP"}]));
         assert_eq!(found(&has, Some(&Failed::new())), cleared, "the port was freed");
+    }
+
+    #[test]
+    fn a_load_balancer_has_its_finalizer_until_it_goes() {
+        let of = |spec: Value, metadata: Value| {
+            finalizers(&serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap())
+        };
+        let balanced = json!({"type": "LoadBalancer"});
+        assert_eq!(of(balanced.clone(), json!({"finalizers": ["x/y"]})).unwrap(), ["x/y", FINALIZER]);
+        assert_eq!(of(balanced.clone(), json!({"finalizers": [FINALIZER]})), None);
+        assert_eq!(of(json!({"type": "ClusterIP"}), json!({"finalizers": [FINALIZER, "x/y"]})).unwrap(), ["x/y"]);
+        let deleted = json!({"finalizers": [FINALIZER], "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert!(of(balanced, deleted).unwrap().is_empty());
+        let other = json!({"type": "LoadBalancer", "loadBalancerClass": "x/y"});
+        assert_eq!(of(other, json!({"finalizers": [FINALIZER]})), None, "another implementation's");
     }
 
     #[test]

@@ -61,6 +61,10 @@ fn a_port_that_is_not_listened_on_has_its_error_and_the_others_go_on() {
     ns.until_event("late", "PortNotAvailable", &format!("the Service {}/web has this port", ns.name()));
     eventually("its other port serves", PATIENCE, || (page(&format!("{LOGIN}:18191")).trim() == "late").then_some(()));
     assert_eq!(page(&format!("{LOGIN}:18190")).trim(), "web", "who came first keeps it");
+    assert_eq!(
+        ns.get("service", "web")["metadata"]["finalizers"],
+        json!(["service.kubernetes.io/load-balancer-cleanup"])
+    );
     ns.delete("service", "web");
     eventually("the port is the second one's now", PATIENCE, || {
         (errors(&ns, "late").is_empty() && page(&format!("{LOGIN}:18190")).trim() == "late").then_some(())
