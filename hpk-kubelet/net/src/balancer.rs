@@ -109,7 +109,7 @@ impl Balancer {
                 let _ = self.notices.send(Notice { about, warning: true, reason: "HostPortNotAvailable", message });
             }
             // Services' ports are the member's alone.
-            NetQuestion::Listened { failed } if uid == MEMBER => self.listened(world, failed),
+            NetQuestion::Listened { failed, .. } if uid == MEMBER => self.listened(world, failed),
             NetQuestion::Listened { .. } | NetQuestion::Peer { .. } | NetQuestion::PeerByKey { .. } => {}
         }
     }

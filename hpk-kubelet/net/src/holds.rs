@@ -1,7 +1,7 @@
 //! Ports of services on the login node, held here beside the control plane's member: while the member is started again nobody
 //! else on that node gets them, and while this process is, the member has them.
 
-use hpk_api::link::{Listener, NetUpdate, NotListening, Protocol};
+use hpk_api::link::{Listener, Listening, NetUpdate, Protocol};
 use hpk_sys::ports::{TcpHold, UdpHold};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,12 +23,11 @@ impl Held {
     }
 }
 
-/// By service, protocol and place.
 #[derive(Debug, Default)]
-pub(crate) struct Holds(HashMap<(String, Protocol, SocketAddr), Held>);
+pub(crate) struct Holds(HashMap<Listening, Held>);
 
-fn key(listener: &Listener) -> (String, Protocol, SocketAddr) {
-    (listener.service.clone(), listener.protocol, listener.at)
+fn place(listener: &Listener) -> Listening {
+    Listening { service: listener.service.clone(), protocol: listener.protocol, at: listener.at }
 }
 
 impl Holds {
@@ -37,25 +36,22 @@ impl Holds {
     pub(crate) fn mark(&mut self, facts: &mut [NetUpdate]) {
         for fact in facts {
             if let NetUpdate::Listeners(wanted) = fact {
-                let all: Vec<_> = wanted.iter().map(key).collect();
+                let all: Vec<_> = wanted.iter().map(place).collect();
                 self.0.retain(|held, _| all.contains(held));
-                wanted.iter_mut().for_each(|listener| listener.held = self.0.contains_key(&key(listener)));
+                wanted.iter_mut().for_each(|listener| listener.held = self.0.contains_key(&place(listener)));
             }
         }
     }
 
-    /// The member has tried all of these.
-    pub(crate) fn listened<'a>(&mut self, wanted: impl Iterator<Item = &'a Listener>, failed: &[NotListening]) {
-        let fails =
-            |l: &Listener| failed.iter().any(|f| (&f.service, f.protocol, f.at) == (&l.service, l.protocol, l.at));
-        for listener in wanted {
-            if fails(listener) {
-                self.0.remove(&key(listener));
-            } else if let Entry::Vacant(place) = self.0.entry(key(listener)) {
-                match Held::share(listener.protocol, listener.at) {
-                    Ok(held) => drop(place.insert(held)),
+    /// The member has these ports, and no others.
+    pub(crate) fn listened(&mut self, has: &[Listening]) {
+        self.0.retain(|held, _| has.contains(held));
+        for place in has {
+            if let Entry::Vacant(vacant) = self.0.entry(place.clone()) {
+                match Held::share(place.protocol, place.at) {
+                    Ok(held) => drop(vacant.insert(held)),
                     // The member has it; without this one nothing is lost until it is started again.
-                    Err(error) => tracing::debug!(at = %listener.at, %error, "a service's port is not held"),
+                    Err(error) => tracing::debug!(at = %place.at, %error, "a service's port is not held"),
                 }
             }
         }
@@ -89,8 +85,7 @@ mod tests {
             list.into_iter().map(|l| l.held).collect::<Vec<_>>()
         };
         assert_eq!(told(&mut holds, &wanted), [false, false]);
-        let failed = NotListening { service: "d/b".into(), protocol: Protocol::Tcp, at: taken, message: "no".into() };
-        holds.listened(wanted.iter(), std::slice::from_ref(&failed));
+        holds.listened(&[place(&wanted[0])]);
         assert_eq!(told(&mut holds, &wanted), [true, false]);
         drop(member);
         let others = || std::net::TcpListener::bind(at);

@@ -87,8 +87,8 @@ pub async fn run(config: Config) {
                     match &event {
                         NetEvent::Asked { uid, question } => {
                             balancer.heard(&world, uid, question);
-                            if let (MEMBER, NetQuestion::Listened { failed }) = (uid.as_str(), question) {
-                                holds.listened(world.listeners(), failed);
+                            if let (MEMBER, NetQuestion::Listened { has, .. }) = (uid.as_str(), question) {
+                                holds.listened(has);
                             }
                         }
                         NetEvent::Up { .. } | NetEvent::Subscribed { .. } | NetEvent::Down { .. } => {}

@@ -201,13 +201,8 @@ impl World {
         pushes
     }
 
-    /// What the login node is to listen on.
-    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        self.listeners.values().flatten()
-    }
-
     fn all_listeners(&self) -> NetUpdate {
-        NetUpdate::Listeners(self.listeners().cloned().collect())
+        NetUpdate::Listeners(self.listeners.values().flatten().cloned().collect())
     }
 
     /// A pod as it was last seen.

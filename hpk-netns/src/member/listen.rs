@@ -10,7 +10,7 @@
 use super::Helper;
 use super::datagrams::{self, Targets};
 use super::spread::Spread;
-use hpk_api::link::{Listener, NetQuestion, NotListening, Protocol};
+use hpk_api::link::{Listener, Listening, NetQuestion, NotListening, Protocol};
 use hpk_sys::ports::{TcpHold, UdpHold};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
@@ -140,8 +140,8 @@ pub(super) struct Listeners {
     failed: Vec<NotListening>,
     /// Ports that others of these had until now.
     freed: HashSet<Key>,
-    /// What the kubelet was told of them last. None: nothing on this link.
-    said: Option<Vec<NotListening>>,
+    /// What the kubelet was told last. None: nothing on this link.
+    said: Option<NetQuestion>,
     /// When those that do not run are tried again.
     due: Option<Instant>,
 }
@@ -193,14 +193,28 @@ impl Listeners {
             self.wanted.push(listener);
         }
         self.failed.sort_unstable();
-        if self.said.as_ref() != Some(&self.failed) {
-            let told = self.tell.try_send(NetQuestion::Listened { failed: self.failed.clone() });
+        let word = self.outcome();
+        if self.said.as_ref() != Some(&word) {
+            let told = self.tell.try_send(word.clone());
             // Where there is no room, the next try says it.
-            self.said = told.is_ok().then(|| self.failed.clone());
-            if told.is_err() {
+            self.said = told.is_ok().then_some(word);
+            if self.said.is_none() {
                 self.due.get_or_insert(Instant::now() + AGAIN);
             }
         }
+    }
+
+    fn outcome(&self) -> NetQuestion {
+        let running = self.running.iter();
+        let mut has: Vec<_> = running
+            .map(|((protocol, at), running)| Listening {
+                service: running.service.clone(),
+                protocol: *protocol,
+                at: *at,
+            })
+            .collect();
+        has.sort_unstable();
+        NetQuestion::Listened { has, failed: self.failed.clone() }
     }
 
     async fn one(&mut self, listener: &Listener) {
@@ -406,8 +420,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(said(at).await.unwrap(), "mine", "who came second has not taken it over");
-        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }));
-        let NetQuestion::Listened { failed } = told.recv().await.unwrap() else { panic!() };
+        let has = vec![Listening { service: "d/s".into(), protocol: Protocol::Tcp, at }];
+        assert_eq!(told.recv().await, Some(NetQuestion::Listened { has: has.clone(), failed: vec![] }));
+        let NetQuestion::Listened { has: still, failed } = told.recv().await.unwrap() else { panic!() };
+        assert_eq!(still, has);
         let [NotListening { service, message, .. }] = failed.as_slice() else { panic!("{failed:?}") };
         assert_eq!(service, "x/s");
         assert!(message.contains("the Service d/s has this port"), "{message}");
@@ -473,7 +489,8 @@ mod tests {
             let mut second = Listeners::new(helper.clone(), tell);
             second.set(vec![Listener { held: true, ..listener(protocol, at, vec![target]) }]).await;
             for _ in 0..2 {
-                assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }));
+                let has = vec![Listening { service: "d/s".into(), protocol, at }];
+                assert_eq!(told.recv().await, Some(NetQuestion::Listened { has, failed: vec![] }));
             }
             drop(kubelets);
             assert!(!is_free(), "{protocol:?} is the second one's own");
@@ -490,17 +507,18 @@ mod tests {
         for _ in 0..2 {
             all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
         }
-        let NetQuestion::Listened { failed } = told.recv().await.unwrap() else { panic!() };
-        assert!(failed[0].message.contains("in use"), "{failed:?}");
+        let NetQuestion::Listened { has, failed } = told.recv().await.unwrap() else { panic!() };
+        assert!(has.is_empty() && failed[0].message.contains("in use"), "{failed:?}");
         assert!(told.try_recv().is_err());
         // A kubelet that is new knows nothing of it.
         all.linked();
         all.set(vec![listener(Protocol::Tcp, at, vec![])]).await;
-        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed }));
+        assert_eq!(told.recv().await, Some(NetQuestion::Listened { has, failed }));
         assert!(all.due.is_some());
         drop(others);
         all.again().await;
         assert!(all.due.is_none() && all.running.len() == 1);
-        assert_eq!(told.recv().await, Some(NetQuestion::Listened { failed: vec![] }), "it listens now");
+        let NetQuestion::Listened { has, failed } = told.recv().await.unwrap() else { panic!() };
+        assert!(has.len() == 1 && failed.is_empty(), "it listens now");
     }
 }

@@ -141,11 +141,24 @@ pub enum NetQuestion {
         message: String,
     },
     /// No question, and the control plane's member's alone: it has tried to listen for all services ([`NetUpdate::Listeners`]),
-    /// and does not for these. Said when that is not what was said before, and once on each link.
+    /// with this outcome. Said when that is not what was said before, and once on each link.
     Listened {
-        /// Its whole set of those that it has not got.
+        /// All ports that it has.
+        has: Vec<Listening>,
+        /// All that it has not got.
         failed: Vec<NotListening>,
     },
+}
+
+/// A port of the login node that a service has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Listening {
+    /// [`Listener::service`]
+    pub service: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where it is listened.
+    pub at: SocketAddr,
 }
 
 /// A port of the login node that a service does not get.

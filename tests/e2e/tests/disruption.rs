@@ -286,6 +286,58 @@ fn etcd_and_the_api_server_killed_while_pods_run() {
     ns.wait_phase("after", "Succeeded");
 }
 
+/// Tries a port of the login node for so many seconds, by TCP and UDP, in every way that the kernel offers.
+const GRAB: &str = r"
+import socket, sys, time
+end = time.time() + float(sys.argv[1])
+got = set()
+while time.time() < end:
+    for port in sys.argv[2:]:
+        for address in ('10.77.0.1', '0.0.0.0'):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                for option in (None, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                    s = socket.socket(socket.AF_INET, kind)
+                    if option: s.setsockopt(socket.SOL_SOCKET, option, 1)
+                    try:
+                        s.bind((address, int(port)))
+                        got.add(port)
+                    except OSError:
+                        pass
+                    s.close()
+print(*sorted(got), flush=True)
+";
+
+/// A node port is the Service's while the member, which serves it, is started again.
+#[test]
+fn a_node_port_is_nobody_elses_while_the_member_is_started_again() {
+    let _turn = turn();
+    let ns = Namespace::new("memberkill");
+    let ports: Vec<Value> = ["TCP", "UDP"]
+        .iter()
+        .map(|p| json!({"name": p.to_lowercase(), "protocol": p, "port": 53, "nodePort": 31_753}))
+        .collect();
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "both"},
+        "spec": {"type": "NodePort", "selector": {"app": "nobody"}, "ports": ports}});
+    ns.apply(&service.to_string());
+    let programs = |kind: &str| {
+        let run = sx("login", None, &["ss", "-Hanp", kind, "sport", "=", ":31753"]);
+        ["hpk-netns", "hpk-kubelet"].iter().all(|program| run.stdout.contains(program))
+    };
+    // Sockets that are bound and no more are not listed for TCP.
+    eventually("both hold the port", PATIENCE, || programs("-u").then_some(()));
+    let grabber = std::thread::spawn(|| {
+        // The second one is free, so that the attacker is seen to work.
+        sx("login", Some("bob"), &["python3", "-c", GRAB, "12", "31753", "31754"]).ok().to_owned()
+    });
+    for _ in 0..2 {
+        let pattern = format!("^[^ ]*hpk-netns member {HPK_HOME}");
+        sx("login", Some("alice"), &["pkill", "-KILL", "-u", "alice", "-f", &pattern]).ok();
+        eventually("the control plane serves again", PATIENCE, all_serve);
+    }
+    assert_eq!(grabber.join().expect("it ends").trim(), "31754");
+    eventually("both hold the port again", PATIENCE, || programs("-u").then_some(()));
+}
+
 /// A resolver that hears nothing asks again after five seconds: who asks while CoreDNS is started again must not wait for that.
 #[test]
 fn lookups_while_coredns_is_started_again_are_answered() {
