@@ -4,7 +4,7 @@
   judge.py --e2e E2E.TEST --kubectl KUBECTL --kubeconfig FILE --out DIR SET|all [options]
 
 SET is node, resize, network, storage, apps, cli, sched or api, or all: the [Conformance] and [NodeConformance]
-tests of that subject; or claims: the tests of external storage for the driver of --driver, and those of the protection
+tests of that subject; or beyond: those that are neither and can apply here (--beyond); or claims: the tests of external storage for the driver of --driver, and those of the protection
 of claims and of default storage classes. A process of its own per test means that a hang or panic costs one test. DIR gets
 results.jsonl (as it goes), logs/ and summary.md. Exit status: 0 when all passed, 1 when not, 2 for usage.
 """
@@ -47,6 +47,7 @@ def arguments():
     p.add_argument('--total', type=int, help='start no test after so many seconds')
     p.add_argument('--repo-list', help='KUBE_TEST_REPO_LIST file')
     p.add_argument('--never', default=os.path.join(os.path.dirname(os.path.abspath(__file__)), 'never.txt'))
+    p.add_argument('--beyond', default=os.path.join(os.path.dirname(os.path.abspath(__file__)), 'beyond.txt'))
     p.add_argument('--failed', action='store_true', help='only what results.jsonl does not hold as passed')
     return p.parse_args()
 
@@ -96,6 +97,8 @@ def belongs(name, labels, wanted):
         # Beta: none of them is a conformance test yet. Preemption is Slurm's.
         return 'FeatureGate:GenericWorkload' in labels and 'reemption' not in name
     if not labels & {'Conformance', 'NodeConformance'}:
+        return wanted == 'beyond'
+    if wanted == 'beyond':
         return False
     resize = 'FeatureGate:InPlacePodVerticalScaling' in labels or 'InPlace Resize' in name
     if wanted == 'all':
@@ -112,6 +115,15 @@ def never(path):
     with open(path) as f:
         rows = [line.rstrip('\n').split('\t', 1) for line in f if line.strip() and not line.startswith('#')]
     return [(re.compile(pattern), reason) for pattern, reason in rows]
+
+
+def inapplicable(path):
+    """lines of label or name<TAB>REGEX<TAB>reason: whether a test beyond conformance cannot apply"""
+    with open(path) as f:
+        rows = [line.rstrip('\n').split('\t', 2) for line in f if line.strip() and not line.startswith('#')]
+    labels = re.compile('|'.join(f'(?:{pattern})' for kind, pattern, _ in rows if kind == 'label'))
+    names = re.compile('|'.join(f'(?:{pattern})' for kind, pattern, _ in rows if kind == 'name'))
+    return lambda name, of: bool(names.search(name)) or any(labels.fullmatch(label) for label in of)
 
 
 def first_lines(message):
@@ -141,6 +153,8 @@ class Judge:
             '--dump-logs-on-failure=false',
             '--disable-log-dump',
             '--num-nodes=-1',
+            # Nodes of further partitions are for pods that ask for them.
+            '--non-blocking-taints=slurm.hpk.io/partition',
             '--node-schedulable-timeout=1m',
             '--system-pods-startup-timeout=1m',
         ]
@@ -237,10 +251,11 @@ def main():
     a = arguments()
     a.out = os.path.abspath(a.out)
     os.makedirs(os.path.join(a.out, 'logs'), exist_ok=True)
-    if a.set not in (*SUBJECTS, 'node', 'resize', 'claims', 'gangs', 'all'):
+    if a.set not in (*SUBJECTS, 'node', 'resize', 'beyond', 'claims', 'gangs', 'all'):
         print(f'judge.py: no set {a.set}; see --help', file=sys.stderr)
         return 2
     known, left_out = specs(a), never(a.never)
+    cannot = inapplicable(a.beyond) if a.set == 'beyond' else lambda *_: False
     names = sorted(
         n
         for n, labels in known.items()
@@ -248,6 +263,7 @@ def main():
         and re.search(a.focus, n)
         and not (a.skip and re.search(a.skip, n))
         and not any(p.search(n) for p, _ in left_out)
+        and not cannot(n, labels)
     )
     if not names:
         print('judge.py: no test matches', file=sys.stderr)

@@ -37,7 +37,7 @@ link agnhost k8s.io/kubernetes/test/images/agnhost
 link nnp k8s.io/kubernetes/test/images/nonewprivs
 link sample-apiserver k8s.io/sample-apiserver
 made pause gcc -Os -static -s -DVERSION=test -o "$bin/pause" "$source/build/pause/linux/pause.c"
-made e2e.test go test -c -trimpath -ldflags "$flags" -o "$bin/e2e.test" k8s.io/kubernetes/test/e2e
+made e2e.test go test -c -vet=off -trimpath -ldflags "$flags" -o "$bin/e2e.test" k8s.io/kubernetes/test/e2e
 # Data files that the test images serve.
 if [ ! -e "$bin/data" ]; then
   mkdir -p "$bin/data.new"

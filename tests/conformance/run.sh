@@ -37,7 +37,7 @@ if [ "$(cat "$home/pushed" 2>/dev/null)" != "$images" ]; then
   rm -rf "$SITE_DIR/shared/conformance"
   echo "$images" >"$home/pushed"
 fi
-cp "$here/judge.py" "$here/never.txt" "$here/driver.yaml" "$home/"
+cp "$here/judge.py" "$here/never.txt" "$here/beyond.txt" "$here/driver.yaml" "$home/"
 cmp -s "$bin/e2e.test" "$home/e2e.test" || cp "$bin/e2e.test" "$home/"
 # Two registries stay out of reach on purpose: tests want a pull from them to fail.
 cat >"$home/repo-list.yaml" <<Y
