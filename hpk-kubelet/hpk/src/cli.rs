@@ -98,6 +98,13 @@ pub(crate) enum Command {
         #[arg(long)]
         free_lease: Option<String>,
     },
+    /// The control plane, in its job
+    #[command(hide = true)]
+    Job {
+        /// HPK_HOME
+        #[arg(long)]
+        home: PathBuf,
+    },
     /// Make etcd's data folder ready
     #[command(hide = true)]
     EtcdData {

@@ -5,6 +5,7 @@
 
 use crate::cli;
 use crate::home;
+use crate::in_job::ask;
 use crate::json::read_json;
 use crate::progress::Progress;
 use crate::runs;
@@ -48,6 +49,7 @@ pub(crate) async fn run(args: &cli::Down) -> Result<ExitCode> {
             }
             progress.done("the control plane is down; its state is kept");
         }
+        Err(ControlError::NotRunning | ControlError::OtherHost { .. }) if ask::stop(&home, &progress).await? => {}
         Err(ControlError::NotRunning) => progress.done("the control plane is not running"),
         Err(ControlError::Silent { .. }) => end_silent(&home, &progress).await?,
         Err(e) => return Err(e.into()),

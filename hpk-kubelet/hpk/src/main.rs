@@ -14,6 +14,7 @@ mod flags_policy;
 mod gates;
 mod home;
 mod image;
+mod in_job;
 mod install;
 mod json;
 mod kubeconfig;
@@ -92,6 +93,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Supervise { home, free_lease } => up::supervise(Home::at(home), free_lease.as_deref()).await,
+            Command::Job { home } => in_job::run::run(Home::at(home)).await,
             Command::EtcdData { home } => {
                 state::ready::run(&up::layout(Home::at(home))?)?;
                 Ok(ExitCode::SUCCESS)

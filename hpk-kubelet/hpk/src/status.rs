@@ -5,6 +5,7 @@
 use crate::cli::{self, Format};
 use crate::decide::Families;
 use crate::home;
+use crate::in_job::ask;
 use crate::json::need_json;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Request, Snapshot};
@@ -88,6 +89,9 @@ pub(crate) async fn run(args: &cli::Status) -> Result<ExitCode> {
     let shown = match answer {
         Ok(snapshot) => Some(Shown::of(snapshot, &home)?),
         Err(ControlError::NotRunning) => None,
+        Err(error @ ControlError::OtherHost { .. }) => {
+            return ask::go_there(&home)?.map_or_else(|| Err(error.into()), Ok);
+        }
         Err(e) => return Err(e.into()),
     };
     print(shown.as_ref())?;
@@ -98,7 +102,13 @@ pub(crate) async fn run(args: &cli::Status) -> Result<ExitCode> {
 /// Each change, until the control plane is down.
 async fn watch(home: &Home, format: Format, print: impl Fn(Option<&Shown>) -> Result<()>) -> Result<ExitCode> {
     let clears = format == Format::Text && std::io::stdout().is_terminal();
-    let mut client = Client::ask(home, &site::hostname()?, Request::Watch).await?;
+    let asked = Client::ask(home, &site::hostname()?, Request::Watch).await;
+    if matches!(asked, Err(ControlError::OtherHost { .. }))
+        && let Some(code) = ask::go_there(home)?
+    {
+        return Ok(code);
+    }
+    let mut client = asked?;
     let mut first = true;
     while let Some(snapshot) = client.next().await? {
         if clears {

@@ -239,6 +239,24 @@ impl Home {
         self.run().join("lease.json")
     }
 
+    /// That the control plane is to be in a job.
+    #[must_use]
+    pub fn in_job(&self) -> PathBuf {
+        self.root.join("in-job.json")
+    }
+
+    /// The job that runs the control plane.
+    #[must_use]
+    pub fn job(&self) -> PathBuf {
+        self.run().join("job.json")
+    }
+
+    /// The job that waits to go on.
+    #[must_use]
+    pub fn successor(&self) -> PathBuf {
+        self.run().join("successor.json")
+    }
+
     /// Held by hpk up and hpk down while they work.
     #[must_use]
     pub fn command_lock(&self) -> PathBuf {

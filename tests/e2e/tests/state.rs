@@ -115,3 +115,50 @@ fn another_login_node_takes_over_when_the_first_is_gone() {
         (run.code == Some(0)).then(|| assert_eq!(run.stdout.trim(), "once"))
     });
 }
+
+#[test]
+#[ignore = "waits for the end of a job's time: make long"]
+#[cfg(feature = "site")]
+fn a_control_plane_in_a_job_is_handed_over_before_its_time_ends() {
+    let cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-job"), &["--in-job=--time=3"]);
+    let first = control_plane_jobs(&cluster).into_iter().find(|(_, state)| state == "RUNNING").map(|(id, _)| id);
+    let first = first.unwrap_or_default();
+    assert!(cluster.hpk(&["status"]).ok().contains("ready on c"), "asked on the login node");
+    stored(&cluster, "one");
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": BUSYBOX,
+            "command": ["sh", "-c", "echo once >> /kept; trap 'exit 0' TERM; while :; do sleep 1; done"]}]},
+    });
+    cluster.apply(&pod.to_string());
+    cluster.wait_ready("worker");
+    let uid = cluster.get(&["pod", "worker"])["metadata"]["uid"].clone();
+
+    let next = eventually("another job has the control plane", std::time::Duration::from_secs(240), || {
+        let script = format!("jq -r 'select(.ready) | .id' {}/run/job.json", cluster.home);
+        let id = cluster.run(&["bash", "-c", &script]).stdout.trim().to_owned();
+        (!id.is_empty() && id != first).then_some(id)
+    });
+    assert!(control_plane_jobs(&cluster).iter().any(|(id, state)| *id == next && state == "RUNNING"));
+    assert_eq!(found(&cluster), "one");
+    cluster.wait_ready("worker");
+    let pod = cluster.get(&["pod", "worker"]);
+    assert_eq!((&pod["metadata"]["uid"], &pod["status"]["containerStatuses"][0]["restartCount"]), (&uid, &json!(0)));
+    eventually("the pod answers the new one", PATIENCE, || {
+        (cluster.exec_sh("worker", "cat /kept").stdout.trim() == "once").then_some(())
+    });
+
+    cluster.hpk(&["down", "--pods"]).ok();
+    eventually("no job of the control plane is left", PATIENCE, || {
+        control_plane_jobs(&cluster).is_empty().then_some(())
+    });
+}
+
+/// Ids and states of the jobs that are a cluster's control plane, or are to be.
+#[cfg(feature = "site")]
+fn control_plane_jobs(cluster: &Cluster) -> Vec<(String, String)> {
+    let out = cluster.run(&["squeue", "--me", "-h", "-n", "hpk-control-plane", "-o", "%i %T %Z"]);
+    let lines = out.ok().lines().map(|line| line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let ours = lines.filter(|words| words.get(2) == Some(&cluster.home) && words[1] != "COMPLETING");
+    ours.map(|words| (words[0].clone(), words[1].clone())).collect()
+}

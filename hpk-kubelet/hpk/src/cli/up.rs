@@ -23,6 +23,7 @@ use std::path::PathBuf;
   hpk up --feature-gates WorkloadWithJob=true     features of Kubernetes that are not on by themselves
   hpk up --priority-class 'high=--qos=high'       what a priorityClassName means to Slurm
   hpk up --local-images /scratch/me/images        image files from there only
+  hpk up --in-job=--time=2-0                      the control plane in a Slurm job, not on this machine
   hpk up --etcd-data /var/tmp                     etcd on this machine's own disk, with snapshots
   hpk up --executor local                         pods on this machine, without Slurm
   hpk up --node-ip 10.1.0.5                       when the wrong address would be taken")]
@@ -118,6 +119,11 @@ pub(crate) struct Up {
     /// kept until it is given again. none: no such class. Volumes that are there stay where they are [default: none]
     #[arg(long, value_name = "DIR|none", value_parser = scratch)]
     pub scratch: Option<Scratch>,
+    /// Run the control plane in a Slurm job with these flags of sbatch, instead of on this machine. Before its time ends, a job
+    /// that was sent ahead goes on. off: on this machine. Kept until it is given again [default: off]
+    #[arg(long, value_name = "FLAGS|off", value_parser = crate::in_job::submit::parse, num_args = 0..=1,
+        default_missing_value = "", require_equals = true)]
+    pub in_job: Option<crate::in_job::submit::Asked>,
     /// Where etcd keeps the cluster's objects: in HPK_HOME, or below a folder of this machine's own disk, with snapshots in
     /// HPK_HOME. auto: on this machine's disk if HPK_HOME is on a network file system. Kept until it is given again; the data
     /// moves along [default: auto for a new cluster]

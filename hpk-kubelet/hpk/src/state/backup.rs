@@ -7,6 +7,7 @@ use super::client::Etcd;
 use super::record::Record;
 use super::snapshots::Name;
 use crate::home::{self, private_dir};
+use crate::in_job::ask;
 use crate::progress::Progress;
 use crate::site;
 use crate::supervise::control::{Client, ControlError, Holder, Request};
@@ -79,7 +80,13 @@ struct About {
 /// The control plane is down, or a file cannot be written.
 pub(crate) async fn save(args: &Backup) -> Result<ExitCode> {
     let (home, progress, host) = (home::find()?, Progress::new(), site::hostname()?);
-    drop(Client::ask(&home, &host, Request::Status).await.context("hpk backup asks etcd for its data")?);
+    let asked = Client::ask(&home, &host, Request::Status).await;
+    if matches!(asked, Err(ControlError::OtherHost { .. }))
+        && let Some(code) = ask::go_there(&home)?
+    {
+        return Ok(code);
+    }
+    drop(asked.context("hpk backup asks etcd for its data")?);
     let layout = layout(home.clone())?;
     let made = jiff::Timestamp::now();
     let cluster = layout.cluster.cluster_name.clone();

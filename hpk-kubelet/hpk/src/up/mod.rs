@@ -4,6 +4,7 @@
 mod asked;
 mod elsewhere;
 mod prepare;
+pub(crate) mod ready;
 mod supervisor;
 mod wait;
 
@@ -11,6 +12,8 @@ pub(crate) use supervisor::{layout, supervise};
 
 use crate::cli;
 use crate::home;
+use crate::in_job::run::HERE;
+use crate::in_job::submit::{self, Asked};
 use crate::json::need_json;
 use crate::progress::Progress;
 use crate::site;
@@ -36,6 +39,7 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
     let timeout = Duration::from_secs(args.timeout);
 
     let _lock = lock_command(&home, &progress, timeout).await?;
+    let choice = submit::choice(&home, args.in_job.as_ref())?;
 
     match running(&home, &host, &progress).await {
         Ok(client) => {
@@ -43,6 +47,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
             asked::executor(&args, &home, Some(&runs))?;
             asked::refuse_changes(&args, &runs)?;
             asked::refuse_move(&args, &home)?;
+            if matches!(args.in_job, Some(Asked::Job(_))) {
+                bail!("--in-job: the control plane is running on this machine: run hpk down first");
+            }
             progress.done("the control plane is running already");
             return wait::finish(&home, client, &progress, timeout).await;
         }
@@ -50,6 +57,9 @@ pub(crate) async fn run(args: cli::Up) -> Result<ExitCode> {
         // Its lease says whether it still does.
         Err(ControlError::OtherHost { .. }) if lease::read(&home)?.is_some() => {}
         Err(e) => return Err(e.into()),
+    }
+    if let Some(choice) = choice {
+        return submit::start(&home, &choice, &progress, timeout).await;
     }
     let free_lease = elsewhere::wait(&home, &host, &progress).await?;
     // The supervisor's own lock says it surely: it may have closed its socket and not ended yet.
@@ -86,6 +96,8 @@ pub(crate) async fn lock_command(home: &Home, progress: &Progress, patience: Dur
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
             Err(TryLockError::Error(error)) => return Err(error).with_context(|| path.display().to_string()),
+            // Who has it waits for the job in which this runs.
+            Err(TryLockError::WouldBlock) if std::env::var_os(HERE).is_some() => return Ok(lock),
             Err(TryLockError::WouldBlock) if tokio::time::Instant::now() >= give_up => {
                 bail!("another hpk up or down is still at work ({} is locked)", path.display())
             }

@@ -1,13 +1,10 @@
 //! Waits until everything that `hpk up` has started serves.
-#![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use crate::json::need_json;
+use super::ready;
 use crate::progress::Progress;
 use crate::supervise::control::{Client, Phase, Snapshot};
 use anyhow::{Result, bail};
-use hpk_api::cluster::ClusterConfig;
 use hpk_layout::Home;
-use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,9 +25,7 @@ pub(super) async fn finish(
             why(last.as_ref())
         ),
     }
-    let config = home.kubeconfig();
-    progress.done("ready");
-    println!("Kubernetes is up. Next:\n  export KUBECONFIG={}\n  kubectl get nodes\n  hpk status", config.display());
+    ready::tell(home, progress);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,35 +59,7 @@ async fn wait(home: &Home, client: &mut Client, progress: &Progress, last: &mut 
             break has_kubelet;
         }
     };
-    let client = crate::bootstrap::client(home).await?;
-    if has_kubelet {
-        node_ready(home, &client, progress).await?;
-    }
-    default_account(client, progress).await
-}
-
-/// Without the default service account the API server refuses every pod; the controller manager makes it some seconds
-/// after the first start.
-async fn default_account(client: kube::Client, progress: &Progress) -> Result<()> {
-    progress.waiting("waiting for the default service account".to_owned());
-    let accounts: kube::Api<ServiceAccount> = kube::Api::namespaced(client, "default");
-    kube::runtime::wait::await_condition(accounts, "default", |a: Option<&ServiceAccount>| a.is_some()).await?;
-    Ok(())
-}
-
-async fn node_ready(home: &Home, client: &kube::Client, progress: &Progress) -> Result<()> {
-    let cluster: ClusterConfig = need_json(&home.cluster_json())?;
-    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
-    let ready = |node: Option<&Node>| {
-        node.and_then(|n| n.status.as_ref()?.conditions.as_ref())
-            .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
-    };
-    for name in std::iter::once(&cluster.node_name).chain(cluster.partitions.nodes.iter().map(|n| &n.name)) {
-        progress.waiting(format!("waiting for node {name} to be Ready"));
-        kube::runtime::wait::await_condition(nodes.clone(), name, ready).await?;
-        progress.done(&format!("node {name} Ready"));
-    }
-    Ok(())
+    ready::wait(home, has_kubelet, progress).await
 }
 
 /// What the components that do not serve say.
