@@ -1,5 +1,5 @@
-//! Which of a job's GPUs each container sees. Pure: [`shares`] and [`Gpus::of`] are functions of the plan and of what Slurm says
-//! in the job's environment.
+//! Which of a job's GPUs each container sees. Pure: [`shares`] and [`Gpus::of`] are functions of the plan, of what Slurm says
+//! in the job's environment, and of the GPUs' device nodes that are there.
 //!
 //! Slurm numbers the job's GPUs in variables, one item for each. Containers that ask for GPUs have items of their own, in the
 //! order of the plan; one that asks for none, beside others that do, has none. Where no container asks (the job's GPUs come by
@@ -13,8 +13,10 @@ use std::ops::Range;
 const NUMBERED: [&str; 4] = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL"];
 /// What NVIDIA's own container tools go by. Images set it to `all`.
 const NVIDIA: &str = "NVIDIA_VISIBLE_DEVICES";
-/// Numbers of the job's GPUs on the node, whatever the job's cgroup hides.
-const ON_NODE: &str = "SLURM_JOB_GPUS";
+/// Numbers of the GPUs on the node, whatever the cgroup hides: of the step where the pod is one (in a gang), else of the job.
+const ON_NODE: [&str; 2] = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"];
+/// NVIDIA's device nodes below /dev, less the number.
+const NODE: &str = "nvidia";
 
 /// The job's GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct Gpus {
     /// Variable → items.
     items: Vec<(&'static str, Vec<String>)>,
     on_node: Vec<String>,
+    /// Numbers of the device nodes that are there: where the site's cgroup hides none, those of other jobs too.
+    there: Vec<u32>,
 }
 
 /// What one container sees of them.
@@ -34,16 +38,18 @@ pub struct Seen {
 }
 
 impl Gpus {
-    /// From the job's environment.
+    /// From the job's environment, and the names below /dev.
     #[must_use]
-    pub fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
+    pub fn of(variable: impl Fn(&str) -> Option<String>, devices: impl Iterator<Item = String>) -> Self {
         let list = |name: &str| {
             let text = variable(name).filter(|text| text != "NoDevFiles")?;
             let items: Vec<String> = text.split(',').filter(|i| !i.is_empty()).map(str::to_owned).collect();
             (!items.is_empty()).then_some(items)
         };
         let items = NUMBERED.iter().filter_map(|name| Some((*name, list(name)?))).collect();
-        Self { items, on_node: list(ON_NODE).unwrap_or_default() }
+        let mut there: Vec<u32> = devices.filter_map(|name| name.strip_prefix(NODE)?.parse().ok()).collect();
+        there.sort_unstable();
+        Self { items, on_node: ON_NODE.iter().find_map(|name| list(name)).unwrap_or_default(), there }
     }
 
     /// What a container sees that has this share of them; None: all of them.
@@ -54,17 +60,12 @@ impl Gpus {
         let numbers: Option<Vec<u32>> = self.on_node.iter().map(|n| n.parse().ok()).collect();
         let numbers = numbers.filter(|n| !n.is_empty());
         for (name, items) in &self.items {
-            let value = match share {
-                None => items.join(","),
-                Some(share) => {
-                    let own = part(items, share);
-                    // Of nodes that are hidden the libraries do not know: they number the others from 0.
-                    let renumbered = *name == "CUDA_VISIBLE_DEVICES"
-                        && numbers.as_ref().is_some_and(|n| n.len() == items.len())
-                        && own.iter().all(|i| i.parse::<u32>().is_ok());
-                    if renumbered { numbered(own.len()) } else { own.join(",") }
-                }
-            };
+            let own = share.map_or(&items[..], |share| part(items, share));
+            // Of nodes that are hidden the libraries do not know: they number the others from 0.
+            let renumbered = *name == "CUDA_VISIBLE_DEVICES"
+                && numbers.as_ref().is_some_and(|n| n.len() == items.len())
+                && own.iter().all(|i| i.parse::<u32>().is_ok());
+            let value = if renumbered { numbered(own.len()) } else { own.join(",") };
             seen.env.push(((*name).to_owned(), value));
         }
         let cuda = self.items.iter().find(|(name, _)| *name == "CUDA_VISIBLE_DEVICES");
@@ -73,15 +74,16 @@ impl Gpus {
             let value = if own.is_empty() { "void".to_owned() } else { own.join(",") };
             seen.env.push((NVIDIA.to_owned(), value));
         }
-        if let (Some(share), Some(numbers)) = (share, numbers) {
-            let others = numbers.iter().enumerate().filter(|(at, _)| !share.contains(at));
-            seen.hidden = others.map(|(_, number)| format!("nvidia{number}")).collect();
+        if let Some(numbers) = numbers {
+            let own = share.map_or(&numbers[..], |share| part(&numbers, share));
+            let others = self.there.iter().filter(|number| !own.contains(number));
+            seen.hidden = others.map(|number| format!("{NODE}{number}")).collect();
         }
         seen
     }
 }
 
-fn part<'a>(items: &'a [String], share: &Range<usize>) -> &'a [String] {
+fn part<'a, T>(items: &'a [T], share: &Range<usize>) -> &'a [T] {
     &items[share.start.min(items.len())..share.end.min(items.len())]
 }
 
@@ -121,7 +123,8 @@ mod tests {
     use serde_json::json;
 
     fn gpus(variables: &[(&str, &str)]) -> Gpus {
-        Gpus::of(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+        let there = ["null", "nvidia3", "nvidia0", "nvidia1", "nvidia2", "nvidiactl"].map(str::to_owned);
+        Gpus::of(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()), there.into_iter())
     }
 
     fn value(seen: &Seen, name: &str) -> Option<String> {
@@ -154,15 +157,28 @@ mod tests {
     fn a_share_is_told_and_the_rest_is_hidden() {
         let constrained = gpus(&[("CUDA_VISIBLE_DEVICES", "0,1,2"), ("SLURM_JOB_GPUS", "1,2,3")]);
         let all = constrained.seen(None);
-        assert_eq!((value(&all, "CUDA_VISIBLE_DEVICES"), all.hidden.len()), (Some("0,1,2".to_owned()), 0));
+        assert_eq!(value(&all, "CUDA_VISIBLE_DEVICES").as_deref(), Some("0,1,2"));
+        assert_eq!(all.hidden, ["nvidia0"], "of another job, where the cgroup does not hide it");
+        let free = gpus(&[("CUDA_VISIBLE_DEVICES", "2,3"), ("SLURM_JOB_GPUS", "2,3")]).seen(None);
+        assert_eq!(value(&free, "CUDA_VISIBLE_DEVICES").as_deref(), Some("0,1"));
+        assert_eq!(free.hidden, ["nvidia0", "nvidia1"]);
         let last = constrained.seen(Some(&(1..3)));
         assert_eq!(value(&last, "CUDA_VISIBLE_DEVICES").as_deref(), Some("0,1"));
         assert_eq!(value(&last, NVIDIA).as_deref(), Some("1,2"));
-        assert_eq!(last.hidden, ["nvidia1"]);
+        assert_eq!(last.hidden, ["nvidia0", "nvidia1"]);
         let none = constrained.seen(Some(&(3..3)));
         assert_eq!(value(&none, "CUDA_VISIBLE_DEVICES").as_deref(), Some(""));
         assert_eq!(value(&none, NVIDIA).as_deref(), Some("void"));
-        assert_eq!(none.hidden, ["nvidia1", "nvidia2", "nvidia3"]);
+        assert_eq!(none.hidden, ["nvidia0", "nvidia1", "nvidia2", "nvidia3"]);
+    }
+
+    #[test]
+    fn a_step_has_its_own_of_the_jobs() {
+        let step = gpus(&[("CUDA_VISIBLE_DEVICES", "1"), ("SLURM_JOB_GPUS", "0,1"), ("SLURM_STEP_GPUS", "1")]);
+        let seen = step.seen(Some(&(0..1)));
+        // Of one node that is there the libraries know as 0.
+        assert_eq!(value(&seen, "CUDA_VISIBLE_DEVICES").as_deref(), Some("0"));
+        assert_eq!(seen.hidden, ["nvidia0", "nvidia2", "nvidia3"]);
     }
 
     #[test]

@@ -74,7 +74,9 @@ impl Specs {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        let gpus = Gpus::of(|name| std::env::var(name).ok());
+        let devices = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+        let gpus =
+            Gpus::of(|name| std::env::var(name).ok(), devices.filter_map(|entry| entry.file_name().into_string().ok()));
         Self {
             paths,
             pod_ips: Vec::new(),
