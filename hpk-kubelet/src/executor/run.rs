@@ -89,6 +89,18 @@ pub struct Run {
     /// Whose run it is.
     #[serde(default)]
     pub kind: Kind,
+    /// Of a component of a heterogeneous job of Slurm's: which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<Component>,
+}
+
+/// A component of a heterogeneous job. To squeue and sacct it is a job with an id of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// The id of the whole, which is that of its first component.
+    pub whole: String,
+    /// From 0.
+    pub number: u32,
 }
 
 impl Run {
@@ -112,6 +124,7 @@ impl Run {
             limit_minutes: None,
             killed_by: None,
             kind: Kind::default(),
+            component: None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! One allocation of a gang, as the registry knows it.
 
 use super::heard::{Effect, Seen, Ticket, World};
-use hpk_api::gang::{GangFile, Member, Wish};
+use hpk_api::gang::{Component, GangFile, Member, Wish};
+use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -59,15 +60,34 @@ impl Allocation {
             }
     }
 
-    /// Places that nobody has. One that is ending has its place still.
+    /// Places that nobody has, of all components.
     pub(super) fn free(&self, world: &impl World) -> u32 {
+        let parts = self.file.parts();
+        parts.iter().zip(0..).map(|(part, number)| self.free_of(part, number, world)).sum()
+    }
+
+    /// Places of a component that nobody has. One that is ending has its place still.
+    fn free_of(&self, part: &Component, number: u32, world: &impl World) -> u32 {
         let has = |member: &&Member| match world.pod(&member.uid) {
             Seen::Alive | Seen::Ending => true,
             Seen::Nothing => !self.seen.contains(&member.uid),
             Seen::Over => false,
         };
-        let taken = self.file.members.iter().filter(has).count();
-        self.file.slots.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
+        let taken = self.file.members.iter().filter(|member| member.component == number).filter(has).count();
+        part.slots.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
+    }
+
+    /// The component with the smallest free place in which this pod has room.
+    pub(super) fn room_for(&self, pod: &Pod, world: &impl World) -> Option<u32> {
+        let parts = self.file.parts();
+        let size = |part: &Component| part.place.as_ref().map(|place| (place.cpus, place.memory_mib));
+        let free = parts.iter().zip(0..).filter(|(part, number)| self.free_of(part, *number, world) > 0);
+        free.filter(|(part, _)| world.fits(pod, part)).min_by_key(|(part, _)| size(part)).map(|(_, number)| number)
+    }
+
+    /// What scancel calls the part of the job that has the batch script: the first component.
+    pub(super) fn with_script(&self, job: &str) -> String {
+        if self.file.is_heterogeneous() { format!("{job}+0") } else { job.to_owned() }
     }
 
     /// The file is to be written anew.

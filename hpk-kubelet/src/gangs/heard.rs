@@ -2,7 +2,8 @@
 
 use super::Gate;
 use super::claim::{Claim, Key, Policy};
-use hpk_api::gang::{GangFile, Wish};
+use super::shape::Request;
+use hpk_api::gang::{Component, GangFile, Wish};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +21,7 @@ pub(super) enum Heard {
     /// The pod is to be submitted.
     Submit { ticket: Ticket, uid: String },
     /// Why the members of a gang that was to begin do not fit into one allocation, or what is asked for.
-    Shaped { id: String, result: Result<(Vec<String>, Vec<String>), String> },
+    Shaped { id: String, result: Result<Request, String> },
     /// `gang.json` of this generation was written, or not.
     Written { id: String, generation: u64, ok: bool },
     /// sbatch has ended. Err: whether it is sure that no job comes of it, and why.
@@ -90,6 +91,8 @@ pub(super) enum Effect {
 pub(super) trait World {
     /// The PodGroup's policy; None: it is not there.
     fn policy(&self, namespace: &str, name: &str) -> Option<Policy>;
+    /// Whether the pod has room in a place of this component.
+    fn fits(&self, pod: &Pod, component: &Component) -> bool;
     /// The pod as the kubelet has it now.
     fn pod(&self, uid: &str) -> Seen;
     fn now(&self) -> Instant;

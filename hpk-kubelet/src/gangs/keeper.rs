@@ -9,12 +9,12 @@ use crate::controller::event::{Event, Sender};
 use crate::controller::seen::Pods;
 use crate::executor::script::quote;
 use crate::executor::slurm::client::Client;
-use crate::executor::slurm::flags;
+use crate::executor::slurm::flags as slurm_flags;
 use crate::executor::slurm::request::Defaults;
 use crate::nodes::{self, Nodes};
 use crate::pods::phase;
 use hpk_api::cluster::ClusterConfig;
-use hpk_api::gang::{GangFile, Wish};
+use hpk_api::gang::{Component, GangFile, Wish};
 use hpk_layout::{Home, Install};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
@@ -158,13 +158,21 @@ struct Keeper {
 
 struct Around<'a> {
     pods: watch::Ref<'a, Pods>,
-    groups: Option<&'a Store<PodGroup>>,
+    parts: &'a Parts,
 }
 
 impl World for Around<'_> {
     fn policy(&self, namespace: &str, name: &str) -> Option<Policy> {
-        let group = self.groups?.get(&ObjectRef::new(name).within(namespace))?;
+        let group = self.parts.groups.as_ref()?.get(&ObjectRef::new(name).within(namespace))?;
         Some(claim::policy(&group))
+    }
+
+    fn fits(&self, pod: &Pod, component: &Component) -> bool {
+        // Of a gang that an earlier version has begun this is not known; its places are equal.
+        let Some(place) = &component.place else { return true };
+        let facts = self.parts.node.borrow();
+        flags(self.parts, pod)
+            .is_ok_and(|flags| shape::fits(pod, &flags, place, &self.parts.defaults, ground(self.parts, &facts)))
     }
 
     fn pod(&self, uid: &str) -> Seen {
@@ -179,6 +187,21 @@ impl World for Around<'_> {
     fn now(&self) -> Instant {
         Instant::now()
     }
+}
+
+fn ground<'a>(parts: &Parts, facts: &'a NodeFacts) -> shape::Ground<'a> {
+    shape::Ground { site: &facts.site, there: &facts.cluster, vendor: parts.cluster.gpu_vendor }
+}
+
+/// The flags of a member's job: what it says itself, and the partition of its Node.
+fn flags(parts: &Parts, pod: &Pod) -> Result<Vec<String>, String> {
+    let given = shape::flags_of(pod, parts.cluster.pod_flags, &parts.cluster.priority_classes);
+    let mut given = given.map_err(|error| error.to_string())?;
+    let partition = nodes::partition(parts.nodes.of_pod(pod), slurm_flags::value(&given, "partition"))?;
+    if let Some(partition) = partition.filter(|_| !slurm_flags::has(&given, "partition")) {
+        given.insert(0, format!("--partition={partition}"));
+    }
+    Ok(given)
 }
 
 impl Keeper {
@@ -225,7 +248,9 @@ impl Keeper {
     fn hear(&mut self, heard: Heard) {
         let mut queue = vec![heard];
         while let Some(heard) = queue.pop() {
-            let around = Around { pods: self.parts.pods.borrow_and_update(), groups: self.parts.groups.as_ref() };
+            // Changes from now on are heard of.
+            self.parts.pods.mark_unchanged();
+            let around = Around { pods: self.parts.pods.borrow(), parts: &self.parts };
             let effects = self.registry.on(heard, &around);
             drop(around);
             for effect in effects {
@@ -299,32 +324,15 @@ impl Keeper {
         let _ = self.outcomes.remove(&ticket).map(|reply| reply.send(outcome));
     }
 
-    fn shape(
-        &self,
-        id: &str,
-        group: &str,
-        members: &[Arc<Pod>],
-        all: bool,
-    ) -> Result<(Vec<String>, Vec<String>), String> {
-        let cluster = &self.parts.cluster;
+    fn shape(&self, id: &str, group: &str, members: &[Arc<Pod>], all: bool) -> Result<shape::Request, String> {
         let folder = self.parts.home.gangs().join(id);
         let name = job_name(group);
         let names = shape::Names { id, name: &name, folder: &folder };
-        let facts = self.parts.node.borrow().clone();
-        let ground = shape::Ground { site: &facts.site, there: &facts.cluster, vendor: cluster.gpu_vendor };
-        let with_flags = |pod: &'_ Arc<Pod>| {
-            let given = shape::flags_of(pod, cluster.pod_flags, &cluster.priority_classes);
-            let mut given = given.map_err(|error| error.to_string())?;
-            let partition = nodes::partition(self.parts.nodes.of_pod(pod), flags::value(&given, "partition"))?;
-            if let Some(partition) = partition.filter(|_| !flags::has(&given, "partition")) {
-                given.insert(0, format!("--partition={partition}"));
-            }
-            Ok::<_, String>(given)
-        };
-        let flags = members.iter().map(with_flags).collect::<Result<Vec<_>, _>>()?;
+        let facts = self.parts.node.borrow();
+        let flags = members.iter().map(|pod| flags(&self.parts, pod)).collect::<Result<Vec<_>, _>>()?;
         let list: Vec<(&Pod, Vec<String>)> = members.iter().map(AsRef::as_ref).zip(flags).collect();
-        let request = shape::request(&list, &names, all, &self.parts.defaults, ground).map_err(|e| e.to_string())?;
-        Ok((request.arguments, request.step))
+        let request = shape::request(&list, &names, all, &self.parts.defaults, ground(&self.parts, &facts));
+        request.map_err(|error| error.to_string())
     }
 
     fn write(&self, file: GangFile) {
@@ -425,6 +433,7 @@ mod tests {
             group: "PodGroup ns/g".into(),
             slots: 1,
             step: vec![],
+            components: vec![],
             members: vec![],
             job_id: None,
         };

@@ -1,7 +1,7 @@
 //! Gangs: pods that begin together, in one Slurm allocation with a step for each.
 //!
 //! ```text
-//!  a pod ──claim──▶ which gang? ──▶ decide: enough members? ─▶ prepare them ─▶ all ready? ─▶ shape: N equal places
+//!  a pod ──claim──▶ which gang? ──▶ decide: enough members? ─▶ prepare them ─▶ all ready? ─▶ shape: places
 //!                                      │                                                     │
 //!                                      └─ no: Pending, "3 of 4 members are there"            └─▶ gang.json, one sbatch
 //!  squeue's word of the allocation + the member's own file ──member──▶ a run of the pod's own
@@ -13,7 +13,9 @@
 //! |---|---|
 //! | [`claim`] | which gang a pod says it belongs to, and how many pods that is; pure |
 //! | [`decide`] | what is done about a gang's waiting members; pure |
+//! | [`split`] | which members have equal places; pure |
 //! | [`shape`] | one allocation for all, or why there can be none; pure |
+//! | `whole` | a gang's job, or the components of one, in Slurm's lists; pure |
 //! | [`member`] | what the allocation's job and its agent's word mean for one member; pure |
 //! | `registry` | all gangs and allocations, a state machine; pure |
 //! | [`keeper`] | the task that owns the registry and performs what it wants |
@@ -28,6 +30,8 @@ pub mod member;
 mod registry;
 pub mod seam;
 pub mod shape;
+pub mod split;
+mod whole;
 
 /// Whether an attempt to prepare a pod goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,9 +2,10 @@
 
 use super::heard::Heard;
 use super::keeper::{Gangs, Outcome, job_name};
+use super::whole::{self, Whole};
 use super::{claim, member, parts};
 use crate::executor::run::Run;
-use crate::executor::slurm::client::Client;
+use crate::executor::slurm::client::{Client, Part};
 use crate::executor::slurm::cluster::Cluster;
 use crate::executor::slurm::limits::Site;
 use crate::executor::words::Words;
@@ -39,33 +40,27 @@ impl WithGangs {
     async fn members(&self, runs: Vec<Run>, whole: bool) -> Vec<Run> {
         // After Slurm was asked: what it has submitted is known here.
         let files = self.gangs.files();
-        let folder = self.home.gangs();
-        let (mut list, mut of_gangs) = (Vec::new(), Vec::new());
-        for run in runs {
-            match gang_of(&run, &folder) {
-                None => list.push(run),
-                Some(id) => of_gangs.push((id.to_owned(), run)),
-            }
-        }
+        let (mut list, of_gangs) = whole::take(runs, &self.home.gangs());
         if whole {
             self.tell_gone(&files, &of_gangs);
         }
         let mut known = Vec::new();
-        for (id, run) in of_gangs {
+        for job in of_gangs {
+            let id = job.gang.clone();
             match files.iter().find(|file| file.id == id) {
                 Some(file) => {
                     if file.job_id.is_none() {
-                        self.gangs.tell(Heard::Found { id: id.clone(), job: run.id.clone() });
+                        self.gangs.tell(Heard::Found { id: id.clone(), job: job.job.clone() });
                     }
-                    if run.is_gone() {
+                    if job.is_gone() {
                         self.gangs.tell(Heard::Over { id });
                     }
-                    known.push((file.clone(), run));
+                    known.push((file.clone(), job));
                 }
-                None if whole && !run.phase.is_over() => {
-                    tracing::warn!(gang = %id, job = %run.id, "no gang has this job: it is cancelled");
-                    if let Err(error) = self.slurm.cancel(&run.id).await {
-                        tracing::warn!(job = %run.id, %error, "scancel of a gang");
+                None if whole && !job.is_over() => {
+                    tracing::warn!(gang = %id, job = %job.job, "no gang has this job: it is cancelled");
+                    if let Err(error) = self.slurm.cancel(&job.job).await {
+                        tracing::warn!(job = %job.job, %error, "scancel of a gang");
                     }
                 }
                 None => {}
@@ -74,7 +69,7 @@ impl WithGangs {
         if !known.is_empty() {
             let home = self.home.clone();
             let views = tokio::task::spawn_blocking(move || {
-                let views = known.iter().flat_map(|(file, run)| views(&home, file, run));
+                let views = known.iter().flat_map(|(file, job)| views(&home, file, job));
                 views.collect::<Vec<_>>()
             });
             list.extend(views.await.unwrap_or_default());
@@ -83,30 +78,25 @@ impl WithGangs {
     }
 
     /// Allocations that are in no list of all jobs any more are over.
-    fn tell_gone(&self, files: &[GangFile], listed: &[(String, Run)]) {
+    fn tell_gone(&self, files: &[GangFile], listed: &[Whole]) {
         for file in files.iter().filter(|file| file.job_id.is_some()) {
-            if !listed.iter().any(|(id, _)| *id == file.id) {
+            if !listed.iter().any(|job| job.gang == file.id) {
                 self.gangs.tell(Heard::Over { id: file.id.clone() });
             }
         }
     }
 }
 
-/// The id of the gang whose allocation a run is.
-fn gang_of<'a>(run: &'a Run, gangs: &Path) -> Option<&'a str> {
-    let folder = Path::new(&run.folder);
-    (folder.parent() == Some(gangs)).then(|| folder.file_name()?.to_str()).flatten()
-}
-
-fn views(home: &Home, file: &GangFile, run: &Run) -> Vec<Run> {
+fn views(home: &Home, file: &GangFile, job: &Whole) -> Vec<Run> {
     let members = file.members.iter().enumerate().map(|(number, m)| {
         let said = member_file(home, &file.id, &m.uid);
         let folder = home.pod(&m.uid);
+        let own = job.of(m.component);
         member::view(&member::Known {
             uid: &m.uid,
             number,
             folder: &folder,
-            job: run,
+            job: &own,
             file: said.as_ref(),
             wish: m.wish,
         })
@@ -201,11 +191,13 @@ impl Executor for WithGangs {
     fn step(&self, id: &str, netns: &Path, folder: &Path) -> Result<Child, ExecutorError> {
         let Some((job, number)) = parts(id) else { return Executor::step(&self.slurm, id, netns, folder) };
         let files: Arc<Vec<GangFile>> = self.gangs.files();
-        let node = files.iter().find(|file| file.job_id.as_deref() == Some(job)).and_then(|file| {
-            let member = file.members.get(number)?;
-            Some(member_file(&self.home, &file.id, &member.uid)?.node)
+        let file = files.iter().find(|file| file.job_id.as_deref() == Some(job));
+        let member = file.and_then(|file| Some((file, file.members.get(number)?)));
+        let place = member.map(|(file, member)| Part {
+            node: member_file(&self.home, &file.id, &member.uid).map(|said| said.node),
+            component: file.is_heterogeneous().then_some(member.component),
         });
-        Ok(self.slurm.step_on(job, node.as_deref(), netns, folder)?)
+        Ok(self.slurm.step_in(job, &place.unwrap_or_default(), netns, folder)?)
     }
 
     fn cluster(&self) -> Answer<'_, Cluster> {
@@ -224,16 +216,6 @@ impl Executor for WithGangs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_allocation_is_known_by_its_folder() {
-        let run = |folder: &str| Run { folder: folder.to_owned(), ..Run::lost("7", "g") };
-        let gangs = Path::new("/h/gangs");
-        assert_eq!(gang_of(&run("/h/gangs/g-0"), gangs), Some("g-0"));
-        for other in ["/h/pods/u", "/other/gangs/g-0", "", "/h/gangs"] {
-            assert_eq!(gang_of(&run(other), gangs), None, "{other}");
-        }
-    }
 
     #[test]
     fn several_members_are_one_question() {

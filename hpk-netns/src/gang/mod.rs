@@ -15,7 +15,7 @@ use hpk_layout::Home;
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rule::{Act, Step};
+use rule::{Act, Slot, Step};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -62,7 +62,7 @@ async fn live(folder: &Path) -> Result<i32, GangError> {
     // Slurm tells the steps itself; this process waits for their ends.
     let mut ends = signal(SignalKind::terminate()).map_err(GangError::Signals)?;
     let mut file = read(folder)?;
-    let slots = slots().await?;
+    let slots = slots(&file).await?;
     let members = folder.join(hpk_layout::gang::MEMBERS);
     DirBuilder::new()
         .recursive(true)
@@ -114,11 +114,11 @@ struct Agent<'a> {
 impl Agent<'_> {
     fn perform(&mut self, act: Act, file: &GangFile) {
         match act {
-            Act::Start { uid, node } => {
-                self.steps.insert(uid.clone(), Step { node: node.clone(), running: true, told: Wish::Run });
+            Act::Start { uid, slot } => {
+                self.steps.insert(uid.clone(), Step { slot: slot.clone(), running: true, told: Wish::Run });
                 // Before the step: what has no file was never begun.
-                self.write(&uid, &MemberFile { node: node.clone(), started_at: Timestamp::now(), ended: None });
-                match self.start(&uid, &node, file) {
+                self.write(&uid, &MemberFile { node: slot.node.clone(), started_at: Timestamp::now(), ended: None });
+                match self.start(&uid, &slot, file) {
                     Ok(mut child) => {
                         if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
                             self.pids.insert(uid.clone(), Pid::from_raw(pid));
@@ -133,7 +133,8 @@ impl Agent<'_> {
                 }
             }
             Act::Skip { uid } => {
-                self.steps.insert(uid.clone(), Step { node: String::new(), running: false, told: Wish::Kill });
+                let slot = Slot { component: 0, node: String::new() };
+                self.steps.insert(uid.clone(), Step { slot, running: false, told: Wish::Kill });
                 let now = Timestamp::now();
                 let ended = Some(MemberEnd { exit_code: 0, at: now, killed: true });
                 self.write(&uid, &MemberFile { node: String::new(), started_at: now, ended });
@@ -144,7 +145,7 @@ impl Agent<'_> {
         }
     }
 
-    fn start(&self, uid: &str, node: &str, file: &GangFile) -> io::Result<tokio::process::Child> {
+    fn start(&self, uid: &str, slot: &Slot, file: &GangFile) -> io::Result<tokio::process::Child> {
         let pod = self.pod(uid);
         let mut open = OpenOptions::new();
         open.create(true).append(true).mode(0o600).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
@@ -153,8 +154,16 @@ impl Agent<'_> {
         let number = file.members.iter().position(|member| member.uid == uid).unwrap_or_default();
         let name = file.members.get(number).map_or(uid, |member| member.name.as_str());
         let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
-        Command::new("srun")
-            .args(arguments(name, node, &pod, &file.step))
+        let parts = file.parts();
+        let step =
+            usize::try_from(slot.component).ok().and_then(|n| parts.get(n)).map_or(&file.step, |part| &part.step);
+        let mut command = Command::new("srun");
+        // What the batch script has of its own component would be srun's default for all.
+        for name in OF_THE_JOB {
+            command.env_remove(name);
+        }
+        command
+            .args(arguments(name, slot, file.is_heterogeneous(), &pod, step))
             .arg(std::env::current_exe()?)
             .arg("run")
             .arg(&pod)
@@ -200,7 +209,7 @@ impl Agent<'_> {
         let killed = file.members.iter().any(|member| member.uid == uid && member.wish == Wish::Kill);
         let path = self.members.join(hpk_layout::gang::member_file(uid));
         let started = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<MemberFile>(&text).ok());
-        let node = step.node.clone();
+        let node = step.slot.node.clone();
         let started_at = started.map_or_else(Timestamp::now, |file| file.started_at);
         let ended = Some(MemberEnd { exit_code, at: Timestamp::now(), killed });
         self.write(uid, &MemberFile { node, started_at, ended });
@@ -217,15 +226,37 @@ impl Agent<'_> {
     }
 }
 
+/// Slurm's variables that say how large the batch script's component and its tasks are, and which GPUs all of them have.
+const OF_THE_JOB: [&str; 15] = [
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NNODES",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_MEM_PER_CPU",
+    "SLURM_MEM_PER_NODE",
+    "SLURM_TRES_PER_TASK",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_GPUS_ON_NODE",
+    "SLURM_JOB_GPUS",
+    "SLURM_STEP_GPUS",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "GPU_DEVICE_ORDINAL",
+];
+
 /// Arguments of srun for one member.
-fn arguments(name: &str, node: &str, pod: &Path, step: &[String]) -> Vec<String> {
+fn arguments(name: &str, slot: &Slot, heterogeneous: bool, pod: &Path, step: &[String]) -> Vec<String> {
     // Its own part of the allocation, on the node that it was given; its end is nobody else's.
     let mut list: Vec<String> =
         ["--nodes=1", "--ntasks=1", "--exact", "--mpi=none", "--kill-on-bad-exit=0", "--input=none", "--unbuffered"]
             .map(str::to_owned)
             .into();
     list.extend(["--export=ALL".to_owned(), "--propagate=NONE".to_owned(), "--quiet".to_owned()]);
-    list.push(format!("--nodelist={node}"));
+    if heterogeneous {
+        list.push(format!("--het-group={}", slot.component));
+    }
+    list.push(format!("--nodelist={}", slot.node));
     list.push(format!("--job-name={name}"));
     list.push(format!("--chdir={}", pod.display()));
     list.extend(step.iter().cloned());
@@ -238,14 +269,23 @@ fn read(folder: &Path) -> Result<GangFile, GangError> {
     serde_json::from_slice(&text).map_err(|source| GangError::Content { path, source })
 }
 
-/// The allocation's places.
-async fn slots() -> Result<Vec<String>, GangError> {
-    let of = |name: &str| std::env::var(name).map_err(|_| GangError::NoAllocation(name.to_owned()));
-    let (list, tasks) = (of("SLURM_JOB_NODELIST")?, of("SLURM_TASKS_PER_NODE")?);
-    let output = Command::new("scontrol").args(["show", "hostnames", &list]).output().await;
-    let text = output.map_err(|source| GangError::File { path: "scontrol".into(), source })?;
-    let nodes: Vec<String> = String::from_utf8_lossy(&text.stdout).lines().map(str::to_owned).collect();
-    rule::slots(&nodes, &tasks).ok_or_else(|| GangError::NoAllocation(format!("{list}, {tasks}")))
+/// The allocation's places, of all components.
+async fn slots(file: &GangFile) -> Result<Vec<Slot>, GangError> {
+    let mut all = Vec::new();
+    for component in 0..u32::try_from(file.parts().len()).unwrap_or(1) {
+        let suffix = if file.is_heterogeneous() { format!("_HET_GROUP_{component}") } else { String::new() };
+        let of = |name: &str| {
+            let name = format!("{name}{suffix}");
+            std::env::var(&name).map_err(|_| GangError::NoAllocation(name))
+        };
+        let (list, tasks) = (of("SLURM_JOB_NODELIST")?, of("SLURM_TASKS_PER_NODE")?);
+        let output = Command::new("scontrol").args(["show", "hostnames", &list]).output().await;
+        let text = output.map_err(|source| GangError::File { path: "scontrol".into(), source })?;
+        let nodes: Vec<String> = String::from_utf8_lossy(&text.stdout).lines().map(str::to_owned).collect();
+        let places = rule::slots(component, &nodes, &tasks);
+        all.extend(places.ok_or_else(|| GangError::NoAllocation(format!("{list}, {tasks}")))?);
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -254,7 +294,13 @@ mod tests {
 
     #[test]
     fn a_members_step_has_its_own_part_of_the_allocation() {
-        let list = arguments("ns/p", "c2", Path::new("/h/pods/u"), &["--cpus-per-task=2".to_owned()]);
+        let slot = Slot { component: 1, node: "c2".to_owned() };
+        let of = |heterogeneous| {
+            arguments("ns/p", &slot, heterogeneous, Path::new("/h/pods/u"), &["--cpus-per-task=2".to_owned()])
+        };
+        assert!(of(true).contains(&"--het-group=1".to_owned()));
+        let list = of(false);
+        assert!(!list.iter().any(|flag| flag.starts_with("--het-group")));
         for needed in ["--exact", "--nodes=1", "--ntasks=1", "--nodelist=c2", "--cpus-per-task=2", "--chdir=/h/pods/u"]
         {
             assert!(list.iter().any(|flag| flag == needed), "{needed}: {list:?}");

@@ -4,10 +4,18 @@
 use hpk_api::gang::{GangFile, Wish};
 use std::collections::BTreeMap;
 
+/// A place for one member's step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// The component of the job, from 0.
+    pub(crate) component: u32,
+    pub(crate) node: String,
+}
+
 /// A member whose step was begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    pub(crate) node: String,
+    pub(crate) slot: Slot,
     pub(crate) running: bool,
     /// The strongest wish that was passed on.
     pub(crate) told: Wish,
@@ -16,8 +24,8 @@ pub(crate) struct Step {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Begin the step of this member on this node.
-    Start { uid: String, node: String },
+    /// Begin the step of this member in this place.
+    Start { uid: String, slot: Slot },
     /// Never begin the step of this member, and say so.
     Skip { uid: String },
     /// Have it end in order.
@@ -26,15 +34,14 @@ pub(crate) enum Act {
     Kill { uid: String },
 }
 
-/// What to do now. `slots`: the allocation's places, a node's name for each. None: all is done, and the allocation ends.
-pub(crate) fn next(file: &GangFile, steps: &BTreeMap<String, Step>, slots: &[String]) -> Option<Vec<Act>> {
-    let mut free: Vec<&String> = slots.iter().collect();
+/// What to do now. `slots`: the allocation's places. None: all is done, and the allocation ends.
+pub(crate) fn next(file: &GangFile, steps: &BTreeMap<String, Step>, slots: &[Slot]) -> Option<Vec<Act>> {
+    let mut free: Vec<&Slot> = slots.iter().collect();
     for step in steps.values().filter(|step| step.running) {
-        if let Some(at) = free.iter().position(|node| **node == step.node) {
+        if let Some(at) = free.iter().position(|slot| **slot == step.slot) {
             free.remove(at);
         }
     }
-    let mut free = free.into_iter();
     let mut acts = Vec::new();
     let mut alive = steps.values().any(|step| step.running);
     for member in &file.members {
@@ -42,8 +49,8 @@ pub(crate) fn next(file: &GangFile, steps: &BTreeMap<String, Step>, slots: &[Str
         match steps.get(&member.uid) {
             None if member.wish == Wish::Run => {
                 // One that has no place yet gets one when another member ends.
-                if let Some(node) = free.next() {
-                    acts.push(Act::Start { uid, node: node.clone() });
+                if let Some(at) = free.iter().position(|slot| slot.component == member.component) {
+                    acts.push(Act::Start { uid, slot: free.remove(at).clone() });
                     alive = true;
                 }
             }
@@ -59,8 +66,8 @@ pub(crate) fn next(file: &GangFile, steps: &BTreeMap<String, Step>, slots: &[Str
     (alive || !acts.is_empty()).then_some(acts)
 }
 
-/// The allocation's places out of Slurm's `SLURM_TASKS_PER_NODE` (`2(x3),1`) for these nodes.
-pub(crate) fn slots(nodes: &[String], tasks_per_node: &str) -> Option<Vec<String>> {
+/// The places of a component out of Slurm's `SLURM_TASKS_PER_NODE` (`2(x3),1`) for its nodes.
+pub(crate) fn slots(component: u32, nodes: &[String], tasks_per_node: &str) -> Option<Vec<Slot>> {
     let mut counts = Vec::new();
     for word in tasks_per_node.split(',') {
         let (count, times) = match word.split_once("(x") {
@@ -74,7 +81,8 @@ pub(crate) fn slots(nodes: &[String], tasks_per_node: &str) -> Option<Vec<String
     if counts.len() != nodes.len() {
         return None;
     }
-    Some(nodes.iter().zip(counts).flat_map(|(node, count)| std::iter::repeat_n(node.clone(), count)).collect())
+    let slot = |node: &String| Slot { component, node: node.clone() };
+    Some(nodes.iter().zip(counts).flat_map(|(node, count)| std::iter::repeat_n(slot(node), count)).collect())
 }
 
 #[cfg(test)]
@@ -83,9 +91,15 @@ mod tests {
     use hpk_api::gang::Member;
     use proptest::prelude::*;
 
-    fn file(members: &[(usize, Wish)]) -> GangFile {
-        let members =
-            members.iter().map(|(n, wish)| Member { uid: format!("u{n}"), name: format!("ns/p{n}"), wish: *wish });
+    /// Members of an even number are in component 0, the others in the last one of `components`.
+    fn file_of(members: &[(usize, Wish)], components: u32) -> GangFile {
+        let component = |n: usize| if n.is_multiple_of(2) { 0 } else { components - 1 };
+        let members = members.iter().map(|(n, wish)| Member {
+            uid: format!("u{n}"),
+            name: format!("ns/p{n}"),
+            wish: *wish,
+            component: component(*n),
+        });
         GangFile {
             version: 1,
             id: "g".into(),
@@ -93,9 +107,18 @@ mod tests {
             group: "PodGroup ns/g".into(),
             slots: 2,
             step: vec![],
+            components: vec![],
             members: members.collect(),
             job_id: None,
         }
+    }
+
+    fn file(members: &[(usize, Wish)]) -> GangFile {
+        file_of(members, 1)
+    }
+
+    fn places(component: u32, nodes: &[&str]) -> Vec<Slot> {
+        nodes.iter().map(|node| Slot { component, node: (*node).to_owned() }).collect()
     }
 
     fn nodes(names: &[&str]) -> Vec<String> {
@@ -103,23 +126,24 @@ mod tests {
     }
 
     #[test]
-    fn places() {
-        assert_eq!(slots(&nodes(&["a", "b"]), "2,1"), Some(nodes(&["a", "a", "b"])));
-        assert_eq!(slots(&nodes(&["a", "b", "c"]), "1(x2),3"), Some(nodes(&["a", "b", "c", "c", "c"])));
+    fn places_of_a_component() {
+        assert_eq!(slots(0, &nodes(&["a", "b"]), "2,1"), Some(places(0, &["a", "a", "b"])));
+        assert_eq!(slots(1, &nodes(&["a", "b", "c"]), "1(x2),3"), Some(places(1, &["a", "b", "c", "c", "c"])));
         for wrong in ["", "x", "1", "1(x3)", "1(x", "1,1,1"] {
-            assert_eq!(slots(&nodes(&["a", "b"]), wrong), None, "{wrong}");
+            assert_eq!(slots(0, &nodes(&["a", "b"]), wrong), None, "{wrong}");
         }
     }
 
     #[test]
     fn a_life() {
-        let slots = nodes(&["a", "b"]);
-        let start = |uid: &str, node: &str| Act::Start { uid: uid.into(), node: node.into() };
+        let slots = places(0, &["a", "b"]);
+        let slot = |node: &str| Slot { component: 0, node: node.into() };
+        let start = |uid: &str, node: &str| Act::Start { uid: uid.into(), slot: slot(node) };
         let mut steps = BTreeMap::new();
         let gang = file(&[(1, Wish::Run), (2, Wish::Run)]);
         assert_eq!(next(&gang, &steps, &slots), Some(vec![start("u1", "a"), start("u2", "b")]));
         for (uid, node) in [("u1", "a"), ("u2", "b")] {
-            steps.insert(uid.to_owned(), Step { node: node.into(), running: true, told: Wish::Run });
+            steps.insert(uid.to_owned(), Step { slot: slot(node), running: true, told: Wish::Run });
         }
         assert_eq!(next(&gang, &steps, &slots), Some(vec![]));
         let gang = file(&[(1, Wish::Stop), (2, Wish::Run), (3, Wish::Run)]);
@@ -136,8 +160,21 @@ mod tests {
         let gang = file(&[(1, Wish::Kill), (2, Wish::Run), (3, Wish::Kill)]);
         let skip = Act::Skip { uid: "u3".into() };
         assert_eq!(next(&gang, &steps, &slots), Some(vec![skip]), "nobody waits for a step that never began");
-        steps.insert("u3".to_owned(), Step { node: String::new(), running: false, told: Wish::Kill });
+        steps.insert("u3".to_owned(), Step { slot: slot(""), running: false, told: Wish::Kill });
         assert_eq!(next(&gang, &steps, &slots), None);
+    }
+
+    #[test]
+    fn a_member_gets_a_place_of_its_own_component() {
+        let slots = [places(0, &["a"]), places(1, &["a", "b"])].concat();
+        let gang = file_of(&[(1, Wish::Run), (2, Wish::Run), (4, Wish::Run), (3, Wish::Run)], 2);
+        let start = |uid: &str, component, node: &str| Act::Start {
+            uid: uid.into(),
+            slot: Slot { component, node: node.into() },
+        };
+        // The second member of component 0 waits, though a place of component 1 would be there for it.
+        let want = vec![start("u1", 1, "a"), start("u2", 0, "a"), start("u3", 1, "b")];
+        assert_eq!(next(&gang, &BTreeMap::new(), &slots), Some(want));
     }
 
     fn wish() -> impl Strategy<Value = Wish> {
@@ -149,33 +186,36 @@ mod tests {
         /// ended and no member is left to start, the allocation ends.
         #[test]
         fn one_step_for_each_member(
-            places in prop::collection::vec(0_usize..3, 1..5),
+            counts in prop::collection::vec((0_u32..2, 0_usize..3), 0..5),
             story in prop::collection::vec((0_usize..6, wish(), any::<bool>()), 0..60),
         ) {
-            let slots: Vec<String> = places.iter().map(|n| format!("n{n}")).collect();
+            // Each component has a place, as each has members.
+            let counts = counts.into_iter().chain([(0, 0), (1, 0)]);
+            let slots: Vec<Slot> = counts.map(|(component, n)| Slot { component, node: format!("n{n}") }).collect();
             let mut wishes: BTreeMap<usize, Wish> = BTreeMap::new();
             let mut steps: BTreeMap<String, Step> = BTreeMap::new();
             let finish = |wishes: &BTreeMap<usize, Wish>, steps: &mut BTreeMap<String, Step>| {
                 let list: Vec<_> = wishes.iter().map(|(n, w)| (*n, *w)).collect();
-                let acts = next(&file(&list), steps, &slots);
+                let acts = next(&file_of(&list, 2), steps, &slots);
                 for act in acts.iter().flatten() {
                     match act {
-                        Act::Start { uid, node } => {
-                            let step = Step { node: node.clone(), running: true, told: Wish::Run };
+                        Act::Start { uid, slot } => {
+                            let step = Step { slot: slot.clone(), running: true, told: Wish::Run };
                             prop_assert!(steps.insert(uid.clone(), step).is_none(), "started twice");
                         }
                         Act::Skip { uid } => {
-                            let step = Step { node: String::new(), running: false, told: Wish::Kill };
+                            let slot = Slot { component: 0, node: String::new() };
+                            let step = Step { slot, running: false, told: Wish::Kill };
                             prop_assert!(steps.insert(uid.clone(), step).is_none(), "it was begun");
                         }
                         Act::Stop { uid } => steps.get_mut(uid).unwrap().told = Wish::Stop,
                         Act::Kill { uid } => steps.get_mut(uid).unwrap().told = Wish::Kill,
                     }
                 }
-                for node in &slots {
-                    let has = slots.iter().filter(|n| *n == node).count();
-                    let runs = steps.values().filter(|s| s.running && s.node == *node).count();
-                    prop_assert!(runs <= has, "{} steps on {}", runs, node);
+                for slot in &slots {
+                    let has = slots.iter().filter(|n| *n == slot).count();
+                    let runs = steps.values().filter(|s| s.running && s.slot == *slot).count();
+                    prop_assert!(runs <= has, "{} steps in {:?}", runs, slot);
                 }
                 Ok(acts.is_none())
             };

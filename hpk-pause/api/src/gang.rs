@@ -8,6 +8,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Environment of a member's step: the id of its run, `<job>/<number in the gang>`.
 pub const RUN: &str = crate::local::RUN_ID;
@@ -23,15 +24,59 @@ pub struct GangFile {
     pub generation: u64,
     /// What holds its pods together, for people: `PodGroup ns/name`.
     pub group: String,
-    /// Places for pods in the allocation: Slurm's tasks.
+    /// Places for pods in the allocation, of all components: Slurm's tasks.
     pub slots: u32,
-    /// Flags of srun that every member's step has: its size.
+    /// Flags of srun that the steps of the first component's members have: their size.
     pub step: Vec<String>,
+    /// The job's components, in Slurm's order: one, or those of a heterogeneous job. Empty: one, which `slots` and `step` say.
+    #[serde(default)]
+    pub components: Vec<Component>,
     /// The pods that have, or had, a place.
     pub members: Vec<Member>,
     /// hpk-kubelet's own: sbatch has run, or may have.
     #[serde(default)]
     pub job_id: Option<String>,
+}
+
+impl GangFile {
+    /// The components, of which there is at least one.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Component> {
+        if self.components.is_empty() {
+            return vec![Component { slots: self.slots, step: self.step.clone(), place: None }];
+        }
+        self.components.clone()
+    }
+
+    /// Whether the job is a heterogeneous one.
+    #[must_use]
+    pub fn is_heterogeneous(&self) -> bool {
+        self.components.len() > 1
+    }
+}
+
+/// Equal places of an allocation: a Slurm job, or a component of a heterogeneous one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Places for pods: Slurm's tasks.
+    pub slots: u32,
+    /// Flags of srun that its members' steps have: their size.
+    pub step: Vec<String>,
+    /// hpk-kubelet's own: what one place has. None: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// What one place has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// CPUs.
+    pub cpus: u64,
+    /// MiB.
+    pub memory_mib: u64,
+    /// Devices, by Slurm's name of them (`gpu:a100`).
+    #[serde(default)]
+    pub devices: BTreeMap<String, u64>,
 }
 
 /// A pod of a gang.
@@ -43,6 +88,9 @@ pub struct Member {
     pub name: String,
     /// What is wanted of it.
     pub wish: Wish,
+    /// The component that its place is in, from 0.
+    #[serde(default)]
+    pub component: u32,
 }
 
 /// What is wanted of a member.

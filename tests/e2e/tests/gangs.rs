@@ -203,19 +203,133 @@ fn a_killed_kubelet_finds_its_gangs_again() {
     eventually("the allocation ends", PATIENCE, || jobs_of(ns.name()).is_empty().then_some(()));
 }
 
-/// What does not fit together is told, not run.
+/// One large member and three small ones are one heterogeneous job: the small ones could begin on the full cluster, and do not
+/// before the large one can. Then each is a pod like any other, a killed kubelet finds them again, and a small pod that comes
+/// later gets the place that a small one has left.
 #[test]
-fn members_that_do_not_fit_are_told_so() {
+fn unlike_members_are_one_heterogeneous_job() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-het");
+    let filler = Filler::but_two_cpus_on_each_node();
+    pod_group(&ns, "het", 4);
+    let names = ["server", "c0", "c1", "c2"];
+    for name in names {
+        ns.apply(&member(&ns, "het", name, if name == "server" { "8" } else { "1" }).to_string());
+    }
+    for name in names {
+        let pod = ns.until_pod(name, PATIENCE, |pod| {
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions
+                .iter()
+                .any(|c| c["type"] == "slurm.hpk.io/JobStarted" && c["status"] == "False" && c["reason"] == "Resources")
+        });
+        assert_eq!(pod["status"]["phase"], "Pending", "{name} began before all could");
+    }
+    // The components of one job, N+0 and N+1.
+    let rows = |state: &str| {
+        let rows = jobs_of(ns.name());
+        let mut short: Vec<(String, String)> = rows.iter().map(|row| (row.id.clone(), row.cpus.clone())).collect();
+        short.sort();
+        assert!(rows.iter().all(|row| row.state == state && row.comment == rows[0].comment), "{rows:?}");
+        short
+    };
+    let queued = rows("PENDING");
+    let whole = queued[0].0.trim_end_matches("+0").to_owned();
+    let want = [(format!("{whole}+0"), "8".to_owned()), (format!("{whole}+1"), "3".to_owned())];
+    assert_eq!(queued, want, "a component of one large place, and one of three small ones");
+
+    drop(filler);
+    for name in names {
+        ns.wait_ready(name);
+        assert_eq!(ns.kubectl(&["logs", name]).ok(), format!("I am {name}"));
+        assert_eq!(ns.kubectl(&["exec", name, "--", "hostname"]).ok(), name);
+    }
+    assert_eq!(rows("RUNNING"), want);
+    sx("login", Some("alice"), &["pkill", "-KILL", "-x", "hpk-kubelet"]).ok();
+    eventually("exec works again", PATIENCE, || {
+        (ns.kubectl(&["exec", "c0", "--", "echo", "here"]).stdout.trim() == "here").then_some(())
+    });
+    ns.delete("pod", "c1");
+    ns.apply(&member(&ns, "het", "again", "1").to_string());
+    ns.wait_ready("again");
+    for name in ["server", "c0", "c2", "again"] {
+        assert_eq!(ns.kubectl(&["exec", name, "--", "echo", "here"]).ok(), "here", "{name}");
+        let job = ns.get("pod", name)["metadata"]["labels"]["slurm.hpk.io/job-id"].as_str().map(str::to_owned);
+        assert_eq!(job.as_ref(), Some(&whole), "{name}");
+    }
+    assert_eq!(rows("RUNNING"), want, "the same allocation");
+    for name in ["server", "c0", "c2", "again"] {
+        ns.delete("pod", name);
+    }
+    eventually("all components end with the last member", PATIENCE, || jobs_of(ns.name()).is_empty().then_some(()));
+}
+
+/// Ends of members in different components are each pod's own, also when all is over.
+#[test]
+fn members_of_a_heterogeneous_job_end_by_themselves() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-ends");
+    pod_group(&ns, "ends", 3);
+    for (name, cpus, script) in [("server", "4", "sleep 4"), ("good", "1", "sleep 1"), ("bad", "1", "sleep 2; exit 7")]
+    {
+        let mut pod = member(&ns, "ends", name, cpus);
+        pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", script]);
+        ns.apply(&pod.to_string());
+    }
+    let ended = |name: &str| {
+        let pod = ns.get("pod", name);
+        let state = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+        (pod["status"]["phase"].clone(), state["exitCode"].clone())
+    };
+    for (name, phase, code) in [("bad", "Failed", 7), ("good", "Succeeded", 0), ("server", "Succeeded", 0)] {
+        ns.wait_phase(name, phase);
+        assert_eq!(ended(name), (json!(phase), json!(code)), "{name}");
+    }
+    eventually("the allocation ends", PATIENCE, || jobs_of(ns.name()).is_empty().then_some(()));
+    assert_eq!(ended("bad"), (json!("Failed"), json!(7)));
+}
+
+/// What Slurm refuses is told to each member, with what was asked for.
+#[test]
+fn members_that_slurm_refuses_are_told_so() {
     let _turn = turn();
     let ns = Namespace::new("gang-odd");
     pod_group(&ns, "odd", 2);
     ns.apply(&member(&ns, "odd", "small", "1").to_string());
-    ns.apply(&member(&ns, "odd", "large", "20").to_string());
-    ns.until_event("small", "FailedSubmit", "members of the gang are of unlike size");
+    // More than any node has.
+    ns.apply(&member(&ns, "odd", "large", "70").to_string());
+    for name in ["small", "large"] {
+        ns.until_event(name, "FailedSubmit", "a heterogeneous job of 2 components was asked for");
+    }
     assert!(jobs_of(ns.name()).is_empty());
 
     let mut lost = ns.script_pod("lost", "Never", "true");
     lost["metadata"]["annotations"] = json!({"slurm-job.hpk.io/gang": "2"});
     ns.apply(&lost.to_string());
     ns.until_event("lost", "FailedSubmit", "the pod is none of a Job's, a JobSet's or a LeaderWorkerSet's");
+}
+
+/// Members with GPUs on one node have each its own.
+#[test]
+fn members_see_their_own_gpus() {
+    let _turn = turn();
+    let ns = Namespace::new("gang-gpus");
+    pod_group(&ns, "gpus", 3);
+    let see = "echo gpu $(ls /dev | grep -x 'nvidia[0-9]*' | xargs); sleep 3";
+    for (name, gpus) in [("a", "1"), ("b", "1"), ("none", "0")] {
+        let mut pod = member(&ns, "gpus", name, "1");
+        pod["metadata"]["annotations"] = json!({"slurm-job.hpk.io/gpu-type": "a100"});
+        pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", see]);
+        if gpus != "0" {
+            pod["spec"]["containers"][0]["resources"]["limits"] = json!({"nvidia.com/gpu": gpus});
+        }
+        ns.apply(&pod.to_string());
+    }
+    let seen = ["a", "b", "none"].map(|name| {
+        ns.wait_phase(name, "Succeeded");
+        ns.kubectl(&["logs", name]).ok().to_owned()
+    });
+    let mut of_two = [seen[0].as_str(), seen[1].as_str()];
+    of_two.sort_unstable();
+    assert_eq!((of_two, seen[2].as_str()), (["gpu nvidia0", "gpu nvidia1"], "gpu"));
 }

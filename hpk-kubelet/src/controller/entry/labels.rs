@@ -2,6 +2,7 @@
 //! set as a user of their own, who may change nothing else (`hpk bootstrap` sees to that).
 
 use crate::executor::run::Run;
+use crate::gangs::parts;
 use hpk_api::nodes::{JOB_ID, NODE, PARTITION, is_label};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ impl Labelling {
 
 /// A value that Kubernetes does not take for a label is left out.
 fn labels(job: Option<&str>, partition: Option<&str>, node: Option<&str>) -> Labels {
+    // Of a gang's member that of the whole allocation.
+    let job = job.map(|id| parts(id).map_or(id, |(job, _)| job));
     let all = [(JOB_ID, job), (PARTITION, partition), (NODE, node)];
     let told = all.into_iter().filter_map(|(key, value)| Some((key, value?)));
     told.filter(|(_, value)| is_label(value)).map(|(key, value)| (key, value.to_owned())).collect()
@@ -50,6 +53,7 @@ mod tests {
         let wanted = [(JOB_ID, "7_1"), (PARTITION, "debug"), (NODE, "c1.site")];
         assert_eq!(all, wanted.map(|(key, value)| (key, value.to_owned())).into());
         assert_eq!(labels(Some("a b"), None, None), Labels::new());
+        assert_eq!(labels(Some("7/3"), None, None), [(JOB_ID, "7".to_owned())].into());
     }
 
     #[test]

@@ -123,6 +123,15 @@ pub struct Client {
     open_files: Option<u64>,
 }
 
+/// A part of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// None: the first.
+    pub node: Option<String>,
+    /// Of a heterogeneous job: the number of the component.
+    pub component: Option<u32>,
+}
+
 /// slurmctld may be busy for a while; longer than its own MessageTimeout.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -311,19 +320,20 @@ impl Client {
     /// # Errors
     /// There is no srun, or it cannot be started; what Slurm says comes on its standard error.
     pub fn step(&self, job: &str, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
-        self.step_on(job, None, netns, folder)
+        self.step_in(job, &Part::default(), netns, folder)
     }
 
-    /// As [`Self::step`], on another node of the job than its first.
+    /// As [`Self::step`], in another part of the job than its first node.
     ///
     /// # Errors
     /// As [`Self::step`].
-    pub fn step_on(&self, job: &str, node: Option<&str>, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
+    pub fn step_in(&self, job: &str, part: &Part, netns: &Path, folder: &Path) -> Result<Child, SlurmError> {
         let srun = self.srun.as_ref().ok_or(SlurmError::NotFound { command: "srun" })?;
         let mut command = Command::new(srun);
         command
             .args(["--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--quiet", "--input=0"])
-            .arg(node.map_or_else(|| "--relative=0".to_owned(), |node| format!("--nodelist={node}")))
+            .arg(part.node.as_ref().map_or_else(|| "--relative=0".to_owned(), |node| format!("--nodelist={node}")))
+            .args(part.component.map(|number| format!("--het-group={number}")))
             // Else Slurm passes on whole lines only, and what it carries has none.
             .arg("--unbuffered")
             .args(["--job-name=hpk-link", "--chdir=/"])

@@ -1,6 +1,6 @@
 //! What Slurm says of a job: the answers of `squeue --json` and `sacct --json`, reduced to what a pod needs.
 
-use crate::executor::run::{Run, RunPhase};
+use crate::executor::run::{Component, Run, RunPhase};
 use crate::executor::words::Kind;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -65,6 +65,7 @@ fn squeue_job(value: &Value) -> Option<Run> {
         limit_minutes: minutes(&value["time_limit"]),
         killed_by: None,
         kind: Kind::Slurm,
+        component: component(&value["het_job_id"], &value["het_job_offset"]),
     })
 }
 
@@ -88,7 +89,14 @@ fn sacct_job(value: &Value) -> Option<Run> {
         limit_minutes: minutes(&value["time"]["limit"]),
         killed_by: Some(text(&value["kill_request_user"])).filter(|k| !k.is_empty()),
         kind: Kind::Slurm,
+        component: component(&value["het"]["job_id"], &value["het"]["job_offset"]),
     })
+}
+
+/// Which component of a heterogeneous job it is; the id is 0 for all other jobs.
+fn component(whole: &Value, offset: &Value) -> Option<Component> {
+    let whole = number(whole).filter(|id| *id > 0)?;
+    Some(Component { whole: whole.to_string(), number: u32::try_from(number(offset)?).ok()? })
 }
 
 /// What Slurm's shorthand means, for the reasons that users meet most.
@@ -213,6 +221,8 @@ mod tests {
              "exit_code": {"return_code": set(3), "signal": {"id": {"set": false, "number": 0}}}},
             {"job_id": 10, "comment": "x", "job_state": ["PREEMPTED", "REQUEUED"]},
             {"job_id": 11, "comment": "x", "job_state": ["FUTURE_STATE"]},
+            {"job_id": 13, "comment": "y", "job_state": ["PENDING"], "het_job_id": set(12), "het_job_offset": set(1)},
+            {"job_id": 14, "comment": "z", "job_state": ["PENDING"], "het_job_id": set(0), "het_job_offset": set(0)},
         ]});
         let jobs = from_squeue(answer.to_string().as_bytes()).expect("jobs");
         let short: Vec<_> =
@@ -224,8 +234,12 @@ mod tests {
                 ("8", RunPhase::Pending, false, "Resources", None),
                 ("9", RunPhase::Failed, true, "NonZeroExitCode", Some(3)),
                 ("10", RunPhase::Pending, false, "", None),
+                ("13", RunPhase::Pending, false, "", None),
+                ("14", RunPhase::Pending, false, "", None),
             ]
         );
+        assert_eq!(jobs[4].component, Some(Component { whole: "12".to_owned(), number: 1 }));
+        assert_eq!(jobs[5].component, None);
         assert_eq!(jobs[0].started_at, Some(Timestamp::from_second(1_700_000_000).expect("time")));
         assert_eq!(jobs[0].folder, "/h/pods/u");
         assert_eq!(jobs[0].ended_at, None, "the end of a running job is only planned");
@@ -236,13 +250,14 @@ mod tests {
     #[test]
     fn sacct() {
         let answer = json!({"jobs": [{"job_id": 7, "comment": {"job": "u"}, "working_directory": "/h/pods/u", "state": {"current": ["CANCELLED"], "reason": "None"},
-            "kill_request_user": "bob", "nodes": "c1", "time": {"start": 1_700_000_000, "end": 1_700_000_060},
+            "kill_request_user": "bob", "nodes": "c1", "het": {"job_id": 6, "job_offset": {"set": true, "number": 1}}, "time": {"start": 1_700_000_000, "end": 1_700_000_060},
             "exit_code": {"return_code": {"set": true, "number": 0}, "signal": {"id": {"set": true, "number": 15}}}}]});
         let jobs = from_sacct(answer.to_string().as_bytes()).expect("jobs");
         assert_eq!(jobs[0].folder, "/h/pods/u");
         assert_eq!(jobs[0].phase, RunPhase::Cancelled);
         assert_eq!(jobs[0].killed_by.as_deref(), Some("bob"));
         assert_eq!(jobs[0].exit_code, Some(143));
+        assert_eq!(jobs[0].component, Some(Component { whole: "6".to_owned(), number: 1 }));
         assert_eq!(jobs[0].ended_at, Some(Timestamp::from_second(1_700_000_060).expect("time")));
     }
 

@@ -4,6 +4,7 @@ use super::Registry;
 use crate::gangs::allocation::Allocation;
 use crate::gangs::decide::State;
 use crate::gangs::heard::{Effect, Ticket, World};
+use crate::gangs::shape::Request;
 use crate::gangs::{parts, run_id};
 use hpk_api::gang::Wish;
 use std::collections::BTreeSet;
@@ -27,15 +28,19 @@ impl Registry {
     pub(super) fn shaped(
         &mut self,
         id: &str,
-        result: Result<(Vec<String>, Vec<String>), String>,
+        result: Result<Request, String>,
         world: &impl World,
         fx: &mut Vec<Effect>,
     ) {
         let Some(allocation) = self.allocations.get_mut(id) else { return };
         match result {
-            Ok((arguments, step)) => {
-                allocation.arguments = arguments;
-                allocation.file.step = step;
+            Ok(request) => {
+                allocation.arguments = request.arguments;
+                allocation.file.step = request.components.first().map(|part| part.step.clone()).unwrap_or_default();
+                allocation.file.components = request.components;
+                for (member, component) in allocation.file.members.iter_mut().zip(request.of_members) {
+                    member.component = component;
+                }
                 self.gathered(id, world, fx);
             }
             Err(why) => {
@@ -98,7 +103,7 @@ impl Registry {
         let done: Vec<(u64, Ticket, usize)> = done;
         fx.extend(done.into_iter().map(|(_, ticket, n)| Effect::Made { ticket, run: run_id(&job, n) }));
         if generation > 2 {
-            fx.push(Effect::Nudge { job });
+            fx.push(Effect::Nudge { job: allocation.with_script(&job) });
         }
     }
 
@@ -120,7 +125,10 @@ impl Registry {
                     }
                 }
             }
-            Err((true, why)) => self.give_up(id, true, &why, fx),
+            Err((true, why)) => {
+                let why = refusal(why, allocation.file.components.len());
+                self.give_up(id, true, &why, fx);
+            }
             // A job may come of it: the file stays, by which its members find themselves in it.
             Err((false, why)) => {
                 let come = allocation.gather.take().map(|(_, come)| come).unwrap_or_default();
@@ -164,7 +172,7 @@ impl Registry {
             member.wish = wish;
             allocation.changed(fx);
         } else if allocation.written == allocation.file.generation {
-            fx.push(Effect::Nudge { job: job.to_owned() });
+            fx.push(Effect::Nudge { job: allocation.with_script(job) });
         }
         if allocation.file.members.iter().all(|m| m.wish == Wish::Kill) {
             fx.push(Effect::Cancel { job: job.to_owned() });
@@ -184,4 +192,15 @@ impl Registry {
             }
         }
     }
+}
+
+/// Slurm's word, and what its reader should know of a job with several components.
+fn refusal(why: String, components: usize) -> String {
+    if components < 2 {
+        return why;
+    }
+    format!(
+        "{why} (the members are unlike, so a heterogeneous job of {components} components was asked for; with requests, flags and \
+         devices that are nearer to each other it is a plain job)"
+    )
 }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::gangs::claim::{Claim, Policy};
+use crate::gangs::shape::Request;
+use hpk_api::gang::{Component, Place};
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
@@ -49,12 +51,34 @@ impl World for Around<'_> {
     fn policy(&self, _: &str, _: &str) -> Option<Policy> {
         Some(Policy { min_count: Some(self.min), all: false })
     }
+    fn fits(&self, pod: &Pod, component: &Component) -> bool {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        component.place.as_ref().is_none_or(|place| place.cpus >= cpus(uid))
+    }
     fn pod(&self, uid: &str) -> Seen {
         self.pods.get(uid).copied().unwrap_or(Seen::Nothing)
     }
     fn now(&self) -> Instant {
         self.now
     }
+}
+
+/// Pods whose name begins with `L` are large.
+fn cpus(uid: &str) -> u64 {
+    if uid.starts_with('L') { 8 } else { 1 }
+}
+
+/// The large ones are a component, and the others are one.
+fn places(uids: &[String]) -> Request {
+    let mut request = Request { arguments: vec!["--x".to_owned()], ..Request::default() };
+    let mut sizes: Vec<u64> = uids.iter().map(|uid| cpus(uid)).collect();
+    request.of_members = sizes.iter().map(|size| u32::from(*size == 1 && sizes.contains(&8))).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    for group in sizes.chunk_by(|a, b| a == b) {
+        let place = Some(Place { cpus: group[0], ..Place::default() });
+        request.components.push(Component { slots: u32::try_from(group.len()).unwrap(), step: vec![], place });
+    }
+    request
 }
 
 impl Site {
@@ -132,8 +156,9 @@ impl Site {
                     self.unfit -= 1;
                     return Some(Heard::Shaped { id, result: Err("of unlike size".to_owned()) });
                 }
-                let arguments = vec![format!("--ntasks={}", members.len())];
-                Some(Heard::Shaped { id, result: Ok((arguments.clone(), arguments)) })
+                let uids: Vec<String> =
+                    members.iter().map(|pod| pod.metadata.uid.clone().unwrap_or_default()).collect();
+                Some(Heard::Shaped { id, result: Ok(places(&uids)) })
             }
             Effect::Write(file) => {
                 let (id, generation) = (file.id.clone(), file.generation);
@@ -247,6 +272,43 @@ fn a_replacement_takes_a_free_place_and_one_more_is_alone() {
 }
 
 #[test]
+fn members_of_unlike_size_have_places_of_their_own_kind() {
+    let mut site = Site::new(3);
+    site.come("La");
+    site.come("b");
+    site.come("c");
+    assert_eq!(site.made.len(), 1);
+    let component = |site: &Site, uid: &str| {
+        let file = site.disk.values().next().unwrap();
+        file.members.iter().find(|member| member.uid == uid).map(|member| member.component)
+    };
+    assert_eq!(["La", "b", "c"].map(|uid| component(&site, uid)), [Some(0), Some(1), Some(1)]);
+    // A large one has no room in the place of a small one.
+    site.see("b", Seen::Nothing);
+    site.come("Ld");
+    assert_eq!(site.alone, ["Ld"]);
+    // Of two places that are free a small one takes the small one.
+    site.min = 1;
+    site.see("La", Seen::Nothing);
+    site.come("e");
+    assert_eq!(component(&site, "e"), Some(1));
+    site.come("f");
+    assert_eq!(component(&site, "f"), Some(0), "the large place is better than none");
+}
+
+#[test]
+fn a_refused_heterogeneous_job_is_told_as_such() {
+    for (second, said) in [("b", true), ("Lb", false)] {
+        let mut site = Site::new(2);
+        site.refuse = 1;
+        site.come("La");
+        site.come(second);
+        let (_, why) = site.failed.first().expect("a refusal");
+        assert!(why.starts_with("no") && why.contains("heterogeneous job of 2 components") == said, "{why}");
+    }
+}
+
+#[test]
 fn when_all_are_gone_the_next_are_a_gang_of_their_own() {
     let mut site = Site::new(2);
     site.come("a");
@@ -334,6 +396,11 @@ enum Happening {
     Time,
 }
 
+/// Every third pod is large.
+fn name(n: u8) -> String {
+    if n.is_multiple_of(3) { format!("L{n}") } else { format!("u{n}") }
+}
+
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         6 => (0_u8..12).prop_map(Happening::Come),
@@ -350,7 +417,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Whatever comes and goes, and whatever sbatch says: no pod has a place in two jobs, or one beside a job of its own;
-    /// and no job begins with less than minCount members there.
+    /// no job begins with less than minCount members there; and no component has more living members than places, or one that
+    /// is too large for them.
     #[test]
     fn a_pod_has_one_place(min in 1_u32..5, story in prop::collection::vec(happening(), 0..40)) {
         let mut site = Site::new(min);
@@ -358,13 +426,13 @@ proptest! {
             let before = site.made.len();
             match happening {
                 Happening::Come(n) => {
-                    let uid = format!("u{n}");
+                    let uid = name(n);
                     if !site.pods.contains_key(&uid) && !site.runs.contains_key(&uid) && !site.alone.contains(&uid) {
                         site.come(&uid);
                     }
                 }
-                Happening::Go(n) => site.see(&format!("u{n}"), Seen::Nothing),
-                Happening::Finish(n) => site.see(&format!("u{n}"), Seen::Over),
+                Happening::Go(n) => site.see(&name(n), Seen::Nothing),
+                Happening::Finish(n) => site.see(&name(n), Seen::Over),
                 Happening::Refuse => site.refuse = 1,
                 Happening::Lose => site.lose = 1,
                 Happening::Drop => site.drop = 1,
@@ -382,6 +450,15 @@ proptest! {
             placed.sort();
             placed.dedup();
             prop_assert_eq!(placed.len(), number, "a pod has two places: {:?} {:?}", site.made, site.alone);
+            for file in site.disk.values() {
+                for (part, component) in file.components.iter().zip(0..) {
+                    let own = file.members.iter().filter(|m| m.component == component && m.wish == Wish::Run);
+                    let own: Vec<_> = own.filter(|member| site.pods.get(&member.uid) == Some(&Seen::Alive)).collect();
+                    let place = part.place.as_ref().map_or(0, |place| place.cpus);
+                    prop_assert!(own.len() <= part.slots as usize, "{:?}", file);
+                    prop_assert!(own.iter().all(|member| cpus(&member.uid) <= place), "{:?}", file);
+                }
+            }
         }
     }
 }

@@ -92,7 +92,9 @@ impl Registry {
             format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
         };
         let objects = pods.iter().map(|(_, m)| m.pod.clone()).collect();
-        let list = pods.iter().map(|(uid, m)| Member { uid: (*uid).clone(), name: name(m), wish: Wish::Run }).collect();
+        let list =
+            pods.iter().map(|(uid, m)| Member { uid: (*uid).clone(), name: name(m), wish: Wish::Run, component: 0 });
+        let list = list.collect();
         let all = match group.size {
             Some(Size::OfPodGroup) => world.policy(&key.namespace, &key.name).is_some_and(|p| p.all),
             _ => true,
@@ -116,6 +118,7 @@ impl Registry {
             group: key.to_string(),
             slots: u32::try_from(members.len()).unwrap_or(u32::MAX),
             step: Vec::new(),
+            components: Vec::new(),
             members: list,
             job_id: None,
         };
@@ -142,15 +145,15 @@ impl Registry {
             }
             Some(Step::Join) => {
                 let name = self.name_of(&key, uid);
+                let pod = self.groups.get(&key).and_then(|g| g.waiting.get(uid)).map(|m| m.pod.clone());
                 self.leave(&key, uid);
                 let text = key.to_string();
-                match self
-                    .allocations
-                    .values_mut()
-                    .find(|a| a.is_living() && a.key == text && !a.has(uid) && a.free(world) > 0)
-                {
-                    Some(allocation) => {
-                        allocation.file.members.push(Member { uid: uid.to_owned(), name, wish: Wish::Run });
+                let mut living =
+                    self.allocations.values_mut().filter(|a| a.is_living() && a.key == text && !a.has(uid));
+                let room = living.find_map(|a| a.room_for(pod.as_ref()?, world).map(|component| (a, component)));
+                match room {
+                    Some((allocation, component)) => {
+                        allocation.file.members.push(Member { uid: uid.to_owned(), name, wish: Wish::Run, component });
                         let number = allocation.file.members.len() - 1;
                         allocation.seen.insert(uid.to_owned());
                         allocation.changed(fx);
