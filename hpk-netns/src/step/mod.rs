@@ -284,13 +284,20 @@ async fn listen(mut err: ChildStderr, mut log: pipe::Sender) -> String {
         last.extend_from_slice(part);
         last.drain(..last.len().saturating_sub(WORDS));
     }
-    last_lines(&last)
+    telling(&last)
 }
 
-fn last_lines(bytes: &[u8]) -> String {
+/// What of srun's words goes into a message: the last three lines; of more, srun's first error and the last two. What went wrong
+/// first is the reason, and the rest often only says what became of the other ranks.
+fn telling(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join("; ")
+    let last = |count: usize| lines.get(lines.len().saturating_sub(count)..).unwrap_or_default();
+    let first = lines.iter().take(lines.len().saturating_sub(2)).find(|line| line.starts_with("srun: error: "));
+    match first {
+        Some(first) => std::iter::once(first).chain(last(2)).copied().collect::<Vec<_>>().join("; "),
+        None => last(3).join("; "),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Sessions beside a rank, for the supervisor: a process on the rank's node, and the bytes between it and the supervisor.
 //! What the bytes say is the two others' business, see [`hpk_api::step`].
 
-use super::{WORDS, find_srun, last_lines, srun};
+use super::{WORDS, find_srun, srun, telling};
 use hpk_api::control::{ControlError, ErrorCode, Reply};
 use hpk_api::step::StepSession;
 use std::ffi::OsString;
@@ -122,5 +122,5 @@ async fn last_words(errors: &mut ChildStderr) -> String {
         last.extend_from_slice(buffer.get(..n).unwrap_or_default());
         last.drain(..last.len().saturating_sub(WORDS));
     }
-    last_lines(&last)
+    telling(&last)
 }

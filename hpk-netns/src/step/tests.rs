@@ -54,6 +54,21 @@ async fn a_slurm_whose_pmix_fails() {
     assert!(log.contains(words), "{log}");
 }
 
+/// As Slurm 24.11 says it when slurmstepd cannot load its plug-in on one of the nodes.
+#[tokio::test]
+async fn the_first_error_is_told_of_many_words() {
+    let words = [
+        "srun: error: Task launch for StepId=78.0 failed on node c2: Unspecified error",
+        "srun: error: Application launch failed: Unspecified error",
+        "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.",
+        "slurmstepd-c1: error: *** STEP 78.0 ON c1 CANCELLED AT 2026-11-29T08:49:19 ***",
+        "srun: error: c1: tasks 0-1: Killed",
+    ];
+    let (news, _) = step_by(&format!("{LIST}\nprintf '%s\\n' '{}' >&2; exit 137", words.join("' '")), &[]).await;
+    let [StepNews::Ended { code: 137, words: said }] = &news[..] else { panic!("{news:?}") };
+    assert_eq!(*said, [words[0], words[3], words[4]].join("; "));
+}
+
 /// `--mpi` is what Slurm lists, unless the user says it.
 #[tokio::test]
 async fn mpi_by_what_slurm_lists() {

@@ -1,6 +1,13 @@
-//! A node of an MPI step that is lost. A test program of its own, for nothing else may want that node meanwhile.
+//! A node of an MPI step that is lost, or has no PMIx. A test program of its own, for nothing else may want that node meanwhile.
 
 use hpk_e2e::{Namespace, PATIENCE, eventually, four_ranks, processes, sx};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// c2, cut off and held for lost by Slurm until this is dropped.
 struct Lost;
@@ -29,6 +36,7 @@ impl Drop for Lost {
 
 #[test]
 fn a_node_that_fails_is_told_by_name() {
+    let _turn = turn();
     let ns = Namespace::new("mpi-node");
     ns.apply(&four_ranks("split", "exec sleep 600").to_string());
     ns.wait_ready("split");
@@ -43,4 +51,38 @@ fn a_node_that_fails_is_told_by_name() {
     assert_eq!(target.filter(|condition| condition["type"] == "DisruptionTarget").count(), 1, "{}", end["status"]);
     let uid = end["metadata"]["uid"].as_str().unwrap();
     eventually("nothing is left on the node that lives", PATIENCE, || processes("c1", uid).is_empty().then_some(()));
+}
+
+/// c2 without Slurm's PMIx plug-ins until this is dropped.
+struct WithoutPmix;
+
+const PLUG_INS: &str = "for f in $(find /usr/lib -path '*slurm*' -name 'mpi_pmix*.so')";
+
+impl WithoutPmix {
+    fn make() -> Self {
+        let script = format!("n=0; {PLUG_INS}; do mount --bind /dev/null $f; n=$((n + 1)); done; [ $n -gt 0 ]");
+        sx("c2", None, &["sh", "-c", &script]).ok();
+        Self
+    }
+}
+
+impl Drop for WithoutPmix {
+    fn drop(&mut self) {
+        sx("c2", None, &["sh", "-c", &format!("{PLUG_INS}; do umount $f; done")]);
+    }
+}
+
+/// A Slurm that answers `--mpi=pmix` with an error: its words are the reason.
+#[test]
+fn a_node_without_pmix_is_told_in_slurms_words() {
+    let _turn = turn();
+    let ns = Namespace::new("mpi-no-pmix");
+    let _without = WithoutPmix::make();
+    ns.apply(&four_ranks("p", "echo began; sleep 2").to_string());
+    ns.wait_phase("p", "Failed");
+    let pod = ns.get("pod", "p");
+    let end = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    let message = end["message"].as_str().unwrap_or_default();
+    assert_eq!(end["reason"], "StartError");
+    assert!(message.contains("srun: error: Task launch") && message.contains("failed on node c2"), "{end}");
 }
