@@ -155,10 +155,10 @@ old-kernel: tools ## the end-to-end cases on a site without the system calls tha
 	@$(MAKE) e2e
 
 .PHONY: apps
-apps: site-up ## applications of others: built from their Go modules, installed, and tried (APPS=argo)
-	@for app in $(or $(APPS),argo); do tests/apps.sh $$app; done
+apps: site-up ## applications of others: built from their Go modules, installed, and tried (APPS="argo jobset lws")
+	@for app in $(or $(APPS),argo jobset lws); do tests/apps.sh $$app; done
 	@$(phase) "cases with applications"
-	@cargo test --locked -p hpk-e2e --features apps $(foreach app,$(or $(APPS),argo),--test $(app)) -- --test-threads=1
+	@cargo test --locked -p hpk-e2e --features apps $(foreach app,$(or $(APPS),argo jobset lws),--test $(app)) -- --test-threads=1
 
 .PHONY: chaos
 chaos: site-up ## a fault campaign: parts of the cluster are killed, stopped and cut off under pods (CHAOS_SECONDS=1800 SEED=n)

@@ -57,7 +57,14 @@ impl Filler {
     /// Takes all CPUs of the site but two on each of its two nodes, and waits until it has them.
     #[track_caller]
     pub fn but_two_cpus_on_each_node() -> Self {
-        let size = ["-N2", "-n2", "--ntasks-per-node=1", "-c62", "--mem=100"];
+        Self::but_cpus_on_each_node(2)
+    }
+
+    /// Takes all CPUs of the site but so many on each of its two nodes, and waits until it has them: pods that run need room.
+    #[track_caller]
+    pub fn but_cpus_on_each_node(left: u32) -> Self {
+        let cpus = format!("-c{}", 64 - left);
+        let size = ["-N2", "-n2", "--ntasks-per-node=1", &cpus, "--mem=100"];
         let command: Vec<&str> =
             ["sbatch", "--parsable"].into_iter().chain(size).chain(["-o/dev/null", "--wrap=sleep 900"]).collect();
         let filler = Self(sx("login", Some("alice"), &command).ok().trim().to_owned());
