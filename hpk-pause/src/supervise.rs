@@ -210,7 +210,9 @@ fn remember_for_panic(paths: &Paths, state: watch::Receiver<Arc<PodState>>) {
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last = PodState::clone(&state.borrow());
         end_badly(&mut last, format!("hpk-pause has failed: {info}"));
-        let _ = status::write(&path, &last, true);
+        if let Err(error) = status::write(&path, &last, true) {
+            hpk_api::say!("hpk-pause: {}: {error}", path.display());
+        }
         std::process::abort();
     }));
 }

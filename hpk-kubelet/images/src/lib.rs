@@ -62,7 +62,7 @@ pub use local::LocalImages;
 pub use manage::{Collected, RemoveError, StoredImage, Verified};
 pub use measure::Facts;
 pub use mksquashfs::packer;
-pub use reference::{Format, LocalImage, Source};
+pub use reference::{Format, LocalImage, ReferenceError, Source};
 pub use registries::{Registries, RegistriesError};
 pub use store::{ImageStore, PullPolicy};
 pub use tree::Limits;

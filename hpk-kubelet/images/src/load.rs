@@ -41,8 +41,7 @@ impl ImageStore {
             Ok(Source::Local(_)) => file.to_owned(),
             _ => reference(Path::new(file)).map_err(invalid)?,
         };
-        let source =
-            Source::parse(&reference).map_err(|cause| PullError::InvalidName { image: file.to_owned(), cause })?;
+        let source = Source::parse(&reference).map_err(|error| invalid(error.to_string()))?;
         let anywhere = &LocalImages::Anywhere;
         let image = self.pull(&reference, PullPolicy::Always, &Keyring::default(), anywhere, progress).await?;
         let of = |e: SourceError| e.of(file, source.registry());
@@ -70,7 +69,7 @@ impl ImageStore {
 
 /// A registry's name in full.
 fn full_name(name: &str) -> Result<String, String> {
-    match Source::parse(name)? {
+    match Source::parse(name).map_err(|e| e.to_string())? {
         source @ Source::Registry(_) => Ok(source.normalized()),
         Source::Local(_) => Err("it must be a name as of a registry, such as app:1".to_owned()),
     }

@@ -6,6 +6,7 @@
 
 use oci_client::Reference;
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 /// A parsed `image` field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +39,25 @@ pub enum Format {
     Sif,
 }
 
+/// What is wrong with an `image` field.
+#[derive(Debug, Error)]
+pub enum ReferenceError {
+    #[error("{0} needs an absolute path, such as {0}/home/me/image.tar")]
+    RelativePath(&'static str),
+    #[error("a path must end in .sif or begin with oci:, oci-archive: or docker-archive:")]
+    UnknownFile,
+    #[error("repository name must be lowercase")]
+    UpperCase,
+    #[error(transparent)]
+    Registry(#[from] oci_client::ParseError),
+}
+
 impl Source {
     /// Parses an `image` field.
     ///
     /// # Errors
-    /// A text that says what is wrong and, for local images, what the form is.
-    pub fn parse(image: &str) -> Result<Self, String> {
+    /// It is neither a registry's reference nor the name of a file; the text says what the form is.
+    pub fn parse(image: &str) -> Result<Self, ReferenceError> {
         for (prefix, format) in [
             ("oci-archive:", Format::OciArchive),
             ("docker-archive:", Format::DockerArchive),
@@ -55,20 +69,20 @@ impl Source {
             }
             // `oci:5000/x` and `oci:latest` are honest registry references.
             if prefix != "oci:" {
-                return Err(format!("{prefix} needs an absolute path, such as {prefix}/home/me/image.tar"));
+                return Err(ReferenceError::RelativePath(prefix));
             }
         }
         if image.starts_with('/') {
             return if Path::new(image).extension().is_some_and(|e| e == "sif") {
                 Ok(Self::Local(LocalImage { format: Format::Sif, spec: PathBuf::from(image) }))
             } else {
-                Err("a path must end in .sif or begin with oci:, oci-archive: or docker-archive:".to_owned())
+                Err(ReferenceError::UnknownFile)
             };
         }
-        let reference = Reference::try_from(image).map_err(|e| e.to_string())?;
+        let reference = Reference::try_from(image)?;
         // The parser takes an upper-case first component for a user of docker.io; no registry has such names.
         if reference.repository().bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err("repository name must be lowercase".to_owned());
+            return Err(ReferenceError::UpperCase);
         }
         Ok(Self::Registry(reference))
     }
@@ -137,7 +151,7 @@ mod tests {
     #[test]
     fn bad_references_are_refused_with_a_reason() {
         for bad in ["", "UPPER/case", "a b", "x:", "foo@sha256:abc", "oci-archive:rel.tar", "/tmp/dir", "http://x/y"] {
-            assert!(!Source::parse(bad).unwrap_err().is_empty(), "{bad}");
+            assert!(!Source::parse(bad).unwrap_err().to_string().is_empty(), "{bad}");
         }
     }
 

@@ -66,7 +66,8 @@ impl ImageStore {
         local: &LocalImages,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<PulledImage, PullError> {
-        let source = Source::parse(image).map_err(|cause| PullError::InvalidName { image: image.to_owned(), cause })?;
+        let source = Source::parse(image)
+            .map_err(|e| PullError::InvalidName { image: image.to_owned(), cause: e.to_string() })?;
         let of = |e: SourceError| e.of(image, source.registry());
         let turn = self.inner.turn(&source.normalized());
         let _turn = turn.lock().await;

@@ -4,27 +4,64 @@
 //! as it is, and may go over several lines. A comment may follow it. Lines that are blank or begin with `#` are left out.
 //! `NAME=` with a blank after it gives an empty value, as in a shell.
 
+use std::fmt;
+
 const BLANKS: [char; 2] = [' ', '\t'];
+
+/// What is wrong with a file of variables, and in which line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnvFileError {
+    /// Counted from 1.
+    pub line: u32,
+    pub fault: Fault,
+}
+
+/// What is wrong with a line of a file of variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    NoEquals,
+    NoName,
+    BlankBeforeEquals,
+    NotQuoted,
+    NotClosed,
+    AfterQuote,
+}
+
+impl fmt::Display for EnvFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match self.fault {
+            Fault::NoEquals => "'=' is missing",
+            Fault::NoName => "the name before '=' is missing",
+            Fault::BlankBeforeEquals => "a blank stands before '='",
+            Fault::NotQuoted => "the value is not in single quotes",
+            Fault::NotClosed => "the value has no closing quote",
+            Fault::AfterQuote => "something follows the closing quote",
+        };
+        write!(f, "line {}: {words}", self.line)
+    }
+}
+
+impl std::error::Error for EnvFileError {}
 
 /// The value of `key`; None: the file does not set it, or sets it to nothing.
 ///
 /// What follows the first line that sets `key` is not looked at.
 ///
 /// # Errors
-/// What is wrong, with the number of the line.
-pub fn value(text: &str, key: &str) -> Result<Option<String>, String> {
+/// The file does not follow the grammar.
+pub fn value(text: &str, key: &str) -> Result<Option<String>, EnvFileError> {
     let mut lines = text.lines().zip(1..);
     while let Some((line, number)) = lines.next() {
         let line = line.trim_start_matches(BLANKS);
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let (name, rest) = line.split_once('=').ok_or_else(|| format!("line {number}: '=' is missing"))?;
+        let (name, rest) = line.split_once('=').ok_or(EnvFileError { line: number, fault: Fault::NoEquals })?;
         if name.is_empty() {
-            return Err(format!("line {number}: the name before '=' is missing"));
+            return Err(EnvFileError { line: number, fault: Fault::NoName });
         }
         if name.ends_with(BLANKS) {
-            return Err(format!("line {number}: a blank stands before '='"));
+            return Err(EnvFileError { line: number, fault: Fault::BlankBeforeEquals });
         }
         let found = if rest.starts_with(BLANKS) { String::new() } else { quoted(rest, number, &mut lines)? };
         if name == key {
@@ -35,8 +72,12 @@ pub fn value(text: &str, key: &str) -> Result<Option<String>, String> {
 }
 
 /// The value whose first line ends with `rest`.
-fn quoted<'a>(rest: &'a str, first: u32, lines: &mut impl Iterator<Item = (&'a str, u32)>) -> Result<String, String> {
-    let mut rest = rest.strip_prefix('\'').ok_or_else(|| format!("line {first}: the value is not in single quotes"))?;
+fn quoted<'a>(
+    rest: &'a str,
+    first: u32,
+    lines: &mut impl Iterator<Item = (&'a str, u32)>,
+) -> Result<String, EnvFileError> {
+    let mut rest = rest.strip_prefix('\'').ok_or(EnvFileError { line: first, fault: Fault::NotQuoted })?;
     let mut number = first;
     let mut value = String::new();
     loop {
@@ -45,12 +86,12 @@ fn quoted<'a>(rest: &'a str, first: u32, lines: &mut impl Iterator<Item = (&'a s
             let after = after.trim_start_matches(BLANKS);
             return match after.is_empty() || after.starts_with('#') {
                 true => Ok(value),
-                false => Err(format!("line {number}: something follows the closing quote")),
+                false => Err(EnvFileError { line: number, fault: Fault::AfterQuote }),
             };
         }
         value.push_str(rest);
         value.push('\n');
-        (rest, number) = lines.next().ok_or_else(|| format!("line {first}: the value has no closing quote"))?;
+        (rest, number) = lines.next().ok_or(EnvFileError { line: first, fault: Fault::NotClosed })?;
     }
 }
 
@@ -95,7 +136,7 @@ mod tests {
             ("B='1\n2'x", "line 2: something follows the closing quote"),
             ("C='0'\nB='1\n2\n", "line 2: the value has no closing quote"),
         ] {
-            assert_eq!(value(text, "A"), Err(says.to_owned()), "{text:?}");
+            assert_eq!(value(text, "A").map_err(|e| e.to_string()), Err(says.to_owned()), "{text:?}");
         }
     }
 }
