@@ -10,19 +10,11 @@ use hpk_api::cluster::ClusterConfig;
 use hpk_api::plan::{PodRef, Settings};
 use hpk_api::state::PodState;
 use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
-use hpk_kubelet::api::events::Recorder;
-use hpk_kubelet::api::node::NodeFacts;
-use hpk_kubelet::backend::Kubelet;
-use hpk_kubelet::carrier::Carriers;
-use hpk_kubelet::controller::context::Context;
-use hpk_kubelet::controller::{Controller, Event, Pods, Sender};
-use hpk_kubelet::executor::run::{Run, RunPhase};
-use hpk_kubelet::executor::slurm::cluster::Cluster;
-use hpk_kubelet::executor::slurm::limits::Site;
-use hpk_kubelet::executor::words::{self, Kind, Words};
-use hpk_kubelet::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
-use hpk_kubelet::nodes::{Clients, Nodes};
-use hpk_kubelet::pods::folder::{Folder, Progress, Record};
+use hpk_kubelet::parts::{
+    Answer, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError, Folder,
+    Kind, Kubelet, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site, Submission,
+    Times, Words, words,
+};
 use hpk_layout::{Home, Install};
 use hpk_link::server::LinkServer;
 use hpk_server::Backend;

@@ -8,7 +8,7 @@ const ENOUGH: u64 = 65_536;
 
 /// Raises the soft limit as far as it is useful and allowed. Returns the former one, when it was changed: what Slurm hands
 /// on to jobs should be the user's.
-pub fn raise() -> Option<u64> {
+pub(crate) fn raise() -> Option<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let wanted = hard.min(ENOUGH);
     if wanted <= soft {

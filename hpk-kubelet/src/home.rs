@@ -9,7 +9,7 @@ use thiserror::Error;
 
 /// HPK_HOME cannot be had for this kubelet alone.
 #[derive(Debug, Error)]
-pub enum LockError {
+pub(crate) enum LockError {
     /// Another one has it.
     #[error("another hpk-kubelet works on {0}: stop it first (hpk down)")]
     Taken(PathBuf),
@@ -27,7 +27,7 @@ pub enum LockError {
 ///
 /// # Errors
 /// Another kubelet has it.
-pub fn lock(home: &Home) -> Result<Flock<File>, LockError> {
+pub(crate) fn lock(home: &Home) -> Result<Flock<File>, LockError> {
     let path = home.kubelet_lock();
     let fail = |source| LockError::Io { path: path.clone(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home.run()).map_err(fail)?;

@@ -21,7 +21,7 @@ const NEAR: u16 = 64;
 
 /// No links can come.
 #[derive(Debug, Error)]
-pub enum ListenError {
+pub(crate) enum ListenError {
     /// The address is another machine's, or nobody's.
     #[error("cannot listen for links: {0} is no address of this machine (any more): hpk down, then hpk up")]
     NotOurs(SocketAddr),
@@ -40,7 +40,7 @@ pub enum ListenError {
      nodes may reach only certain ports of this node, end that program",
     wanted.port(), wanted.ip(), used.port()
 )]
-pub struct Taken {
+pub(crate) struct Taken {
     /// The port that was decided.
     pub wanted: SocketAddr,
     /// The one that serves.
@@ -51,7 +51,11 @@ pub struct Taken {
 ///
 /// # Errors
 /// No port of that address can be had.
-pub fn open(links: &LinkServer, wanted: SocketAddr, last: Option<SocketAddr>) -> Result<Option<Taken>, ListenError> {
+pub(crate) fn open(
+    links: &LinkServer,
+    wanted: SocketAddr,
+    last: Option<SocketAddr>,
+) -> Result<Option<Taken>, ListenError> {
     for at in std::iter::once(wanted).chain(others(wanted, last)) {
         let tried = if at == wanted { beside(at) } else { alone(at) };
         match tried {
@@ -91,7 +95,7 @@ fn others(wanted: SocketAddr, last: Option<SocketAddr>) -> impl Iterator<Item = 
 }
 
 /// Tries to have the wanted port until it can be had. Links that stand on the other one stay.
-pub async fn regain(links: LinkServer, wanted: SocketAddr) {
+pub(crate) async fn regain(links: LinkServer, wanted: SocketAddr) {
     regain_every(links, wanted, AGAIN).await;
 }
 

@@ -2,8 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use hpk_kubelet::app::{App, Options};
-use hpk_kubelet::provisioner;
+use hpk_kubelet::{App, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,8 +31,8 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == hpk_images::UNPACK) {
         return hpk_images::unpack_main();
     }
-    if std::env::args_os().nth(1).is_some_and(|a| a == provisioner::copy::COMMAND) {
-        return provisioner::copy::main();
+    if std::env::args_os().nth(1).is_some_and(|a| a == hpk_kubelet::COPY_VOLUME) {
+        return hpk_kubelet::copy_volume();
     }
     let args = Args::parse();
     // What is made without a mode of its own is nobody else's.

@@ -126,7 +126,7 @@ fn client_as(config: &Config, user: &str, group: Option<&'static str>) -> Result
 ///
 /// # Errors
 /// They do: what is wrong and what can be done.
-pub fn partition<'a>(node: Option<&'a VirtualNode>, given: Option<&str>) -> Result<Option<&'a str>, String> {
+pub(crate) fn partition<'a>(node: Option<&'a VirtualNode>, given: Option<&str>) -> Result<Option<&'a str>, String> {
     let Some((node, ours)) = node.and_then(|n| Some((n, n.partition.as_deref()?))) else { return Ok(None) };
     match given {
         Some(given) if given != ours => Err(format!(

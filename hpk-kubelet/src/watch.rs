@@ -18,7 +18,7 @@ use tokio::sync::mpsc::error::SendError;
 
 /// Pods bound to our Nodes, for ever. Those of a list come oldest first, as upstream's kubelet takes them: after a start, what only
 /// one can have (a port of the Node) is the older pod's.
-pub async fn pods(client: Client, nodes: Arc<Nodes>, tx: Sender) {
+pub(crate) async fn pods(client: Client, nodes: Arc<Nodes>, tx: Sender) {
     let api: Api<Pod> = Api::all(client);
     let config = watcher::Config::default().fields(&nodes.selector());
     let mut events = watcher(api, config).default_backoff().boxed();
@@ -68,7 +68,7 @@ fn age(pod: &Pod) -> impl Ord {
 
 /// All objects of a kind, kept up to date.
 #[must_use]
-pub fn all<K>(client: Client, task: &'static str) -> Store<K>
+pub(crate) fn all<K>(client: Client, task: &'static str) -> Store<K>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -90,7 +90,7 @@ where
 
 /// All PodGroups, kept up to date; `changed` hears of each change.
 #[must_use]
-pub fn pod_groups(client: Client, changed: UnboundedSender<()>) -> Store<PodGroup> {
+pub(crate) fn pod_groups(client: Client, changed: UnboundedSender<()>) -> Store<PodGroup> {
     let (reader, writer) = reflector::store();
     let stream = watcher(Api::<PodGroup>::all(client), watcher::Config::default()).default_backoff().reflect(writer);
     hpk_link::lasting::spawn("watch of PodGroups", async move {
@@ -107,7 +107,7 @@ pub fn pod_groups(client: Client, changed: UnboundedSender<()>) -> Store<PodGrou
 }
 
 /// Links' events to the controller.
-pub async fn links(mut events: tokio::sync::mpsc::Receiver<LinkEvent>, tx: Sender) {
+pub(crate) async fn links(mut events: tokio::sync::mpsc::Receiver<LinkEvent>, tx: Sender) {
     while let Some(event) = events.recv().await {
         if tx.send(Event::Link(event)).await.is_err() {
             return;

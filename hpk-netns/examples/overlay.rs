@@ -10,7 +10,7 @@
 
 use hpk_api::net::{NetnsRequest, TunAnswer, TunOffer};
 use hpk_netns::datapath::{Config, Datapath, Encryption};
-use hpk_netns::requests::receive_tun;
+use hpk_netns::receive_tun;
 use hpk_sys::netdev::{self, Netlink, Route};
 use std::io::{BufRead, Read};
 use std::net::IpAddr;

@@ -15,8 +15,7 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
-use hpk_netns::rest::Rest;
-use hpk_netns::{carry, cni::inside, gang, member, outpost, probe, rank, run};
+use hpk_netns::{Rest, carry, gang, inside, member, outpost, probe, rank, run};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -51,7 +51,7 @@ pub(crate) async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
 ///
 /// # Errors
 /// The stream's, or a line that is no request.
-pub async fn receive(stream: &UnixStream) -> io::Result<(NetnsRequest, Vec<OwnedFd>)> {
+pub(crate) async fn receive(stream: &UnixStream) -> io::Result<(NetnsRequest, Vec<OwnedFd>)> {
     let mut line = Vec::new();
     let mut descriptors = Vec::new();
     let mut buffer = [0; 4096];

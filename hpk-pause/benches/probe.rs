@@ -9,8 +9,8 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use hpk_api::probe::Handler;
 use hpk_core::ProbeOutcome;
-use hpk_pause::handlers::network_probe;
-use hpk_pause::probe::ProbeContext;
+use hpk_pause::ProbeContext;
+use hpk_pause::network_probe;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;

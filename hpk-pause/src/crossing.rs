@@ -23,7 +23,7 @@ const REASON: &str = "PodsNotReached";
 
 /// What containers and ranks are given.
 #[derive(Debug, Default)]
-pub struct Reach {
+pub(crate) struct Reach {
     /// For containers in the node's network.
     pub post: Option<Post>,
     /// For ranks.
@@ -31,7 +31,7 @@ pub struct Reach {
 }
 
 /// Begins whatever the pod is in need of. What cannot be had is a warning of its network: the pod lives without.
-pub fn begin(plan: &SandboxPlan, paths: &Paths, network: &mut Network) -> Reach {
+pub(crate) fn begin(plan: &SandboxPlan, paths: &Paths, network: &mut Network) -> Reach {
     let has_step = plan.containers.iter().any(|container| container.step.is_some());
     let mut warn = |who: &str, why: &dyn std::fmt::Display| {
         let text = format!("{who} in the node's network reach no pod, no Service and no name of the cluster: {why}");
@@ -64,7 +64,7 @@ fn ranks(network: &NetworkPlan) -> Option<step::Crossing> {
 
 /// Whether ranks of a step of this pod reach the pods' network on this node.
 #[must_use]
-pub fn reaches(network: &NetworkPlan) -> bool {
+pub(crate) fn reaches(network: &NetworkPlan) -> bool {
     ranks(network).is_some() && hpk_sys::crossing::check().is_ok()
 }
 

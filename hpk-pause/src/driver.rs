@@ -39,7 +39,7 @@ const BATCH: usize = 64;
 
 /// Ends of the channels that the driver reads.
 #[derive(Debug)]
-pub struct Inputs {
+pub(crate) struct Inputs {
     /// From the control socket.
     pub requests: mpsc::Receiver<DriverRequest>,
     /// From tasks and threads.
@@ -50,7 +50,7 @@ pub struct Inputs {
 
 /// Where the state goes.
 #[derive(Debug)]
-pub struct Outputs {
+pub(crate) struct Outputs {
     /// To watchers.
     pub state: watch::Sender<Arc<PodState>>,
     /// To the pod's folder.
@@ -59,7 +59,7 @@ pub struct Outputs {
 
 /// What the driver is told of its surroundings.
 #[derive(Clone, Debug)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     /// Job and node.
     pub identity: Identity,
     /// What a former job of this pod said last.
@@ -68,7 +68,7 @@ pub struct Surroundings {
     pub term: TermRule,
 }
 
-pub struct Driver {
+pub(crate) struct Driver {
     supervisor: Supervisor,
     performer: Performer,
     paths: Paths,
@@ -90,7 +90,7 @@ pub struct Driver {
 impl Driver {
     /// A pod that has not begun.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         plan: SandboxPlan,
         surroundings: Surroundings,
         paths: Paths,
@@ -124,7 +124,7 @@ impl Driver {
     ///
     /// # Errors
     /// When the signals cannot be listened for.
-    pub async fn run(mut self, mut inputs: Inputs, outputs: Outputs) -> std::io::Result<bool> {
+    pub(crate) async fn run(mut self, mut inputs: Inputs, outputs: Outputs) -> std::io::Result<bool> {
         let mut children = signal(SignalKind::child())?;
         let stops = Stops::listen()?;
         // Children may have ended before anybody listened.
@@ -177,7 +177,7 @@ impl Driver {
 
     /// The state as it stands.
     #[must_use]
-    pub fn state(&self) -> Arc<PodState> {
+    pub(crate) fn state(&self) -> Arc<PodState> {
         Arc::new(self.supervisor.state().clone())
     }
 

@@ -13,14 +13,14 @@ const MOST: u64 = 1 << 20;
 
 /// The values of one container's [`FileKey`]s, in their order; None: optional, and missing.
 #[derive(Debug, Default)]
-pub struct FileValues(Vec<(FileKey, Option<String>)>);
+pub(crate) struct FileValues(Vec<(FileKey, Option<String>)>);
 
 impl FileValues {
     /// Reads them.
     ///
     /// # Errors
     /// Which variable cannot be had, and why.
-    pub fn read(keys: &[FileKey], paths: &Paths) -> Result<Self, String> {
+    pub(crate) fn read(keys: &[FileKey], paths: &Paths) -> Result<Self, String> {
         let read = |key: &FileKey| Ok((key.clone(), read(key, &paths.empty_dir(&key.volume))?));
         keys.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
@@ -28,7 +28,7 @@ impl FileValues {
     /// Puts the values where the plan could not know them. A reference to a variable that is missing stays as it was
     /// written, as any reference to an unknown variable does.
     #[must_use]
-    pub fn fill(&self, mut text: String) -> String {
+    pub(crate) fn fill(&self, mut text: String) -> String {
         if !text.contains('\0') {
             return text;
         }
@@ -42,7 +42,7 @@ impl FileValues {
 
     /// Whether `value` stands for a variable that is to be left out.
     #[must_use]
-    pub fn leaves_out(&self, value: &str) -> bool {
+    pub(crate) fn leaves_out(&self, value: &str) -> bool {
         let mut all = self.0.iter().enumerate();
         all.any(|(index, (key, found))| {
             found.is_none() && key.otherwise.is_none() && value == file_key_placeholder(index)

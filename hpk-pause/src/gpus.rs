@@ -20,7 +20,7 @@ const NODE: &str = "nvidia";
 
 /// The job's GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gpus {
+pub(crate) struct Gpus {
     /// Variable → items.
     items: Vec<(&'static str, Vec<String>)>,
     on_node: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Gpus {
 
 /// What one container sees of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// For its environment; they win over its image's.
     pub env: Vec<(String, String)>,
     /// Names below /dev that it does not get.
@@ -40,7 +40,7 @@ pub struct Seen {
 impl Gpus {
     /// From the job's environment, and the names below /dev.
     #[must_use]
-    pub fn of(variable: impl Fn(&str) -> Option<String>, devices: impl Iterator<Item = String>) -> Self {
+    pub(crate) fn of(variable: impl Fn(&str) -> Option<String>, devices: impl Iterator<Item = String>) -> Self {
         let list = |name: &str| {
             let text = variable(name).filter(|text| text != "NoDevFiles")?;
             let items: Vec<String> = text.split(',').filter(|i| !i.is_empty()).map(str::to_owned).collect();
@@ -54,7 +54,7 @@ impl Gpus {
 
     /// What a container sees that has this share of them; None: all of them.
     #[must_use]
-    pub fn seen(&self, share: Option<&Range<usize>>) -> Seen {
+    pub(crate) fn seen(&self, share: Option<&Range<usize>>) -> Seen {
         let mut seen = Seen::default();
         // Device nodes are told apart by their numbers, which Slurm knows as the node's.
         let numbers: Option<Vec<u32>> = self.on_node.iter().map(|n| n.parse().ok()).collect();
@@ -94,7 +94,7 @@ fn numbered(count: usize) -> String {
 /// The share of each container, by its name; a container that is not in it has all. Sidecars and containers run together, so
 /// their shares are apart; an init container takes what its sidecars leave, and gives it back.
 #[must_use]
-pub fn shares(plan: &SandboxPlan) -> HashMap<String, Range<usize>> {
+pub(crate) fn shares(plan: &SandboxPlan) -> HashMap<String, Range<usize>> {
     let mut shares = HashMap::new();
     let mut next = 0;
     for container in &plan.init_containers {

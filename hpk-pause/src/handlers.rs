@@ -10,11 +10,11 @@ use hpk_sys::launch::LaunchError;
 use std::time::Duration;
 
 /// Times that a probe is tried while it cannot be made at all (upstream's maxProbeRetries).
-pub const ATTEMPTS: usize = 3;
+pub(crate) const ATTEMPTS: usize = 3;
 
 /// What a try of a probe comes to; None: it could not be made and is to be tried again.
 #[must_use]
-pub fn tried(outcome: ProbeOutcome, attempt: usize) -> Option<ProbeOutcome> {
+pub(crate) fn tried(outcome: ProbeOutcome, attempt: usize) -> Option<ProbeOutcome> {
     match outcome {
         ProbeOutcome::Error(_) if attempt < ATTEMPTS => None,
         outcome => Some(outcome),
@@ -23,7 +23,7 @@ pub fn tried(outcome: ProbeOutcome, attempt: usize) -> Option<ProbeOutcome> {
 
 /// Result of an exec probe's run.
 #[must_use]
-pub fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, LaunchError>) -> ProbeOutcome {
+pub(crate) fn exec_probe(command: &[String], timeout: Duration, ended: Result<Ended, LaunchError>) -> ProbeOutcome {
     match ended {
         Ok(Ended::Exit { code: 0, .. }) => ProbeOutcome::Success,
         Ok(Ended::Exit { output, .. }) => ProbeOutcome::Failure(String::from_utf8_lossy(&output).into_owned()),
@@ -50,7 +50,7 @@ pub async fn network_probe(handler: &Handler, timeout: Duration, context: &Probe
 ///
 /// # Errors
 /// What upstream says of it.
-pub fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Result<(), HookFailure> {
+pub(crate) fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Result<(), HookFailure> {
     match ended {
         Ok(Ended::Exit { code: 0, .. }) => Ok(()),
         Ok(Ended::Exit { code, output, stderr }) => Err(HookFailure {
@@ -67,13 +67,16 @@ pub fn exec_hook(command: &[String], ended: Result<Ended, LaunchError>) -> Resul
 ///
 /// # Errors
 /// The client's words.
-pub async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<HookDone, HookFailure> {
+pub(crate) async fn network_hook(handler: &Handler, context: &ProbeContext) -> Result<HookDone, HookFailure> {
     let done = probe::run_http_hook(handler, context).await;
     done.map_err(|error| HookFailure { error, output: String::new() })
 }
 
 /// Waits for an exec handler.
-pub async fn run_exec(joined: Result<Joined, LaunchError>, timeout: Option<Duration>) -> Result<Ended, LaunchError> {
+pub(crate) async fn run_exec(
+    joined: Result<Joined, LaunchError>,
+    timeout: Option<Duration>,
+) -> Result<Ended, LaunchError> {
     joined?.run(timeout).await
 }
 

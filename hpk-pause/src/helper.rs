@@ -11,7 +11,7 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// The way to the thread. It ends with its last owner.
 #[derive(Clone, Debug)]
-pub struct Helper {
+pub(crate) struct Helper {
     work: Sender<Work>,
 }
 
@@ -20,7 +20,7 @@ impl Helper {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let (work, theirs) = channel::<Work>();
         let builder = std::thread::Builder::new().name("hpk-helper".to_owned()).stack_size(512 << 10);
         builder.spawn(move || theirs.into_iter().for_each(|work| work()))?;
@@ -28,7 +28,7 @@ impl Helper {
     }
 
     /// Leaves a piece of work.
-    pub fn run(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn run(&self, work: impl FnOnce() + Send + 'static) {
         // The thread lives as long as anybody can ask.
         let _ = self.work.send(Box::new(work));
     }

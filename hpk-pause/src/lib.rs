@@ -1,4 +1,5 @@
-//! hpk-pause as a library: the parts that its `main` puts together, open to tests and benches.
+//! hpk-pause as a library: the parts that its `main` puts together. What is public is what `main`, the tests and the benches
+//! need.
 //!
 //! ```text
 //!   main ─▶ supervise ─▶ driver ─▶ hpk_core        decides
@@ -9,24 +10,29 @@
 //! ```
 
 pub mod control;
-pub mod crossing;
-pub mod driver;
-pub mod env_files;
-pub mod gpus;
-pub mod handlers;
-pub mod helper;
-pub mod memory;
-pub mod network;
+mod crossing;
+mod driver;
+mod env_files;
+mod gpus;
+mod handlers;
+mod helper;
+mod memory;
+mod network;
 pub mod options;
-pub mod paths;
-pub mod perform;
-pub mod probe;
-pub mod process;
-pub mod ranks;
-pub mod sandbox;
-pub mod spec;
-pub mod status;
-pub mod stops;
-pub mod storage;
-pub mod supervise;
-pub mod term;
+mod paths;
+mod perform;
+mod probe;
+mod process;
+mod ranks;
+mod sandbox;
+mod spec;
+mod status;
+mod stops;
+mod storage;
+mod supervise;
+mod term;
+
+pub use handlers::network_probe;
+pub use probe::ProbeContext;
+pub use ranks::make as make_ranks;
+pub use supervise::run;

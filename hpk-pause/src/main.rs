@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(run)) => {
             // What it makes is for the containers' users to read, and lies below a folder that is the user's alone.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-            match hpk_pause::supervise::run(&run) {
+            match hpk_pause::run(&run) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        Ok(Command::Ranks(ranks)) => match hpk_pause::ranks::make(&ranks) {
+        Ok(Command::Ranks(ranks)) => match hpk_pause::make_ranks(&ranks) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 hpk_api::say!("{error}");

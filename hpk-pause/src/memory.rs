@@ -20,11 +20,11 @@ use tokio::io::unix::AsyncFd;
 const REST: Duration = Duration::from_millis(50);
 
 /// The containers that run, by the mount namespace that their processes are in.
-pub type Members = HashMap<MountNs, ContainerIndex>;
+pub(crate) type Members = HashMap<MountNs, ContainerIndex>;
 
 /// Watches the memory of the job.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     job: Option<JobMemory>,
     notifier: Option<AsyncFd<OwnedFd>>,
     rule: MemoryRule,
@@ -36,7 +36,7 @@ pub struct Memory {
 impl Memory {
     /// Finds what there is to be watched.
     #[must_use]
-    pub fn find() -> Self {
+    pub(crate) fn find() -> Self {
         let job = JobMemory::find();
         let notifier = job.as_ref().and_then(|job| job.notifier().ok()).and_then(|fd| {
             // The unsafe successor asks for a promise that `OwnedFd` keeps anyway.
@@ -52,13 +52,13 @@ impl Memory {
 
     /// The job's limit, bytes.
     #[must_use]
-    pub fn limit(&self) -> Option<u64> {
+    pub(crate) fn limit(&self) -> Option<u64> {
         self.job.as_ref().and_then(JobMemory::limit)
     }
 
     /// What a container is to see of its limits; files are made in `folder`. What cannot be made is left out.
     #[must_use]
-    pub fn shown(&self, resources: &Resources, folder: &Path) -> Vec<Shown> {
+    pub(crate) fn shown(&self, resources: &Resources, folder: &Path) -> Vec<Shown> {
         let Some(job) = &self.job else { return Vec::new() };
         let limit = |name: &str| resources.limits.get(name).copied().filter(|amount| *amount > 0);
         let view = job.view(limit("memory"), limit("cpu"));
@@ -76,7 +76,7 @@ impl Memory {
     }
 
     /// Waits until it is time for a look. True: the kernel has said something.
-    pub async fn word(&self) -> bool {
+    pub(crate) async fn word(&self) -> bool {
         let due = self.rule.due().map(|due| self.begun + due);
         let told = async {
             let Some(notifier) = &self.notifier else { return pending().await };
@@ -102,20 +102,20 @@ impl Memory {
     }
 
     /// Looks. What was found, since the last time and by the ends in between.
-    pub fn look(&mut self, word: bool, members: &Members) -> Vec<MemoryFinding> {
+    pub(crate) fn look(&mut self, word: bool, members: &Members) -> Vec<MemoryFinding> {
         self.look_at(word, members, None);
         std::mem::take(&mut self.findings)
     }
 
     /// What the ends of containers have brought to light.
-    pub fn found(&mut self) -> Vec<MemoryFinding> {
+    pub(crate) fn found(&mut self) -> Vec<MemoryFinding> {
         std::mem::take(&mut self.findings)
     }
 
     /// The first process of a container has ended; `members` still has it. `killed`: by a SIGKILL that is not the
     /// supervisor's. True: the kernel did it for memory, or took another process of it just now, where that ends all of
     /// a container (`whole`).
-    pub fn ended(&mut self, container: ContainerIndex, killed: bool, whole: bool, members: &Members) -> bool {
+    pub(crate) fn ended(&mut self, container: ContainerIndex, killed: bool, whole: bool, members: &Members) -> bool {
         let Some(kills) = self.job.as_ref().and_then(JobMemory::kills) else { return false };
         let mut oom = false;
         if self.rule.fresh(kills) {

@@ -11,7 +11,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{mpsc, oneshot};
 
 /// Most output of a probe or hook that is kept, bytes (upstream's 10 KiB).
-pub const MAX_OUTPUT: usize = 10 << 10;
+pub(crate) const MAX_OUTPUT: usize = 10 << 10;
 
 /// How long after the process's end its pipes are still read: a process that it left behind may hold them.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -20,7 +20,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// What failed.
-pub async fn started(starting: Starting) -> Result<Launched, LaunchError> {
+pub(crate) async fn started(starting: Starting) -> Result<Launched, LaunchError> {
     let resources = |e: std::io::Error| LaunchError::Resources {
         what: "wait for a process to start",
         errno: hpk_sys::Errno::from_raw(e.raw_os_error().unwrap_or(0)),
@@ -49,7 +49,7 @@ pub async fn started(starting: Starting) -> Result<Launched, LaunchError> {
 
 /// A process in a container, on its way; ends are told by the driver, which waits for all children.
 #[derive(Debug)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// Its first steps.
     pub starting: Starting,
     /// Exit code, 128+n for a signal.
@@ -60,7 +60,7 @@ pub struct Joined {
 
 /// How a joined process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// By itself.
     Exit {
         /// 0–255.
@@ -79,7 +79,7 @@ impl Joined {
     ///
     /// # Errors
     /// When it could not be started.
-    pub async fn run(self, timeout: Option<Duration>) -> Result<Ended, LaunchError> {
+    pub(crate) async fn run(self, timeout: Option<Duration>) -> Result<Ended, LaunchError> {
         let pid = self.starting.pid();
         let work = async {
             let launched = started(self.starting).await?;

@@ -36,7 +36,7 @@ pub enum RanksError {
 
 /// What every rank of a prepared container executes.
 #[must_use]
-pub fn plan(prepared: &Prepared, container: &ContainerPlan) -> RankPlan {
+pub(crate) fn plan(prepared: &Prepared, container: &ContainerPlan) -> RankPlan {
     let spec = &prepared.spec;
     let security = &spec.security;
     RankPlan {
@@ -56,7 +56,7 @@ pub fn plan(prepared: &Prepared, container: &ContainerPlan) -> RankPlan {
 
 /// A step's container: of a keeper instead of a command, and of the user's own ids unless the plan says root. Capabilities
 /// and other users are for containers of root.
-pub fn keep(prepared: &mut Prepared, container: &ContainerPlan, input: OwnedFd) {
+pub(crate) fn keep(prepared: &mut Prepared, container: &ContainerPlan, input: OwnedFd) {
     prepared.spec.keeper = Some(Arc::new(input));
     if container.step.as_ref().is_none_or(|step| step.root) {
         return;
@@ -74,7 +74,7 @@ pub fn keep(prepared: &mut Prepared, container: &ContainerPlan, input: OwnedFd) 
 ///
 /// # Errors
 /// As writing a file.
-pub fn write(path: &Path, file: &StepFile) -> io::Result<()> {
+pub(crate) fn write(path: &Path, file: &StepFile) -> io::Result<()> {
     hpk_layout::replace(path, &serde_json::to_vec(file)?, 0o600)
 }
 

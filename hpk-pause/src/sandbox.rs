@@ -46,7 +46,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SandboxError + '_ {
 ///
 /// # Errors
 /// The first thing that cannot be made, by name.
-pub fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+pub(crate) fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
     if let (Some(group), Ok(ids)) = (plan.fs_group, Ids::of_self()) {
         fs_group(group, &ids)?;
     }
@@ -70,7 +70,7 @@ fn fs_group(group: u32, ids: &Ids) -> Result<(), SandboxError> {
 ///
 /// # Errors
 /// As [`make`].
-pub fn make_for_ranks(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
+pub(crate) fn make_for_ranks(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
     volumes(plan, paths)?;
     etc(plan, paths, pod_ips)?;
     for (index, bind) in plan.host_binds.iter().enumerate() {

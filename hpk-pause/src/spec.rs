@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 /// A launch, ready to be made.
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// For the launcher.
     pub spec: LaunchSpec,
     /// For the status.
@@ -35,11 +35,11 @@ pub struct Prepared {
 }
 
 /// Users by image folder and name or number.
-pub type Users = HashMap<(String, String), Result<User, String>>;
+pub(crate) type Users = HashMap<(String, String), Result<User, String>>;
 
 /// Who each container of the pod runs as. Blocking: the images are on the shared file system.
 #[must_use]
-pub fn users(pod: &SandboxPlan, paths: &Paths) -> Users {
+pub(crate) fn users(pod: &SandboxPlan, paths: &Paths) -> Users {
     let all = pod.all();
     all.map(user_key).map(|key| (key.clone(), resolve(paths, &key))).collect()
 }
@@ -56,7 +56,7 @@ fn resolve(paths: &Paths, (image, user): &(String, String)) -> Result<User, Stri
 
 /// What specifications of one pod have in common.
 #[derive(Debug)]
-pub struct Specs {
+pub(crate) struct Specs {
     paths: Paths,
     pod_ips: Vec<IpAddr>,
     host_ips: Vec<IpAddr>,
@@ -73,7 +73,7 @@ const ETC: [(&str, &str); 3] =
 impl Specs {
     /// Nothing is read yet.
     #[must_use]
-    pub fn new(paths: Paths) -> Self {
+    pub(crate) fn new(paths: Paths) -> Self {
         let devices = std::fs::read_dir("/dev").into_iter().flatten().flatten();
         let gpus =
             Gpus::of(|name| std::env::var(name).ok(), devices.filter_map(|entry| entry.file_name().into_string().ok()));
@@ -89,7 +89,7 @@ impl Specs {
     }
 
     /// The pod's addresses and users are known, and how those in the node's network reach the pods'.
-    pub fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users, reach: Reach) {
+    pub(crate) fn sandbox_made(&mut self, ips: Vec<IpAddr>, users: Users, reach: Reach) {
         self.pod_ips = ips;
         self.users = users;
         self.reach = reach;
@@ -97,18 +97,18 @@ impl Specs {
 
     /// For the ranks of a step.
     #[must_use]
-    pub fn crossing_of_ranks(&self) -> Option<&hpk_api::step::Crossing> {
+    pub(crate) fn crossing_of_ranks(&self) -> Option<&hpk_api::step::Crossing> {
         self.reach.ranks.as_ref()
     }
 
     /// The compute node's addresses are these.
-    pub fn host_is(&mut self, ips: Vec<IpAddr>) {
+    pub(crate) fn host_is(&mut self, ips: Vec<IpAddr>) {
         self.host_ips = ips;
     }
 
     /// Addresses of the pod.
     #[must_use]
-    pub fn pod_ips(&self) -> &[IpAddr] {
+    pub(crate) fn pod_ips(&self) -> &[IpAddr] {
         &self.pod_ips
     }
 
@@ -116,7 +116,7 @@ impl Specs {
     ///
     /// # Errors
     /// The kubelet's words for what cannot be.
-    pub fn prepare(
+    pub(crate) fn prepare(
         &mut self,
         pod: &SandboxPlan,
         container: &ContainerPlan,
@@ -183,7 +183,7 @@ impl Specs {
 
     /// Puts the pod's addresses where the plan could not know them.
     #[must_use]
-    pub fn fill(&self, text: &str) -> String {
+    pub(crate) fn fill(&self, text: &str) -> String {
         fill(text, &self.pod_ips, &self.host_ips)
     }
 
@@ -315,14 +315,14 @@ impl Specs {
 
 /// The compute node's addresses, at most one of each family: hpk-netns has found them, and nothing that a pod can do changes them.
 #[must_use]
-pub fn host_ips() -> Vec<IpAddr> {
+pub(crate) fn host_ips() -> Vec<IpAddr> {
     let told = std::env::var("HPK_HOST_IPS").unwrap_or_default();
     told.split(',').filter_map(|ip| ip.parse().ok()).collect()
 }
 
 /// Replaces the placeholders of the plan.
 #[must_use]
-pub fn fill(text: &str, pod_ips: &[IpAddr], host_ips: &[IpAddr]) -> String {
+pub(crate) fn fill(text: &str, pod_ips: &[IpAddr], host_ips: &[IpAddr]) -> String {
     if !text.contains('\0') {
         return text.to_owned();
     }

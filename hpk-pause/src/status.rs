@@ -44,7 +44,7 @@ impl Shared {
 
 /// The way to the writing thread.
 #[derive(Debug)]
-pub struct StatusWriter {
+pub(crate) struct StatusWriter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -54,7 +54,7 @@ impl StatusWriter {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn start(path: PathBuf) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let builder = std::thread::Builder::new().name("hpk-status".to_owned()).stack_size(128 << 10);
@@ -63,14 +63,14 @@ impl StatusWriter {
     }
 
     /// Leaves a newer state. Never blocks on the file system.
-    pub fn put(&self, state: Arc<PodState>) {
+    pub(crate) fn put(&self, state: Arc<PodState>) {
         self.shared.lock().next = Some(state);
         self.shared.wake.notify_all();
     }
 
     /// Waits until the last state is synced, within reason. True when it is.
     #[must_use]
-    pub fn close(mut self) -> bool {
+    pub(crate) fn close(mut self) -> bool {
         let mut slot = self.shared.lock();
         slot.closing = true;
         self.shared.wake.notify_all();
@@ -162,7 +162,7 @@ fn write_all(shared: &Shared, path: &Path) {
 ///
 /// # Errors
 /// As the file system says.
-pub fn write(path: &Path, state: &PodState, sync: bool) -> io::Result<()> {
+pub(crate) fn write(path: &Path, state: &PodState, sync: bool) -> io::Result<()> {
     let content = serde_json::to_vec(state)?;
     if sync { hpk_layout::replace(path, &content, 0o600) } else { hpk_layout::replace_soon(path, &content, 0o600) }
 }

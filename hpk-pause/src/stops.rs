@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Who asks for an orderly end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopSignal {
+pub(crate) enum StopSignal {
     /// TERM (or INT): Slurm, which kills soon.
     Slurm,
     /// USR1: the kubelet by `scancel --signal`, when there is no link; nothing kills afterwards.
@@ -28,7 +28,7 @@ pub enum StopSignal {
 
 /// Receives these signals. PID 1 ignores what it does not ask for.
 #[derive(Debug)]
-pub struct Stops(AsyncFd<SignalFd>);
+pub(crate) struct Stops(AsyncFd<SignalFd>);
 
 fn signals() -> SigSet {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1].into_iter().collect()
@@ -38,7 +38,7 @@ fn signals() -> SigSet {
 ///
 /// # Errors
 /// As sigprocmask(2).
-pub fn hold() -> io::Result<()> {
+pub(crate) fn hold() -> io::Result<()> {
     Ok(signals().thread_block()?)
 }
 
@@ -47,7 +47,7 @@ impl Stops {
     ///
     /// # Errors
     /// As signalfd(2).
-    pub fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         let fd = SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // The unsafe successor asks for a promise that `SignalFd` keeps anyway.
         #[allow(deprecated)]
@@ -55,7 +55,7 @@ impl Stops {
     }
 
     /// The next one.
-    pub async fn recv(&self) -> StopSignal {
+    pub(crate) async fn recv(&self) -> StopSignal {
         let init = std::process::id() == 1;
         loop {
             let read = self.0.async_io(Interest::READABLE, |fd| match fd.read_signal()? {

@@ -24,7 +24,7 @@ const REST: u32 = 20;
 const CLAIM_ENTRIES: usize = 200_000;
 
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     limits: Option<StorageLimits>,
     last: StorageUse,
     measuring: bool,
@@ -37,24 +37,24 @@ pub struct Meter {
 impl Meter {
     /// Measures nothing before [`Meter::begin`].
     #[must_use]
-    pub fn new(plan: &SandboxPlan, helper: Helper, happenings: mpsc::UnboundedSender<Happening>) -> Self {
+    pub(crate) fn new(plan: &SandboxPlan, helper: Helper, happenings: mpsc::UnboundedSender<Happening>) -> Self {
         let limits = StorageLimits::of(plan);
         Self { limits, last: StorageUse::default(), measuring: false, next: None, helper, happenings }
     }
 
     /// The sandbox stands.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.next = Some(Instant::now() + EVERY);
     }
 
     /// When [`Meter::measure`] is due; None: never, or it is under way.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| self.limits.is_some() && !self.measuring)
     }
 
     /// What was measured last; measures again, for the next who asks, when that is long ago.
-    pub fn latest(&mut self, plan: &SandboxPlan, paths: &Paths) -> &StorageUse {
+    pub(crate) fn latest(&mut self, plan: &SandboxPlan, paths: &Paths) -> &StorageUse {
         if self.next.is_some_and(|next| next <= Instant::now()) {
             self.measure(plan, paths);
         }
@@ -62,7 +62,7 @@ impl Meter {
     }
 
     /// Begins to measure; [`Happening::Stored`] tells the end of it.
-    pub fn measure(&mut self, plan: &SandboxPlan, paths: &Paths) {
+    pub(crate) fn measure(&mut self, plan: &SandboxPlan, paths: &Paths) {
         if std::mem::replace(&mut self.measuring, true) {
             return;
         }
@@ -79,7 +79,7 @@ impl Meter {
     }
 
     /// A measurement came to its end. Some: a limit is exceeded, in upstream's words.
-    pub fn measured(&mut self, used: StorageUse, took: Duration) -> Option<String> {
+    pub(crate) fn measured(&mut self, used: StorageUse, took: Duration) -> Option<String> {
         self.measuring = false;
         self.next = Some(Instant::now() + EVERY.max(took * REST));
         self.last = used;

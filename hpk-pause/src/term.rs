@@ -27,7 +27,7 @@ const OWN_END: Duration = Duration::from_secs(3);
 
 /// What the job knows of its own end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TermRule {
+pub(crate) struct TermRule {
     /// End of the time limit, since the epoch.
     pub end: Option<Duration>,
     /// Slurm's KillWait.
@@ -37,7 +37,7 @@ pub struct TermRule {
 impl TermRule {
     /// From the value of `SLURM_JOB_END_TIME` and the plan's KillWait in seconds.
     #[must_use]
-    pub fn new(end_time: Option<&str>, kill_wait_seconds: u32) -> Self {
+    pub(crate) fn new(end_time: Option<&str>, kill_wait_seconds: u32) -> Self {
         Self {
             end: end_time.and_then(|t| t.trim().parse().ok()).map(Duration::from_secs),
             kill_wait: Duration::from_secs(u64::from(kill_wait_seconds)),
@@ -46,7 +46,7 @@ impl TermRule {
 
     /// What a TERM at `now` (since the epoch) means, and the seconds that the pod has, at most its own grace period.
     #[must_use]
-    pub fn at(&self, now: Duration, own_grace: u32) -> (StopCause, u32) {
+    pub(crate) fn at(&self, now: Duration, own_grace: u32) -> (StopCause, u32) {
         let own = Duration::from_secs(u64::from(own_grace));
         let limit = self.end.filter(|&end| now + own + LEAD >= end && now <= end + TRAIL);
         let to_kill = self.kill_wait.saturating_sub(OWN_END);

@@ -21,7 +21,7 @@ const JITTER: i64 = 300;
 ///
 /// # Errors
 /// Something could not be asked of the API server.
-pub async fn advance(
+pub(crate) async fn advance(
     client: &Client,
     pod: &Pod,
     wanted: &BTreeMap<CertificateKey, PodCertificateProjection>,

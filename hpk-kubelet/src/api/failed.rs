@@ -6,7 +6,7 @@ use thiserror::Error as ThisError;
 /// An object could not be asked for (which is not the same as its not being there).
 #[derive(Debug, ThisError)]
 #[error("cannot read {kind} {name:?}: {source}")]
-pub struct FetchError {
+pub(crate) struct FetchError {
     /// `configmap`, `secret`, `token of service account` and so on.
     pub kind: &'static str,
     pub name: String,

@@ -47,12 +47,12 @@ impl Token {
 }
 
 /// A pod's tokens, kept between renewals.
-pub type Tokens = BTreeMap<TokenKey, Token>;
+pub(crate) type Tokens = BTreeMap<TokenKey, Token>;
 
 /// When the first of the tokens and certificates must be renewed; None: there are none. A renewal that failed is tried
 /// again after [`AGAIN`].
 #[must_use]
-pub fn renewal(kept: &Kept, now: Timestamp) -> Option<Duration> {
+pub(crate) fn renewal(kept: &Kept, now: Timestamp) -> Option<Duration> {
     let times = kept.tokens.values().map(Token::renew_at).chain(kept.certificates.due().map(Timestamp::as_second));
     let wait = |at: i64| Duration::from_secs(u64::try_from(at - now.as_second()).unwrap_or(0));
     times.min().map(|at| wait(at).max(AGAIN))
@@ -73,7 +73,7 @@ pub struct Kept {
 ///
 /// # Errors
 /// An object that could not be asked for. One that does not exist is left out instead.
-pub async fn sources(
+pub(crate) async fn sources(
     client: &Client,
     pod: &Pod,
     all_services: &[Arc<Service>],

@@ -31,14 +31,14 @@ enum Message {
 
 /// Asks for news of references; clones are one.
 #[derive(Clone, Debug)]
-pub struct Watches {
+pub(crate) struct Watches {
     messages: mpsc::UnboundedSender<Message>,
 }
 
 impl Watches {
     /// Starts the task that owns the watches. It calls `changed` with the UID of each pod that has read another
     /// version of an object than there is now. `node`: the Node's name.
-    pub fn start<F, R>(client: Client, node: String, changed: F) -> Self
+    pub(crate) fn start<F, R>(client: Client, node: String, changed: F) -> Self
     where
         F: Fn(String) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -49,37 +49,37 @@ impl Watches {
     }
 
     /// The pod refers to these objects (and to no others) and has read these versions of them.
-    pub fn claim(&self, uid: &str, versions: Versions) {
+    pub(crate) fn claim(&self, uid: &str, versions: Versions) {
         let _ = self.messages.send(Message::Claim { uid: uid.to_owned(), versions });
     }
 
     /// The pod needs no news any more.
-    pub fn release(&self, uid: &str) {
+    pub(crate) fn release(&self, uid: &str) {
         let _ = self.messages.send(Message::Release { uid: uid.to_owned() });
     }
 }
 
 /// [`Watches`] of several Nodes: each may watch what its own pods refer to.
 #[derive(Clone, Debug, Default)]
-pub struct NodesWatches {
+pub(crate) struct NodesWatches {
     of: HashMap<String, Watches>,
 }
 
 impl NodesWatches {
     /// Adds a Node's.
-    pub fn add(&mut self, node: String, watches: Watches) {
+    pub(crate) fn add(&mut self, node: String, watches: Watches) {
         self.of.insert(node, watches);
     }
 
     /// As [`Watches::claim`], of a pod on this Node.
-    pub fn claim(&self, node: Option<&str>, uid: &str, versions: Versions) {
+    pub(crate) fn claim(&self, node: Option<&str>, uid: &str, versions: Versions) {
         if let Some(watches) = node.and_then(|n| self.of.get(n)) {
             watches.claim(uid, versions);
         }
     }
 
     /// As [`Watches::release`], wherever the pod is.
-    pub fn release(&self, uid: &str) {
+    pub(crate) fn release(&self, uid: &str) {
         self.of.values().for_each(|watches| watches.release(uid));
     }
 }

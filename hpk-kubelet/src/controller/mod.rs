@@ -18,7 +18,7 @@
 
 mod addresses;
 mod backoff;
-pub mod context;
+pub(crate) mod context;
 mod due;
 mod entry;
 pub(crate) mod event;
@@ -36,7 +36,8 @@ mod tasks;
 
 pub use event::{Event, Sender};
 use hpk_api::ids::{JobId, PodUid};
-pub use seen::{PodInfo, Pods};
+pub(crate) use seen::PodInfo;
+pub use seen::Pods;
 
 use crate::api::references::NodesWatches;
 use crate::executor::pace;

@@ -8,11 +8,11 @@
 //! Pure: [`run`], [`words`], [`pace`] (when to ask again), [`script`] (the first program of a run).
 
 mod environment;
-pub mod local;
-pub mod pace;
-pub mod run;
-pub mod script;
-pub mod slurm;
+pub(crate) mod local;
+pub(crate) mod pace;
+pub(crate) mod run;
+pub(crate) mod script;
+pub(crate) mod slurm;
 pub mod words;
 
 use crate::nodes::VirtualNode;

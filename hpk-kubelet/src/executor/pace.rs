@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What is known of one job when the next query is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
+pub(crate) enum Interest {
     /// Its job is looked for since this long; bool: nobody has answered yet.
     Sought(Duration, bool),
     /// Waits in the queue since this long.
@@ -18,11 +18,11 @@ pub enum Interest {
 }
 
 /// Longest wait while any job is followed.
-pub const QUIET: Duration = Duration::from_secs(15);
+pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
 /// How long after the last query the next one is wanted for this job's sake.
 #[must_use]
-pub fn of(interest: Interest) -> Duration {
+pub(crate) fn of(interest: Interest) -> Duration {
     match interest {
         Interest::Linked => QUIET,
         Interest::Sought(_, true) => Duration::from_millis(100),

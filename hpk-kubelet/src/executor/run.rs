@@ -188,7 +188,7 @@ impl Run {
 /// The job that counts of all that were found for one pod: one that is alive before one that is over, a running one before
 /// one that waits, the first of several alive, the last of several that are over.
 #[must_use]
-pub fn choose(jobs: Vec<Run>) -> Option<Run> {
+pub(crate) fn choose(jobs: Vec<Run>) -> Option<Run> {
     let number = |job: &Run| job.id.parse::<i64>().unwrap_or(0);
     jobs.into_iter().min_by_key(|job| match job.phase {
         RunPhase::Running => (0, number(job)),

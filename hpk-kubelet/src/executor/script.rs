@@ -6,7 +6,7 @@ use std::path::Path;
 /// Text of `job.sh`. The last line replaces the shell, so that signals reach hpk-netns. `command` and
 /// `arguments` say what the executor was asked for, for who reads the file.
 #[must_use]
-pub fn script(who: &PodRef, netns: &Path, folder: &Path, command: &str, arguments: &[String]) -> String {
+pub(crate) fn script(who: &PodRef, netns: &Path, folder: &Path, command: &str, arguments: &[String]) -> String {
     let quoted: Vec<String> = arguments.iter().map(|a| quote(a)).collect();
     format!(
         "#!/bin/sh\n# pod {}/{} {}\n# {} {}\nexec {} run {}\n",
@@ -27,7 +27,7 @@ fn comment(text: &str) -> String {
 
 /// Quotes a word for a POSIX shell, when it needs it.
 #[must_use]
-pub fn quote(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 /// Names one gang.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub(crate) struct Key {
     pub namespace: String,
     /// `PodGroup`, `JobSet`, …
     pub kind: &'static str,
@@ -26,7 +26,7 @@ impl fmt::Display for Key {
 
 /// How many pods must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
+pub(crate) enum Size {
     /// The PodGroup says it: [`Policy`].
     OfPodGroup,
     /// The annotation, or a label, says it.
@@ -35,7 +35,7 @@ pub enum Size {
 
 /// What a pod says of its gang.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     pub key: Key,
     pub size: Size,
 }
@@ -72,7 +72,7 @@ const LWS_SIZE: &str = "leaderworkerset.sigs.k8s.io/size";
 ///
 /// # Errors
 /// It says something that cannot be followed.
-pub fn of(pod: &Pod) -> Result<Option<Claim>, ClaimError> {
+pub(crate) fn of(pod: &Pod) -> Result<Option<Claim>, ClaimError> {
     let empty = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     let group = pod.spec.as_ref().and_then(|s| s.scheduling_group.as_ref()?.pod_group_name.clone());
@@ -119,7 +119,7 @@ fn labelled(pod: &Pod, annotations: &BTreeMap<String, String>, value: &str) -> R
 
 /// What a PodGroup asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// `gang.minCount`; None: its policy is `basic`, and its pods begin one by one.
     pub min_count: Option<u32>,
     /// `disruptionMode.all`: what takes one member takes all.
@@ -128,7 +128,7 @@ pub struct Policy {
 
 /// Reads a PodGroup.
 #[must_use]
-pub fn policy(group: &PodGroup) -> Policy {
+pub(crate) fn policy(group: &PodGroup) -> Policy {
     let gang = group.spec.scheduling_policy.gang.as_ref();
     Policy {
         min_count: gang.map(|gang| u32::try_from(gang.min_count).unwrap_or(1).max(1)),

@@ -6,7 +6,7 @@
 
 /// How far one member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// It waits for the gang: nothing was done for it.
     Held,
     /// Its images and references are being fetched, or will be tried again.
@@ -21,14 +21,14 @@ pub enum State {
 
 /// One member, as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     pub uid: String,
     pub state: State,
 }
 
 /// The gang as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gang {
+pub(crate) struct Gang {
     /// How many members must be there. None: not known (yet).
     pub min: Option<u32>,
     /// The oldest first.
@@ -39,7 +39,7 @@ pub struct Gang {
 
 /// What is done for a waiting member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// It waits, for this.
     Wait(Why),
     /// It is prepared now.
@@ -54,7 +54,7 @@ pub enum Step {
 
 /// What a member waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub(crate) enum Why {
     /// Its PodGroup is not there.
     NoGroup,
     /// So many of so many members are there.
@@ -66,7 +66,7 @@ pub enum Why {
 impl Why {
     /// For people.
     #[must_use]
-    pub fn text(self, group: &str) -> String {
+    pub(crate) fn text(self, group: &str) -> String {
         match self {
             Self::NoGroup => format!("{group}: it does not exist"),
             Self::Members(there, min) => format!("{group}: {there} of {min} members are there"),
@@ -77,7 +77,7 @@ impl Why {
 
 /// What to do for each member that waits.
 #[must_use]
-pub fn next(gang: &Gang) -> Vec<(String, Step)> {
+pub(crate) fn next(gang: &Gang) -> Vec<(String, Step)> {
     let waits = |m: &&Member| matches!(m.state, State::Held | State::Preparing | State::Ready);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let there = count(gang.members.iter().filter(|m| m.state != State::Over).count());

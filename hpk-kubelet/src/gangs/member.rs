@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// What is known of one member of an allocation.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub(crate) struct Known<'a> {
     pub uid: &'a str,
     /// Its number in the gang.
     pub number: usize,
@@ -23,7 +23,7 @@ pub struct Known<'a> {
 
 /// The member's own job, as it were: that of its step, as far as there is one.
 #[must_use]
-pub fn view(known: &Known<'_>) -> Run {
+pub(crate) fn view(known: &Known<'_>) -> Run {
     let Known { uid, number, folder, job, file, wish } = *known;
     let id = super::run_id(&job.id, number);
     let own = Run { id, pod: uid.to_owned(), folder: folder.display().to_string(), ..job.clone() };

@@ -22,15 +22,15 @@
 //! | [`seam`] | the executor that the controller sees |
 
 mod allocation;
-pub mod claim;
-pub mod decide;
+pub(crate) mod claim;
+pub(crate) mod decide;
 mod heard;
-pub mod keeper;
-pub mod member;
+pub(crate) mod keeper;
+pub(crate) mod member;
 mod registry;
-pub mod seam;
-pub mod shape;
-pub mod split;
+pub(crate) mod seam;
+pub(crate) mod shape;
+pub(crate) mod split;
 mod whole;
 
 /// Whether an attempt to prepare a pod goes on.
@@ -43,13 +43,13 @@ pub enum Gate {
 
 /// A member's run.
 #[must_use]
-pub fn run_id(job: &str, member: usize) -> String {
+pub(crate) fn run_id(job: &str, member: usize) -> String {
     format!("{job}/{member}")
 }
 
 /// The job of a member's run, and its number there. None: the run is a job of its own.
 #[must_use]
-pub fn parts(run: &str) -> Option<(&str, usize)> {
+pub(crate) fn parts(run: &str) -> Option<(&str, usize)> {
     let (job, member) = run.split_once('/')?;
     Some((job, member.parse().ok()?))
 }

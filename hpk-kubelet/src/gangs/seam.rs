@@ -24,7 +24,7 @@ struct NotSubmitted(String);
 
 /// Slurm and its gangs.
 #[derive(Clone, Debug)]
-pub struct WithGangs {
+pub(crate) struct WithGangs {
     slurm: Client,
     gangs: Gangs,
     home: Home,
@@ -32,7 +32,7 @@ pub struct WithGangs {
 
 impl WithGangs {
     #[must_use]
-    pub fn new(slurm: Client, gangs: Gangs, home: Home) -> Self {
+    pub(crate) fn new(slurm: Client, gangs: Gangs, home: Home) -> Self {
         Self { slurm, gangs, home }
     }
 

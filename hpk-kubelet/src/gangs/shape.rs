@@ -15,7 +15,7 @@ use thiserror::Error;
 
 /// What the site has.
 #[derive(Clone, Copy, Debug)]
-pub struct Ground<'a> {
+pub(crate) struct Ground<'a> {
     pub site: &'a Site,
     pub there: &'a Cluster,
     /// Who made the GPUs whose type does not tell.
@@ -24,7 +24,7 @@ pub struct Ground<'a> {
 
 /// Why there can be no allocation of these members.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ShapeError {
+pub(crate) enum ShapeError {
     #[error(
         "resource {name}: this site has the types {types}, and Slurm is asked for one; name it by the annotation {}",
         gres::MODEL
@@ -36,7 +36,7 @@ pub enum ShapeError {
 
 /// What is asked of sbatch for a gang, and of srun for each member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// Arguments of sbatch, without the script; those of components are separated by `:`.
     pub arguments: Vec<String>,
     /// The components: one, or several of a heterogeneous job.
@@ -47,7 +47,7 @@ pub struct Request {
 
 /// What the allocation is called.
 #[derive(Clone, Copy, Debug)]
-pub struct Names<'a> {
+pub(crate) struct Names<'a> {
     /// The gang's id.
     pub id: &'a str,
     /// `ns/name`: its job's name.
@@ -59,7 +59,11 @@ pub struct Names<'a> {
 ///
 /// # Errors
 /// Flags that cannot be given in a gang.
-pub fn flags_of(pod: &Pod, policy: PodFlags, classes: &BTreeMap<String, String>) -> Result<Vec<String>, ShapeError> {
+pub(crate) fn flags_of(
+    pod: &Pod,
+    policy: PodFlags,
+    classes: &BTreeMap<String, String>,
+) -> Result<Vec<String>, ShapeError> {
     let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
     let refused = |error: flags::FlagsError| ShapeError::Flag(error.to_string());
     let mut list = match classes.get(class) {
@@ -89,7 +93,7 @@ fn shape(pod: &Pod, flags: &[String], defaults: &Defaults, ground: Ground<'_>) -
 
 /// Whether the pod has room in such a place.
 #[must_use]
-pub fn fits(pod: &Pod, flags: &[String], place: &Place, defaults: &Defaults, ground: Ground<'_>) -> bool {
+pub(crate) fn fits(pod: &Pod, flags: &[String], place: &Place, defaults: &Defaults, ground: Ground<'_>) -> bool {
     shape(pod, flags, defaults, ground).is_ok_and(|shape| {
         shape.cpus <= place.cpus && shape.memory_mib <= place.memory_mib && shape.devices == place.devices
     })
@@ -99,7 +103,7 @@ pub fn fits(pod: &Pod, flags: &[String], place: &Place, defaults: &Defaults, gro
 ///
 /// # Errors
 /// Slurm cannot be asked for a member's size.
-pub fn request(
+pub(crate) fn request(
     members: &[(&Pod, Vec<String>)],
     names: &Names<'_>,
     all: bool,

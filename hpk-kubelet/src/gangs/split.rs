@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// What a member asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Where and when its job is to run.
     pub flags: Vec<String>,
     /// By Slurm's name of them.
@@ -20,7 +20,7 @@ pub struct Shape {
 
 /// Equal places, one for each member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// Of one place.
     pub cpus: u64,
     /// Of one place.
@@ -62,7 +62,7 @@ type Kind<'a> = (&'a [String], &'a BTreeMap<String, u64>);
 /// The choosiest come first: Slurm plans components in this order and gives each one nodes of its own where it can, so one that
 /// takes any node would take the only one that another can have.
 #[must_use]
-pub fn split(shapes: &[Shape]) -> Vec<Part> {
+pub(crate) fn split(shapes: &[Shape]) -> Vec<Part> {
     // Members by shape, and shapes by what must be equal.
     let mut kinds: BTreeMap<Kind<'_>, BTreeMap<&Shape, Vec<usize>>> = BTreeMap::new();
     for (number, shape) in shapes.iter().enumerate() {

@@ -18,7 +18,7 @@ const BLOCK: u32 = 64;
 /// Addresses of one IPv4 range, and of an IPv6 range beside it: each pod's IPv6 address ends in the host part of its
 /// IPv4 address, so one decision serves both. What is in use is told at the start, from the pods' own records.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     base: u32,
     v6: Option<u128>,
     first: u32,
@@ -34,7 +34,7 @@ impl Pool {
     /// addresses (kept for the control plane's own members) are left out. `mark`: what [`Pool::due`] last said. None:
     /// no IPv4 range of useful size is in it, or an IPv6 range too small for it.
     #[must_use]
-    pub fn new(cidrs: &str, used: impl IntoIterator<Item = IpAddr>, mark: Option<Ipv4Addr>) -> Option<Self> {
+    pub(crate) fn new(cidrs: &str, used: impl IntoIterator<Item = IpAddr>, mark: Option<Ipv4Addr>) -> Option<Self> {
         let ranges = hpk_api::net::ranges(cidrs)?;
         let (mut v4, mut v6) = (None, None);
         for range in ranges {
@@ -68,7 +68,7 @@ impl Pool {
     }
 
     /// Takes the addresses of one pod. None: all are in use.
-    pub fn take(&mut self) -> Option<Vec<IpAddr>> {
+    pub(crate) fn take(&mut self) -> Option<Vec<IpAddr>> {
         for _ in 0..self.count {
             let ip = Ipv4Addr::from(self.first + self.next);
             self.next = (self.next + 1) % self.count;
@@ -82,7 +82,7 @@ impl Pool {
     }
 
     /// The mark, when it is to be written before what was taken is used.
-    pub fn due(&mut self) -> Option<Ipv4Addr> {
+    pub(crate) fn due(&mut self) -> Option<Ipv4Addr> {
         if self.left > 0 {
             return None;
         }
@@ -92,7 +92,7 @@ impl Pool {
     }
 
     /// Gives addresses back; they come up again only after all others.
-    pub fn release(&mut self, ips: &[IpAddr]) {
+    pub(crate) fn release(&mut self, ips: &[IpAddr]) {
         for ip in ips {
             if let IpAddr::V4(ip) = ip {
                 self.used.remove(ip);

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
 /// Why a pod is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// status.reason
     pub reason: &'static str,
     /// The event's text; status.message says before it that the pod was rejected.
@@ -30,7 +30,7 @@ const SAFE_SYSCTLS: &[&str] = &[
 
 /// Whether the kubelet refuses the pod.
 #[must_use]
-pub fn refuse(pod: &Pod) -> Option<Refusal> {
+pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         return Some(Refusal {
@@ -59,7 +59,7 @@ pub fn refuse(pod: &Pod) -> Option<Refusal> {
 ///
 /// The scheduler keeps such pods apart, over all compute nodes, for they are one Node. A pod that names its Node itself comes
 /// by no scheduler.
-pub fn ports_taken<'a>(pod: &Pod, others: impl IntoIterator<Item = &'a Pod>) -> Option<Refusal> {
+pub(crate) fn ports_taken<'a>(pod: &Pod, others: impl IntoIterator<Item = &'a Pod>) -> Option<Refusal> {
     let wanted: Vec<NodePort<'_>> = node_ports(pod).collect();
     if wanted.is_empty() {
         return None;

@@ -15,14 +15,14 @@ const WAITS: [u64; 5] = [1, 2, 4, 8, 16];
 /// How long to wait before the next job; None: no further one is submitted. `failures`: jobs that made no sandbox so far, the last
 /// one included.
 #[must_use]
-pub fn wait(failures: u32) -> Option<Duration> {
+pub(crate) fn wait(failures: u32) -> Option<Duration> {
     let index = usize::try_from(failures.checked_sub(1)?).ok()?;
     WAITS.get(index).map(|seconds| Duration::from_secs(*seconds))
 }
 
 /// Why the job has made no sandbox, where that may be its node's fault and it is certain that nothing of the pod has begun.
 #[must_use]
-pub fn not_made(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<String> {
+pub(crate) fn not_made(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<String> {
     // What Slurm has done to the job (cancelled, out of time) has another meaning.
     if job.is_some_and(|job| job.phase.is_over() && !matches!(job.phase, RunPhase::Failed | RunPhase::Completed)) {
         return None;

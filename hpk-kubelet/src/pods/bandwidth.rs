@@ -5,9 +5,9 @@ use hpk_api::net::{Bandwidth, NetworkList};
 use k8s_openapi::api::core::v1::Pod;
 
 /// Towards the pod, bits a second, as a quantity (`10M`).
-pub const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+pub(crate) const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 /// From the pod.
-pub const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+pub(crate) const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
 /// Upstream's limits of what is reasonable (pkg/util/bandwidth): 1k and 1P bits a second.
 const REASONABLE: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
@@ -16,7 +16,7 @@ const REASONABLE: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 ///
 /// # Errors
 /// The annotation's key.
-pub fn asked(pod: &Pod) -> Result<Bandwidth, &'static str> {
+pub(crate) fn asked(pod: &Pod) -> Result<Bandwidth, &'static str> {
     let read = |key: &'static str| {
         let value = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key));
         let bits = |text: &String| quantity::value(text).filter(|bits| REASONABLE.contains(bits)).ok_or(key);
@@ -27,7 +27,7 @@ pub fn asked(pod: &Pod) -> Result<Bandwidth, &'static str> {
 
 /// Whether a plug-in of the list carries it out.
 #[must_use]
-pub fn carried(list: Option<&NetworkList>) -> bool {
+pub(crate) fn carried(list: Option<&NetworkList>) -> bool {
     let value: Option<serde_json::Value> = list.and_then(|list| serde_json::from_str(&list.text).ok());
     let plugins = value.as_ref().and_then(|v| v.get("plugins")?.as_array());
     plugins.is_some_and(|all| all.iter().any(|p| p.pointer("/capabilities/bandwidth") == Some(&true.into())))

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 
 /// What is known about the pod and its cluster.
-pub struct Known<'a> {
+pub(crate) struct Known<'a> {
     /// The pod's network.
     pub mode: NetworkMode,
     /// Addresses that the kubelet gave it (overlay).
@@ -25,7 +25,7 @@ pub struct Known<'a> {
 
 /// Keeps in `said` what is believed; the text is about the rest. `others`: whether another living pod has an address of its
 /// own there.
-pub fn judge(known: &Known<'_>, said: &mut Vec<IpAddr>, others: impl Fn(IpAddr) -> bool) -> Option<String> {
+pub(crate) fn judge(known: &Known<'_>, said: &mut Vec<IpAddr>, others: impl Fn(IpAddr) -> bool) -> Option<String> {
     let services = ranges(known.service_cidr).unwrap_or_default();
     let pods = ranges(known.pod_cidr).unwrap_or_default();
     let within = |ranges: &[IpNet], ip: IpAddr| ranges.iter().any(|range| range.contains(&ip));

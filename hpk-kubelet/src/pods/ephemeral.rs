@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer};
 
 /// Every field is named, so this does not compile when Kubernetes' API gives either of them another one.
 #[must_use]
-pub fn as_container(added: &EphemeralContainer) -> Container {
+pub(crate) fn as_container(added: &EphemeralContainer) -> Container {
     let EphemeralContainer {
         args,
         command,

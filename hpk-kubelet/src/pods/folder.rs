@@ -29,7 +29,7 @@ use thiserror::Error;
 /// Longest file that is read back, bytes.
 const MOST: u64 = 64 << 20;
 
-pub use hpk_layout::pod::RECORD;
+pub(crate) use hpk_layout::pod::RECORD;
 
 /// How far the pod is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -338,7 +338,7 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 ///
 /// # Errors
 /// Not all of them can be told. That there is no folder above them is no error: there are none.
-pub fn all(pods: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn all(pods: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(pods) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -4,13 +4,13 @@ use hpk_api::plan::LauncherChoice;
 use k8s_openapi::api::core::v1::Pod;
 
 /// `auto`, `native` or `apptainer`; without it the kubelet's setting holds.
-pub const ANNOTATION: &str = "runtime.hpk.io/launcher";
+pub(crate) const ANNOTATION: &str = "runtime.hpk.io/launcher";
 
 /// What the pod asks for; Err: no such launcher.
 ///
 /// # Errors
 /// The annotation's value.
-pub fn asked(pod: &Pod) -> Result<Option<LauncherChoice>, &str> {
+pub(crate) fn asked(pod: &Pod) -> Result<Option<LauncherChoice>, &str> {
     let value = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
     value.map(|value| LauncherChoice::parse(value).ok_or(value.as_str())).transpose()
 }

@@ -9,7 +9,7 @@ type Labels = BTreeMap<String, String>;
 
 /// Why the Node is not one for the pod.
 #[must_use]
-pub fn refuse(pod: &Pod, node: &Node) -> Option<Refusal> {
+pub(crate) fn refuse(pod: &Pod, node: &Node) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     if !selected(spec, node) {
         return Some(Refusal {

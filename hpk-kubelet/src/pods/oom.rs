@@ -3,13 +3,13 @@
 use k8s_openapi::api::core::v1::Pod;
 
 /// `true`: it does not, as with upstream's kubelet setting `singleProcessOOMKill`.
-pub const ANNOTATION: &str = "runtime.hpk.io/single-process-oom-kill";
+pub(crate) const ANNOTATION: &str = "runtime.hpk.io/single-process-oom-kill";
 
 /// What the pod asks for; Err: neither `true` nor `false`.
 ///
 /// # Errors
 /// The annotation's value.
-pub fn single_process(pod: &Pod) -> Result<bool, &str> {
+pub(crate) fn single_process(pod: &Pod) -> Result<bool, &str> {
     let value = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
     value.map_or(Ok(false), |value| value.parse().map_err(|_| value.as_str()))
 }

@@ -13,7 +13,7 @@ const MOST: usize = 256;
 
 /// For which nodes of its job, by their numbers, the pod is to have addresses. `mode`: the cluster's.
 #[must_use]
-pub fn wanted(pod: &Pod, mode: NetworkMode, policy: PodFlags) -> Vec<bool> {
+pub(crate) fn wanted(pod: &Pod, mode: NetworkMode, policy: PodFlags) -> Vec<bool> {
     if mode != NetworkMode::Overlay {
         return Vec::new();
     }

@@ -4,13 +4,13 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec};
 
 /// Phases that never go back.
 #[must_use]
-pub fn is_terminal(phase: Option<&str>) -> bool {
+pub(crate) fn is_terminal(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Whether the container is started again after this exit code: its own rules, its own policy, the pod's.
 #[must_use]
-pub fn should_restart(container: &Container, spec: &PodSpec, exit_code: i32) -> bool {
+pub(crate) fn should_restart(container: &Container, spec: &PodSpec, exit_code: i32) -> bool {
     let by_policy = |policy: &str| match policy {
         "Never" => false,
         "OnFailure" => exit_code != 0,
@@ -36,7 +36,7 @@ pub fn should_restart(container: &Container, spec: &PodSpec, exit_code: i32) -> 
 
 /// Native sidecar.
 #[must_use]
-pub fn is_sidecar(container: &Container) -> bool {
+pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
@@ -77,7 +77,7 @@ fn running(status: &ContainerStatus) -> bool {
 
 /// Phase of a pod. `finished`: nothing will be started again. `initialized`: a regular container has run.
 #[must_use]
-pub fn phase(spec: &PodSpec, statuses: &[ContainerStatus], finished: bool, initialized: bool) -> &'static str {
+pub(crate) fn phase(spec: &PodSpec, statuses: &[ContainerStatus], finished: bool, initialized: bool) -> &'static str {
     let find = |name: &str| statuses.iter().find(|s| s.name == name);
     let mut n = Counts::default();
     for container in spec.init_containers.iter().flatten() {

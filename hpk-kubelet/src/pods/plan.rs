@@ -37,7 +37,7 @@ pub struct Image {
 
 /// Everything that a plan is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+pub(crate) struct Input<'a> {
     pub pod: &'a Pod,
     pub who: &'a PodRef,
     /// Objects that it refers to.
@@ -62,7 +62,7 @@ pub struct Input<'a> {
 
 /// A plan and what goes with it.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub(crate) struct Planned {
     pub plan: SandboxPlan,
     /// Volumes that the kubelet fills, by name.
     pub payloads: BTreeMap<String, Payload>,
@@ -72,7 +72,7 @@ pub struct Planned {
 
 /// The pod cannot be planned now.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PlanError {
+pub(crate) enum PlanError {
     /// A volume that cannot be filled; event FailedMount.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -90,7 +90,7 @@ pub enum PlanError {
 impl PlanError {
     /// Reason of the event.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Volume(_) | Self::NoVolume { .. } => "FailedMount",
             Self::Hostname(_) | Self::Security(_) => "FailedCreatePodSandBox",
@@ -102,7 +102,7 @@ impl PlanError {
 ///
 /// # Errors
 /// What concerns the whole pod.
-pub fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
+pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let spec = input.pod.spec.clone().unwrap_or_default();
     let host_network = input.network.mode == NetworkMode::Host;
     let ground = Ground {
@@ -198,7 +198,7 @@ fn step_plan(input: &Input<'_>, of_pod: &str) -> StepPlan {
 
 /// spec.terminationGracePeriodSeconds, 30 when absent.
 #[must_use]
-pub fn grace_seconds(spec: &PodSpec) -> u32 {
+pub(crate) fn grace_seconds(spec: &PodSpec) -> u32 {
     spec.termination_grace_period_seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(30)
 }
 
@@ -209,7 +209,7 @@ fn pod_ips(input: &Input<'_>) -> Vec<String> {
 
 /// The plan of an ephemeral container that is added to a running pod.
 #[must_use]
-pub fn ephemeral(input: Input<'_>, added: &EphemeralContainer) -> (ContainerPlan, Vec<(&'static str, String)>) {
+pub(crate) fn ephemeral(input: Input<'_>, added: &EphemeralContainer) -> (ContainerPlan, Vec<(&'static str, String)>) {
     let mut warnings = Vec::new();
     let mut made = container(&input, &as_container(added), &mut warnings);
     made.target = added.target_container_name.clone().filter(|t| !t.is_empty());
@@ -218,7 +218,7 @@ pub fn ephemeral(input: Input<'_>, added: &EphemeralContainer) -> (ContainerPlan
 
 /// `Always`, `OnFailure`, `Never`.
 #[must_use]
-pub fn restart_policy(text: Option<&str>) -> Option<RestartPolicy> {
+pub(crate) fn restart_policy(text: Option<&str>) -> Option<RestartPolicy> {
     match text {
         Some("Always") => Some(RestartPolicy::Always),
         Some("OnFailure") => Some(RestartPolicy::OnFailure),
@@ -467,7 +467,7 @@ fn signal_number(text: &str) -> Option<i32> {
 
 /// Whether the supervisor could start anything with this plan: the first init container, else any container.
 #[must_use]
-pub fn can_begin(plan: &SandboxPlan) -> bool {
+pub(crate) fn can_begin(plan: &SandboxPlan) -> bool {
     match plan.init_containers.first() {
         Some(first) => first.blocked.is_none(),
         None => plan.containers.iter().any(|c| c.blocked.is_none()),

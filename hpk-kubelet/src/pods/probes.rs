@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// All probes of a container.
 #[must_use]
-pub fn probes(container: &Container) -> Probes {
+pub(crate) fn probes(container: &Container) -> Probes {
     let make = |p: &Option<core::Probe>| p.as_ref().map(|p| probe(container, p));
     Probes {
         startup: make(&container.startup_probe),
@@ -21,7 +21,7 @@ pub fn probes(container: &Container) -> Probes {
 
 /// Hooks of a container.
 #[must_use]
-pub fn lifecycle(container: &Container) -> Lifecycle {
+pub(crate) fn lifecycle(container: &Container) -> Lifecycle {
     let hooks = container.lifecycle.as_ref();
     let make = |h: Option<&core::LifecycleHandler>| h.map(|h| hook(container, h));
     Lifecycle {

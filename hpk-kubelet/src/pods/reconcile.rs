@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// How far the pod is on the kubelet's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Nothing done.
     New,
     /// Images and references are being fetched.
@@ -26,7 +26,7 @@ pub enum Stage {
 
 /// What was done to end the pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stopping {
+pub(crate) struct Stopping {
     /// The supervisor was asked, with this grace period.
     pub asked: Option<u32>,
     /// TERM was sent through Slurm.
@@ -39,7 +39,7 @@ pub struct Stopping {
 
 /// What is known of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
+pub(crate) struct View {
     /// The API server has the object.
     pub in_api: bool,
     /// Being deleted, with this grace period, seconds.
@@ -63,7 +63,7 @@ pub struct View {
 
 /// One thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Begin to prepare and submit.
     Prepare,
     /// Give the preparation up.
@@ -81,13 +81,13 @@ pub enum Step {
 }
 
 /// Beyond its grace period, a pod is given this long to end by itself.
-pub const MARGIN: Duration = Duration::from_secs(10);
+pub(crate) const MARGIN: Duration = Duration::from_secs(10);
 /// A job whose supervisor has finished, or that was cancelled, should be gone after this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What to do now. Empty: wait for news.
 #[must_use]
-pub fn next(view: &View) -> Vec<Step> {
+pub(crate) fn next(view: &View) -> Vec<Step> {
     let unwanted = !view.in_api || view.deleting.is_some();
     match (view.stage, unwanted) {
         (Stage::New, false) if view.terminal || view.refused => vec![],

@@ -6,18 +6,18 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
 
 /// Condition and event of upstream's.
-pub const PENDING: &str = "PodResizePending";
+pub(crate) const PENDING: &str = "PodResizePending";
 /// Reason of the condition.
-pub const INFEASIBLE: &str = "Infeasible";
+pub(crate) const INFEASIBLE: &str = "Infeasible";
 /// Reason of the event.
-pub const EVENT: &str = "ResizeInfeasible";
+pub(crate) const EVENT: &str = "ResizeInfeasible";
 
 /// What each container was begun with.
-pub type Granted = BTreeMap<String, ResourceRequirements>;
+pub(crate) type Granted = BTreeMap<String, ResourceRequirements>;
 
 /// What a pod's containers ask for now.
 #[must_use]
-pub fn asked(pod: &Pod) -> Granted {
+pub(crate) fn asked(pod: &Pod) -> Granted {
     let all = pod.spec.iter().flat_map(containers);
     all.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
 }
@@ -28,7 +28,7 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
 
 /// The resize that is asked for and cannot be had, for people; None: each container asks for what it was begun with.
 #[must_use]
-pub fn infeasible(pod: &Pod, granted: &Granted) -> Option<String> {
+pub(crate) fn infeasible(pod: &Pod, granted: &Granted) -> Option<String> {
     let names: Vec<String> = asked(pod)
         .into_iter()
         .filter(|(name, asked)| {

@@ -11,7 +11,7 @@ const HANDLERS: [&str; 6] = ["apptainer", "crun", "nvidia", "nvidia-cdi", "nvidi
 ///
 /// # Errors
 /// Why the pod cannot run now, for an event.
-pub async fn check(client: Client, class: &str) -> Result<(), String> {
+pub(crate) async fn check(client: Client, class: &str) -> Result<(), String> {
     let found = Api::<RuntimeClass>::all(client).get_opt(class).await;
     match found.map_err(|e| format!("spec.runtimeClassName: RuntimeClass {class:?}: {e}"))? {
         Some(found) => handler(class, &found.handler),

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// A combination that is refused; becomes `CreateContainerConfigError`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum SecurityError {
+pub(crate) enum SecurityError {
     /// runAsNonRoot and runAsUser 0.
     #[error("container's runAsUser breaks non-root policy (pod: \"{pod}\", container: {container})")]
     RunAsUserRoot {
@@ -46,7 +46,7 @@ pub enum SecurityError {
 ///
 /// # Errors
 /// A combination that upstream or HPK refuses.
-pub fn security(pod: &Pod, container: &Container, image_user: &str) -> Result<SecurityPlan, SecurityError> {
+pub(crate) fn security(pod: &Pod, container: &Container, image_user: &str) -> Result<SecurityPlan, SecurityError> {
     let outer = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let own = container.security_context.as_ref();
     let user = own.and_then(|s| s.run_as_user).or_else(|| outer.and_then(|s| s.run_as_user));
@@ -115,7 +115,7 @@ pub(crate) fn id(field: &'static str, value: i64) -> Result<u32, SecurityError> 
 
 /// `<name>_<namespace>(<uid>)`, as upstream prints pods.
 #[must_use]
-pub fn format_pod(pod: &Pod) -> String {
+pub(crate) fn format_pod(pod: &Pod) -> String {
     let meta = &pod.metadata;
     format!(
         "{}_{}({})",

@@ -19,20 +19,20 @@ use hpk_api::state::{LaunchReport, PodState, StopCause};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-pub use patch::patch;
+pub(crate) use patch::patch;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 /// Condition of ours: whether Slurm has started the pod's job, with Slurm's reason while it has not.
-pub const JOB_STARTED: &str = "slurm.hpk.io/JobStarted";
+pub(crate) const JOB_STARTED: &str = "slurm.hpk.io/JobStarted";
 
 /// Reason of Ready being False: upstream's event about pods of a node that is not heard of.
-pub const SILENT: &str = "NodeNotReady";
+pub(crate) const SILENT: &str = "NodeNotReady";
 
 /// Whether the status says that the pod is silent.
 #[must_use]
-pub fn is_silent(status: &PodStatus) -> bool {
+pub(crate) fn is_silent(status: &PodStatus) -> bool {
     status.conditions.iter().flatten().any(|c| c.reason.as_deref() == Some(SILENT))
 }
 
@@ -47,7 +47,7 @@ pub struct Waiting {
 
 /// Everything that a status is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+pub(crate) struct Input<'a> {
     /// The pod as the API has it.
     pub pod: &'a Pod,
     /// Status posted last; the API's when none.
@@ -83,7 +83,7 @@ pub struct Input<'a> {
 
 /// Makes the status.
 #[must_use]
-pub fn status(input: Input<'_>) -> PodStatus {
+pub(crate) fn status(input: Input<'_>) -> PodStatus {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
     let judged = match input.refused {

@@ -11,7 +11,7 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// The container that is a step, of a pod with flags of srun (none is a value, too): the one that is named, or kubectl's default
 /// container, or the first.
 #[must_use]
-pub fn container(pod: &Pod) -> Option<&Container> {
+pub(crate) fn container(pod: &Pod) -> Option<&Container> {
     annotation(pod, MPI_FLAGS)?;
     let containers = &pod.spec.as_ref()?.containers;
     let named = |name: &str| containers.iter().find(|container| container.name == name);
@@ -26,7 +26,7 @@ pub fn container(pod: &Pod) -> Option<&Container> {
 ///
 /// # Errors
 /// Its value.
-pub fn root(pod: &Pod) -> Result<bool, &str> {
+pub(crate) fn root(pod: &Pod) -> Result<bool, &str> {
     match annotation(pod, MPI_USER) {
         None | Some("user") => Ok(false),
         Some("root") => Ok(true),

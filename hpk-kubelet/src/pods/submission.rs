@@ -24,7 +24,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 
 /// How far a pod is on its way to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// There is no job, and none can come.
     Clear,
     /// There may be one, or one may come.
@@ -35,7 +35,7 @@ pub enum Way {
 
 /// A submission that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Submission {
+pub(crate) enum Submission {
     /// The record that an sbatch is to come is on its way to the disk.
     Recording {
         /// Of sbatch.
@@ -49,7 +49,7 @@ pub enum Submission {
 
 /// What the end of a record's write leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recorded {
+pub(crate) enum Recorded {
     /// Nothing: no submission waited for it.
     Nothing,
     /// sbatch is to run now, with these arguments.
@@ -60,7 +60,7 @@ pub enum Recorded {
 
 /// How an sbatch ended that brought no job's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// slurmctld has said no.
     Refused,
     /// Nobody knows what slurmctld does about it.
@@ -80,7 +80,7 @@ pub enum Finding {
 
 /// A search for a job of which only the pod's UID is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Search {
+pub(crate) struct Search {
     /// Looks that were begun before this count for nothing.
     since: Instant,
     /// How long it must be quiet.
@@ -92,7 +92,7 @@ pub struct Search {
 impl Submission {
     /// What a kubelet starts with that finds a pod's record. `job_known`: with its job's id.
     #[must_use]
-    pub fn found(progress: &Progress, job_known: bool, now: Instant, message_timeout: Duration) -> Way {
+    pub(crate) fn found(progress: &Progress, job_known: bool, now: Instant, message_timeout: Duration) -> Way {
         match progress {
             Progress::New => Way::Clear,
             Progress::Submitted if job_known => Way::Made,
@@ -105,18 +105,18 @@ impl Submission {
     /// For a pod that some kubelet has begun, as the API has it, and that has no record: it is looked for once. A record
     /// is on disk before sbatch runs, so this is for records that somebody removed.
     #[must_use]
-    pub fn without_record(now: Instant) -> Self {
+    pub(crate) fn without_record(now: Instant) -> Self {
         Self::Looking(Search::new(now, Duration::ZERO))
     }
 
     /// The pod is ready for sbatch: its record is to be written.
     #[must_use]
-    pub fn begin(arguments: Vec<String>) -> Self {
+    pub(crate) fn begin(arguments: Vec<String>) -> Self {
         Self::Recording { arguments }
     }
 
     /// A write of the record has ended. `go_on`: it is on disk, and the pod is still wanted.
-    pub fn recorded(&mut self, go_on: bool) -> Recorded {
+    pub(crate) fn recorded(&mut self, go_on: bool) -> Recorded {
         let Self::Recording { arguments } = self else { return Recorded::Nothing };
         if !go_on {
             return Recorded::Clear;
@@ -127,7 +127,7 @@ impl Submission {
     }
 
     /// sbatch has ended without a job's id.
-    pub fn failed(&mut self, failure: Failure, now: Instant, message_timeout: Duration) {
+    pub(crate) fn failed(&mut self, failure: Failure, now: Instant, message_timeout: Duration) {
         let window = match failure {
             Failure::Refused => Duration::ZERO,
             Failure::Lost => message_timeout + MARGIN,
@@ -136,7 +136,7 @@ impl Submission {
     }
 
     /// A look that was begun at `asked` has ended. None: there is more to look for.
-    pub fn looked(&mut self, finding: Finding, asked: Instant, now: Instant) -> Option<Way> {
+    pub(crate) fn looked(&mut self, finding: Finding, asked: Instant, now: Instant) -> Option<Way> {
         let Self::Looking(search) = self else { return None };
         match finding {
             Finding::Job => return Some(Way::Made),
@@ -154,7 +154,7 @@ impl Submission {
 
     /// The job is being looked for.
     #[must_use]
-    pub fn search(&self) -> Option<&Search> {
+    pub(crate) fn search(&self) -> Option<&Search> {
         if let Self::Looking(search) = self { Some(search) } else { None }
     }
 }
@@ -166,26 +166,26 @@ impl Search {
 
     /// Since when it is looked for.
     #[must_use]
-    pub fn since(&self) -> Instant {
+    pub(crate) fn since(&self) -> Instant {
         self.since
     }
 
     /// No look has been answered since it began.
     #[must_use]
-    pub fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         self.quiet_since.is_none()
     }
 }
 
 /// Whether some kubelet has begun the pod, as the API has it, and has not seen its end.
 #[must_use]
-pub fn was_begun(pod: &Pod) -> bool {
+pub(crate) fn was_begun(pod: &Pod) -> bool {
     pod.status.as_ref().is_some_and(|s| s.start_time.is_some() && !phase::is_terminal(s.phase.as_deref()))
 }
 
 /// What to do about a living job of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stray {
+pub(crate) enum Stray {
     /// It is where it belongs, or that is being found out.
     Keep,
     /// It came later than any job should: it is the pod's.
@@ -196,7 +196,7 @@ pub enum Stray {
 
 /// Judges the living job `id`. `pod`: how far its pod is, and with which job; None: there is no such pod.
 #[must_use]
-pub fn stray(id: &str, pod: Option<(Stage, Option<&str>)>) -> Stray {
+pub(crate) fn stray(id: &str, pod: Option<(Stage, Option<&str>)>) -> Stray {
     match pod {
         None => Stray::Cancel,
         Some((Stage::Submitted, Some(own))) if own == id => Stray::Keep,

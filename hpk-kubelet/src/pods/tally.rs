@@ -238,7 +238,7 @@ impl Tally {
 
 /// Gauges of upstream's about the pods that there are now.
 #[must_use]
-pub fn present<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Family> {
+pub(crate) fn present<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Family> {
     let (mut desired, mut active, mut ephemeral) = (0_u64, 0_u64, 0_u64);
     let mut states = BTreeMap::from([("created", 0_u64), ("exited", 0), ("running", 0), ("unknown", 0)]);
     for pod in pods {

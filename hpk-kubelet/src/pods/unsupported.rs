@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use std::borrow::Cow;
 
 /// Carried out where the user has said what the class means to Slurm.
-pub const PRIORITY_CLASS: &str = "spec.priorityClassName";
+pub(crate) const PRIORITY_CLASS: &str = "spec.priorityClassName";
 
 /// A field that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unsupported {
+pub(crate) struct Unsupported {
     /// Path of the field in the pod.
     pub field: String,
     /// What happens and what to do instead.
@@ -26,7 +26,7 @@ pub struct Unsupported {
 impl Unsupported {
     /// Text for the event.
     #[must_use]
-    pub fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         let what = if self.fatal { "the pod is not started" } else { "the field has no effect" };
         format!("{} is not supported by HPK, {what}: {}", self.field, self.remedy)
     }
@@ -34,7 +34,7 @@ impl Unsupported {
 
 /// Everything in the pod that HPK does not carry out.
 #[must_use]
-pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
+pub(crate) fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let mut list = Vec::new();
     let mut tell = |fatal: bool, field: String, remedy: &'static str| list.push(Unsupported { field, remedy, fatal });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// Why a pod has failed, beyond its containers' exit codes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// status.reason
     pub reason: &'static str,
     /// status.message
@@ -22,7 +22,7 @@ pub struct Verdict {
 
 /// How containers that nobody saw end are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
+pub(crate) enum Lost {
     /// `ContainerStatusUnknown`, 137.
     Unknown,
     /// `OOMKilled`, 137.
@@ -32,7 +32,7 @@ pub enum Lost {
 }
 
 /// activeDeadlineSeconds and Slurm's time limit read alike.
-pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+pub(crate) const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 
 /// How much earlier than the pod's grace period before the time limit Slurm may tell a job to end: the kubelet's margin (10 s), the
 /// minute that sbatch(1) allows itself, and a little for a busy controller. The supervisor's own rule has the same.
@@ -40,7 +40,7 @@ const LEAD: Duration = Duration::from_secs(75);
 
 /// The verdict on a pod. None: its containers' states say everything. `grace`: the pod's own grace period.
 #[must_use]
-pub fn verdict(
+pub(crate) fn verdict(
     report: Option<&PodState>,
     job: Option<&Run>,
     launch: Option<&LaunchReport>,
@@ -145,7 +145,7 @@ pub fn verdict(
 /// Slurm calls a job over when it begins to end it; until its processes are gone the supervisor may still have a word
 /// to say. From a node that failed there is none to come.
 #[must_use]
-pub fn has_ended(job: &Run, finished: bool) -> bool {
+pub(crate) fn has_ended(job: &Run, finished: bool) -> bool {
     job.is_gone() || job.phase.is_over() && (finished || matches!(job.phase, RunPhase::NodeFail | RunPhase::BootFail))
 }
 

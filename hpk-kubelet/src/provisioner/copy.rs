@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
 ///
 /// # Errors
 /// The first one that is not the source's own change.
-pub fn tree(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn tree(from: &Path, to: &Path) -> io::Result<()> {
     let open = |path| fs::open(path, FOLDER, Mode::empty());
     let (source, target) = (open(from)?, open(to)?);
     let mut copier = Copier { root: target.try_clone()?, links: HashMap::new() };

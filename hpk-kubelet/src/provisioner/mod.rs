@@ -5,7 +5,7 @@
 //! external provisioners do: the API's controllers ask by an annotation and bind the volume themselves.
 
 mod class;
-pub mod copy;
+pub(crate) mod copy;
 mod decide;
 mod folders;
 mod names;
@@ -13,7 +13,7 @@ mod objects;
 mod seen;
 mod steps;
 
-pub use names::{ANNOTATION_BY, ANNOTATION_RESTORE, PROVISIONER};
+pub(crate) use names::{ANNOTATION_BY, PROVISIONER};
 
 use crate::api::events::{Note, Recorder};
 use decide::{ClaimKey, ForClaim, ForVolume, Place, World};
@@ -46,7 +46,7 @@ const COPIES: usize = 2;
 const STEPS: usize = 32;
 
 /// Works for ever. `home`: where the volumes of classes without a path are.
-pub async fn run(client: Client, recorder: Recorder, home: PathBuf) {
+pub(crate) async fn run(client: Client, recorder: Recorder, home: PathBuf) {
     let mut seen = seen(&client);
     // Not at once: after a long stop there is time to bring a volume back.
     let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);

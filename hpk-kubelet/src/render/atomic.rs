@@ -27,7 +27,7 @@ const DATA_NEW: &str = "..data_tmp";
 ///
 /// # Errors
 /// Any failing file operation; the former content then still stands.
-pub fn write(pod: &Path, below: &Path, payload: &Payload, stamp: &str) -> io::Result<bool> {
+pub(crate) fn write(pod: &Path, below: &Path, payload: &Payload, stamp: &str) -> io::Result<bool> {
     let held = beneath::make_folder(pod, below)?;
     open_folder(&held)?;
     let folder = &beneath::path(&held);

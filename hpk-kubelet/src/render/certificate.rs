@@ -22,7 +22,7 @@ use thiserror::Error;
 const GONE_AFTER: i64 = 600;
 
 /// Values of keyType that can be had: the cryptography library makes no RSA keys and none of P-521.
-pub const KEY_TYPES: [&str; 3] = ["ECDSAP256", "ECDSAP384", "ED25519"];
+pub(crate) const KEY_TYPES: [&str; 3] = ["ECDSAP256", "ECDSAP384", "ED25519"];
 
 /// A source of one of the pod's projected volumes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +72,7 @@ pub struct Asked {
 
 /// How far one certificate has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Certificate {
+pub(crate) enum Certificate {
     /// Asked for.
     Asked(Asked),
     /// There.

@@ -25,7 +25,7 @@ pub struct Facts {
 
 /// A reference that cannot be resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum FieldError {
+pub(crate) enum FieldError {
     /// Not a field that the downward API has.
     #[error("unsupported fieldPath: {0}")]
     UnknownField(String),
@@ -44,7 +44,7 @@ pub enum FieldError {
 ///
 /// # Errors
 /// [`FieldError::UnknownField`].
-pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, FieldError> {
+pub(crate) fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, FieldError> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     if let Some((base, key)) = subscript(path) {
@@ -110,7 +110,7 @@ fn go_quote(text: &str) -> String {
 ///
 /// # Errors
 /// An unknown resource or a bad divisor.
-pub fn resource(
+pub(crate) fn resource(
     pod: &Pod,
     container: &Container,
     selector: &ResourceFieldSelector,
@@ -158,7 +158,7 @@ pub fn resource(
 ///
 /// # Errors
 /// [`FieldError::UnknownContainer`].
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Result<&'a Container, FieldError> {
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Result<&'a Container, FieldError> {
     let spec = pod.spec.as_ref();
     spec.into_iter()
         .flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()))

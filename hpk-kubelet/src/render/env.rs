@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Why a container's environment cannot be made; the texts are upstream's and become the message of
 /// `CreateContainerConfigError`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum EnvError {
+pub(crate) enum EnvError {
     /// A configMap that does not exist.
     #[error("configmap {0:?} not found")]
     NoConfigMap(String),
@@ -49,7 +49,7 @@ pub enum EnvError {
 
 /// An environment, and the texts of `InvalidEnvironmentVariableNames` events for keys that were left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// In final order.
     pub variables: Vec<(String, String)>,
     /// What the supervisor reads at the start: where the variables hold [`file_key_placeholder`] of an index into this.
@@ -61,7 +61,7 @@ pub struct Environment {
 impl Environment {
     /// Value of a variable.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 }
@@ -93,7 +93,7 @@ impl Ordered {
 ///
 /// # Errors
 /// The first reference that cannot be resolved.
-pub fn environment(
+pub(crate) fn environment(
     pod: &Pod,
     container: &Container,
     image_env: &[(String, String)],

@@ -4,7 +4,7 @@
 //! `$(VAR)` is replaced when VAR is known and left as it is otherwise; `$$` stands for one `$`.
 
 /// Expands `input` with what `lookup` knows.
-pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+pub(crate) fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
     match try_expand(input, |name| Ok::<_, std::convert::Infallible>(lookup(name))) {
         Ok(text) => text,
         Err(never) => match never {},
@@ -13,7 +13,7 @@ pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Stri
 
 /// Replaces `$(VAR)` of names that are known and takes `$$(VAR)` of them for the text itself; all else, `$$` of a shell
 /// among it, stays as it is.
-pub fn expand_known<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+pub(crate) fn expand_known<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
     let mut output = String::with_capacity(input.len());
     let mut rest = input;
     while let Some(at) = rest.find("$(") {
@@ -43,7 +43,7 @@ pub fn expand_known<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -
 ///
 /// # Errors
 /// The first error of `lookup`.
-pub fn try_expand<'a, E>(input: &str, lookup: impl Fn(&str) -> Result<Option<&'a str>, E>) -> Result<String, E> {
+pub(crate) fn try_expand<'a, E>(input: &str, lookup: impl Fn(&str) -> Result<Option<&'a str>, E>) -> Result<String, E> {
     let mut output = String::with_capacity(input.len());
     let mut rest = input;
     while let Some(at) = rest.find('$') {

@@ -11,7 +11,7 @@ const MAX_HOSTNAME: usize = 64;
 ///
 /// # Errors
 /// With setHostnameAsFQDN: the full name does not fit into a UTS namespace (upstream's text).
-pub fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
     let spec = pod.spec.as_ref();
     if let Some(name) = spec.and_then(|s| s.hostname_override.clone()) {
         return Ok(name);
@@ -58,7 +58,7 @@ fn domain(pod: &Pod, cluster_domain: &str) -> Option<String> {
 
 /// The managed hosts file of a pod in its own network. `ips` may be placeholders.
 #[must_use]
-pub fn managed(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
+pub(crate) fn managed(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     let mut text = String::from(
         "# Kubernetes-managed hosts file.\n\
          127.0.0.1\tlocalhost\n\
@@ -84,7 +84,7 @@ pub fn managed(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
 
 /// The hosts file of a pod in the node's network: the node's own and the aliases.
 #[must_use]
-pub fn host_network(pod: &Pod, node_hosts: &str) -> String {
+pub(crate) fn host_network(pod: &Pod, node_hosts: &str) -> String {
     let mut text = String::from("# Kubernetes-managed hosts file (host network).\n");
     text.push_str(node_hosts);
     text.push_str(&aliases(pod));

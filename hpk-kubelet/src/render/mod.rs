@@ -2,13 +2,13 @@
 //!
 //! Everything here is a function of API objects and addresses; nothing reads a clock, a file or the network.
 
-pub mod atomic;
-pub mod certificate;
-pub mod downward;
-pub mod env;
-pub mod expand;
-pub mod hosts;
-pub mod resolv;
-pub mod services;
-pub mod sources;
-pub mod trust;
+pub(crate) mod atomic;
+pub(crate) mod certificate;
+pub(crate) mod downward;
+pub(crate) mod env;
+pub(crate) mod expand;
+pub(crate) mod hosts;
+pub(crate) mod resolv;
+pub(crate) mod services;
+pub(crate) mod sources;
+pub(crate) mod trust;

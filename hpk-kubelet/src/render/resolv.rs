@@ -20,7 +20,7 @@ pub struct Resolv {
 
 /// What a pod is given and what had to be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rendered {
+pub(crate) struct Rendered {
     pub text: String,
     /// Texts for `DNSConfigForming` events.
     pub warnings: Vec<String>,
@@ -67,7 +67,7 @@ impl Resolv {
 
 /// The file for this pod. `node` is the node's own resolv.conf.
 #[must_use]
-pub fn render(pod: &Pod, cluster_dns: &str, cluster_domain: &str, node: &Resolv) -> Rendered {
+pub(crate) fn render(pod: &Pod, cluster_dns: &str, cluster_domain: &str, node: &Resolv) -> Rendered {
     let spec = pod.spec.clone().unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let host_network = spec.host_network == Some(true);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Variables of the services that a pod in `namespace` sees: those of its own namespace when it wants them
 /// (`enableServiceLinks`), and default/kubernetes always.
-pub fn variables<'a>(
+pub(crate) fn variables<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     namespace: &str,
     enable_service_links: bool,

@@ -11,7 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Objects of the pod's namespace by name. A name that is missing here does not exist.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sources {
+pub(crate) struct Sources {
     pub config_maps: BTreeMap<String, ConfigMap>,
     pub secrets: BTreeMap<String, Secret>,
     /// All of the cluster's, when the pod refers to any.
@@ -28,7 +28,7 @@ pub struct Sources {
 
 /// A claim as it was found.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FoundClaim {
+pub(crate) struct FoundClaim {
     pub claim: PersistentVolumeClaim,
     /// The PersistentVolume that it is bound to.
     pub volume: Option<PersistentVolume>,
@@ -64,23 +64,23 @@ pub struct ObjectKey {
 }
 
 /// resourceVersion of an object; None: there is no such object. Of many objects: [`joint_version`].
-pub type Version = Option<String>;
+pub(crate) type Version = Option<String>;
 
 /// One version for the names and versions of many objects: another one when any of them changes, comes or goes.
 #[must_use]
-pub fn joint_version(objects: &BTreeMap<String, Version>) -> Version {
+pub(crate) fn joint_version(objects: &BTreeMap<String, Version>) -> Version {
     let mut hasher = DefaultHasher::new();
     objects.hash(&mut hasher);
     Some(format!("{:016x}", hasher.finish()))
 }
 
 /// What was read of each reference.
-pub type Versions = BTreeMap<ObjectKey, Version>;
+pub(crate) type Versions = BTreeMap<ObjectKey, Version>;
 
 impl Sources {
     /// The versions of `references` that these sources hold.
     #[must_use]
-    pub fn versions(&self, namespace: &str, references: &References) -> Versions {
+    pub(crate) fn versions(&self, namespace: &str, references: &References) -> Versions {
         let key = |kind, name: &String| ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() };
         let config_maps = references.config_maps.iter().map(|name| {
             let version = self.config_maps.get(name).and_then(|o| o.metadata.resource_version.clone());
@@ -105,7 +105,7 @@ impl Sources {
 
 /// Names that a pod refers to.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct References {
+pub(crate) struct References {
     /// ConfigMap names.
     pub config_maps: BTreeSet<String>,
     /// Secret names, image pull secrets included.
@@ -119,4 +119,4 @@ pub struct References {
 }
 
 /// What a projected token lives when the pod does not say (upstream's default).
-pub const DEFAULT_TOKEN_SECONDS: i64 = 3600;
+pub(crate) const DEFAULT_TOKEN_SECONDS: i64 = 3600;

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 /// Why there are no anchors.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum TrustError {
+pub(crate) enum TrustError {
     /// By name.
     #[error("clustertrustbundle {0:?} not found")]
     NoBundle(String),
@@ -27,7 +27,7 @@ pub enum TrustError {
 ///
 /// # Errors
 /// Nothing was found, and the projection is not optional.
-pub fn anchors(wanted: &ClusterTrustBundleProjection, sources: &Sources) -> Result<String, TrustError> {
+pub(crate) fn anchors(wanted: &ClusterTrustBundleProjection, sources: &Sources) -> Result<String, TrustError> {
     let optional = wanted.optional == Some(true);
     let bundles: Vec<_> = match (&wanted.name, &wanted.signer_name) {
         (Some(name), _) => match sources.trust_bundles.iter().find(|b| b.metadata.name.as_ref() == Some(name)) {

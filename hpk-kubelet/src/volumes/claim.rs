@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Persis
 use thiserror::Error;
 
 /// One pod at a time may use such a claim.
-pub const ONE_POD: &str = "ReadWriteOncePod";
+pub(crate) const ONE_POD: &str = "ReadWriteOncePod";
 
 /// A volume that is a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimUse {
+pub(crate) struct ClaimUse {
     /// The claim's name.
     pub name: String,
     pub read_only: bool,
@@ -21,7 +21,7 @@ pub struct ClaimUse {
 
 /// Why a claim cannot be mounted; in upstream's words where it has them.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ClaimError {
+pub(crate) enum ClaimError {
     #[error("persistentvolumeclaim {0:?} not found")]
     Missing(String),
     #[error("persistentvolumeclaim {0:?} was not created for this pod (pod is not owner)")]

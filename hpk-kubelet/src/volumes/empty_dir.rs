@@ -18,7 +18,7 @@ pub(super) fn plan(source: &EmptyDirVolumeSource) -> VolumePlan {
 /// An emptyDir is shared by a pod's containers, wherever they run. The ranks of an MPI step run on all nodes of the job, so one
 /// that they have in common with another container lies where all nodes see it. One of the step's alone stays on each
 /// node's disk, which is faster; memory is a node's own.
-pub fn share_with_ranks(plan: &mut SandboxPlan) {
+pub(crate) fn share_with_ranks(plan: &mut SandboxPlan) {
     let mounts = |is_step: bool| -> BTreeSet<String> {
         let containers = plan.all().filter(|container| container.step.is_some() == is_step);
         containers.flat_map(|container| &container.mounts).map(|mount| mount.volume.clone()).collect()

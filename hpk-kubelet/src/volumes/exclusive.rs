@@ -14,7 +14,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The file system's.
-pub fn take(holders: &Path, pods: &Path, claim: &str, pod: &str) -> io::Result<bool> {
+pub(crate) fn take(holders: &Path, pods: &Path, claim: &str, pod: &str) -> io::Result<bool> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(holders)?;
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(holders.join("lock"))?;
     let _lock: Flock<File> = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;

@@ -13,18 +13,18 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub(crate) struct File {
     pub data: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
 }
 
 /// Files by path relative to the volume's root.
-pub type Payload = BTreeMap<String, File>;
+pub(crate) type Payload = BTreeMap<String, File>;
 
 /// Why a volume cannot be filled; becomes the message of a `FailedMount` event.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum FillError {
+pub(crate) enum FillError {
     /// A configMap that does not exist.
     #[error("MountVolume.SetUp failed for volume {volume:?} : configmap {name:?} not found")]
     NoConfigMap { volume: String, name: String },
@@ -61,7 +61,7 @@ const DEFAULT_MODE: i32 = 0o644;
 
 /// A volume that the kubelet fills.
 #[derive(Clone, Copy, Debug)]
-pub enum Filled<'a> {
+pub(crate) enum Filled<'a> {
     ConfigMap(&'a ConfigMapVolumeSource),
     Secret(&'a SecretVolumeSource),
     DownwardApi(&'a DownwardAPIVolumeSource),

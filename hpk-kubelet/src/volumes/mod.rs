@@ -3,13 +3,13 @@
 //!
 //! A kind that is not known here is refused by its name in the API, never left out.
 
-pub mod claim;
-pub mod empty_dir;
-pub mod exclusive;
-pub mod filled;
-pub mod host_path;
-pub mod image;
-pub mod nfs;
+pub(crate) mod claim;
+pub(crate) mod empty_dir;
+pub(crate) mod exclusive;
+pub(crate) mod filled;
+pub(crate) mod host_path;
+pub(crate) mod image;
+pub(crate) mod nfs;
 mod references;
 
 use crate::render::downward::Facts;
@@ -23,21 +23,21 @@ use k8s_openapi::api::core::v1::{
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-pub use filled::{File, FillError, Payload};
+pub(crate) use filled::{File, FillError, Payload};
 
 /// Told of a field: whether the pod cannot run without it, the field's path in the pod, what to do instead.
-pub type Tell<'a> = dyn FnMut(bool, String, &'static str) + 'a;
+pub(crate) type Tell<'a> = dyn FnMut(bool, String, &'static str) + 'a;
 
 /// One volume of a pod.
 #[derive(Clone, Debug)]
-pub struct PodVolume<'a> {
+pub(crate) struct PodVolume<'a> {
     pub name: &'a str,
     pub source: VolumeSource<'a>,
 }
 
 /// What a volume is made of.
 #[derive(Clone, Debug)]
-pub enum VolumeSource<'a> {
+pub(crate) enum VolumeSource<'a> {
     EmptyDir(&'a EmptyDirVolumeSource),
     HostPath(&'a HostPathVolumeSource),
     Image(&'a ImageVolumeSource),
@@ -52,7 +52,7 @@ pub enum VolumeSource<'a> {
 
 /// What volumes are planned from.
 #[derive(Clone, Copy, Debug)]
-pub struct Ground<'a> {
+pub(crate) struct Ground<'a> {
     pub pod: &'a Pod,
     pub sources: &'a Sources,
     pub facts: &'a Facts,
@@ -64,7 +64,7 @@ pub struct Ground<'a> {
 
 /// The planned volumes of one pod.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Volumes {
+pub(crate) struct Volumes {
     pub plans: BTreeMap<String, VolumePlan>,
     pub host_binds: Vec<HostBind>,
     /// Content of the volumes that the kubelet fills, by name.
@@ -73,7 +73,7 @@ pub struct Volumes {
 
 /// Why a volume cannot be had; becomes the message of a `FailedMount` event.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum VolumeError {
+pub(crate) enum VolumeError {
     #[error(transparent)]
     Fill(#[from] FillError),
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
@@ -93,14 +93,14 @@ const OTHER_KINDS: &str = "use persistentVolumeClaim, hostPath on the shared fil
 
 impl<'a> PodVolume<'a> {
     /// The volumes of a pod, in the order of the spec.
-    pub fn all(pod: &'a Pod) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(pod: &'a Pod) -> impl Iterator<Item = Self> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).map(|volume| Self::parse(name, volume))
     }
 
     /// A volume of the pod of this name.
     #[must_use]
-    pub fn parse(pod: &str, volume: &'a Volume) -> Self {
+    pub(crate) fn parse(pod: &str, volume: &'a Volume) -> Self {
         let source = if let Some(source) = &volume.empty_dir {
             VolumeSource::EmptyDir(source)
         } else if let Some(source) = &volume.host_path {
@@ -125,7 +125,7 @@ impl<'a> PodVolume<'a> {
     }
 
     /// Adds the objects that the volume refers to.
-    pub fn references(&self, all: &mut References) {
+    pub(crate) fn references(&self, all: &mut References) {
         match &self.source {
             VolumeSource::Filled(source) => source.references(self.name, all),
             VolumeSource::Claim(wanted) => {
@@ -140,7 +140,7 @@ impl<'a> PodVolume<'a> {
     }
 
     /// Tells what of the volume is not carried out.
-    pub fn unsupported(&self, tell: &mut Tell<'_>) {
+    pub(crate) fn unsupported(&self, tell: &mut Tell<'_>) {
         let field = |name: &str| format!("spec.volumes[{}].{name}", self.name);
         match &self.source {
             VolumeSource::EmptyDir(source) => empty_dir::unsupported(source, &field, tell),
@@ -177,7 +177,7 @@ impl<'a> PodVolume<'a> {
 ///
 /// # Errors
 /// The first volume that cannot be had.
-pub fn plan(ground: Ground<'_>) -> Result<Volumes, VolumeError> {
+pub(crate) fn plan(ground: Ground<'_>) -> Result<Volumes, VolumeError> {
     let mut volumes = Volumes::default();
     for volume in PodVolume::all(ground.pod) {
         volume.plan(ground, &mut volumes)?;

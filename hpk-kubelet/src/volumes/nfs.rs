@@ -11,7 +11,7 @@ use thiserror::Error;
 #[error(
     "nfs {server}:{path} is not mounted on this node, and a user cannot mount it: ask the site for the mount, or use hostPath"
 )]
-pub struct NfsError {
+pub(crate) struct NfsError {
     pub server: String,
     pub path: String,
 }
@@ -32,7 +32,7 @@ pub(super) fn plan(
 ///
 /// # Errors
 /// It is nowhere.
-pub fn find(mounts: &str, server: &str, path: &str) -> Result<String, NfsError> {
+pub(crate) fn find(mounts: &str, server: &str, path: &str) -> Result<String, NfsError> {
     let no_mount = || NfsError { server: server.to_owned(), path: path.to_owned() };
     let safe = path.starts_with('/') && path.split('/').all(|part| part != "..");
     let candidates = mounts.lines().filter_map(|line| {

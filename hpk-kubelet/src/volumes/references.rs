@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 impl References {
     /// Collects every reference of the pod.
     #[must_use]
-    pub fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         let mut all = Self::default();
         let Some(spec) = pod.spec.as_ref() else { return all };
         for secret in spec.image_pull_secrets.iter().flatten() {

@@ -38,7 +38,7 @@ const PLUGINS_LIMIT: Duration = Duration::from_secs(180);
 
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Network {
+pub(crate) struct Network {
     /// What the pod was given.
     pub result: CniResult,
     /// What is not as planned, for the pod's events: reason and message.
@@ -47,7 +47,7 @@ pub struct Network {
 
 /// Why a pod has no network.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
+pub(crate) enum NetworkError {
     #[error(transparent)]
     Device(#[from] NetError),
     /// A range in the plan.
@@ -79,7 +79,7 @@ pub enum NetworkError {
 ///
 /// # Errors
 /// What failed, with the remedy where there is one.
-pub fn make(plan: &SandboxPlan, paths: &Paths) -> Result<Network, NetworkError> {
+pub(crate) fn make(plan: &SandboxPlan, paths: &Paths) -> Result<Network, NetworkError> {
     let network = &plan.network;
     let mut made = match network.mode {
         NetworkMode::Host => Network { result: found::host(network), warnings: Vec::new() },
@@ -146,12 +146,4 @@ fn ask(socket: &Path, request: &NetnsRequest, fds: &[BorrowedFd<'_>], limit: Dur
         TunAnswer::Ready(ready) => Ok(*ready),
         TunAnswer::Failed { message } => Err(NetworkError::Refused(message)),
     }
-}
-
-/// Has hpk-netns ask every plug-in of the list whether the pod's network is as it made it (CHECK). Blocking.
-///
-/// # Errors
-/// Which plug-in says what.
-pub fn check(paths: &Paths) -> Result<(), NetworkError> {
-    ask(&paths.netns(), &NetnsRequest::Check, &[], PLUGINS_LIMIT).map(drop)
 }

@@ -5,7 +5,6 @@ use super::step::Step;
 use crate::control::request::{AttachSession, LogSource, StatsSample};
 use hpk_api::control::{ContainerStats, ControlError, ErrorCode, Usage};
 use hpk_core::ContainerIndex;
-use nix::unistd::Pid;
 use std::os::fd::OwnedFd;
 
 impl Performer {
@@ -13,7 +12,7 @@ impl Performer {
     ///
     /// # Errors
     /// When it does not run, or no descriptor is left.
-    pub fn attach(&self, container: ContainerIndex, stdin: bool) -> Result<AttachSession, ControlError> {
+    pub(crate) fn attach(&self, container: ContainerIndex, stdin: bool) -> Result<AttachSession, ControlError> {
         let not_running = || ControlError { code: ErrorCode::Conflict, message: "container is not running".to_owned() };
         let internal = |e: std::io::Error| ControlError { code: ErrorCode::Internal, message: e.to_string() };
         let running = self.running.get(&container).ok_or_else(not_running)?;
@@ -26,7 +25,7 @@ impl Performer {
     }
 
     /// The first attach has ended: a container with stdinOnce gets the end of its input.
-    pub fn stdin_ended(&mut self, container: ContainerIndex) {
+    pub(crate) fn stdin_ended(&mut self, container: ContainerIndex) {
         if let Some(running) = self.running.get_mut(&container).filter(|r| r.stdin_once) {
             running.stdin = None;
         }
@@ -36,7 +35,7 @@ impl Performer {
     ///
     /// # Errors
     /// When there is none.
-    pub fn log_source(
+    pub(crate) fn log_source(
         &self,
         name: &str,
         previous: bool,
@@ -61,7 +60,11 @@ impl Performer {
 
     /// Resource use now, read from /proc.
     #[must_use]
-    pub fn stats(&self, stored: &hpk_core::StorageUse, name: impl Fn(ContainerIndex) -> Option<String>) -> StatsSample {
+    pub(crate) fn stats(
+        &self,
+        stored: &hpk_core::StorageUse,
+        name: impl Fn(ContainerIndex) -> Option<String>,
+    ) -> StatsSample {
         let mut sample = StatsSample { volumes: stored.claims.clone(), ..StatsSample::default() };
         for (&container, running) in &self.running {
             let (Some(ns), Some(name)) = (running.mount_ns, name(container)) else { continue };
@@ -87,13 +90,7 @@ impl Performer {
 
     /// Bytes of output that no log could take.
     #[must_use]
-    pub fn log_bytes_lost(&self) -> u64 {
+    pub(crate) fn log_bytes_lost(&self) -> u64 {
         self.log.counters().lost()
-    }
-
-    /// Number of the process of a running container (tests, diagnostics).
-    #[must_use]
-    pub fn pid(&self, container: ContainerIndex) -> Option<Pid> {
-        self.running.get(&container).map(|r| r.pid)
     }
 }

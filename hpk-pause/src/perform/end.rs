@@ -19,7 +19,7 @@ const MAX_MESSAGE: u64 = 4096;
 
 impl Performer {
     /// A child was reaped.
-    pub fn reaped(&mut self, reaped: Reaped) {
+    pub(crate) fn reaped(&mut self, reaped: Reaped) {
         match self.processes.remove(&reaped.pid) {
             Some(Owner::Starting(mut pending)) => {
                 pending.ended = Some(reaped.cause);
@@ -33,7 +33,7 @@ impl Performer {
 
     /// Was this child started here? Orphans were not.
     #[must_use]
-    pub fn owns(&self, pid: Pid) -> bool {
+    pub(crate) fn owns(&self, pid: Pid) -> bool {
         self.processes.contains_key(&pid)
     }
 
@@ -100,13 +100,13 @@ impl Performer {
     }
 
     /// The end of a container that has no log to drain.
-    pub fn ended_without_log(&mut self) -> Option<Outcome> {
+    pub(crate) fn ended_without_log(&mut self) -> Option<Outcome> {
         let draining = self.undrained.pop()?;
         Some(self.exited(draining, None))
     }
 
     /// From the log's thread. Some: a container's end is complete.
-    pub fn log_event(&mut self, event: LogEvent) -> Option<Outcome> {
+    pub(crate) fn log_event(&mut self, event: LogEvent) -> Option<Outcome> {
         match event {
             LogEvent::Drained { id, tail } => {
                 let draining = self.draining.remove(&id)?;
@@ -153,7 +153,7 @@ impl Performer {
     }
 
     /// Sends a signal to a container's first process.
-    pub fn signal(&mut self, container: ContainerIndex, instance: u32, number: i32) {
+    pub(crate) fn signal(&mut self, container: ContainerIndex, instance: u32, number: i32) {
         if let Some(running) = self.running.get_mut(&container).filter(|r| r.instance == instance) {
             running.killed |= number == Signal::SIGKILL as i32;
             running.send(number);
@@ -161,7 +161,7 @@ impl Performer {
     }
 
     /// SIGKILL to all of a container.
-    pub fn kill(&mut self, container: ContainerIndex, instance: u32) {
+    pub(crate) fn kill(&mut self, container: ContainerIndex, instance: u32) {
         self.signal(container, instance, Signal::SIGKILL as i32);
         if let Some(running) = self.running.get(&container).filter(|r| r.instance == instance && r.step.is_none())
             && !matches!(running.pid_namespace, PidNamespace::Own)
@@ -172,14 +172,14 @@ impl Performer {
     }
 
     /// Kills a joined process's group, if it is still there.
-    pub fn kill_joined(&mut self, leader: Pid) {
+    pub(crate) fn kill_joined(&mut self, leader: Pid) {
         if matches!(self.processes.get(&leader), Some(Owner::Joined(_))) {
             let _ = signals::kill_group(leader, Signal::SIGKILL);
         }
     }
 
     /// Abandons the probes and hooks of an instance.
-    pub fn cancel(&mut self, container: ContainerIndex, instance: u32) {
+    pub(crate) fn cancel(&mut self, container: ContainerIndex, instance: u32) {
         if let Some(running) = self.running.get_mut(&container).filter(|r| r.instance == instance) {
             for task in running.tasks.drain(..) {
                 task.abort();

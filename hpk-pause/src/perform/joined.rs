@@ -56,7 +56,7 @@ impl Performer {
     }
 
     /// Runs a probe once. One that cannot be made at all is tried again as often as upstream does.
-    pub fn probe(&mut self, run: ProbeRun, probe: &Probe) {
+    pub(crate) fn probe(&mut self, run: ProbeRun, probe: &Probe) {
         let ProbeRun { container, instance, kind, attempt } = run;
         if self.running.get(&container).is_none_or(|r| r.instance != instance) {
             // It ended between two tries: nobody waits for the answer.
@@ -89,7 +89,7 @@ impl Performer {
     }
 
     /// Runs a hook.
-    pub fn hook(&mut self, container: ContainerIndex, instance: u32, hook: Hook, handler: &Handler) {
+    pub(crate) fn hook(&mut self, container: ContainerIndex, instance: u32, hook: Hook, handler: &Handler) {
         let happenings = self.happenings.clone();
         let report = move |result| {
             let _ = happenings.send(Happening::Hooked(container, instance, hook, result));
@@ -122,7 +122,7 @@ impl Performer {
     }
 
     /// Starts an exec session; the answer is given once its process exists.
-    pub fn exec(
+    pub(crate) fn exec(
         &mut self,
         container: ContainerIndex,
         options: &ExecOptions,
@@ -160,7 +160,7 @@ impl Performer {
     }
 
     /// The client of a session is gone.
-    pub fn end_exec(&mut self, id: u64, tty: bool) {
+    pub(crate) fn end_exec(&mut self, id: u64, tty: bool) {
         let Some(leader) = self.exec_pids.remove(&id) else { return };
         if !tty {
             return self.kill_joined(leader);

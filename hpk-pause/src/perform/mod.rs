@@ -39,7 +39,7 @@ use tokio::task::AbortHandle;
 
 /// Reported to the driver's loop by tasks and threads.
 #[derive(Debug)]
-pub enum Happening {
+pub(crate) enum Happening {
     /// A container's command is executed, or it failed.
     Started {
         pid: Pid,
@@ -66,7 +66,7 @@ pub enum Happening {
 
 /// One try of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeRun {
+pub(crate) struct ProbeRun {
     pub container: ContainerIndex,
     pub instance: u32,
     pub kind: ProbeKind,
@@ -76,7 +76,7 @@ pub struct ProbeRun {
 
 /// What the core is to be told after an effect.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// [`hpk_core::Event::Launched`]
     Launched(ContainerIndex, u32, ContainerUser),
     /// [`hpk_core::Event::LaunchFailed`]
@@ -111,7 +111,6 @@ struct Pending {
 struct Running {
     name: String,
     instance: u32,
-    pid: Pid,
     pidfd: OwnedFd,
     log: Option<LogId>,
     /// Writing end of its standard input, or its terminal.
@@ -155,7 +154,7 @@ struct Draining {
 }
 
 /// Performs the core's actions.
-pub struct Performer {
+pub(crate) struct Performer {
     paths: Paths,
     specs: Specs,
     launcher: Box<dyn Launcher>,
@@ -183,7 +182,7 @@ impl Performer {
     ///
     /// # Errors
     /// When /proc cannot be read.
-    pub fn new(
+    pub(crate) fn new(
         paths: Paths,
         plan: &SandboxPlan,
         log: LogHandle,
@@ -214,18 +213,18 @@ impl Performer {
     }
 
     /// Waits until the job's memory is to be looked at. True: the kernel has said something.
-    pub async fn memory_word(&self) -> bool {
+    pub(crate) async fn memory_word(&self) -> bool {
         self.memory.word().await
     }
 
     /// The job's limit of memory, bytes.
     #[must_use]
-    pub fn memory_limit(&self) -> Option<u64> {
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
         self.memory.limit()
     }
 
     /// Looks at the job's memory. Containers that have lost a process to it are killed as a whole.
-    pub fn look_at_memory(&mut self, word: bool) -> Vec<MemoryFinding> {
+    pub(crate) fn look_at_memory(&mut self, word: bool) -> Vec<MemoryFinding> {
         let members = self.members();
         let findings = self.memory.look(word, &members);
         self.end_whole(&findings);
@@ -233,7 +232,7 @@ impl Performer {
     }
 
     /// As [`Performer::look_at_memory`], what came to light by the end of a container.
-    pub fn found_of_memory(&mut self) -> Vec<MemoryFinding> {
+    pub(crate) fn found_of_memory(&mut self) -> Vec<MemoryFinding> {
         let findings = self.memory.found();
         self.end_whole(&findings);
         findings
@@ -259,7 +258,7 @@ impl Performer {
     }
 
     /// The pod's addresses and users are known.
-    pub fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users, reach: Reach) {
+    pub(crate) fn sandbox_made(&mut self, ips: &[std::net::IpAddr], users: Users, reach: Reach) {
         self.specs.sandbox_made(ips.to_vec(), users, reach);
         if let Some(&first) = ips.first() {
             self.probes.pod_ip = first;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 impl Performer {
     /// Begins to start a container. Some: it has failed already.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         pod: &SandboxPlan,
         plan: &ContainerPlan,
@@ -79,7 +79,7 @@ impl Performer {
     }
 
     /// A start came to its end.
-    pub fn started(&mut self, pid: Pid, result: Result<Launched, LaunchError>) -> Option<Outcome> {
+    pub(crate) fn started(&mut self, pid: Pid, result: Result<Launched, LaunchError>) -> Option<Outcome> {
         let Some(Owner::Starting(pending)) = self.processes.remove(&pid) else { return None };
         let Pending { container, instance, prepared, plan, mount_ns, ended, keeper } = *pending;
         let launched = match result {
@@ -134,7 +134,6 @@ impl Performer {
         let running = Running {
             name: plan.name,
             instance,
-            pid: launched.inner.and_then(|inner| inner.pid).unwrap_or(pid),
             pidfd: launched.pidfd,
             log,
             stdin,

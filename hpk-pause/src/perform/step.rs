@@ -131,7 +131,7 @@ impl Performer {
     }
 
     /// News of a step.
-    pub fn step_news(&mut self, container: ContainerIndex, instance: u32, news: StepNews) -> Option<Outcome> {
+    pub(crate) fn step_news(&mut self, container: ContainerIndex, instance: u32, news: StepNews) -> Option<Outcome> {
         let running = self.running.get_mut(&container).filter(|running| running.instance == instance)?;
         let step = running.step.as_mut()?;
         if let StepNews::Used { of, usage } = news {
@@ -165,7 +165,7 @@ impl Performer {
     ///
     /// # Errors
     /// The step has no such rank, or not yet.
-    pub fn rank(&self, container: ContainerIndex, rank: u32) -> Result<Option<(u32, Rank)>, ControlError> {
+    pub(crate) fn rank(&self, container: ContainerIndex, rank: u32) -> Result<Option<(u32, Rank)>, ControlError> {
         let Some(running) = self.running.get(&container) else { return Ok(None) };
         let Some(step) = &running.step else { return Ok(None) };
         if let Some(place) = step.gang.place(rank) {
@@ -183,7 +183,7 @@ impl Performer {
 
     /// Asks the nodes of all steps what they use; `done` goes when all have answered. What is on this node alone needs not
     /// be asked.
-    pub fn measure_steps(&mut self, done: oneshot::Sender<()>) {
+    pub(crate) fn measure_steps(&mut self, done: oneshot::Sender<()>) {
         let done = Arc::new(done);
         for step in self.running.values_mut().filter_map(|running| running.step.as_mut()) {
             let nodes = step.gang.nodes();
@@ -197,7 +197,7 @@ impl Performer {
     }
 
     /// The pod is to end: a step that is not yet running would not be asked to.
-    pub fn give_up_forming(&mut self) {
+    pub(crate) fn give_up_forming(&mut self) {
         let steps = self.running.values_mut().filter_map(|running| running.step.as_mut());
         for step in steps.filter(|step| !step.started) {
             if !std::mem::replace(&mut step.given_up, true) {

@@ -12,7 +12,7 @@ mod http;
 mod http2;
 mod request;
 mod resolve;
-pub mod text;
+pub(crate) mod text;
 mod tls;
 mod url;
 
@@ -32,7 +32,7 @@ pub struct ProbeContext {
 
 /// Result of one attempt, with upstream's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Success,
     /// Success, with an event `ProbeWarning` of this text.
     Warning(String),
@@ -44,14 +44,14 @@ pub enum Outcome {
 
 /// A hook that was carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HookDone {
+pub(crate) struct HookDone {
     /// The server of an https hook answered with plain http, and the hook was repeated that way: the text of the
     /// event `LifecycleHTTPFallback` (Warning, on the pod).
     pub http_fallback: Option<String>,
 }
 
 /// Runs a network probe once. `timeout` covers everything from the first packet to the body.
-pub async fn run(handler: &Handler, timeout: Duration, context: &ProbeContext) -> Outcome {
+pub(crate) async fn run(handler: &Handler, timeout: Duration, context: &ProbeContext) -> Outcome {
     match handler {
         Handler::HttpGet { .. } => http::probe(handler, timeout, context).await,
         Handler::TcpSocket { host, port } => {
@@ -72,7 +72,7 @@ pub async fn run(handler: &Handler, timeout: Duration, context: &ProbeContext) -
 ///
 /// # Errors
 /// Upstream's text when no answer came.
-pub async fn run_http_hook(handler: &Handler, context: &ProbeContext) -> Result<HookDone, String> {
+pub(crate) async fn run_http_hook(handler: &Handler, context: &ProbeContext) -> Result<HookDone, String> {
     http::hook(handler, context).await
 }
 

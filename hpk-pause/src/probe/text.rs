@@ -5,7 +5,7 @@ use std::io;
 
 /// `connection refused`: Go writes errors as strerror(3) does, beginning with a small letter.
 #[must_use]
-pub fn errno(error: &io::Error) -> String {
+pub(crate) fn errno(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::TimedOut {
         return "connection timed out".to_owned();
     }
@@ -17,7 +17,7 @@ pub fn errno(error: &io::Error) -> String {
 
 /// `10.0.0.1:80`, `[fd00::1]:80`: Go's `net.JoinHostPort`.
 #[must_use]
-pub fn join_host_port(host: &str, port: u16) -> String {
+pub(crate) fn join_host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 

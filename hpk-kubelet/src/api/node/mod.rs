@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Version of Kubernetes whose kubelet this one stands for; tests and tools parse it.
-pub const KUBELET_VERSION: &str = concat!("v1.37.2-hpk", env!("CARGO_PKG_VERSION"));
+pub(crate) const KUBELET_VERSION: &str = concat!("v1.37.2-hpk", env!("CARGO_PKG_VERSION"));
 /// Renewal of the lease, and of the status when something changed (upstream's numbers).
 const RENEW: Duration = Duration::from_secs(10);
 /// Status even when nothing changed (upstream's nodeStatusReportFrequency).
@@ -33,7 +33,7 @@ const MEASURE: Duration = Duration::from_secs(30);
 /// How often the partitions' limits are asked for.
 const LIMITS: Duration = Duration::from_secs(300);
 
-pub use object::EPHEMERAL_KIB;
+pub(crate) use object::EPHEMERAL_KIB;
 
 /// What a pod can ask the kubelet about its Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,7 +120,7 @@ async fn measure_again(executor: Arc<dyn Executor>, facts: watch::Sender<NodeFac
 }
 
 /// Keeps the Nodes and their leases for ever. The facts go to `facts` as they change.
-pub async fn keep(
+pub(crate) async fn keep(
     clients: Clients,
     nodes: Nodes,
     cluster: ClusterConfig,
@@ -226,7 +226,11 @@ impl Kept {
 ///
 /// # Errors
 /// The API server's answer, but an object that is gone already is no error.
-pub async fn delete_pod(pods: &Api<k8s_openapi::api::core::v1::Pod>, name: &str, uid: &str) -> Result<(), Error> {
+pub(crate) async fn delete_pod(
+    pods: &Api<k8s_openapi::api::core::v1::Pod>,
+    name: &str,
+    uid: &str,
+) -> Result<(), Error> {
     let parameters = DeleteParams {
         grace_period_seconds: Some(0),
         preconditions: Some(kube::api::Preconditions { uid: Some(uid.to_owned()), resource_version: None }),

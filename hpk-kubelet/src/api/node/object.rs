@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// Pods that one kubelet follows.
 const MAX_PODS: u64 = 2000;
 /// Node-local disks are not Slurm's to tell: a number, 1 TiB.
-pub const EPHEMERAL_KIB: u64 = 1 << 30;
+pub(crate) const EPHEMERAL_KIB: u64 = 1 << 30;
 /// What the scheduler may give out of a Node, where Slurm is who decides: so much that it keeps no pod off.
 const NO_BOUND: [(&str, &str); 6] = [
     ("cpu", "1G"),

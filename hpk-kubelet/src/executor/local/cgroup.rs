@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 /// What keeps limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cgroups {
+pub(crate) enum Cgroups {
     /// `systemd-run --user --scope`.
     Systemd(PathBuf),
     /// A cgroup of the user's.
@@ -24,7 +24,7 @@ pub enum Cgroups {
 impl Cgroups {
     /// Looks what this user has. Starts one command at most.
     #[must_use]
-    pub fn find() -> Self {
+    pub(crate) fn find() -> Self {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         if let Some(folder) = delegated(Path::new("/sys/fs/cgroup"), &own) {
             return Self::Folder(folder);
@@ -46,7 +46,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn make(&self, pod: &str, milli_cpu: u64, limits: Limits) -> io::Result<Option<PathBuf>> {
+    pub(crate) fn make(&self, pod: &str, milli_cpu: u64, limits: Limits) -> io::Result<Option<PathBuf>> {
         let Self::Folder(base) = self else { return Ok(None) };
         let folder = base.join(name(pod));
         match fs::create_dir(&folder) {
@@ -66,7 +66,7 @@ impl Cgroups {
 
     /// What stands before a run's command.
     #[must_use]
-    pub fn prefix(&self, pod: &str, milli_cpu: u64, limits: Limits) -> Vec<String> {
+    pub(crate) fn prefix(&self, pod: &str, milli_cpu: u64, limits: Limits) -> Vec<String> {
         let Self::Systemd(program) = self else { return Vec::new() };
         let mut words: Vec<String> = vec![program.display().to_string()];
         words.extend(["--user", "--scope", "--quiet", "--collect"].map(str::to_owned));
@@ -117,14 +117,14 @@ fn delegated(mounted: &Path, cgroups: &str) -> Option<PathBuf> {
 
 /// Whether the kernel has killed processes of the cgroup for its memory.
 #[must_use]
-pub fn ran_out(folder: &Path) -> bool {
+pub(crate) fn ran_out(folder: &Path) -> bool {
     let events = fs::read_to_string(folder.join("memory.events")).unwrap_or_default();
     let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
     kills.and_then(|number| number.trim().parse::<u64>().ok()).is_some_and(|number| number > 0)
 }
 
 /// Kills what is in a run's cgroup and removes it.
-pub fn end(folder: &Path) {
+pub(crate) fn end(folder: &Path) {
     let _ = fs::write(folder.join("cgroup.kill"), "1");
     for _ in 0..50 {
         match fs::remove_dir(folder) {

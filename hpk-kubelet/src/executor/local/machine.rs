@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// What there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Machine {
+pub(crate) struct Machine {
     pub milli_cpu: u64,
     pub memory_mib: u64,
     pub gpus: Gpus,
@@ -18,7 +18,7 @@ pub struct Machine {
 
 /// GPUs by the ids that programs know them by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gpus {
+pub(crate) struct Gpus {
     /// By which variable a run is told of them.
     pub variable: &'static str,
     pub ids: Vec<String>,
@@ -31,7 +31,7 @@ impl Machine {
     /// CPUs that this process may run on (affinity and cgroup), memory up to the lowest limit above it, GPUs of the allocation
     /// or of the machine. `cpus`: so many instead.
     #[must_use]
-    pub fn measure(cpus: Option<u64>) -> Self {
+    pub(crate) fn measure(cpus: Option<u64>) -> Self {
         let found = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let cpus = cpus.unwrap_or(found);
         let installed = memory_mib(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or(0);
@@ -47,13 +47,13 @@ impl Machine {
 
     /// All of it.
     #[must_use]
-    pub fn size(&self) -> Size {
+    pub(crate) fn size(&self) -> Size {
         Size { milli_cpu: self.milli_cpu, memory_mib: self.memory_mib, gpus: self.gpus.ids.len() as u64 }
     }
 
     /// As the Node shows it.
     #[must_use]
-    pub fn cluster(&self) -> Cluster {
+    pub(crate) fn cluster(&self) -> Cluster {
         let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Cluster::one(host, self.milli_cpu / 1000, self.memory_mib, self.gpus.ids.len() as u64)
     }

@@ -7,13 +7,13 @@
 //! ```
 //! Pure: [`queue`] and [`needs`]. [`machine`], [`cgroup`], [`processes`] and [`record`] are edges: the kernel's files, and ours.
 
-pub mod cgroup;
-pub mod machine;
-pub mod needs;
-pub mod processes;
-pub mod queue;
-pub mod record;
-pub mod runner;
+pub(crate) mod cgroup;
+pub(crate) mod machine;
+pub(crate) mod needs;
+pub(crate) mod processes;
+pub(crate) mod queue;
+pub(crate) mod record;
+pub(crate) mod runner;
 
 use super::run::Run;
 use super::slurm::cluster::Cluster;
@@ -35,7 +35,7 @@ const SUBMISSION: u32 = 1;
 
 /// This machine as an executor.
 #[derive(Debug)]
-pub struct Local {
+pub(crate) struct Local {
     tell: mpsc::UnboundedSender<Message>,
     news: watch::Receiver<u64>,
     cgroups: cgroup::Cgroups,
@@ -58,7 +58,7 @@ impl Local {
     ///
     /// # Errors
     /// It cannot be told which runs there are.
-    pub fn start(home: &Home, cpus: Option<u64>, open_files: Option<u64>) -> io::Result<Self> {
+    pub(crate) fn start(home: &Home, cpus: Option<u64>, open_files: Option<u64>) -> io::Result<Self> {
         let cgroups = cgroup::Cgroups::find();
         tracing::info!(?cgroups, "pods run on this machine");
         let (tell, told) = mpsc::unbounded_channel();

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 
 /// What is asked for a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     pub size: Size,
     /// What the pod may use at most. None: some container has no limit.
     pub limits: Limits,
@@ -23,14 +23,14 @@ pub struct Needs {
 
 /// Bounds of a run's cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     pub memory_mib: Option<u64>,
     pub milli_cpu: Option<u64>,
 }
 
 /// Adds up a pod. Resources that this machine cannot have come second.
 #[must_use]
-pub fn needs(pod: &Pod, defaults: &Defaults) -> (Needs, Vec<String>) {
+pub(crate) fn needs(pod: &Pod, defaults: &Defaults) -> (Needs, Vec<String>) {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let silent = defaults.memory_mib.unwrap_or(0).saturating_mul(MIB);
@@ -84,7 +84,7 @@ fn limit(spec: &PodSpec, name: &str) -> Option<u64> {
 impl Needs {
     /// In words that people read and [`Self::parse`] takes back.
     #[must_use]
-    pub fn words(&self) -> Vec<String> {
+    pub(crate) fn words(&self) -> Vec<String> {
         let mut words = vec![format!("cpu={}m", self.size.milli_cpu), format!("memory={}Mi", self.size.memory_mib)];
         if self.size.gpus > 0 {
             words.push(format!("gpu={}", self.size.gpus));
@@ -96,7 +96,7 @@ impl Needs {
 
     /// None: these are not words of ours.
     #[must_use]
-    pub fn parse(words: &[String]) -> Option<Self> {
+    pub(crate) fn parse(words: &[String]) -> Option<Self> {
         let mut needs = Self::default();
         for word in words {
             let (name, value) = word.split_once('=')?;

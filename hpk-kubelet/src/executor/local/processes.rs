@@ -12,13 +12,13 @@ use std::path::Path;
 
 /// The machine's present boot.
 #[must_use]
-pub fn boot() -> String {
+pub(crate) fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// Opens a process, if it is still the one that is meant and has not ended. A hold never comes to mean another one.
 #[must_use]
-pub fn open(process: &Process, boot: &str) -> Option<OwnedFd> {
+pub(crate) fn open(process: &Process, boot: &str) -> Option<OwnedFd> {
     if process.boot != boot {
         return None;
     }
@@ -28,7 +28,7 @@ pub fn open(process: &Process, boot: &str) -> Option<OwnedFd> {
 }
 
 /// Returns when the process has ended.
-pub fn wait(process: &OwnedFd) {
+pub(crate) fn wait(process: &OwnedFd) {
     while !hpk_sys::process::wait_end(process.as_fd(), None) {}
 }
 
@@ -43,14 +43,14 @@ fn started(stat: &str) -> Option<u64> {
 }
 
 /// Sends a signal; a process that is gone is none of our business.
-pub fn signal(pid: i32, signal: Signal) {
+pub(crate) fn signal(pid: i32, signal: Signal) {
     if pid > 1 {
         let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 
 /// Kills every process of this user that belongs to the run, until there is none. Some may start others meanwhile.
-pub fn end_all(run: &Path) {
+pub(crate) fn end_all(run: &Path) {
     let mark = format!("{RUN}={}", run.display());
     // What Apptainer is to tell its container has a prefix.
     let passed_on = format!("APPTAINERENV_{mark}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// What a run takes of the machine, and what the machine has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     pub milli_cpu: u64,
     pub memory_mib: u64,
     pub gpus: u64,
@@ -16,13 +16,13 @@ pub struct Size {
 impl Size {
     /// Whether `other` is within this.
     #[must_use]
-    pub fn holds(&self, other: &Self) -> bool {
+    pub(crate) fn holds(&self, other: &Self) -> bool {
         other.milli_cpu <= self.milli_cpu && other.memory_mib <= self.memory_mib && other.gpus <= self.gpus
     }
 
     /// What of this is left without `other`.
     #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         Self {
             milli_cpu: self.milli_cpu.saturating_sub(other.milli_cpu),
             memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
@@ -32,7 +32,7 @@ impl Size {
 
     /// What `asked` has more of than this, for people: `4 CPUs of which 2 are free`.
     #[must_use]
-    pub fn lacks(&self, asked: &Self) -> String {
+    pub(crate) fn lacks(&self, asked: &Self) -> String {
         let cpus = |milli: u64| {
             if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") }
         };
@@ -52,7 +52,7 @@ impl Size {
 
 /// Why a run does not begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// It is more than the whole machine.
     TooLarge { lacks: String },
     /// It is the first in the row and does not fit beside those that run.
@@ -64,7 +64,7 @@ pub enum Wait {
 impl Wait {
     /// One word, as a condition's reason.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "TooLarge",
             Self::Resources { .. } => "Resources",
@@ -74,7 +74,7 @@ impl Wait {
 
     /// For people.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::TooLarge { lacks } => format!("it asks for more than this machine has: {lacks}"),
             Self::Resources { lacks } => format!("it asks for more than is free now: {lacks}"),
@@ -85,7 +85,7 @@ impl Wait {
 
 /// What is done about the runs that wait.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Turns {
+pub(crate) struct Turns {
     /// These begin now, in this order.
     pub begin: Vec<u64>,
     /// The others, with the reason.
@@ -94,7 +94,7 @@ pub struct Turns {
 
 /// `running`: what the runs of now take. `waiting`: ids in the order in which they came.
 #[must_use]
-pub fn turns(machine: &Size, running: &[Size], waiting: &[(u64, Size)]) -> Turns {
+pub(crate) fn turns(machine: &Size, running: &[Size], waiting: &[(u64, Size)]) -> Turns {
     let mut free = running.iter().fold(*machine, |free, run| free.without(run));
     let mut turns = Turns::default();
     let mut before = 0;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// `run.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// The pod's UID.
     pub pod: String,
     /// What runs first; the pod's folder is where it is.
@@ -39,19 +39,19 @@ pub struct Record {
 impl Record {
     /// What it takes; nothing, when that cannot be read.
     #[must_use]
-    pub fn size(&self) -> Size {
+    pub(crate) fn size(&self) -> Size {
         Needs::parse(&self.asked).unwrap_or_default().size
     }
 
     /// The pod's folder.
     #[must_use]
-    pub fn pod_folder(&self) -> &Path {
+    pub(crate) fn pod_folder(&self) -> &Path {
         self.script.parent().unwrap_or(Path::new("/"))
     }
 }
 
 #[derive(Clone, Debug)]
-pub struct Runs {
+pub(crate) struct Runs {
     root: PathBuf,
 }
 
@@ -60,7 +60,7 @@ impl Runs {
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn open(home: &Home) -> io::Result<Self> {
+    pub(crate) fn open(home: &Home) -> io::Result<Self> {
         let root = home.runs();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         Ok(Self { root })
@@ -68,7 +68,7 @@ impl Runs {
 
     /// The folder of a run.
     #[must_use]
-    pub fn folder(&self, id: u64) -> PathBuf {
+    pub(crate) fn folder(&self, id: u64) -> PathBuf {
         self.root.join(id.to_string())
     }
 
@@ -76,7 +76,7 @@ impl Runs {
     ///
     /// # Errors
     /// It cannot be told which there are.
-    pub fn all(&self) -> io::Result<Vec<(u64, Option<Record>)>> {
+    pub(crate) fn all(&self) -> io::Result<Vec<(u64, Option<Record>)>> {
         let mut list = Vec::new();
         for entry in fs::read_dir(&self.root)? {
             let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -90,7 +90,7 @@ impl Runs {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn next_id(&self) -> io::Result<u64> {
+    pub(crate) fn next_id(&self) -> io::Result<u64> {
         let last = fs::read_to_string(self.root.join(LAST)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let highest = self.all()?.last().map_or(0, |(id, _)| *id);
         let next = last.max(highest) + 1;
@@ -102,19 +102,19 @@ impl Runs {
     ///
     /// # Errors
     /// The file system's.
-    pub fn write(&self, id: u64, record: &Record) -> io::Result<()> {
+    pub(crate) fn write(&self, id: u64, record: &Record) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(self.folder(id))?;
         hpk_layout::replace(&self.folder(id).join(RECORD), &serde_json::to_vec_pretty(record)?, 0o600)
     }
 
     /// Its first process. None: it has not come so far.
     #[must_use]
-    pub fn process(&self, id: u64) -> Option<Process> {
+    pub(crate) fn process(&self, id: u64) -> Option<Process> {
         read(&self.folder(id).join(PROCESS))
     }
 
     #[must_use]
-    pub fn end(&self, id: u64) -> Option<End> {
+    pub(crate) fn end(&self, id: u64) -> Option<End> {
         read(&self.folder(id).join(END))
     }
 
@@ -122,7 +122,7 @@ impl Runs {
     ///
     /// # Errors
     /// The file system's.
-    pub fn write_end(&self, id: u64, end: &End) -> io::Result<()> {
+    pub(crate) fn write_end(&self, id: u64, end: &End) -> io::Result<()> {
         hpk_layout::replace(&self.folder(id).join(END), &serde_json::to_vec(end)?, 0o600)
     }
 
@@ -130,7 +130,7 @@ impl Runs {
     ///
     /// # Errors
     /// The file system's.
-    pub fn remove(&self, id: u64) -> io::Result<()> {
+    pub(crate) fn remove(&self, id: u64) -> io::Result<()> {
         fs::remove_dir_all(self.folder(id))
     }
 }

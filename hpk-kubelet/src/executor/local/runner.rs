@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Seconds from TERM to KILL.
-pub const KILL_WAIT_SECONDS: u32 = 30;
+pub(crate) const KILL_WAIT_SECONDS: u32 = 30;
 /// How much later a run that did not follow is ended from outside.
 const PATIENCE: i64 = KILL_WAIT_SECONDS as i64 + 10;
 /// A run that is over is remembered for this long, unless its pod's folder is gone before.
@@ -42,7 +42,7 @@ const KILLED: i32 = 137;
 const TERMINATED: i32 = 143;
 
 /// What the thread is told.
-pub enum Message {
+pub(crate) enum Message {
     Submit {
         pod: String,
         asked: Vec<String>,
@@ -94,7 +94,7 @@ enum State {
 }
 
 /// The thread's state.
-pub struct Runner {
+pub(crate) struct Runner {
     runs: Runs,
     machine: Machine,
     cgroups: Cgroups,
@@ -113,7 +113,7 @@ impl Runner {
     ///
     /// # Errors
     /// It cannot be told which runs there are.
-    pub fn new(
+    pub(crate) fn new(
         home: &Home,
         machine: Machine,
         cgroups: Cgroups,
@@ -145,7 +145,7 @@ impl Runner {
     }
 
     /// Until nobody can tell it anything more. Runs go on.
-    pub fn work(mut self, mut told: mpsc::UnboundedReceiver<Message>) {
+    pub(crate) fn work(mut self, mut told: mpsc::UnboundedReceiver<Message>) {
         self.give_turns();
         while let Some(message) = told.blocking_recv() {
             match message {

@@ -5,7 +5,7 @@ use super::gres::{self, Gres};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Fields of a line of sinfo, as [`Cluster::parse`] reads them.
-pub const FORMAT: &str = "%N|%c|%m|%G|%T|%R|%a|%f";
+pub(crate) const FORMAT: &str = "%N|%c|%m|%G|%T|%R|%a|%f";
 
 /// Nodes of Slurm, each as a part of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -185,7 +185,7 @@ impl State {
 
 /// A time of `scontrol show config`, seconds: `KillWait`, `MessageTimeout`.
 #[must_use]
-pub fn seconds(text: &str, name: &str) -> Option<u32> {
+pub(crate) fn seconds(text: &str, name: &str) -> Option<u32> {
     let value = text.lines().find_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == name))?.1;
     value.trim().strip_suffix("sec").unwrap_or(value).trim().parse().ok()
 }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A generic resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gres {
+pub(crate) struct Gres {
     /// `gpu`
     pub kind: String,
     /// Slurm's type: `a100`.
@@ -30,13 +30,13 @@ const OTHER: &str = "slurm.hpk.io/";
 const SHARED: &str = "nvidia.com/gpu.shared";
 const MIG: &str = "nvidia.com/mig-";
 /// The annotation by which a pod names the type of its GPUs.
-pub const MODEL: &str = "slurm-job.hpk.io/gpu-type";
+pub(crate) const MODEL: &str = "slurm-job.hpk.io/gpu-type";
 /// Labels of Nodes that name the product, as the vendors' own labellers set them.
-pub const PRODUCTS: [&str; 2] = ["nvidia.com/gpu.product", "amd.com/gpu.product-name"];
+pub(crate) const PRODUCTS: [&str; 2] = ["nvidia.com/gpu.product", "amd.com/gpu.product-name"];
 
 /// Reads `gpu:a100:4(S:0-1),nic:2`.
 #[must_use]
-pub fn list(text: &str) -> Vec<Gres> {
+pub(crate) fn list(text: &str) -> Vec<Gres> {
     if text == "(null)" || text.is_empty() {
         return Vec::new();
     }
@@ -105,7 +105,7 @@ fn resource_of(vendor: Vendor) -> &'static str {
 
 /// Whether a resource is whole GPUs.
 #[must_use]
-pub fn is_gpu(resource: &str) -> bool {
+pub(crate) fn is_gpu(resource: &str) -> bool {
     vendor_named(resource).is_some()
 }
 
@@ -128,7 +128,7 @@ fn profile(model: &str) -> Option<&str> {
 
 /// The extended resource that a Node publishes for a generic resource. `usual`: the vendor of GPUs whose type does not tell.
 #[must_use]
-pub fn resource(kind: &str, model: Option<&str>, usual: Vendor) -> String {
+pub(crate) fn resource(kind: &str, model: Option<&str>, usual: Vendor) -> String {
     match (kind, model.and_then(profile)) {
         ("gpu", Some(profile)) => format!("{MIG}{profile}"),
         ("gpu", None) => resource_of(model.and_then(vendor_of).unwrap_or(usual)).to_owned(),
@@ -139,7 +139,7 @@ pub fn resource(kind: &str, model: Option<&str>, usual: Vendor) -> String {
 
 /// All extended resources of a capacity.
 #[must_use]
-pub fn resources(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, u64> {
+pub(crate) fn resources(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();
     for ((kind, model), count) in &capacity.gres {
         *all.entry(resource(kind, model.as_deref(), usual)).or_default() += count;
@@ -149,7 +149,7 @@ pub fn resources(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, u64> {
 
 /// Why a resource cannot be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unknown {
+pub(crate) enum Unknown {
     /// No line of the table has it.
     Resource,
     /// The site has several types that could be meant.
@@ -160,7 +160,7 @@ pub enum Unknown {
 ///
 /// # Errors
 /// [`Unknown`].
-pub fn of_resource(
+pub(crate) fn of_resource(
     name: &str,
     wanted: Option<&str>,
     has: &Capacity,
@@ -206,7 +206,7 @@ fn model_named<'a>(product: &str, models: &[Option<&'a str>]) -> Option<&'a str>
 /// The type of GPUs that a pod names: by its annotation, else by a nodeSelector of the product, else by a required affinity
 /// to one product.
 #[must_use]
-pub fn wanted(pod: &Pod) -> Option<&str> {
+pub(crate) fn wanted(pod: &Pod) -> Option<&str> {
     let annotated = pod.metadata.annotations.as_ref().and_then(|a| a.get(MODEL));
     let spec = pod.spec.as_ref();
     let selected = || {
@@ -228,7 +228,7 @@ pub fn wanted(pod: &Pod) -> Option<&str> {
 /// How many GPUs each container asks for, by its name, when the pod asks for any. None: it does not, or they cannot be told
 /// apart by their number (parts of cards that several share).
 #[must_use]
-pub fn shares(pod: &Pod) -> Option<BTreeMap<String, u32>> {
+pub(crate) fn shares(pod: &Pod) -> Option<BTreeMap<String, u32>> {
     let spec = pod.spec.as_ref()?;
     let asked = |container: &Container, fits: &dyn Fn(&str) -> bool| -> u64 {
         let resources = container.resources.as_ref();
@@ -247,7 +247,7 @@ pub fn shares(pod: &Pod) -> Option<BTreeMap<String, u32>> {
 
 /// Labels of a Node that say which types it has: of a single type of GPU also the vendor's own label.
 #[must_use]
-pub fn labels(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, String> {
+pub(crate) fn labels(capacity: &Capacity, usual: Vendor) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (kind, model) in capacity.gres.keys() {
         let name = model.as_ref().map_or_else(|| kind.clone(), |m| format!("{kind}.{m}"));

@@ -25,7 +25,7 @@ pub enum ParseError {
 ///
 /// # Errors
 /// An answer that is no such thing; single odd jobs are left out.
-pub fn from_squeue(text: &[u8]) -> Result<Vec<Run>, ParseError> {
+pub(crate) fn from_squeue(text: &[u8]) -> Result<Vec<Run>, ParseError> {
     Ok(jobs(text, "squeue")?.iter().filter_map(squeue_job).collect())
 }
 
@@ -33,7 +33,7 @@ pub fn from_squeue(text: &[u8]) -> Result<Vec<Run>, ParseError> {
 ///
 /// # Errors
 /// As [`from_squeue`].
-pub fn from_sacct(text: &[u8]) -> Result<Vec<Run>, ParseError> {
+pub(crate) fn from_sacct(text: &[u8]) -> Result<Vec<Run>, ParseError> {
     Ok(jobs(text, "sacct")?.iter().filter_map(sacct_job).collect())
 }
 

@@ -1,6 +1,6 @@
 //! What the site gives jobs that ask for nothing, and how long they may run: `scontrol show partition` and `show config`.
 
-pub use hpk_api::time_limit::TimeLimit;
+pub(crate) use hpk_api::time_limit::TimeLimit;
 
 /// Partitions with their limits, and what the environment of `hpk up` chooses among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

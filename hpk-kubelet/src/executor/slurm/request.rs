@@ -15,10 +15,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
 /// MiB of a container that says nothing of memory, unless `hpk up --default-memory` says otherwise.
-pub const DEFAULT_MEMORY: u64 = 1024;
+pub(crate) const DEFAULT_MEMORY: u64 = 1024;
 /// MiB that every job has beyond its containers': for the supervisor, hpk-netns, Apptainer and the network's helper (some
 /// 30), and for the page cache of what containers read, without which a pod near its limit thrashes.
-pub const ROOM: u64 = 64;
+pub(crate) const ROOM: u64 = 64;
 
 /// Numbers that a site can change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Default for Defaults {
 
 /// A pod's needs, added up by Kubernetes' rule for init containers and sidecars.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// Whole CPUs, at least 1.
     pub cpus: u64,
     /// MiB.
@@ -55,7 +55,7 @@ pub struct Needs {
 
 /// What the site has, as far as a request depends on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Has<'a> {
+pub(crate) struct Has<'a> {
     /// Memory of jobs that ask for none.
     pub memory: SiteMemory,
     /// Of the partition.
@@ -89,7 +89,7 @@ pub(crate) fn added_up(spec: &PodSpec, counts: impl Fn(&Container) -> Amounts) -
 
 /// What a pod needs. Of CPUs and devices that is its requests; pod-level requests take precedence; overhead is added.
 #[must_use]
-pub fn needs(pod: &Pod, defaults: &Defaults, has: Has<'_>) -> Needs {
+pub(crate) fn needs(pod: &Pod, defaults: &Defaults, has: Has<'_>) -> Needs {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let mut total = added_up(spec, |c| requests(c.resources.as_ref()));
@@ -178,7 +178,7 @@ fn largest(total: &mut Amounts, other: &Amounts) {
 ///
 /// # Errors
 /// The pod does not say which of several types it wants: for people, with the remedy.
-pub fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
+pub(crate) fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
     let Asking { pod, who, folder, defaults, site, avoid, .. } = *asking;
     let partition = flags::value(given, "partition");
     let limits = site.limits(partition);

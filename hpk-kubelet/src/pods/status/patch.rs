@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 ///
 /// Lists that merge by key cannot lose fields by being silent, so texts that vanished are null.
 #[must_use]
-pub fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus, requested: Option<&str>) -> Option<Value> {
+pub(crate) fn patch(pod: &Pod, old: &PodStatus, new: &PodStatus, requested: Option<&str>) -> Option<Value> {
     let object = |s: &PodStatus| match serde_json::to_value(s) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),

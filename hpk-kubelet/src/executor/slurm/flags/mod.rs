@@ -35,7 +35,7 @@ enum Value {
 /// A bad annotation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{place}: {problem}")]
-pub struct FlagsError {
+pub(crate) struct FlagsError {
     /// Where the flags are written.
     place: String,
     /// What is wrong with it.
@@ -68,7 +68,10 @@ enum Problem {
 ///
 /// # Errors
 /// The first thing in the annotations that cannot be passed on.
-pub fn of_job(annotations: Option<&BTreeMap<String, String>>, policy: PodFlags) -> Result<Vec<String>, FlagsError> {
+pub(crate) fn of_job(
+    annotations: Option<&BTreeMap<String, String>>,
+    policy: PodFlags,
+) -> Result<Vec<String>, FlagsError> {
     let mut all = Vec::new();
     // The newer key comes after the older one and so wins.
     for annotation in [pod_flags::OLD_FLAGS, pod_flags::FLAGS] {
@@ -81,7 +84,7 @@ pub fn of_job(annotations: Option<&BTreeMap<String, String>>, policy: PodFlags) 
 ///
 /// # Errors
 /// As [`of_job`].
-pub fn of_class(class: &str, text: &str) -> Result<Vec<String>, FlagsError> {
+pub(crate) fn of_class(class: &str, text: &str) -> Result<Vec<String>, FlagsError> {
     parse(text, table::SBATCH, PodFlags::List)
         .map_err(|problem| FlagsError { place: format!("hpk up --priority-class {class}"), problem })
 }
@@ -90,7 +93,10 @@ pub fn of_class(class: &str, text: &str) -> Result<Vec<String>, FlagsError> {
 ///
 /// # Errors
 /// As [`of_job`].
-pub fn of_step(annotations: Option<&BTreeMap<String, String>>, policy: PodFlags) -> Result<Vec<String>, FlagsError> {
+pub(crate) fn of_step(
+    annotations: Option<&BTreeMap<String, String>>,
+    policy: PodFlags,
+) -> Result<Vec<String>, FlagsError> {
     of(annotations, pod_flags::MPI_FLAGS, table::SRUN, policy)
 }
 
@@ -185,13 +191,13 @@ fn unknown(flag: &str, name: &str, known: &'static [Flag]) -> Problem {
 
 /// The value of the last flag of this name in a list of arguments: the one that holds.
 #[must_use]
-pub fn value<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
     arguments.iter().rev().find_map(|a| a.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Whether a flag of this name is in a list of arguments.
 #[must_use]
-pub fn has(arguments: &[String], name: &str) -> bool {
+pub(crate) fn has(arguments: &[String], name: &str) -> bool {
     arguments.iter().any(|a| a.strip_prefix("--").and_then(|a| a.split('=').next()) == Some(name))
 }
 
