@@ -12,6 +12,7 @@ mod http;
 mod http2;
 mod request;
 mod resolve;
+mod response;
 pub(crate) mod text;
 mod tls;
 mod url;

@@ -6,6 +6,7 @@
 pub(crate) mod capacity;
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod error;
 pub(crate) mod flags;
 pub(crate) mod gres;
 pub(crate) mod job;

@@ -1,7 +1,8 @@
 //! Slurm behind the seam: translates questions of the kubelet into Slurm's commands.
 
-use super::client::{Client, SlurmError};
+use super::client::Client;
 use super::cluster::Cluster;
+use super::error::SlurmError;
 use super::limits::Site;
 use super::{flags, request};
 use crate::executor::run::Run;
