@@ -239,6 +239,12 @@ impl Home {
         self.run().join("lease.json")
     }
 
+    /// Which Kubernetes the cluster ran with last.
+    #[must_use]
+    pub fn kubernetes_json(&self) -> PathBuf {
+        self.root.join("kubernetes.json")
+    }
+
     /// That the control plane is to be in a job.
     #[must_use]
     pub fn in_job(&self) -> PathBuf {

@@ -67,8 +67,18 @@ fn data_on_the_machines_disk_is_not_the_only_one() {
     cluster.hpk(&["up", "--no-kubelet"]).ok();
     assert_eq!(found(&cluster), "one two");
 
-    // And home again.
+    // An older Kubernetes is kept from data that it may not understand.
     cluster.hpk(&["down"]).ok();
+    let older = format!("{}/older", cluster.home);
+    let script = format!(
+        "mkdir {older}; for p in kube-apiserver kube-controller-manager kube-scheduler etcd coredns; do \
+         printf '#!/bin/sh\\necho Kubernetes v1.36.4\\n' > {older}/$p; chmod +x {older}/$p; done"
+    );
+    cluster.run(&["bash", "-ec", &script]).ok();
+    let refused = cluster.hpk(&["up", "--no-kubelet", "--kubernetes-bin", &older]).err();
+    assert!(refused.contains("v1.36.4 may not understand"), "{refused}");
+
+    // And home again.
     cluster.hpk(&["up", "--no-kubelet", "--etcd-data", "home"]).ok();
     assert_eq!(found(&cluster), "one two");
     sx("login", Some("alice"), &["test", "!", "-e", &folder]).ok();

@@ -1,7 +1,7 @@
 //! `hpk backup` and `hpk restore`: the whole state of a cluster in one file, and back.
 //!
-//! The file is a tar archive, compressed by gzip: `backup.json`, `etcd.db` (a snapshot of etcd's), `pki/`, `cluster.json`
-//! and `control-plane.json`. It opens the cluster to whoever reads it.
+//! The file is a tar archive, compressed by gzip: `backup.json`, `etcd.db` (a snapshot of etcd's), `pki/`, `cluster.json`,
+//! `control-plane.json` and `kubernetes.json`. It opens the cluster to whoever reads it.
 
 use super::client::Etcd;
 use super::record::Record;
@@ -29,6 +29,8 @@ use std::time::Duration;
 const VERSION: u32 = 1;
 const ABOUT: &str = "backup.json";
 const DATA: &str = "etcd.db";
+/// Which Kubernetes has stored the data.
+const VERSIONED: &str = "kubernetes.json";
 const PKI: &str = "pki";
 /// Files of HPK_HOME that go along as they are.
 const FILES: [&str; 2] = Home::CHOICES;
@@ -115,6 +117,10 @@ pub(crate) async fn save(args: &Backup) -> Result<ExitCode> {
     for name in FILES {
         archive.append_path_with_name(home.root().join(name), name).with_context(at)?;
     }
+    // Absent when no hpk up has ended well yet.
+    if home.kubernetes_json().exists() {
+        archive.append_path_with_name(home.kubernetes_json(), VERSIONED).with_context(at)?;
+    }
     archive.into_inner()?.finish()?.sync_all().with_context(at)?;
     fs::rename(&part, &file).with_context(at)?;
     progress.done(&format!("{} is written: {} KiB of etcd's data, keys and choices", file.display(), bytes >> 10));
@@ -180,6 +186,9 @@ pub(crate) async fn restore(args: &Restore) -> Result<ExitCode> {
         fs::rename(new.join(name), &to).with_context(|| to.display().to_string())?;
     }
     fs::copy(home.cluster_json(), home.cluster_copy())?;
+    // Not that of what was here.
+    let _absent = fs::remove_file(home.kubernetes_json());
+    let _absent = fs::rename(new.join(VERSIONED), home.kubernetes_json());
     // Last: with it the snapshot counts, and data that is there does not.
     let record = Record { generation, base: record.and_then(|record| record.base), host: about.host.clone() };
     record.write(&home)?;
@@ -202,7 +211,7 @@ fn unpack(file: &Path, to: &Path) -> Result<About> {
             ([Component::Normal(folder)], tar::EntryType::Directory) => *folder == PKI,
             ([Component::Normal(folder), Component::Normal(_)], tar::EntryType::Regular) => *folder == PKI,
             ([Component::Normal(name)], tar::EntryType::Regular) => {
-                *name == ABOUT || *name == DATA || FILES.iter().any(|file| name == file)
+                *name == ABOUT || *name == DATA || *name == VERSIONED || FILES.iter().any(|file| name == file)
             }
             _ => false,
         };

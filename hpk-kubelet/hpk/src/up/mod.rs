@@ -6,6 +6,7 @@ mod elsewhere;
 mod prepare;
 pub(crate) mod ready;
 mod supervisor;
+mod version;
 mod wait;
 
 pub(crate) use supervisor::{layout, supervise};

@@ -1,6 +1,6 @@
 //! Decides and writes everything that the control plane's supervisor and its programs read.
 
-use super::asked;
+use super::{asked, version};
 use crate::cli::{self, DefaultMemory, DefaultTime, Scratch};
 use crate::components::{self, Layout};
 use crate::decide::{self, ControlPlane, Families, Programs};
@@ -38,6 +38,7 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
         }
     };
     let programs = programs(args, &install)?;
+    version::check(home, &programs, progress)?;
     let kubelet = if args.no_kubelet {
         None
     } else {

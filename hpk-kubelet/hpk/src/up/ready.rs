@@ -1,6 +1,8 @@
 //! What must be there in the cluster before a user can go on, and what is said then.
 #![allow(clippy::print_stdout, reason = "it prints for who calls it, and ends then")]
 
+use super::version;
+use crate::decide::ControlPlane;
 use crate::json::need_json;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 /// # Errors
 /// It takes longer.
 pub(crate) async fn until(home: &Home, progress: &Progress, give_up: Instant) -> Result<()> {
-    let kubelet = need_json::<crate::decide::ControlPlane>(&home.control_plane_json())?.kubelet.is_some();
+    let kubelet = need_json::<ControlPlane>(&home.control_plane_json())?.kubelet.is_some();
     let waited = tokio::time::timeout_at(give_up, wait(home, kubelet, progress)).await;
     waited.context("the cluster is not ready in time: see hpk status")?
 }
@@ -29,6 +31,8 @@ pub(crate) fn tell(home: &Home, progress: &Progress) {
 /// Waits for the Nodes and for the default service account.
 pub(super) async fn wait(home: &Home, has_kubelet: bool, progress: &Progress) -> Result<()> {
     let client = crate::bootstrap::client(home).await?;
+    let control_plane: ControlPlane = need_json(&home.control_plane_json())?;
+    version::remember(home, &client, &control_plane.programs).await?;
     if has_kubelet {
         node_ready(home, &client, progress).await?;
     }
