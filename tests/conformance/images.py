@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Writes the images of upstream's end-to-end tests as OCI layouts.
 
-  images.py PROGRAMS COREDNS OUT
+  images.py PROGRAMS COREDNS BUSYBOX OUT
 
-PROGRAMS is the folder that programs.sh printed, COREDNS the control plane's program. Everything else comes from Debian packages of this machine:
+PROGRAMS is the folder that programs.sh printed, COREDNS the control plane's program, BUSYBOX that of the example image (the
+one of an older Debian crashes in `wget -T`). Everything else comes from Debian packages of this machine:
 a program is taken with the libraries that ldd names, so an image holds what it needs and no distribution.
 Layers are tar files written here: owners, modes and set-user-ID bits are exact and no privilege is needed.
 """
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tarfile
 
-PROGRAMS, COREDNS, OUT = sys.argv[1:4]
+PROGRAMS, COREDNS, BUSYBOX, OUT = sys.argv[1:5]
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 
@@ -82,7 +83,7 @@ def busybox(users='', groups=''):
         tree.folder(folder)
     tree.folder('tmp', 0o1777)
     tree.folder('var/tmp', 0o1777)
-    program = found('busybox')
+    program = BUSYBOX
     tree.copy(program, 'bin/busybox', 0o755)
     for applet in subprocess.run([program, '--list'], capture_output=True, text=True).stdout.split():
         if applet != 'busybox':

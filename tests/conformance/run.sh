@@ -13,7 +13,7 @@ set_name=${1:?usage: run.sh SET [OPTION...]}
 shift
 
 # What the images are made of (command, package).
-for pair in dig:bind9-dnsutils busybox:busybox-static curl:curl etcd:etcd-server iperf:iperf ip:iproute2 \
+for pair in dig:bind9-dnsutils curl:curl etcd:etcd-server iperf:iperf ip:iproute2 \
   nc:netcat-openbsd python3:python3 socat:socat nsenter:util-linux; do
   need "${pair%%:*}" "${pair#*:}"
 done
@@ -22,7 +22,8 @@ images=$(dirname "$bin")/images-$(key_of "$here/images.py")
 if [ ! -e "$images/done" ]; then
   phase "making the test images"
   coredns=$("$here/../../images/control-plane/programs.sh" coredns | tail -n 1)/coredns
-  python3 "$here/images.py" "$bin" "$coredns" "$images"
+  busybox=$(dirname "$("$here/../../images/busybox/build.sh" | tail -n 1)")/root/bin/busybox
+  python3 "$here/images.py" "$bin" "$coredns" "$busybox" "$images"
   touch "$images/done"
 fi
 
