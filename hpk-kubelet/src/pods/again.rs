@@ -21,8 +21,15 @@ pub(crate) fn wait(failures: u32) -> Option<Duration> {
 }
 
 /// Why the job has made no sandbox, where that may be its node's fault and it is certain that nothing of the pod has begun.
+/// `is_plain`: the pod's network is HPK's alone. A list of plug-ins that the user has written fails as well elsewhere, and so does a
+/// network of the site's.
 #[must_use]
-pub(crate) fn not_made(report: Option<&PodState>, job: Option<&Run>, launch: Option<&LaunchReport>) -> Option<String> {
+pub(crate) fn not_made(
+    report: Option<&PodState>,
+    job: Option<&Run>,
+    launch: Option<&LaunchReport>,
+    is_plain: bool,
+) -> Option<String> {
     // What Slurm has done to the job (cancelled, out of time) has another meaning.
     if job.is_some_and(|job| job.phase.is_over() && !matches!(job.phase, RunPhase::Failed | RunPhase::Completed)) {
         return None;
@@ -30,7 +37,7 @@ pub(crate) fn not_made(report: Option<&PodState>, job: Option<&Run>, launch: Opt
     match report {
         Some(report) => {
             let is_untouched = !report.sandbox_ready && report.stopping.is_none() && report.all().all(has_not_begun);
-            report.sandbox_error.clone().filter(|_| report.finished && is_untouched)
+            report.sandbox_error.clone().filter(|_| report.finished && is_untouched && is_plain)
         }
         // Without a supervisor no container was made. What the plan says, and host paths, are no node's.
         None => {
@@ -70,7 +77,8 @@ mod tests {
     #[test]
     fn only_where_nothing_has_begun() {
         let failed_job = job(RunPhase::Failed);
-        let by = |state: &PodState| not_made(Some(state), Some(&failed_job), None);
+        let by = |state: &PodState| not_made(Some(state), Some(&failed_job), None, true);
+        assert_eq!(not_made(Some(&failed(|_| ())), Some(&failed_job), None, false), None, "of plug-ins");
         assert_eq!(by(&failed(|_| ())).as_deref(), Some("no TUN"));
         assert_eq!(by(&failed(|s| s.finished = false)), None, "it is still at work");
         assert_eq!(by(&failed(|s| s.sandbox_error = None)), None);
@@ -97,10 +105,10 @@ mod tests {
             ("supervisor", RunPhase::Failed, false),
             (hpk_api::state::HOST_PATH, RunPhase::Failed, false),
         ] {
-            let found = not_made(None, Some(&job(phase)), Some(&launch(step)));
+            let found = not_made(None, Some(&job(phase)), Some(&launch(step)), false);
             assert_eq!(found.is_some(), again, "{step} {phase:?}");
         }
-        assert_eq!(not_made(None, Some(&job(RunPhase::Failed)), None), None, "nobody says why");
+        assert_eq!(not_made(None, Some(&job(RunPhase::Failed)), None, true), None, "nobody says why");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::executor::run::Run;
 use crate::gangs::claim;
 use crate::pods::folder::Progress;
 use crate::pods::{again, phase};
+use hpk_api::net::NetworkMode;
 use std::time::Duration;
 
 impl Entry {
@@ -22,7 +23,9 @@ impl Entry {
         if is_over || !matches!(claim::of(pod), Ok(None)) {
             return None;
         }
-        let message = again::not_made(self.job.report(), self.job.job(), self.job.launch())?;
+        let network = self.in_force.plan().map(|plan| &plan.network);
+        let is_plain = network.is_some_and(|network| network.mode != NetworkMode::Cni && network.list.is_none());
+        let message = again::not_made(self.job.report(), self.job.job(), self.job.launch(), is_plain)?;
         Some((message, again::wait(self.record().failed_jobs.len().try_into().unwrap_or(u32::MAX).saturating_add(1))?))
     }
 
