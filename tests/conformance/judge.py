@@ -5,7 +5,7 @@
 
 SET is node, resize, network, storage, apps, cli, sched or api, or all: the [Conformance] and [NodeConformance]
 tests of that subject; or beyond: those that are neither and can apply here (--beyond); or claims: the tests of external storage for the driver of --driver, and those of the protection
-of claims and of default storage classes. A process of its own per test means that a hang or panic costs one test. DIR gets
+of claims and of default storage classes; or gangs: those of Workloads and PodGroups. A process of its own per test means that a hang or panic costs one test. DIR gets
 results.jsonl (as it goes), logs/ and summary.md. Exit status: 0 when all passed, 1 when not, 2 for usage.
 """
 
@@ -94,8 +94,8 @@ def belongs(name, labels, wanted):
     if wanted == 'claims':
         return bool(CLAIMS.search(name))
     if wanted == 'gangs':
-        # Beta: none of them is a conformance test yet. Preemption is Slurm's.
-        return 'FeatureGate:GenericWorkload' in labels and 'reemption' not in name
+        # Beta: none of them is a conformance test yet. Preemption is Slurm's; Jobs that make PodGroups, and devices by DRA, are off.
+        return {'sig-scheduling', 'FeatureGate:GenericWorkload'} <= labels and 'reemption' not in name
     if not labels & {'Conformance', 'NodeConformance'}:
         return wanted == 'beyond'
     if wanted == 'beyond':
