@@ -1,14 +1,15 @@
 //! The command line: what can be asked of `hpk`.
 
+mod backup;
 mod image;
 mod up;
 
+pub(crate) use backup::{Backup, Restore};
 pub(crate) use image::{Image, ImageCommand, ImageList, ImageLoad, ImagePrune, ImagePull, ImageRm, ImageVerify};
 pub(crate) use up::{DefaultMemory, DefaultTime, Encryption, LayoutChoice, Scratch, Switch, Up};
 
 use crate::logs::Logs;
 use crate::shell::Shell;
-use crate::state::backup::{Backup, Restore};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! Kubernetes' feature gates: what the user says, how the programs are told, and whether they know them.
 
-use crate::components;
+use crate::components::image::tool;
 use crate::decide::Programs;
 use anyhow::{Context, Result, bail};
 use hpk_api::cluster::{ClusterConfig, GENERIC_WORKLOAD};
@@ -50,7 +50,7 @@ pub(crate) fn apis(cluster: &ClusterConfig) -> Vec<String> {
 /// # Errors
 /// What it says against them.
 pub(crate) fn check(programs: &Programs, cluster: &ClusterConfig) -> Result<()> {
-    let mut command = components::tool(programs, "kube-apiserver", &[]);
+    let mut command = tool(programs, "kube-apiserver", &[]);
     command.arg("--version").args(arguments(cluster));
     let output =
         command.output().with_context(|| format!("asking {:?} about --feature-gates", command.get_program()))?;

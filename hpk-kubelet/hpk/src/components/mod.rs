@@ -15,7 +15,7 @@ mod apiserver;
 mod controllers;
 mod dns;
 mod etcd;
-mod image;
+pub(crate) mod image;
 mod node;
 pub(crate) mod probe;
 
@@ -23,7 +23,6 @@ use crate::decide::ControlPlane;
 use hpk_api::cluster::ClusterConfig;
 use hpk_layout::Home;
 use hpk_layout::pki;
-pub(crate) use image::tool;
 pub(crate) use probe::Probe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! `hpk job`, in the batch script of the control plane's job.
 
 use super::record::{Choice, Job};
-use super::submit::{is_of_a_job, sbatch};
+use super::submit::{HERE, is_of_a_job, sbatch};
 use super::turn::{self, Next, Seen};
 use crate::json::{read_json, write_json};
 use crate::site;
@@ -15,8 +15,6 @@ use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-/// In the environment of the `hpk up` that the job runs.
-pub(crate) const HERE: &str = "HPK_IN_JOB";
 /// Between two looks at HPK_HOME.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long the control plane may take to serve.

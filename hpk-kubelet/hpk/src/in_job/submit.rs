@@ -13,6 +13,9 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// In the environment of the `hpk up` that the job runs.
+pub(crate) const HERE: &str = "HPK_IN_JOB";
+
 /// Between two questions to Slurm.
 const ASK: Duration = Duration::from_secs(2);
 
@@ -42,7 +45,7 @@ pub(crate) fn parse(text: &str) -> Result<Asked, String> {
 /// # Errors
 /// What was asked before cannot be read.
 pub(crate) fn choice(home: &Home, asked: Option<&Asked>) -> Result<Option<Choice>> {
-    if std::env::var_os(super::run::HERE).is_some() {
+    if std::env::var_os(HERE).is_some() {
         return Ok(None);
     }
     match asked {

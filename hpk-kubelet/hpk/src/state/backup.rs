@@ -6,6 +6,7 @@
 use super::client::Etcd;
 use super::record::Record;
 use super::snapshots::Name;
+use crate::cli::{Backup, Restore};
 use crate::home::{self, private_dir};
 use crate::in_job::ask;
 use crate::progress::Progress;
@@ -13,7 +14,6 @@ use crate::site;
 use crate::supervise::control::{Client, ControlError, Holder, Request};
 use crate::up::{layout, lock_command};
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -36,35 +36,6 @@ const PKI: &str = "pki";
 const FILES: [&str; 2] = Home::CHOICES;
 /// Another command may be at work.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// `hpk backup`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  hpk backup                            hpk-backup-CLUSTER-DATE.tar.gz in this folder
-  hpk backup ~/safe/cluster.tar.gz
-
-The file has every Secret and key of the cluster: keep it where nobody else can read it. Data of volumes is not in it,
-nor are images.")]
-pub(crate) struct Backup {
-    /// The file to write, which must not be there
-    file: Option<PathBuf>,
-}
-
-/// `hpk restore`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  hpk restore cluster.tar.gz                then: hpk up
-  hpk restore --replace cluster.tar.gz      in place of the cluster that is in HPK_HOME
-
-The control plane must be down. Objects are as they were when the backup was made; jobs of pods that it does not know are
-cancelled some minutes after hpk up.")]
-pub(crate) struct Restore {
-    /// A file that hpk backup wrote
-    file: PathBuf,
-    /// There is a cluster in HPK_HOME already: put this in its place
-    #[arg(long)]
-    replace: bool,
-}
 
 /// `backup.json`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -160,7 +160,7 @@ fn defragment(layout: &Layout, data: &Path) {
 }
 
 fn tool(layout: &Layout, binds: &[(&Path, &'static str)]) -> Command {
-    components::tool(&layout.control_plane.programs, "etcdutl", binds)
+    components::image::tool(&layout.control_plane.programs, "etcdutl", binds)
 }
 
 fn run_tool(mut command: Command) -> Result<()> {

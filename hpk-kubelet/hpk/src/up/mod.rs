@@ -13,7 +13,7 @@ pub(crate) use supervisor::{layout, supervise};
 
 use crate::cli;
 use crate::home;
-use crate::in_job::run::HERE;
+use crate::in_job::submit::HERE;
 use crate::in_job::submit::{self, Asked};
 use crate::json::need_json;
 use crate::progress::Progress;

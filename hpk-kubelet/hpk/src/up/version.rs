@@ -1,7 +1,6 @@
 //! Kubernetes' version: objects that a newer one has stored mean nothing to an older one, and upstream supports an upgrade by
 //! one minor version at a time (<https://kubernetes.io/releases/version-skew-policy/>).
 
-use crate::components;
 use crate::decide::Programs;
 use crate::json::{read_json, write_json};
 use crate::progress::Progress;
@@ -64,7 +63,7 @@ pub(super) fn check(home: &Home, programs: &Programs, progress: &Progress) -> Re
     if ran.stamp == stamp(programs) {
         return Ok(());
     }
-    let mut command = components::tool(programs, "kube-apiserver", &[]);
+    let mut command = crate::components::image::tool(programs, "kube-apiserver", &[]);
     let output = command.arg("--version").output().context("asking kube-apiserver for its version")?;
     let said = String::from_utf8_lossy(&output.stdout);
     // `Kubernetes v1.37.2`
