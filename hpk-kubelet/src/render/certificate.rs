@@ -75,7 +75,7 @@ pub struct Asked {
 pub(crate) enum Certificate {
     /// Asked for.
     Asked(Asked),
-    /// There.
+    /// The volume has it.
     Held {
         /// What the volume shows.
         bundle: Bundle,

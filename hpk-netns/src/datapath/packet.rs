@@ -27,7 +27,7 @@ pub(crate) mod tcp {
 /// Whether a packet is a piece of a larger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fragment {
-    /// Whole.
+    /// The packet is whole.
     No,
     /// The first piece: it has the transport header.
     First,
