@@ -1,6 +1,6 @@
 //! The checks. Each looks at one thing and reports one finding; none changes anything.
 
-use super::{Finding, executor, images, network, storage};
+use super::{Finding, executor, images, network, policy, storage};
 use crate::down::pod_jobs;
 use crate::home;
 use crate::site;
@@ -30,6 +30,9 @@ pub(super) fn login(show: &mut dyn FnMut(Finding)) {
     network::login(show);
     show(home());
     storage::home(show);
+    if kind == ExecutorKind::Slurm {
+        show(policy::login());
+    }
     show(images::layout());
     show(installed());
     show(address(kind));

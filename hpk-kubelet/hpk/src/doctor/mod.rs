@@ -5,6 +5,7 @@ mod checks;
 mod executor;
 mod images;
 mod network;
+mod policy;
 mod storage;
 
 use crate::cli::{self, Format};
