@@ -365,6 +365,8 @@ fn lookups_while_coredns_is_started_again_are_answered() {
     pod["spec"]["containers"][0]["command"][0] = json!("bash");
     ns.apply(&pod.to_string());
     ns.wait_ready("asks");
+    let answered = || ns.kubectl(&["logs", "asks"]).stdout.lines().count();
+    eventually("a first lookup", PATIENCE, || (answered() > 0).then_some(()));
     // Its supervisor waits longer before each start, the more often it was killed, by other cases too.
     let mut longest = Duration::ZERO;
     for _ in 0..2 {
@@ -374,6 +376,8 @@ fn lookups_while_coredns_is_started_again_are_answered() {
         eventually("the control plane serves again", PATIENCE, all_serve);
         longest = longest.max(killed.elapsed());
     }
+    let before = answered();
+    eventually("lookups go on", PATIENCE, || (answered() > before + 1).then_some(()));
     ns.kubectl(&["exec", "asks", "--", "touch", "/tmp/stop"]).ok();
     ns.wait_phase("asks", "Succeeded");
     let logs = ns.kubectl(&["logs", "asks"]);
