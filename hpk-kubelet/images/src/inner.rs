@@ -63,12 +63,12 @@ pub struct PulledImage {
 pub enum Progress {
     /// The manifest is known; so many bytes of layers are not in the cache.
     Resolved {
-        /// Bytes.
+        /// How many bytes of layers are not in the cache.
         total: u64,
     },
     /// So many more bytes have come.
     Downloaded {
-        /// Bytes.
+        /// How many since the last of these.
         bytes: u64,
     },
     /// Layers are being unpacked.

@@ -20,7 +20,7 @@ impl Whole {
         self.runs.iter().all(Run::is_gone)
     }
 
-    /// Over.
+    /// Over, though its nodes may not be free yet.
     pub(super) fn is_over(&self) -> bool {
         self.runs.iter().all(|run| run.phase.is_over())
     }

@@ -85,11 +85,9 @@ fn data_on_the_machines_disk_is_not_the_only_one() {
     sx("login", None, &["rm", &file]).ok();
 }
 
-#[test]
-#[ignore = "waits for a minute that a lease takes to end: make long"]
+/// A pod that says in a file how often it has begun.
 #[cfg(feature = "site")]
-fn another_login_node_takes_over_when_the_first_is_gone() {
-    let mut cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-taken"), &["--etcd-data", "/var/tmp"]);
+fn worker(cluster: &Cluster) {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"},
         "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": BUSYBOX,
@@ -97,6 +95,14 @@ fn another_login_node_takes_over_when_the_first_is_gone() {
     });
     cluster.apply(&pod.to_string());
     cluster.wait_ready("worker");
+}
+
+#[test]
+#[ignore = "waits for a minute that a lease takes to end: make long"]
+#[cfg(feature = "site")]
+fn another_login_node_takes_over_when_the_first_is_gone() {
+    let mut cluster = Cluster::up(Some("alice"), &format!("{HOME}/.hpk-taken"), &["--etcd-data", "/var/tmp"]);
+    worker(&cluster);
     let job = cluster.get(&["pod", "worker"])["metadata"]["labels"]["slurm.hpk.io/job-id"].clone();
     // So that the last snapshot has the pod: a crash may cost what came after it.
     cluster.hpk(&["down"]).ok();
@@ -137,13 +143,7 @@ fn a_control_plane_in_a_job_is_handed_over_before_its_time_ends() {
     let first = first.unwrap_or_default();
     assert!(cluster.hpk(&["status"]).ok().contains("ready on c"), "asked on the login node");
     stored(&cluster, "one");
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": BUSYBOX,
-            "command": ["sh", "-c", "echo once >> /kept; trap 'exit 0' TERM; while :; do sleep 1; done"]}]},
-    });
-    cluster.apply(&pod.to_string());
-    cluster.wait_ready("worker");
+    worker(&cluster);
     let uid = cluster.get(&["pod", "worker"])["metadata"]["uid"].clone();
 
     let next = eventually("another job has the control plane", std::time::Duration::from_secs(240), || {

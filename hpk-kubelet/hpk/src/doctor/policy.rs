@@ -30,7 +30,7 @@ pub(super) fn login() -> Finding {
     })
 }
 
-/// Pure.
+/// What is told of these facts. Pure.
 fn judge(facts: &Facts) -> Finding {
     let mut found = Vec::new();
     found.extend(facts.cpu_seconds.map(|s| format!("each process may use {} minutes of CPU (ulimit -t)", s / 60)));

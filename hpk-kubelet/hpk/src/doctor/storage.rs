@@ -85,7 +85,7 @@ fn tempfile(folder: &Path) -> Option<File> {
 /// Kinds of locks, and whether each keeps a second holder out on this machine; None: it cannot be tried.
 type Held = [(&'static str, Option<bool>); 2];
 
-/// Pure.
+/// What is told of these locks. Pure.
 fn locks(folder: &Path, system: Option<&str>, held: Held) -> Finding {
     const CHECK: &str = "locks in HPK_HOME";
     let without: Vec<&str> = held.iter().filter(|(_, works)| *works != Some(true)).map(|(name, _)| *name).collect();

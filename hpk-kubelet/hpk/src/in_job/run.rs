@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-/// Between two looks at HPK_HOME.
+/// Between two looks at HPK_HOME while this job waits for its turn.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long the control plane may take to serve.
 const UP: &str = "--timeout=300";
@@ -66,7 +66,7 @@ pub(crate) async fn run(home: Home) -> Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => terminated = true,
             _ = down.recv() => told_to_stop = true,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(turn::until_next_look(times, now())) => {}
         }
     };
     say(&format!("the control plane stops: {next:?}"));

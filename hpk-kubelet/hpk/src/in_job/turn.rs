@@ -28,6 +28,16 @@ pub(crate) fn times(now: u64, end: Option<u64>) -> Times {
     Times { handover: Some(end.saturating_sub(lead).max(now)), stop: Some(end.saturating_sub(LAST.as_secs()).max(now)) }
 }
 
+/// Between two looks at HPK_HOME, which may be on a network file system: days can pass before a successor is there, and
+/// then the API waits.
+pub(crate) fn until_next_look(times: Times, now: u64) -> Duration {
+    match times.handover {
+        Some(handover) if now >= handover => Duration::from_millis(500),
+        Some(handover) => Duration::from_secs((handover - now).min(10)),
+        None => Duration::from_secs(10),
+    }
+}
+
 /// What the job does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -51,7 +61,7 @@ pub(crate) struct Seen {
     pub terminated: bool,
 }
 
-/// Decides.
+/// What the job does, by what it sees.
 pub(crate) fn next(times: Times, seen: Seen) -> Next {
     let time_is_over = times.stop.is_some_and(|stop| seen.now >= stop);
     if seen.told_to_stop || (seen.terminated && !time_is_over) {
@@ -79,6 +89,14 @@ mod tests {
         for endless in [None, Some(NOW + 365 * 24 * 3600), Some(0)] {
             assert_eq!(times(NOW, endless), Times { handover: None, stop: None });
         }
+    }
+
+    #[test]
+    fn looks_are_quick_only_while_somebody_may_wait() {
+        let times = times(NOW, Some(NOW + 3600));
+        let look = |at| until_next_look(times, at).as_millis();
+        assert_eq!((look(NOW), look(NOW + 2877), look(NOW + 2880), look(NOW + 3500)), (10_000, 3_000, 500, 500));
+        assert_eq!(until_next_look(Times { handover: None, stop: None }, NOW).as_secs(), 10);
     }
 
     #[test]
