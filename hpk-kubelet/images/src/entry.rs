@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -149,13 +149,9 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// Replaces a file as a whole.
+/// Replaces a file as a whole. One that a crash of the node leaves empty is read as none, and made again.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let tmp = path.with_extension("json.tmp");
-    let mut open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-    open.write_all(&serde_json::to_vec(value)?)?;
-    drop(open);
-    std::fs::rename(tmp, path)
+    hpk_layout::replace_soon(path, &serde_json::to_vec(value)?, 0o600)
 }
 
 #[cfg(test)]

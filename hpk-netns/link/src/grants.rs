@@ -256,14 +256,15 @@ mod tests {
         let now = Timestamp::now();
         let (had, result) = ensure(&ca, "a", &file, at(1), now);
         result.unwrap();
-        // A folder takes the place of the file that would be renamed: nothing can be written.
-        std::fs::create_dir(tmp.path().join("link.new")).unwrap();
-        let (kept, result) = ensure(&ca, "a", &file, at(2), now);
+        // Its name leaves no room for the name of a new file beside it: nothing can be written, not even by root.
+        let long = tmp.path().join("l".repeat(255));
+        std::fs::rename(&file, &long).unwrap();
+        let (kept, result) = ensure(&ca, "a", &long, at(2), now);
         assert!(matches!(result, Err(PkiError::Io { .. })), "{result:?}");
         assert_eq!(kept, had);
-        assert_eq!(read(&file).address, at(1));
+        assert_eq!(read(&long).address, at(1));
         // And with nothing there, nobody is admitted.
-        std::fs::remove_file(&file).unwrap();
-        assert_eq!(ensure(&ca, "a", &file, at(2), now).0, None);
+        std::fs::remove_file(&long).unwrap();
+        assert_eq!(ensure(&ca, "a", &long, at(2), now).0, None);
     }
 }

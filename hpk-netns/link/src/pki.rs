@@ -10,9 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 
@@ -190,17 +189,10 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, PkiError> {
     }
 }
 
-/// By rename, 0600: no reader sees half a file.
+/// For its owner alone.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), PkiError> {
-    let temporary = path.with_extension("new");
-    let io = || -> std::io::Result<()> {
-        let mut file =
-            std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    io().map_err(|source| PkiError::Io { path: path.to_path_buf(), source })
+    hpk_layout::replace(path, text.as_bytes(), 0o600)
+        .map_err(|source| PkiError::Io { path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]
