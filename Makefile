@@ -115,7 +115,7 @@ site-down: ## ends HPK and the site; their state stays
 
 .PHONY: unit
 unit: tools ## unit and property tests, no site needed
-	@. images/lib.sh && need docker-registry docker-registry && need busybox busybox-static && need newuidmap uidmap
+	@. images/lib.sh && need docker-registry docker-registry && need busybox busybox-static && need newuidmap uidmap && need mksquashfs squashfs-tools
 	@$(phase) "unit tests"
 	@cargo test --quiet --locked --workspace --exclude hpk-e2e
 
