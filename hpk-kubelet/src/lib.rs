@@ -25,6 +25,7 @@ mod volumes;
 mod watch;
 
 pub use app::{App, Options};
+pub use pods::gifts::{COMMAND as GIVE_FILES, main as give_files};
 pub use provisioner::copy::{COMMAND as COPY_VOLUME, main as copy_volume};
 
 /// The real controller's parts, for `benches/controller.rs`.

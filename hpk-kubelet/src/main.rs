@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == hpk_kubelet::COPY_VOLUME) {
         return hpk_kubelet::copy_volume();
     }
+    if std::env::args_os().nth(1).is_some_and(|a| a == hpk_kubelet::GIVE_FILES) {
+        return hpk_kubelet::give_files();
+    }
     let args = Args::parse();
     // What is made without a mode of its own is nobody else's.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

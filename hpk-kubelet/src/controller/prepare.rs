@@ -11,6 +11,7 @@ use crate::executor::{Asking, script};
 use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
+use crate::pods::gifts;
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::runtime_class;
 use crate::pods::status::Waiting;
@@ -23,6 +24,7 @@ use hpk_api::plan::{ContainerPlan, SandboxPlan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,11 +140,11 @@ pub(super) async fn prepare(
         ctx.executor.words().command,
         &request.arguments,
     );
-    let written = folder
-        .create()
-        .and_then(|()| write_volumes(ctx, record, &made.payloads))
-        .and_then(|()| folder.write_job(&made.plan, &text));
-    if let Err(error) = written {
+    let written = match folder.create() {
+        Ok(()) => write_volumes(ctx, record, made.payloads).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written.and_then(|()| folder.write_job(&made.plan, &text)) {
         tell(Note::warning(
             "FailedMount",
             format!("cannot write the pod's folder {}: {error}", folder.path().display()),
@@ -271,13 +273,16 @@ async fn make(
     Ok(Made { plan: planned.plan, ephemeral, payloads: planned.payloads, images: had, claims: sources.claims, retry })
 }
 
-fn write_volumes(ctx: &Context, record: &Record, payloads: &BTreeMap<String, Payload>) -> std::io::Result<()> {
-    let folder = ctx.folder(&record.pod.uid);
+async fn write_volumes(ctx: &Context, record: &Record, payloads: BTreeMap<String, Payload>) -> std::io::Result<()> {
+    let pod = ctx.folder(&record.pod.uid).inside();
     let stamp = Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%6f").to_string();
-    for (name, payload) in payloads {
-        atomic::write(&folder.inside(), &Folder::volume(name), payload, &stamp)?;
-    }
-    Ok(())
+    let write = move || {
+        let give = |folder: &Path, gifts: &[(&str, u32)]| gifts::give(&pod, folder, gifts);
+        payloads.iter().try_for_each(|(name, payload)| {
+            atomic::write(&pod, &Folder::volume(name), payload, &stamp, &give).map(drop)
+        })
+    };
+    tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
 }
 
 /// Brings a running pod's volumes up to date and finds what the supervisor must be told: ephemeral containers,
@@ -303,7 +308,7 @@ pub(super) async fn refresh(
         .map(|(n, i)| (n.clone(), i.clone()))
         .collect();
     let made = make(ctx, pod, record, &network, memory, &unchanged).await?;
-    if let Err(error) = write_volumes(ctx, record, &made.payloads) {
+    if let Err(error) = write_volumes(ctx, record, made.payloads).await {
         ctx.recorder.pod(pod, Note::warning("FailedMount", format!("cannot update the pod's volumes: {error}")));
     }
     memory.failures = 0;

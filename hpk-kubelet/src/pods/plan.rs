@@ -4,7 +4,7 @@
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
 use super::ephemeral::as_container;
-use super::{launcher, oom, probes, security, step};
+use super::{launcher, oom, probes, security, step, user};
 use crate::executor::slurm::flags;
 use crate::executor::slurm::gres;
 use crate::quantity::amounts;
@@ -107,6 +107,7 @@ pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let host_network = input.network.mode == NetworkMode::Host;
     let ground = Ground {
         pod: input.pod,
+        user: user::of(input.pod),
         sources: input.sources,
         facts: input.facts,
         images: input.volume_images,

@@ -153,7 +153,8 @@ mod tests {
         };
         let sources = Sources { claims: [("c".to_owned(), found)].into(), ..Sources::default() };
         let (facts, images) = (Facts::default(), BTreeMap::new());
-        let ground = Ground { pod: &pod, sources: &sources, facts: &facts, images: &images, mounts: MOUNTS };
+        let ground =
+            Ground { pod: &pod, user: None, sources: &sources, facts: &facts, images: &images, mounts: MOUNTS };
         let mut binds = Vec::new();
         let wanted = ClaimUse { name: "c".into(), read_only: false, ephemeral: false };
         let plan = plan(&wanted, ground, &mut binds)?;

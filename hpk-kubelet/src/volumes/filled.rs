@@ -12,11 +12,13 @@ use k8s_openapi::api::core::v1::{
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct File {
     pub data: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// A user of the container; None: its root.
+    pub owner: Option<u32>,
 }
 
 /// Files by path relative to the volume's root.
@@ -110,8 +112,8 @@ impl<'a> Filled<'a> {
     /// # Errors
     /// The first reference that cannot be resolved.
     pub(super) fn payload(&self, volume: &str, ground: Ground<'_>) -> Result<Payload, FillError> {
-        let Ground { pod, sources, facts, .. } = ground;
-        let mut filler = Filler { pod, volume, sources, facts, payload: Payload::new() };
+        let Ground { pod, user, sources, facts, .. } = ground;
+        let mut filler = Filler { pod, user, volume, sources, facts, payload: Payload::new() };
         match self {
             Self::ConfigMap(v) => {
                 filler.config_map(&v.name, Wanted::of(v.items.as_deref(), mode(v.default_mode), v.optional))
@@ -124,12 +126,16 @@ impl<'a> Filled<'a> {
             Self::Projected(v) => filler.projected(v),
         }?;
         let mut payload = filler.payload;
-        if pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).is_some_and(|c| c.fs_group.is_some()) {
+        if fs_group(pod).is_some() {
             // As upstream's SetVolumeOwnership for a read-only volume.
             payload.values_mut().for_each(|file| file.mode |= 0o440);
         }
         Ok(payload)
     }
+}
+
+fn fs_group(pod: &Pod) -> Option<i64> {
+    pod.spec.as_ref()?.security_context.as_ref()?.fs_group
 }
 
 fn projected_references(projected: &ProjectedVolumeSource, volume: &str, all: &mut References) {
@@ -203,6 +209,7 @@ impl<'a> Wanted<'a> {
 
 struct Filler<'a> {
     pod: &'a Pod,
+    user: Option<u32>,
     volume: &'a str,
     sources: &'a Sources,
     facts: &'a Facts,
@@ -211,6 +218,10 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn put(&mut self, path: &str, data: Vec<u8>, mode: u32) -> Result<(), FillError> {
+        self.put_for(path, data, mode, None)
+    }
+
+    fn put_for(&mut self, path: &str, data: Vec<u8>, mode: u32, owner: Option<u32>) -> Result<(), FillError> {
         // `./a` and `d//b` are `a` and `d/b`, as upstream's AtomicWriter cleans them.
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         let leaves =
@@ -218,7 +229,7 @@ impl Filler<'_> {
         if leaves || parts.is_empty() {
             return Err(FillError::BadPath { volume: self.volume.to_owned(), path: path.to_owned() });
         }
-        self.payload.insert(parts.join("/"), File { data, mode });
+        self.payload.insert(parts.join("/"), File { data, mode, owner });
         Ok(())
     }
 
@@ -291,6 +302,10 @@ impl Filler<'_> {
 
     fn projected(&mut self, volume: &ProjectedVolumeSource) -> Result<(), FillError> {
         let default_mode = mode(volume.default_mode);
+        // Credentials are for the pod's user alone, as upstream. With fsGroup its group reads them too.
+        let owner = self.user;
+        let alone = owner.is_some() || fs_group(self.pod).is_some();
+        let private_mode = if alone { 0o600 } else { default_mode };
         for (number, source) in volume.sources.iter().flatten().enumerate() {
             if let Some(s) = &source.config_map {
                 self.config_map(&s.name, Wanted::of(s.items.as_deref(), default_mode, s.optional))?;
@@ -310,12 +325,12 @@ impl Filler<'_> {
                     volume: self.volume.to_owned(),
                     cause: "the API server gave none yet".to_owned(),
                 })?;
-                self.put(&s.path, token.clone().into_bytes(), default_mode)?;
+                self.put_for(&s.path, token.clone().into_bytes(), private_mode, owner)?;
             }
             if let Some(s) = &source.cluster_trust_bundle {
                 let text = trust::anchors(s, self.sources)
                     .map_err(|cause| FillError::Trust { volume: self.volume.to_owned(), cause })?;
-                self.put(&s.path, text.into_bytes(), default_mode)?;
+                self.put_for(&s.path, text.into_bytes(), private_mode, owner)?;
             }
             if let Some(s) = &source.pod_certificate {
                 let key = CertificateKey { volume: self.volume.to_owned(), source: number };
@@ -329,7 +344,7 @@ impl Filler<'_> {
                     (&s.certificate_chain_path, bundle.chain.clone()),
                 ] {
                     if let Some(path) = path.as_deref().filter(|path| !path.is_empty()) {
-                        self.put(path, text.into_bytes(), default_mode)?;
+                        self.put_for(path, text.into_bytes(), private_mode, owner)?;
                     }
                 }
             }
@@ -355,7 +370,9 @@ mod tests {
 
     fn payload(pod: &Pod, volume: &Volume, sources: &Sources) -> Result<Payload, FillError> {
         let (facts, images) = (Facts::default(), BTreeMap::new());
-        let ground = Ground { pod, sources, facts: &facts, images: &images, mounts: "" };
+        let user = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()?.run_as_user);
+        let user = user.and_then(|user| u32::try_from(user).ok());
+        let ground = Ground { pod, user, sources, facts: &facts, images: &images, mounts: "" };
         Filled::of(volume).expect("a volume that the kubelet fills").payload(&volume.name, ground)
     }
 
@@ -434,10 +451,31 @@ mod tests {
             "MountVolume.SetUp failed for volume \"v\" : credential bundle is not issued yet"
         );
         sources.certificates.answered(&key, Answer::Issued("C".into(), None), now, 0).unwrap();
-        let file = |data: &str| File { data: data.into(), mode: 0o400 };
+        let file = |data: &str| File { data: data.into(), mode: 0o400, owner: None };
         assert_eq!(fill(&sources, bundle), Ok([("both.pem".to_owned(), file("KC"))].into()));
         let two = source(json!({"keyPath": "k", "certificateChainPath": "c"}));
         assert_eq!(fill(&sources, two), Ok([("c".to_owned(), file("C")), ("k".to_owned(), file("K"))].into()));
+    }
+
+    #[test]
+    fn a_token_is_for_the_pods_user_alone() {
+        let token = |context: serde_json::Value| {
+            let pod = serde_json::from_value(json!({"spec": {"securityContext": context, "containers": []}})).unwrap();
+            let volume = json!({"name": "v", "projected": {"defaultMode": 0o444, "sources": [
+                {"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "cm"}}]}});
+            let sources = Sources {
+                tokens: [(TokenKey { audience: String::new(), expiration_seconds: DEFAULT_TOKEN_SECONDS }, "t".into())]
+                    .into(),
+                config_maps: [("cm".to_owned(), serde_json::from_value(json!({"data": {"k": "v"}})).unwrap())].into(),
+                ..Sources::default()
+            };
+            let files = payload(&pod, &serde_json::from_value(volume).unwrap(), &sources).unwrap();
+            ["token", "k"].map(|name| (files[name].mode, files[name].owner))
+        };
+        assert_eq!(token(json!({})), [(0o444, None), (0o444, None)]);
+        assert_eq!(token(json!({"runAsUser": 1000})), [(0o600, Some(1000)), (0o444, None)]);
+        assert_eq!(token(json!({"fsGroup": 5})), [(0o640, None), (0o444, None)]);
+        assert_eq!(token(json!({"runAsUser": 1000, "fsGroup": 5})), [(0o640, Some(1000)), (0o444, None)]);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(crate) enum VolumeSource<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ground<'a> {
     pub pod: &'a Pod,
+    /// Whose credentials are; None: the mode of their volume says who reads them.
+    pub user: Option<u32>,
     pub sources: &'a Sources,
     pub facts: &'a Facts,
     /// By volume name: images of volumes of kind image.
@@ -203,7 +205,8 @@ mod tests {
             {"name": "a", "emptyDir": {}}, {"name": "b", "iscsi": {"iqn": "x", "lun": 0, "targetPortal": "x"}}]}}))
         .expect("pod");
         let (sources, facts, images) = (Sources::default(), Facts::default(), BTreeMap::new());
-        let refused = plan(Ground { pod: &pod, sources: &sources, facts: &facts, images: &images, mounts: "" });
+        let refused =
+            plan(Ground { pod: &pod, user: None, sources: &sources, facts: &facts, images: &images, mounts: "" });
         assert_eq!(refused, Err(VolumeError::Refused { volume: "b".into(), kind: "iscsi".into() }));
         let mut told = Vec::new();
         for volume in PodVolume::all(&pod) {

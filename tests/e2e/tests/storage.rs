@@ -53,6 +53,40 @@ fn fs_group_holds_after_an_update() {
     assert_eq!(ns.kubectl(&["logs", "reader"]).ok(), "first2000 440");
 }
 
+/// A token is for the one user of all containers alone, after a change of the volume too. Root of another pod's containers reads
+/// its own.
+#[test]
+fn a_token_is_for_the_pods_user_alone() {
+    let ns = Namespace::new("token");
+    ns.kubectl(&["create", "configmap", "words", "--from-literal=word=first"]).ok();
+    let script =
+        "test -s /v/token; stat -L -c '%u %a' /v/token /v/word; until grep -q second /v/word; do sleep 0.2; done
+        test -s /v/token; stat -L -c '%u %a' /v/token /v/word; exec sleep 600";
+    for (name, context) in [
+        ("user", json!({"runAsUser": 1234})),
+        ("group", json!({"runAsUser": 1234, "fsGroup": 2000})),
+        ("root", json!({})),
+    ] {
+        let mut pod = ns.script_pod(name, "Always", &format!("set -e; {script}"));
+        pod["spec"]["securityContext"] = context;
+        pod["spec"]["volumes"] = json!([{"name": "v", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "words"}}]}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+        ns.apply(&pod.to_string());
+    }
+    for name in ["user", "group", "root"] {
+        ns.wait_ready(name);
+    }
+    ns.kubectl(&["patch", "configmap", "words", "-p", r#"{"data":{"word":"second"}}"#]).ok();
+    for (name, want) in [("user", "1234 600\n0 644"), ("group", "1234 640\n0 644"), ("root", "0 644\n0 644")] {
+        let log = eventually(&format!("{name} sees the change"), PATIENCE, || {
+            let log = ns.kubectl(&["logs", name]).ok();
+            (log.lines().count() == 4).then_some(log)
+        });
+        assert_eq!(log, format!("{want}\n{want}"), "{name}");
+    }
+}
+
 /// The signer is this case: it answers the request that the kubelet makes for each of two pods, with a certificate and with
 /// a no.
 #[test]
