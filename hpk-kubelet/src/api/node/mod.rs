@@ -1,5 +1,6 @@
 //! The Node objects and their leases: a Slurm cluster, or a partition of it, as one node each.
 
+mod extended;
 mod lease;
 mod object;
 mod status;
@@ -13,7 +14,7 @@ use hpk_images::{ImageStore, StoredImage};
 use hpk_link::lasting;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::Error;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, GetParams, Patch, PatchParams, PostParams};
 use object::Registration;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -169,8 +170,28 @@ impl Kept {
 
     async fn tell(&mut self, told: status::Told<'_>, images: &[StoredImage]) {
         let part = told.facts.part(Some(&self.node));
-        let body = status::status(&self.node, told, &part, images, self.posted.as_ref());
-        let registration = Registration::new(&self.node, told.cluster, &part);
+        self.report(told, &part, images).await;
+        let ours = object::resources(&part.all, told.cluster.gpu_vendor);
+        if let Err(error) = self.follow(&ours).await {
+            tracing::warn!(node = %self.node.name, %error, "resources that were added to the node are not allocatable yet");
+        }
+    }
+
+    /// Makes allocatable what others have added to the Node's capacity.
+    async fn follow(&self, ours: &BTreeMap<String, String>) -> Result<(), Error> {
+        // Out of the API server's cache, as upstream: this is asked every ten seconds.
+        let node = match self.api.get_with(&self.node.name, &GetParams::any()).await {
+            Err(Error::Api(answer)) if answer.code == 404 => return Ok(()),
+            node => node?,
+        };
+        let Some(list) = node.status.and_then(|status| extended::follow(&status, ours)) else { return Ok(()) };
+        let patch = json!({"status": {"allocatable": list}});
+        self.api.patch_status(&self.node.name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
+    }
+
+    async fn report(&mut self, told: status::Told<'_>, part: &Part, images: &[StoredImage]) {
+        let body = status::status(&self.node, told, part, images, self.posted.as_ref());
+        let registration = Registration::new(&self.node, told.cluster, part);
         let same = self.posted.as_ref().is_some_and(|old| status::same_but_times(old, &body));
         let settled =
             self.given.as_ref().is_some_and(|(l, open)| (l, open) == (&registration.labels, &registration.open));
