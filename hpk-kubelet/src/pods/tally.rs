@@ -80,7 +80,7 @@ impl Tally {
         let empty = (PodStatus::default(), PodSpec::default());
         let before = before.unwrap_or(&empty.0);
         let spec = pod.spec.as_ref().unwrap_or(&empty.1);
-        self.sandbox(spec, before, after);
+        let mut failed = self.sandbox(spec, before, after);
         self.refusal(before, after);
         self.start_times(pod, before, after);
         let lists = [
@@ -91,19 +91,21 @@ impl Tally {
         for (kind, (before, after)) in KINDS.into_iter().zip(lists) {
             for status in after.iter().flatten() {
                 let was = before.iter().flatten().find(|s| s.name == status.name);
-                self.container(kind, spec, was, status);
+                failed |= self.container(kind, spec, was, status);
             }
         }
+        // As upstream: a container that does not start counts here too.
+        self.user_namespaced.failed += u64::from(failed && spec.host_users == Some(false));
     }
 
-    fn sandbox(&mut self, spec: &PodSpec, before: &PodStatus, after: &PodStatus) {
+    /// Whether it failed.
+    fn sandbox(&mut self, spec: &PodSpec, before: &PodStatus, after: &PodStatus) -> bool {
         let (begins, fails) = (!has_begun(before) && has_begun(after), !lacks_sandbox(before) && lacks_sandbox(after));
-        let namespaced = spec.host_users == Some(false);
-        for attempts in [Some(&mut self.pods), Some(&mut self.user_namespaced).filter(|_| namespaced)] {
-            let Some(attempts) = attempts else { continue };
-            attempts.all += u64::from(begins || fails);
-            attempts.failed += u64::from(fails);
-        }
+        let attempts = u64::from(begins || fails);
+        self.pods.all += attempts;
+        self.pods.failed += u64::from(fails);
+        self.user_namespaced.all += if spec.host_users == Some(false) { attempts } else { 0 };
+        fails
     }
 
     fn refusal(&mut self, before: &PodStatus, after: &PodStatus) {
@@ -130,17 +132,19 @@ impl Tally {
         }
     }
 
+    /// Whether a start of it failed.
     fn container(
         &mut self,
         kind: &'static str,
         spec: &PodSpec,
         before: Option<&ContainerStatus>,
         after: &ContainerStatus,
-    ) {
+    ) -> bool {
         let starts = starts(after).saturating_sub(before.map_or(0, starts));
         let waits_on = |s: &ContainerStatus| waiting_error(s).map(str::to_owned);
         let error = waits_on(after).filter(|error| before.and_then(waits_on).as_ref() != Some(error));
         *self.started.entry(kind).or_default() += starts + u64::from(error.is_some());
+        let waits = error.is_some();
         if let Some(code) = error {
             *self.start_errors.entry((kind, code)).or_default() += 1;
         }
@@ -162,6 +166,7 @@ impl Tally {
             message.is_some_and(|message| message.contains(&mount.mount_path))
         };
         self.image_volumes.failed += failed * mounts.iter().filter(named).count() as u64;
+        waits || failed > 0
     }
 
     #[must_use]
@@ -417,6 +422,7 @@ mod tests {
             [
                 "kubelet_started_pods_total 1",
                 "kubelet_started_user_namespaced_pods_total 1",
+                "kubelet_started_user_namespaced_pods_errors_total 1",
                 r#"kubelet_started_containers_total{container_type="container"} 4"#,
                 r#"kubelet_started_containers_errors_total{code="CreateContainerConfigError",container_type="container"} 1"#,
             ]
