@@ -44,6 +44,26 @@ fn a_range_gives_other_owners() {
     assert!(!dir.path().exists());
 }
 
+/// A child is a copy of a process in which another thread holds a lock of libc's: it must not wait for that lock. (With glibc
+/// 2.41 or later this hung.)
+#[test]
+fn many_threads_start_programs_at_once() {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    assert_eq!(sh("exit 7", Users::One).expect("a namespace"), 7);
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    assert!(std::process::Command::new("/bin/true").status().expect("a program").success());
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn a_program_that_is_missing_is_told() {
     let error = userns::start(Path::new("/no/such"), &[], Surroundings::default()).expect_err("no program");

@@ -356,12 +356,15 @@ fn wait_go(fd: c_int, other: c_int) -> Outcome {
 }
 
 fn reset_signals(ignored: u64) -> Outcome {
-    // SAFETY: all-zero is the default disposition and an empty mask.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // The kernel's sigaction, all-zero: the default disposition and an empty mask. Not libc's call: for SIGABRT glibc 2.41 and
+    // later take a lock in it, which another thread of the parent holds while it spawns a program.
+    let default = [0_u64; 4];
     for signal in (1..=64).filter(|signal| ignored & (1 << (signal - 1)) != 0) {
         if signal != libc::SIGKILL && signal != libc::SIGSTOP {
-            // SAFETY: the struct lives across the call. libc refuses its own two signals: their disposition is default.
-            unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+            // SAFETY: the struct lives across the call, the mask in it has 8 bytes.
+            unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<c_void>(), 8_usize)
+            };
         }
     }
     // SAFETY: all-zero is the empty set.
