@@ -16,6 +16,7 @@ mod env_files;
 mod gpus;
 mod handlers;
 mod helper;
+mod keep;
 mod memory;
 mod network;
 pub mod options;

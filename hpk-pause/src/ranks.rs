@@ -46,6 +46,7 @@ pub(crate) fn plan(prepared: &Prepared, container: &ContainerPlan) -> RankPlan {
         uid: security.uid,
         gid: security.gid,
         groups: security.groups.clone(),
+        keep_groups: security.keep_groups,
         home: security.home.clone(),
         caps: security.caps.bits(),
         no_new_privs: security.no_new_privs,
@@ -66,6 +67,7 @@ pub(crate) fn keep(prepared: &mut Prepared, container: &ContainerPlan, input: Ow
         let security = &mut prepared.spec.security;
         (security.uid, security.gid) = (uid, gid);
         security.groups.clear();
+        security.keep_groups = true;
         prepared.user = ContainerUser { uid, gid, groups: Vec::new() };
     }
 }

@@ -48,6 +48,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SandboxError + '_ {
 /// The first thing that cannot be made, by name.
 pub(crate) fn make(plan: &SandboxPlan, paths: &Paths, pod_ips: &[IpAddr]) -> Result<(), SandboxError> {
     if let (Some(group), Ok(ids)) = (plan.fs_group, Ids::of_self()) {
+        let ids = crate::keep::own(plan).map_or(ids.clone(), |own| ids.with_own(own).1);
         fs_group(group, &ids)?;
     }
     empty(plan, paths)?;
@@ -97,6 +98,7 @@ fn empty(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
 }
 
 fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
+    let fs_group = crate::keep::fs_group(plan);
     for folder in [paths.empty_dirs(), paths.containers(), paths.etc_files(), paths.shm()] {
         fs::create_dir_all(&folder).map_err(at(&folder))?;
     }
@@ -104,10 +106,10 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
     hpk_sys::mounts::tmpfs(&paths.shm(), None, 0o1777)
         .map_err(|errno| SandboxError::Tmpfs { name: "/dev/shm".to_owned(), errno })?;
     for (name, volume) in &plan.volumes {
-        if let (VolumePlan::Kubelet { folder, read_only }, Some(group)) = (volume, plan.fs_group) {
+        if let (VolumePlan::Kubelet { folder, read_only }, Some(group)) = (volume, fs_group) {
             own(&paths.kubelet_volume(folder), group, *read_only);
         }
-        if let (VolumePlan::Host { index, group: Some(change), .. }, Some(group)) = (volume, plan.fs_group) {
+        if let (VolumePlan::Host { index, group: Some(change), .. }, Some(group)) = (volume, fs_group) {
             let root = paths.host.join(index.to_string());
             if *change == GroupChange::Always || !belongs(&root, group) {
                 own(&root, group, false);
@@ -129,7 +131,7 @@ fn volumes(plan: &SandboxPlan, paths: &Paths) -> Result<(), SandboxError> {
         }
         // Upstream makes them 0777 whatever the umask and leaves a tmpfs its sticky bit; with fsGroup new files inherit the group.
         let mut mode = if *memory { 0o1777 } else { 0o777 };
-        if let Some(group) = plan.fs_group {
+        if let Some(group) = fs_group {
             match chown(&dir, None, Some(group)) {
                 // A file server may know nothing of that group.
                 Err(e) if !*shared => return Err(at(&dir)(e)),

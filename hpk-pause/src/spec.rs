@@ -15,6 +15,7 @@ use hpk_api::plan::{
 use hpk_api::state::ContainerUser;
 use hpk_core::LaunchFailure;
 use hpk_sys::caps::CapSet;
+use hpk_sys::ids::Ids;
 use hpk_sys::launch::{LaunchSpec, Mount, PidNamespace, Propagation, Security};
 use hpk_sys::seccomp::Filter;
 use hpk_sys::users::User;
@@ -153,7 +154,7 @@ impl Specs {
             rlimits: Vec::new(),
             oom_score_adj: Some(oom_score_adj(container)),
             keeper: None,
-            identity: None,
+            identity: crate::keep::own(pod),
         };
         // Runtimes tell the primary group among the others, first.
         let groups = std::iter::once(spec.security.gid).chain(spec.security.groups.iter().copied()).collect();
@@ -196,6 +197,7 @@ impl Specs {
             user.uid = security.uid;
             user.gid = security.gid;
         }
+        let user = crate::keep::user(user, security, crate::keep::own(pod));
         if security.non_root && user.uid == 0 {
             let of = format!("{}_{}({})", pod.pod.name, pod.pod.namespace, pod.pod.uid);
             return Err(LaunchFailure::Config(format!(
@@ -218,7 +220,8 @@ impl Specs {
         } else {
             CapSet::resolve(&plan.cap_add, &plan.cap_drop).map_err(|e| LaunchFailure::Config(e.to_string()))?
         };
-        let mut groups = user.groups.clone();
+        let keep_groups = crate::keep::keeps_groups(pod, user, Ids::has_more_groups());
+        let mut groups = if keep_groups { Vec::new() } else { user.groups.clone() };
         groups.extend(&pod.supplemental_groups);
         groups.extend(pod.fs_group);
         groups.sort_unstable();
@@ -232,6 +235,7 @@ impl Specs {
             uid: user.uid,
             gid: user.gid,
             groups,
+            keep_groups,
             home: user.home.clone(),
             caps,
             no_new_privs: !plan.allow_privilege_escalation,

@@ -80,6 +80,8 @@ configure() {
       echo "$u:x:$id:" >>"$new/group"
       echo "$u:!:20000:0:99999:7:::" >>"$new/shadow"
     done
+    # A project's: who works on it is in the group, and its folder is for nobody else.
+    echo 'project:x:2000:alice' >>"$new/group"
     printf 'alice:100000:65536\nbob:165536:65536\n' | tee "$new/subuid" >"$new/subgid"
     { echo 127.0.0.1 localhost; for n in $NODES; do echo "$(addr_of "$n") $n"; done; } >"$new/hosts"
     echo '# This site has no resolver of its own.' >"$new/resolv.conf"
@@ -117,6 +119,7 @@ configure() {
     chown -R "$id:$id" "$SITE_DIR/home/$u"
     chmod 750 "$SITE_DIR/home/$u"
   done
+  [ -e "$SITE_DIR/home/project" ] || install -d -o 0 -g 2000 -m 2770 "$SITE_DIR/home/project"
 }
 
 # A bridge in a namespace of its own and one veth for each node.

@@ -278,6 +278,7 @@ pub(crate) fn cluster(
         pod_flags: PodFlags::default(),
         feature_gates: std::collections::BTreeMap::new(),
         images: ImageRules::default(),
+        user_ids: hpk_api::plan::UserIds::default(),
         scratch: None,
         pki_dir: pki_dir.display().to_string(),
     }

@@ -12,6 +12,7 @@ use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
 use crate::pods::gifts;
+use crate::pods::ids;
 use crate::pods::plan::{self, Image, Input};
 use crate::pods::runtime_class;
 use crate::pods::status::Waiting;
@@ -254,6 +255,7 @@ async fn make(
         node_resolv: &node_resolv,
         node_hosts: &std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         mounts: &std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
+        me: ids::Me::look(),
         settings: &ctx.settings,
     };
     let planned = match plan::plan(input) {

@@ -1,6 +1,6 @@
 //! Pods: from API object to plan, and from what supervisor and Slurm report to status.
 //!
-//! Pure: [`address`], [`admit`], [`again`], [`bandwidth`], [`ephemeral`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`tally`], [`unsupported`],
+//! Pure: [`address`], [`admit`], [`again`], [`bandwidth`], [`ephemeral`], [`ids`], [`launcher`], [`oom`], [`plan`], [`probes`], [`security`], [`status`], [`phase`], [`tally`], [`unsupported`],
 //! [`verdict`], [`reconcile`], [`submission`]. [`folder`] is the pod's folder on disk.
 
 pub(crate) mod address;
@@ -11,6 +11,7 @@ pub(crate) mod claim;
 pub(crate) mod ephemeral;
 pub(crate) mod folder;
 pub(crate) mod gifts;
+pub(crate) mod ids;
 pub(crate) mod launcher;
 pub(crate) mod node_fit;
 pub(crate) mod oom;

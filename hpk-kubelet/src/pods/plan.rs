@@ -4,7 +4,7 @@
 //! pulled) blocks that container; what concerns the whole pod is an error.
 
 use super::ephemeral::as_container;
-use super::{launcher, oom, probes, security, step, user};
+use super::{ids, launcher, oom, probes, security, step, user};
 use crate::executor::slurm::flags;
 use crate::executor::slurm::gres;
 use crate::quantity::amounts;
@@ -18,7 +18,7 @@ use hpk_api::cluster::ClusterConfig;
 use hpk_api::net::{NetworkMode, NetworkPlan};
 use hpk_api::plan::{
     Blocked, ContainerPlan, ExitCodeOperator, ImageRef, MountPlan, POD_IP_PLACEHOLDER, PodRef, Resources,
-    RestartAction, RestartPolicy, RestartRule, SandboxPlan, Settings, TerminationMessagePolicy,
+    RestartAction, RestartPolicy, RestartRule, SandboxPlan, Settings, TerminationMessagePolicy, UserIds,
 };
 use hpk_api::step::StepPlan;
 use hpk_images::ImageConfig;
@@ -56,6 +56,8 @@ pub(crate) struct Input<'a> {
     pub node_hosts: &'a str,
     /// The login node's /proc/self/mountinfo.
     pub mounts: &'a str,
+    /// Whose jobs pods are.
+    pub me: ids::Me,
     /// Site-wide numbers.
     pub settings: &'a Settings,
 }
@@ -107,7 +109,7 @@ pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let host_network = input.network.mode == NetworkMode::Host;
     let ground = Ground {
         pod: input.pod,
-        user: user::of(input.pod),
+        user: user::of(input.pod).map(|user| ids::above(user_ids(&input), input.me, user)),
         sources: input.sources,
         facts: input.facts,
         images: input.volume_images,
@@ -167,6 +169,7 @@ pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
             .into_iter()
             .map(|g| security::id("supplementalGroups", g))
             .collect::<Result<_, _>>()?,
+        user_ids: user_ids(&input),
         fs_group: context.fs_group.map(|g| security::id("fsGroup", g)).transpose()?,
         settings: Settings {
             launcher: launcher::asked(input.pod).ok().flatten().unwrap_or(input.settings.launcher),
@@ -175,7 +178,13 @@ pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
         },
     };
     volumes::empty_dir::share_with_ranks(&mut plan);
+    warnings.extend(ids::warnings(&plan, input.me).into_iter().map(|text| (ids::REASON, text)));
     Ok(Planned { plan, payloads, warnings })
+}
+
+/// As the pod or the cluster has it; a word that is none has been refused before.
+fn user_ids(input: &Input<'_>) -> UserIds {
+    ids::asked(input.pod).ok().flatten().unwrap_or(input.cluster.user_ids)
 }
 
 /// Of the container that is an MPI step. Its ranks are in the network of their nodes. They look for names as the pod does where
@@ -330,7 +339,8 @@ fn fill(
     let environment =
         env::environment(input.pod, container, &image_env, input.sources, input.facts).map_err(|e| e.to_string())?;
     warnings.extend(environment.warnings.iter().map(|w| ("InvalidEnvironmentVariableNames", w.clone())));
-    plan.security = security::security(input.pod, container, &image.config.user).map_err(|e| e.to_string())?;
+    let keep = user_ids(input) == UserIds::Keep;
+    plan.security = security::security(input.pod, container, &image.config.user, keep).map_err(|e| e.to_string())?;
     plan.argv = argv(container, image, &environment, &own_names(container, input.sources));
     if plan.argv.is_empty() {
         return Err(format!(

@@ -42,11 +42,16 @@ pub(crate) enum SecurityError {
     LocalhostSeccomp(String),
 }
 
-/// Merges; container settings win over the pod's.
+/// Merges; container settings win over the pod's. `keep`: where nobody names a user, it is not root.
 ///
 /// # Errors
 /// A combination that upstream or HPK refuses.
-pub(crate) fn security(pod: &Pod, container: &Container, image_user: &str) -> Result<SecurityPlan, SecurityError> {
+pub(crate) fn security(
+    pod: &Pod,
+    container: &Container,
+    image_user: &str,
+    keep: bool,
+) -> Result<SecurityPlan, SecurityError> {
     let outer = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let own = container.security_context.as_ref();
     let user = own.and_then(|s| s.run_as_user).or_else(|| outer.and_then(|s| s.run_as_user));
@@ -69,11 +74,12 @@ pub(crate) fn security(pod: &Pod, container: &Container, image_user: &str) -> Re
         let container = container.name.clone();
         match (user, name.parse::<u32>()) {
             (Some(0), _) => return Err(SecurityError::RunAsUserRoot { pod: pod_name, container }),
-            (None, Ok(0)) => return Err(SecurityError::ImageRoot { pod: pod_name, container }),
+            (None, Ok(0)) if !keep => return Err(SecurityError::ImageRoot { pod: pod_name, container }),
             (None, Err(_)) => return Err(SecurityError::NonNumeric { user: name, pod: pod_name, container }),
             _ => {}
         }
     }
+    let group_asked = group.is_some();
     // With runAsUser the image's group no longer applies; the user's own one is looked up in the image.
     let group = group.map(|g| g.to_string()).or_else(|| image_group.filter(|_| user.is_none()).map(str::to_owned));
     let seccomp =
@@ -87,6 +93,8 @@ pub(crate) fn security(pod: &Pod, container: &Container, image_user: &str) -> Re
             Some(group) => format!("{name}:{group}"),
             None => name,
         }),
+        user_asked: user.is_some(),
+        group_asked,
         non_root,
         privileged,
         cap_add: caps.and_then(|c| c.add.clone()).unwrap_or_default(),
@@ -136,7 +144,7 @@ mod tests {
             "spec": {"securityContext": pod, "containers": [container]}}))
         .expect("pod");
         let container = pod.spec.as_ref().expect("spec").containers[0].clone();
-        security(&pod, &container, image).map_err(|e| e.to_string())
+        security(&pod, &container, image, false).map_err(|e| e.to_string())
     }
 
     #[test]

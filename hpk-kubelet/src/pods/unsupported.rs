@@ -4,7 +4,7 @@
 //! Kubernetes' API gains a field.
 
 use super::ephemeral::as_container;
-use super::{bandwidth, launcher, oom, step};
+use super::{bandwidth, ids, launcher, oom, step};
 use crate::volumes::PodVolume;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use std::borrow::Cow;
@@ -42,6 +42,9 @@ pub(crate) fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     if launcher::asked(pod).is_err() {
         let field = format!("metadata.annotations[{}]", launcher::ANNOTATION);
         tell(true, field, "write auto, native or apptainer, or leave it out");
+    }
+    if ids::asked(pod).is_err() {
+        tell(true, format!("metadata.annotations[{}]", ids::ANNOTATION), "write root or keep, or leave it out");
     }
     if oom::single_process(pod).is_err() {
         tell(true, format!("metadata.annotations[{}]", oom::ANNOTATION), "write true or false, or leave it out");
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn each_is_named() {
-        let annotations = json!({launcher::ANNOTATION: "runc", oom::ANNOTATION: "yes"});
+        let annotations = json!({launcher::ANNOTATION: "runc", ids::ANNOTATION: "own", oom::ANNOTATION: "yes"});
         let pod: Pod = serde_json::from_value(
             json!({"metadata": {"annotations": annotations}, "spec": {"hostPID": true, "hostIPC": false,
             "volumes": [{"name": "d", "csi": {"driver": "x"}}, {"name": "e", "emptyDir": {}}],
@@ -217,6 +220,7 @@ mod tests {
             fields,
             [
                 ("metadata.annotations[runtime.hpk.io/launcher]", true),
+                ("metadata.annotations[runtime.hpk.io/user-ids]", true),
                 ("metadata.annotations[runtime.hpk.io/single-process-oom-kill]", true),
                 ("spec.hostPID", false),
                 ("spec.volumes[d].csi", true),

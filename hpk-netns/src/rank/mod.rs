@@ -201,6 +201,7 @@ fn spec_of(plan: &RankPlan) -> Result<JoinSpec, RankError> {
         uid: plan.uid,
         gid: plan.gid,
         groups: plan.groups.clone(),
+        keep_groups: plan.keep_groups,
         home: plan.home.clone(),
         caps: CapSet::of_bits(plan.caps),
         no_new_privs: plan.no_new_privs,

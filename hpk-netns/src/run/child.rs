@@ -52,6 +52,8 @@ pub(crate) struct Start {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// User and UTS namespaces are made for it, and a network namespace if so; else it makes its own.
     pub(crate) namespaces: Option<NewNamespaces>,
+    /// The user's numbers in the pod's containers; None: 0.
+    pub(crate) own: Option<(u32, u32)>,
     /// A mount namespace too, for a program that mounts before it becomes the container.
     pub(crate) mounts: bool,
 }
@@ -87,6 +89,7 @@ impl Start {
             host_name: self.namespaces.is_some(),
             network: self.namespaces.is_some_and(|n| n.network),
             network_below: true,
+            own_below: self.own,
             mounts: self.mounts,
             ipc: false,
             env: Some(&self.env),

@@ -26,7 +26,7 @@ use crate::apptainer::Site;
 use hostport::HostPorts;
 use hpk_api::link::MEMBER;
 use hpk_api::net::NetworkMode;
-use hpk_api::plan::{PlanError, SandboxPlan};
+use hpk_api::plan::{PlanError, SandboxPlan, UserIds};
 use hpk_api::state::LaunchReport;
 use hpk_layout::{Home, node};
 pub use keep::{WORK, heed_signals, keep};
@@ -167,7 +167,9 @@ async fn live(
     let failed = |source| LaunchError::Start { program: apptainer.clone(), source };
     let (program, args) = if is_ours { images.wrap(apptainer.clone(), args) } else { (apptainer.clone(), args) };
     let mounts = !images.is_empty() && is_ours;
-    let beginning = child::Start { program, args, env, namespaces, mounts }.begin().map_err(failed)?;
+    let own =
+        (plan.user_ids == UserIds::Keep).then(|| (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()));
+    let beginning = child::Start { program, args, env, namespaces, own, mounts }.begin().map_err(failed)?;
     // While the helpers give it its ids. The supervisor finds the sockets: its own start comes after this.
     let user = layout.user.clone();
     let sweep = move || {

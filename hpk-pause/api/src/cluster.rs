@@ -2,6 +2,7 @@
 
 use crate::images::ImageRules;
 use crate::nodes::{Partitions, Vendor};
+use crate::plan::UserIds;
 use crate::pod_flags::PodFlags;
 use crate::quantity;
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,9 @@ pub struct ClusterConfig {
     /// Which images pods may have.
     #[serde(default)]
     pub images: ImageRules,
+    /// Which number the user has in the containers of pods that do not say so by annotation.
+    #[serde(default)]
+    pub user_ids: UserIds,
     /// Where volumes of the storage class hpk-scratch are. None: there is no such class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch: Option<PathBuf>,

@@ -74,6 +74,9 @@ pub struct SandboxPlan {
     /// spec.securityContext.fsGroup: owner group of volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_group: Option<u32>,
+    /// Which number the user has in the containers.
+    #[serde(default)]
+    pub user_ids: UserIds,
     /// Site-wide settings.
     #[serde(default)]
     pub settings: Settings,
@@ -390,6 +393,29 @@ pub enum VolumePlan {
     },
 }
 
+/// Which number the user, whose job the pod is, has in its containers. All other ids are subordinate ids of the user's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UserIds {
+    /// 0.
+    #[default]
+    Root,
+    /// The same as on the nodes.
+    Keep,
+}
+
+impl UserIds {
+    /// `root` or `keep`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "root" => Some(Self::Root),
+            "keep" => Some(Self::Keep),
+            _ => None,
+        }
+    }
+}
+
 /// fsGroupChangePolicy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupChange {
@@ -421,6 +447,12 @@ pub struct SecurityPlan {
     /// User name from the image, resolved by the supervisor in the image's /etc/passwd when not numeric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_name: Option<String>,
+    /// The pod's spec names a user, so that [`UserIds::Keep`] puts nobody in the place of root.
+    #[serde(default)]
+    pub user_asked: bool,
+    /// The pod's spec names a group.
+    #[serde(default)]
+    pub group_asked: bool,
     /// runAsNonRoot was asked: refuse uid 0.
     #[serde(default)]
     pub non_root: bool,

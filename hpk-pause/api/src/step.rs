@@ -59,6 +59,9 @@ pub struct RankPlan {
     /// Supplementary groups.
     #[serde(default)]
     pub groups: Vec<u32>,
+    /// The user's groups on the node in their place.
+    #[serde(default)]
+    pub keep_groups: bool,
     /// For `$HOME`.
     #[serde(default)]
     pub home: Option<String>,

@@ -7,13 +7,21 @@ use hpk_api::plan::LauncherChoice;
 use hpk_sys::launch::{LaunchError, Launcher, Native, NestedApptainer};
 use std::path::PathBuf;
 
-/// The choice of the plan, or by what the kernel can.
-pub(super) fn choose(choice: LauncherChoice, paths: &Paths) -> Result<Box<dyn Launcher>, LaunchError> {
+/// The choice of the plan, or by what the kernel can. `own`: the user's numbers in the containers; None: 0.
+pub(super) fn choose(
+    choice: LauncherChoice,
+    own: Option<(u32, u32)>,
+    paths: &Paths,
+) -> Result<Box<dyn Launcher>, LaunchError> {
     let apptainer = std::env::var_os("HPK_APPTAINER").map(PathBuf::from);
     let native = Native::new()?;
     // Root of the node, in a network of the site's, stays what it is.
     let below = hpk_sys::below::in_user_namespace();
-    let native = if below { native.below() } else { native };
+    let native = match own {
+        _ if !below => native,
+        Some(own) => native.keeping(own),
+        None => native.below(),
+    };
     let apptainer = match (choice, apptainer) {
         (LauncherChoice::Native, _) | (LauncherChoice::Auto, None) => return Ok(Box::new(native)),
         (LauncherChoice::Auto, Some(apptainer)) => match overlay(&native, paths) {

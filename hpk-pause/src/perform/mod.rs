@@ -192,7 +192,7 @@ impl Performer {
     ) -> Result<Self, LaunchError> {
         Ok(Self {
             specs: Specs::new(paths.clone()),
-            launcher: launcher::choose(plan.settings.launcher, &paths)?,
+            launcher: launcher::choose(plan.settings.launcher, crate::keep::own(plan), &paths)?,
             joiner: Joiner::new()?,
             paths,
             log,

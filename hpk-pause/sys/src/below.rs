@@ -3,7 +3,7 @@
 //! ```text
 //! outside ── the pod's user namespace: Apptainer, the supervisor ── below: the containers, which own the pod's network
 //! ```
-//! Both have the same ids. A container with SYS_PTRACE or SYS_ADMIN has these rights over what belongs to its own namespace:
+//! Both have the same ids, unless the pod's containers keep the user's own number ([`crate::launch::Native::keeping`]). A container with SYS_PTRACE or SYS_ADMIN has these rights over what belongs to its own namespace:
 //! the pod's containers and its network. The supervisor's memory and root, and mounts that were made above (the
 //! image store, read-only), are out of its reach. One namespace is for all containers of a pod, so that one of
 //! them may still trace the others.
@@ -32,7 +32,8 @@ pub(crate) struct Below {
 impl Below {
     /// The owner of the network namespace where that is below already ([`crate::userns::Surroundings::network_below`]), a
     /// new one otherwise.
-    pub(crate) fn make(ids: &Ids, ignored_signals: u64) -> Result<Self, LaunchError> {
+    /// `own`: the numbers there of who is 0 here; None: 0, too. A namespace that is there already was made so.
+    pub(crate) fn make(ids: &Ids, own: Option<(u32, u32)>, ignored_signals: u64) -> Result<Self, LaunchError> {
         let failed = |what| move |errno: Errno| LaunchError::Resources { what, errno };
         let owner = networks_owner().map_err(failed("find the owner of the network"))?;
         let (go_read, go_write) = pipe()?;
@@ -62,7 +63,7 @@ impl Below {
         let helper = spawn::start(program, namespaces, None, vec![go_read])?;
         let pid = helper.pid();
         if owner.is_none() {
-            let (uids, gids) = ids.same();
+            let (uids, gids) = own.map_or_else(|| ids.same(), |own| ids.with_own(own).0);
             for (name, map) in [("uid_map", uids), ("gid_map", gids)] {
                 let written = std::fs::write(format!("/proc/{pid}/{name}"), map);
                 written.map_err(|e| failed("give the containers' user namespace its ids")(errno_of(&e)))?;

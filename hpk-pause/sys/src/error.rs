@@ -18,7 +18,7 @@ pub enum LaunchError {
     /// securityContext asks for a user or group that this user namespace does not have.
     #[error(
         "{field}: id {id} does not exist in this pod, which has {range}: the user's account has no range of subordinate ids \
-         that reaches it (/etc/subuid, /etc/subgid); use id 0, which is the user's own, or another of these, or ask for a range"
+         that reaches it (/etc/subuid, /etc/subgid); use one of these, or ask for a range"
     )]
     IdNotMapped {
         /// Field of the pod's spec.

@@ -42,6 +42,15 @@ impl IdMap {
         (text, Self { ranges: lines.map(|(inside, _, count)| (inside, count)).collect() })
     }
 
+    /// The number in this namespace of an id of the one that [`Self::with_own`] makes below.
+    fn above_own(own: u32, id: u32) -> u32 {
+        match id.cmp(&own) {
+            std::cmp::Ordering::Less => id.saturating_add(1),
+            std::cmp::Ordering::Equal => 0,
+            std::cmp::Ordering::Greater => id,
+        }
+    }
+
     /// As text, a map of a namespace below this one with the same ids.
     fn same(&self) -> String {
         self.ranges.iter().map(|(first, count)| format!("{first} {first} {count}\n")).collect()
@@ -93,6 +102,33 @@ impl Ids {
         let (uid_map, uids) = self.uids.with_own(uid);
         let (gid_map, gids) = self.gids.with_own(gid);
         ((uid_map, gid_map), Self { uids, gids, setgroups: self.setgroups })
+    }
+
+    /// Which group of this namespace is `group` in one below in which the user has these ids.
+    #[must_use]
+    pub fn group_above((_, gid): (u32, u32), group: u32) -> u32 {
+        IdMap::above_own(gid, group)
+    }
+
+    /// Which user of this namespace is `user` in one below in which the user has these ids.
+    #[must_use]
+    pub fn user_above((uid, _): (u32, u32), user: u32) -> u32 {
+        IdMap::above_own(uid, user)
+    }
+
+    /// Of a namespace in which 0 is the user and which has so many others.
+    #[must_use]
+    pub fn of_user(more_uids: u32, more_gids: u32) -> Self {
+        let map =
+            |more: u32| IdMap { ranges: [(0, 1), (1, more)].into_iter().filter(|&(_, count)| count > 0).collect() };
+        Self { uids: map(more_uids), gids: map(more_gids), setgroups: true }
+    }
+
+    /// Whether the caller has groups beside its own, which a process loses when it sets other ones.
+    #[must_use]
+    pub fn has_more_groups() -> bool {
+        let own = nix::unistd::getgid();
+        nix::unistd::getgroups().is_ok_and(|groups| groups.iter().any(|group| *group != own))
     }
 
     /// Texts of uid_map and gid_map for a namespace below this one with the same ids.
@@ -147,6 +183,9 @@ mod tests {
         assert_eq!(below("0 1000 1", 1000).0, "1000 0 1\n");
         assert_eq!(below("0 5 1\n1 100000 10", 70_000).0, "0 1 10\n70000 0 1\n");
         assert_eq!(below("0 0 4294967295", 0).0, "0 0 1\n1 1 4294967294\n");
+        for (group, above) in [(0, 1), (999, 1000), (1000, 0), (1001, 1001)] {
+            assert_eq!(Ids::group_above((7, 1000), group), above);
+        }
     }
 
     #[test]

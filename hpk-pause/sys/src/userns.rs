@@ -99,6 +99,8 @@ pub struct Surroundings<'a> {
     pub network: bool,
     /// The network namespace's owner is a user namespace below the new one, with the same ids ([`crate::below`]).
     pub network_below: bool,
+    /// In that namespace below the caller's own uid and gid have these numbers; None: 0.
+    pub own_below: Option<(u32, u32)>,
     /// A host name of its own.
     pub host_name: bool,
     /// System V IPC and message queues of its own.
@@ -291,24 +293,17 @@ fn steps(
     let mut steps = Program::default();
     steps.push(Step::Process, "signals", OpKind::ResetSignals { ignored: u64::MAX });
     steps.push(Step::Namespaces, "wait for id maps", OpKind::WaitGo { fd: go.0, other: go.1 });
-    if matches!(around.users, Users::Range(_)) {
-        steps.push(Step::Identity, "groups", OpKind::SetGroups(Vec::new()));
-    }
     if around.users != Users::Callers {
         steps.push(Step::Identity, "gid 0", OpKind::SetGid(0));
         steps.push(Step::Identity, "uid 0", OpKind::SetUid(0));
     }
     if around.network && around.network_below {
-        let (uids, gids) = match around.users {
-            Users::Callers | Users::One => (0, 0),
-            Users::Range(ids) => (ids.uids.1, ids.gids.1),
+        let ids = match around.users {
+            Users::Callers | Users::One => Ids::of_user(0, 0),
+            Users::Range(ids) => Ids::of_user(ids.uids.1, ids.gids.1),
         };
-        // A line may not span two of the map above.
-        let map = |more: u32| {
-            let more = if more > 0 { format!("1 1 {more}\n") } else { String::new() };
-            format!("0 0 1\n{more}").into_bytes()
-        };
-        let kind = OpKind::NetworkBelow { uid_map: map(uids), gid_map: map(gids) };
+        let (uid_map, gid_map) = around.own_below.map_or_else(|| ids.same(), |own| ids.with_own(own).0);
+        let kind = OpKind::NetworkBelow { uid_map: uid_map.into_bytes(), gid_map: gid_map.into_bytes() };
         steps.push(Step::Namespaces, "the pod's network", kind);
     }
     for (fd, to, name) in [(&around.stdin, 0, "standard input"), (&around.stderr, 2, "standard error")] {

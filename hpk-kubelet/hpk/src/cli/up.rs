@@ -110,6 +110,11 @@ pub(crate) struct Up {
     /// [default: allow]
     #[arg(long, value_name = "WHICH", value_enum)]
     pub pod_flags: Option<PodFlagsChoice>,
+    /// Which number you have in the containers of pods that do not say so by the annotation runtime.hpk.io/user-ids; kept until
+    /// it is given again. root: 0, all others are your subordinate ids. keep: your own, and containers of no other user run as
+    /// you. Pods that are submitted stay as they are [default: root]
+    #[arg(long, value_name = "WHICH", value_enum)]
+    pub user_ids: Option<UserIdsChoice>,
     /// A folder below which pods may name images in files (`oci:/DIR/x`, `/DIR/x.sif` …); may be repeated; kept until it is
     /// given again. any: whatever a pod may reach by hostPath too; none: no files. Pods of namespaces that enforce PodSecurity
     /// restricted get none, whatever is said here [default: any]
@@ -306,6 +311,24 @@ impl From<VendorChoice> for Vendor {
             VendorChoice::Nvidia => Self::Nvidia,
             VendorChoice::Amd => Self::Amd,
             VendorChoice::Intel => Self::Intel,
+        }
+    }
+}
+
+/// `--user-ids`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UserIdsChoice {
+    /// 0.
+    Root,
+    /// The same as on the nodes.
+    Keep,
+}
+
+impl From<UserIdsChoice> for hpk_api::plan::UserIds {
+    fn from(choice: UserIdsChoice) -> Self {
+        match choice {
+            UserIdsChoice::Root => Self::Root,
+            UserIdsChoice::Keep => Self::Keep,
         }
     }
 }

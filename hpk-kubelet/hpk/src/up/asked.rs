@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use hpk_api::cluster::{ClusterConfig, ContainerLogs, ExecutorKind};
 use hpk_api::images::ImageRules;
 use hpk_api::nodes::{Chosen, Partitions, Vendor};
+use hpk_api::plan::UserIds;
 use hpk_api::pod_flags::PodFlags;
 use hpk_layout::Home;
 use std::collections::BTreeMap;
@@ -28,6 +29,9 @@ pub(super) fn refuse_changes(args: &cli::Up, runs: &ClusterConfig) -> Result<()>
     }
     if args.gpu_vendor.is_some_and(|choice| Vendor::from(choice) != runs.gpu_vendor) {
         bail!("--gpu-vendor: the control plane is running with another one: run hpk down first");
+    }
+    if args.user_ids.is_some_and(|choice| UserIds::from(choice) != runs.user_ids) {
+        bail!("--user-ids: the control plane is running with the other setting: run hpk down first");
     }
     if args.pod_flags.is_some_and(|choice| PodFlags::from(choice) != runs.pod_flags) {
         bail!("--pod-flags: the control plane is running with the other setting: run hpk down first");
@@ -293,6 +297,7 @@ mod tests {
             "--container-log-max-size=1Mi",
             "--container-log-max-files=3",
             "--pod-flags=list",
+            "--user-ids=keep",
             "--default-memory=2Gi",
             "--default-time=1-12",
             "--gpu-vendor=amd",

@@ -90,6 +90,7 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
         cluster.plaintext = former.plaintext;
         cluster.container_logs = former.container_logs;
         cluster.pod_flags = former.pod_flags;
+        cluster.user_ids = former.user_ids;
         cluster.default_memory = former.default_memory;
         cluster.default_time = former.default_time;
         cluster.priority_classes = former.priority_classes;
@@ -126,6 +127,9 @@ pub(super) fn prepare(home: &Home, args: &cli::Up, host: &str, progress: &Progre
     }
     if let Some(choice) = args.pod_flags {
         cluster.pod_flags = choice.into();
+    }
+    if let Some(choice) = args.user_ids {
+        cluster.user_ids = choice.into();
     }
     if let Some(network) = &args.network {
         cluster.network_mode = network.mode;

@@ -53,6 +53,7 @@ fn make(spec: serde_json::Value) -> Result<Planned, PlanError> {
         node_resolv: &resolv::Resolv::default(),
         node_hosts: "",
         mounts: "",
+        me: ids::Me::default(),
         settings: &Settings::default(),
     })
 }

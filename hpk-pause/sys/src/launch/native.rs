@@ -43,7 +43,15 @@ impl Native {
     /// first of them: what is to be seen there is mounted by then.
     #[must_use]
     pub fn below(mut self) -> Self {
-        self.births = Births::Below(None);
+        self.births = Births::below(None);
+        self
+    }
+
+    /// As [`Native::below`], where the caller's uid and gid have these numbers in that namespace
+    /// ([`LaunchSpec::identity`]).
+    #[must_use]
+    pub fn keeping(mut self, own: (u32, u32)) -> Self {
+        self.births = Births::below(Some(own));
         self
     }
 
@@ -93,10 +101,12 @@ impl Launcher for Native {
             };
             ends.stdin = Some(input.try_clone().map_err(failed)?);
         }
-        if let Some(identity) = spec.identity {
+        let born = self.births.own();
+        if let Some(identity) = spec.identity.filter(|identity| Some(*identity) != born) {
             return self.start_as(spec, identity, pipes, ends);
         }
-        let program = compile::compile(spec, &self.node, ends.io())?;
+        let node = born.map(|own| Node { ids: self.node.ids.with_own(own).1, ..self.node.clone() });
+        let program = compile::compile(spec, node.as_ref().unwrap_or(&self.node), ends.io())?;
         let pid = matches!(spec.pid, PidNamespace::Own);
         self.births.ready(&self.node)?;
         match &spec.pid {
@@ -116,15 +126,32 @@ pub(super) enum Births {
     /// In the caller's user namespace.
     #[default]
     Here,
-    /// Below it, once that is made.
-    Below(Option<Below>),
+    /// Below it.
+    Below {
+        /// The numbers there of who is 0 here; None: 0, too.
+        own: Option<(u32, u32)>,
+        /// Once it is made.
+        made: Option<Below>,
+    },
 }
 
 impl Births {
+    pub(super) fn below(own: Option<(u32, u32)>) -> Self {
+        Self::Below { own, made: None }
+    }
+
+    /// The caller's numbers there, where they are others than here.
+    fn own(&self) -> Option<(u32, u32)> {
+        match self {
+            Self::Here => None,
+            Self::Below { own, .. } => *own,
+        }
+    }
+
     /// Makes what is still to be made.
     pub(super) fn ready(&mut self, node: &Node) -> Result<(), LaunchError> {
-        if let Self::Below(below @ None) = self {
-            *below = Some(Below::make(&node.ids, node.ignored_signals)?);
+        if let Self::Below { own, made: made @ None } = self {
+            *made = Some(Below::make(&node.ids, *own, node.ignored_signals)?);
         }
         Ok(())
     }
@@ -133,7 +160,7 @@ impl Births {
     fn has(&self, pidfd: BorrowedFd<'_>) -> bool {
         match self {
             Self::Here => true,
-            Self::Below(below) => below.as_ref().is_some_and(|below| below.has(pidfd)),
+            Self::Below { made, .. } => made.as_ref().is_some_and(|below| below.has(pidfd)),
         }
     }
 
@@ -145,7 +172,7 @@ impl Births {
         pipes: Option<Pipes>,
         child_ends: Vec<OwnedFd>,
     ) -> Result<Starting, LaunchError> {
-        let Self::Below(Some(below)) = self else {
+        let Self::Below { made: Some(below), .. } = self else {
             let namespaces = Namespaces { mount: true, pid, ..Namespaces::default() };
             return spawn::start(program, namespaces, pipes, child_ends);
         };

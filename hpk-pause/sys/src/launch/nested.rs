@@ -66,7 +66,7 @@ impl NestedApptainer {
     /// As [`super::Native::below`].
     #[must_use]
     pub fn below(mut self) -> Self {
-        self.births = Births::Below(None);
+        self.births = Births::below(None);
         self
     }
 
@@ -80,6 +80,11 @@ impl NestedApptainer {
 
 impl Launcher for NestedApptainer {
     fn start(&mut self, spec: &LaunchSpec) -> Result<Starting, LaunchError> {
+        if spec.identity.is_some() {
+            let reason = "a node where Apptainer makes the containers (its kernel gives users no overlay) cannot keep the \
+                          user's own number in them: write root, or leave it out";
+            return Err(LaunchError::Invalid { field: "user ids", reason: reason.to_owned() });
+        }
         let (pipes, ends) = pipes(spec.stdin, spec.tty)?;
         let (mut file, words) = (memory("hpk-inner")?, memory("hpk-apptainer")?);
         let nested = Nested {

@@ -159,6 +159,8 @@ pub struct Security {
     pub gid: u32,
     /// Supplementary groups (image's, supplementalGroups and fsGroup).
     pub groups: Vec<u32>,
+    /// In their place the groups that the caller has, which no number leads to in a user namespace.
+    pub keep_groups: bool,
     /// For `$HOME` when the environment has none.
     pub home: Option<String>,
     /// Bounding set; uid 0 has all of it effective.
@@ -183,6 +185,7 @@ impl Default for Security {
             uid: 0,
             gid: 0,
             groups: Vec::new(),
+            keep_groups: false,
             home: None,
             caps: CapSet::container_default(),
             no_new_privs: false,

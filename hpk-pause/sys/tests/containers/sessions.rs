@@ -4,7 +4,7 @@ use crate::common;
 use crate::common::{World, finish, output, wait};
 use crate::{fails, nested, run, start};
 use hpk_sys::join::Joiner;
-use hpk_sys::launch::{JoinSpec, LaunchError, Launched, PidNamespace};
+use hpk_sys::launch::{JoinSpec, LaunchError, Launched, Launcher, Native, PidNamespace};
 use hpk_sys::reap::ExitCause;
 use hpk_sys::signals::{self, MountNs};
 use std::fs;
@@ -84,6 +84,42 @@ fn a_container_of_the_users_own_number() {
     assert_eq!(out, "1234\n1234\n1234\n", "{err}");
     signals::send(container.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
     wait(container.pid);
+}
+
+/// Containers of one launcher share the namespace in which the caller has that number: one debugs the other, in its processes
+/// or in those that all share.
+#[test]
+fn containers_keep_the_users_number_together() {
+    if nested() {
+        return;
+    }
+    let world = World::new();
+    let own = Some((1234, 1234));
+    let mut native = Native::new().expect("a node").keeping((1234, 1234));
+    let mut spec = world.sh("touch /mine; echo $(id -u):$(id -g) $(stat -c %u /mine /etc/passwd); exec sleep 1000");
+    (spec.identity, spec.security.uid, spec.security.gid) = (own, 1234, 1234);
+    let target = native.launch(&spec).expect("a container");
+    let hpk_sys::launch::Io::Pipes { stdout, .. } = &target.io else { panic!("pipes") };
+    let mut text = Vec::new();
+    while !text.contains(&b'\n') {
+        let mut some = [0u8; 64];
+        let n = nix::unistd::read(stdout, &mut some).expect("its word");
+        assert!(n > 0, "{text:?}");
+        text.extend_from_slice(&some[..n]);
+    }
+    assert_eq!(String::from_utf8_lossy(&text), "1234:1234 1234 1234\n");
+    let mut debugger = world.sh("echo $(id -u) $(stat -c %u /proc/1); cat /proc/1/comm; ls /proc/1/root/mine");
+    (debugger.identity, debugger.security.uid, debugger.security.gid) = (own, 1234, 1234);
+    debugger.pid = PidNamespace::Of(Arc::new(target.pidfd.try_clone().expect("a descriptor")));
+    let (out, err, _) = finish(native.launch(&debugger).expect("a container"));
+    assert_eq!(out, "1234 1234\nsleep\n/proc/1/root/mine\n", "{err}");
+    let mut shared = world.sh(&format!("cat /proc/{}/comm; id -u", target.pid));
+    (shared.identity, shared.security.uid, shared.security.gid) = (own, 1234, 1234);
+    shared.pid = PidNamespace::Pod;
+    let (out, err, _) = finish(native.launch(&shared).expect("a container"));
+    assert_eq!(out, "sleep\n1234\n", "{err}");
+    signals::send(target.pidfd.as_fd(), libc::SIGKILL).expect("a signal");
+    wait(target.pid);
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(crate) fn rights(p: &mut Program, security: &Security, node: &Node) {
     let bounding = security.caps.bits();
     let drop = (0..=node.last_cap).filter(|cap| bounding & (1 << cap) == 0).map(i32::from).collect();
     p.push(Step::Capabilities, "bounding set", OpKind::DropBounding(drop));
-    if node.ids.setgroups {
+    if node.ids.setgroups && !security.keep_groups {
         p.push(Step::Identity, "groups", OpKind::SetGroups(security.groups.clone()));
     }
     p.push(Step::Identity, format!("gid {}", security.gid), OpKind::SetGid(security.gid));
