@@ -61,10 +61,11 @@ impl Blobs {
         Self { folder, locks }
     }
 
-    /// The blob's file, fetched first when it is not there. `fetch` writes the path it is given.
+    /// The blob's file, fetched first when it is not there. `fetch` writes the path it is given, or what is missing there: a
+    /// fetch that was cut off goes on where it was, now or at the next try. Whatever it is made of, the digest is that of all.
     pub(crate) async fn ensure<F, Fut>(&self, digest: &str, fetch: F) -> Result<PathBuf, SourceError>
     where
-        F: FnOnce(PathBuf) -> Fut,
+        F: Fn(PathBuf) -> Fut,
         Fut: Future<Output = Result<(), SourceError>>,
     {
         let name = folder_name(digest)?;
@@ -77,14 +78,23 @@ impl Blobs {
             return Ok(path);
         }
         let part = self.folder.join(format!("{name}.part"));
-        let fetched = fetch(part.clone()).await;
-        let checked = match fetched {
-            Ok(()) => self.check(digest, &part).await,
-            Err(e) => Err(e),
+        let gone_on = tokio::fs::metadata(&part).await.is_ok_and(|meta| meta.len() > 0);
+        let get = || async {
+            fetch(part.clone()).await?;
+            self.check(digest, &part).await
         };
-        if let Err(e) = checked {
-            // Nothing half-made stays; a failed removal is harmless, the next fetch truncates it.
-            let _ = tokio::fs::remove_file(&part).await;
+        let mut got = get().await;
+        if gone_on && matches!(got, Err(SourceError::Digest { .. })) {
+            // The earlier part was damaged, as by a machine that went down.
+            tokio::fs::remove_file(&part).await.map_err(SourceError::io("remove", &part))?;
+            got = get().await;
+        }
+        if let Err(e) = got {
+            // What came stays where more of it may come; else nothing half-made does.
+            if !matches!(e, SourceError::Unavailable(_)) {
+                // A failed removal is harmless: the digest is that of all, next time too.
+                let _ = tokio::fs::remove_file(&part).await;
+            }
             return Err(e);
         }
         tokio::fs::rename(&part, &path).await.map_err(SourceError::io("rename", &part))?;
@@ -146,6 +156,35 @@ mod tests {
         assert_eq!(std::fs::read(a.unwrap()).unwrap(), b"hello");
         assert!(b.is_ok() && c.is_ok());
         assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_off_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = blobs(dir.path());
+        let append = |text: &'static str, end: fn() -> Result<(), SourceError>| {
+            move |part: PathBuf| async move {
+                use std::io::Write;
+                let file = std::fs::File::options().append(true).create(true).open(part);
+                file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(SourceError::io("write", "x"))?;
+                end()
+            }
+        };
+        let cut: fn() -> _ = || Err(SourceError::Unavailable("cut".to_owned()));
+        assert!(blobs.ensure(HELLO, append("he", cut)).await.is_err());
+        let path = blobs.ensure(HELLO, append("llo", || Ok(()))).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+        // A part that is not what it should be is thrown away, and the whole is fetched once more.
+        std::fs::remove_file(&path).unwrap();
+        assert!(blobs.ensure(HELLO, append("xx", cut)).await.is_err());
+        blobs.ensure(HELLO, append("hello", || Ok(()))).await.unwrap();
+        // What cannot be helped by more of it leaves nothing.
+        std::fs::remove_file(&path).unwrap();
+        let full: fn() -> _ = || {
+            Err(SourceError::Io { action: "write", path: "x".into(), source: std::io::ErrorKind::StorageFull.into() })
+        };
+        assert!(blobs.ensure(HELLO, append("he", full)).await.is_err());
+        assert!(!path.with_extension("part").exists());
     }
 
     #[tokio::test]

@@ -168,6 +168,19 @@ impl SourceError {
         move |e| Self::InvalidImage { what, cause: json_fault(&e) }
     }
 
+    /// The same, after other places had failed.
+    pub(crate) fn after(self, failed: &str) -> Self {
+        let and = |text: String| format!("{text} (before: {failed})");
+        match self {
+            Self::Unavailable(text) => Self::Unavailable(and(text)),
+            Self::NotFound(text) => Self::NotFound(and(text)),
+            Self::Unauthorized(text) => Self::Unauthorized(and(text)),
+            Self::Forbidden(text) => Self::Forbidden(and(text)),
+            Self::Other(text) => Self::Other(and(text)),
+            other => other,
+        }
+    }
+
     /// Names the image.
     pub(crate) fn of(self, image: &str, registry: &str) -> PullError {
         let image = image.to_owned();

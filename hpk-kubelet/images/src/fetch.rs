@@ -2,6 +2,7 @@
 
 use crate::archive::{self, Resolved};
 use crate::blobs::{digest_of, digest_of_reader, folder_name, verify};
+use crate::conf::Place;
 use crate::entry::read_json;
 use crate::error::SourceError;
 use crate::inner::{Inner, Progress, PulledImage, RefEntry, blocking};
@@ -11,8 +12,9 @@ use crate::make::Content;
 use crate::manifest::{Document, Manifest, go_arch, select};
 use crate::reference::{Format, LocalImage, Source};
 use crate::region::Region;
+use crate::registry::{self, Found};
 use crate::tree::TreeError;
-use crate::{registry, sif};
+use crate::{reference, resume, sif};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hpk_api::plan::ImageRef;
 use hpk_layout::image;
@@ -29,10 +31,13 @@ impl Inner {
         if entry.stamp != wanted.stamp() {
             return None;
         }
-        if let (Wanted::Registry(reference), Some(passes)) = (wanted, &entry.passes)
-            && !keyring.has_one_of(passes, reference)
-        {
-            return None;
+        if let (Wanted::Registry { reference, short }, Some(passes)) = (wanted, &entry.passes) {
+            // A pass is of the place that gave the image. Without its rules, only what is its own counts.
+            let places = self.asked_at(reference, short.as_deref());
+            let all = places.iter().flatten().map(|place| &place.at).chain([reference]);
+            if !all.into_iter().any(|at| keyring.has_one_of(passes, at)) {
+                return None;
+            }
         }
         self.load(entry.image, true)
     }
@@ -48,9 +53,9 @@ impl Inner {
         let stamp = wanted.stamp();
         let mut pass = Pass::open();
         let image = match wanted {
-            Wanted::Registry(reference) => {
+            Wanted::Registry { reference, short } => {
                 let image;
-                (image, pass) = self.fetch_registry(&reference, keyring, progress).await?;
+                (image, pass) = self.fetch_registry(&reference, short, keyring, progress).await?;
                 image
             }
             Wanted::File { file, .. } => {
@@ -73,6 +78,11 @@ impl Inner {
         Ok(image)
     }
 
+    /// Where an image may be, by the rules as they are now.
+    fn asked_at(&self, reference: &oci_client::Reference, short: Option<&str>) -> Result<Vec<Place>, SourceError> {
+        self.config.registries.conf.read()?.places(reference, short)
+    }
+
     /// Before a file is hashed: a sparse one of any length costs nothing to make.
     fn check_length(&self, file: &Region) -> Result<(), SourceError> {
         if file.length > self.config.limits.bytes {
@@ -84,11 +94,13 @@ impl Inner {
     async fn fetch_registry(
         &self,
         reference: &oci_client::Reference,
+        short: Option<String>,
         keyring: &Keyring,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(PulledImage, Pass), SourceError> {
-        let (session, bytes, digest) = registry::open(reference, keyring, &self.config.registries).await?;
-        let id = format!("{}/{}@{digest}", reference.registry(), reference.repository());
+        let places = self.asked_at(reference, short.as_deref())?;
+        let Found { session, bytes, digest, name } = registry::open(&places, keyring, &self.config.registries).await?;
+        let id = format!("{}/{}@{digest}", name.registry(), name.repository());
         let (manifest, digest) = match Document::parse(&bytes)? {
             Document::Image(manifest) => (manifest, digest),
             Document::Index(entries) => {
@@ -139,7 +151,7 @@ impl Inner {
             let descriptor: &crate::manifest::Descriptor = descriptor;
             // Some tools leave sizes out.
             let limit = if descriptor.size > 0 { descriptor.size.min(most) } else { most };
-            self.blobs.ensure(&descriptor.digest, |path| session.blob(descriptor, path, limit, &count)).await
+            self.blobs.ensure(&descriptor.digest, |path| resume::blob(session, descriptor, path, limit, &count)).await
         };
         let config_path = fetch(&manifest.config, archive::MAX_DOCUMENT).await?;
         let config = tokio::fs::read(&config_path).await.map_err(SourceError::io("read", config_path))?;
@@ -194,15 +206,30 @@ impl Inner {
 
 /// What a reference leads to; a local image is open, and its rules are kept.
 pub(crate) enum Wanted {
-    Registry(oci_client::Reference),
-    File { file: Region, stamp: Option<String> },
-    Layers { opened: Opened, format: Format, stamp: Option<String> },
+    Registry {
+        reference: oci_client::Reference,
+        /// As it was written, where that names no registry.
+        short: Option<String>,
+    },
+    File {
+        file: Region,
+        stamp: Option<String>,
+    },
+    Layers {
+        opened: Opened,
+        format: Format,
+        stamp: Option<String>,
+    },
 }
 
 impl Wanted {
-    pub(crate) async fn open(source: &Source, local: &LocalImages) -> Result<Self, SourceError> {
+    /// `image`: as it was written.
+    pub(crate) async fn open(source: &Source, image: &str, local: &LocalImages) -> Result<Self, SourceError> {
         let LocalImage { format, spec } = match source {
-            Source::Registry(reference) => return Ok(Self::Registry(reference.clone())),
+            Source::Registry(reference) => {
+                let short = reference::is_short(image).then(|| image.to_owned());
+                return Ok(Self::Registry { reference: reference.clone(), short });
+            }
             Source::Local(image) => image.clone(),
         };
         let local = local.clone();
@@ -225,7 +252,7 @@ impl Wanted {
     /// For local images: identity of the file that was opened.
     fn stamp(&self) -> Option<String> {
         match self {
-            Self::Registry(_) => None,
+            Self::Registry { .. } => None,
             Self::File { stamp, .. } | Self::Layers { stamp, .. } => stamp.clone(),
         }
     }

@@ -21,6 +21,7 @@
 
 mod archive;
 mod blobs;
+mod conf;
 mod config;
 mod entry;
 mod error;
@@ -44,6 +45,7 @@ mod reference;
 mod region;
 mod registries;
 mod registry;
+mod resume;
 mod sif;
 mod squashfs;
 mod store;
@@ -52,6 +54,7 @@ mod unfold;
 mod unpack;
 mod uses;
 
+pub use conf::ConfFiles;
 pub use config::ImageConfig;
 pub use error::PullError;
 pub use inner::{Progress, PulledImage, StoreConfig, StoreError};

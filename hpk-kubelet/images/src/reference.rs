@@ -129,6 +129,12 @@ impl Source {
     }
 }
 
+/// Whether the name of an image says no registry, so that `docker.io` is taken for it.
+pub(crate) fn is_short(image: &str) -> bool {
+    let Some((first, _)) = image.split_once('/') else { return true };
+    first != "localhost" && !first.contains(['.', ':'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +151,21 @@ mod tests {
             ("oci:1", "docker.io/library/oci:1"),
         ] {
             assert_eq!(Source::parse(given).unwrap().normalized(), full, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_short_name_says_no_registry() {
+        for (image, short) in [
+            ("busybox", true),
+            ("busybox:1", true),
+            ("team/app:1", true),
+            ("localhost/x", false),
+            ("login:5000/x", false),
+            ("quay.io/x", false),
+            ("docker.io/x", false),
+        ] {
+            assert_eq!(is_short(image), short, "{image}");
         }
     }
 

@@ -8,6 +8,7 @@
 //! loopback or private (RFC 1918, RFC 4193): an HPC site's own registry. Credentials go out in the clear to
 //! registries under `insecure` alone, and whoever makes TLS fail cannot answer in the place of a registry that has some.
 
+use crate::conf::{ConfFiles, Place};
 use crate::error::SourceError;
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv6Addr};
@@ -23,6 +24,9 @@ pub struct Registries {
     /// PEM files with certificates to trust beside the system's.
     #[serde(default)]
     pub ca_files: Vec<PathBuf>,
+    /// Mirrors, short names and more, as Podman has them.
+    #[serde(skip)]
+    pub conf: ConfFiles,
 }
 
 /// `registries.json` cannot be used.
@@ -52,22 +56,27 @@ pub(crate) enum Scheme {
 }
 
 impl Registries {
-    /// Reads the file; the defaults when there is none.
+    /// Reads the file; the defaults when there is none. What Podman has is read at each pull.
     ///
     /// # Errors
     /// When it exists and is unusable.
     pub fn load(path: &Path) -> Result<Self, RegistriesError> {
-        match std::fs::read(path) {
+        let own: Self = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|source| RegistriesError::Parse { path: path.to_owned(), source }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(RegistriesError::Read { path: path.to_owned(), source }),
-        }
+                .map_err(|source| RegistriesError::Parse { path: path.to_owned(), source })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
+            Err(source) => return Err(RegistriesError::Read { path: path.to_owned(), source }),
+        };
+        Ok(Self { conf: ConfFiles::of_user(|name| std::env::var(name).ok()), ..own })
+    }
+
+    fn is_insecure(&self, place: &Place) -> bool {
+        place.insecure || self.insecure.iter().any(|listed| listed == place.at.resolve_registry())
     }
 
     /// Schemes to try, in order.
-    pub(crate) async fn schemes(&self, registry: &str, has_credentials: bool) -> Vec<Scheme> {
-        if self.insecure.iter().any(|h| h == registry) || (!has_credentials && is_near(registry).await) {
+    pub(crate) async fn schemes(&self, place: &Place, has_credentials: bool) -> Vec<Scheme> {
+        if self.is_insecure(place) || (!has_credentials && is_near(place.at.resolve_registry()).await) {
             vec![Scheme::Https, Scheme::Http]
         } else {
             vec![Scheme::Https]
@@ -82,7 +91,14 @@ impl Registries {
     ///
     /// # Errors
     /// The address.
-    pub(crate) async fn check_place(&self, registry: &str) -> Result<(), SourceError> {
+    pub(crate) async fn check_place(&self, place: &Place) -> Result<(), SourceError> {
+        if self.is_insecure(place) {
+            return Ok(());
+        }
+        self.check_host(place.at.resolve_registry()).await
+    }
+
+    async fn check_host(&self, registry: &str) -> Result<(), SourceError> {
         if self.insecure.iter().any(|listed| listed == registry) {
             return Ok(());
         }
@@ -141,18 +157,25 @@ fn is_private(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    fn at(registry: &str) -> Place {
+        let name = oci_client::Reference::try_from(format!("{registry}/x:1")).unwrap();
+        Place { at: name.clone(), name, insecure: false }
+    }
+
     #[tokio::test]
     async fn plain_http_is_for_listed_and_near_registries_only() {
         let listed = Registries { insecure: vec!["203.0.113.9:5000".to_owned()], ..Registries::default() };
         let both = [Scheme::Https, Scheme::Http];
         for near in ["localhost", "localhost:5000", "127.0.0.1:1", "10.77.0.1:5000", "192.168.1.1", "203.0.113.9:5000"]
         {
-            assert_eq!(listed.schemes(near, false).await, both, "{near}");
+            assert_eq!(listed.schemes(&at(near), false).await, both, "{near}");
             let with_credentials = if near.starts_with("203") { &both[..] } else { &both[..1] };
-            assert_eq!(listed.schemes(near, true).await, with_credentials, "{near}");
+            assert_eq!(listed.schemes(&at(near), true).await, with_credentials, "{near}");
         }
         for far in ["203.0.113.9", "8.8.8.8:5000", "172.32.0.1", "does-not-exist.invalid"] {
-            assert_eq!(listed.schemes(far, false).await, [Scheme::Https], "{far}");
+            assert_eq!(listed.schemes(&at(far), false).await, [Scheme::Https], "{far}");
+            let insecure = Place { insecure: true, ..at(far) };
+            assert_eq!(listed.schemes(&insecure, true).await, both, "{far}");
         }
     }
 
@@ -161,13 +184,13 @@ mod tests {
         let listed = Registries { insecure: vec!["169.254.1.1:5000".to_owned()], ..Registries::default() };
         for bad in ["169.254.169.254", "169.254.169.254:80", "0.0.0.0:5000", "0.1.2.3", "224.0.0.1", "255.255.255.255"]
         {
-            assert!(listed.check_place(bad).await.unwrap_err().to_string().contains(bad.split(':').next().unwrap()));
+            assert!(listed.check_host(bad).await.unwrap_err().to_string().contains(bad.split(':').next().unwrap()));
         }
         for bad in ["fe80::1", "::", "ff02::1", "fd00:ec2::254", "::ffff:169.254.169.254"] {
-            assert!(listed.check_place(&format!("[{bad}]:5000")).await.is_err(), "{bad}");
+            assert!(listed.check_host(&format!("[{bad}]:5000")).await.is_err(), "{bad}");
         }
         for good in ["169.254.1.1:5000", "127.0.0.1:5000", "10.0.0.1", "[fd00::1]:5000", "does-not-exist.invalid"] {
-            listed.check_place(good).await.unwrap();
+            listed.check_host(good).await.unwrap();
         }
     }
 
@@ -175,7 +198,7 @@ mod tests {
     fn the_file_is_optional_but_must_be_right() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registries.json");
-        assert_eq!(Registries::load(&path).unwrap(), Registries::default());
+        assert_eq!(Registries::load(&path).unwrap().insecure, Registries::default().insecure);
         std::fs::write(&path, r#"{"insecure":["a:1"]}"#).unwrap();
         assert_eq!(Registries::load(&path).unwrap().insecure, ["a:1"]);
         std::fs::write(&path, r#"{"insecur":["a:1"]}"#).unwrap();

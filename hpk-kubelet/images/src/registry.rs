@@ -1,20 +1,15 @@
 //! Asking a registry: manifests and blobs over the OCI distribution protocol.
 
+use crate::conf::Place;
 use crate::error::SourceError;
 use crate::keyring::{Keyring, Pass};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::registries::{Registries, Scheme};
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol, SizedStream};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
-use std::io;
-use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::AsyncWrite;
-use tokio_util::io::InspectWriter;
 
 /// A registry that answered, with the scheme and credentials that it accepted.
 pub(crate) struct Session {
@@ -23,22 +18,53 @@ pub(crate) struct Session {
     reference: Reference,
 }
 
-/// Resolves the reference: tries schemes and credentials in order, and returns the manifest document's
-/// bytes and digest with the session that got them.
-pub(crate) async fn open(
-    reference: &Reference,
+/// A place that has an image, and its manifest document's bytes and digest.
+pub(crate) struct Found {
+    pub(crate) session: Session,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: String,
+    /// What the image is called there ([`Place::name`]).
+    pub(crate) name: Reference,
+}
+
+/// Resolves an image: tries the places in order. The last is the one that counts, when none has it.
+pub(crate) async fn open(places: &[Place], keyring: &Keyring, registries: &Registries) -> Result<Found, SourceError> {
+    let mut failed = Vec::new();
+    let mut last = SourceError::Unavailable("there is no place to ask".to_owned());
+    for place in places {
+        match open_at(place, keyring, registries).await {
+            Ok((session, bytes, digest)) => return Ok(Found { session, bytes, digest, name: place.name.clone() }),
+            Err(error) => {
+                failed.push(format!("{}: {error}", place.at));
+                last = error;
+            }
+        }
+    }
+    // The last one's words are the error's own.
+    failed.pop();
+    Err(if failed.is_empty() { last } else { last.after(&failed.join("; ")) })
+}
+
+/// Tries schemes and credentials in order.
+async fn open_at(
+    place: &Place,
     keyring: &Keyring,
     registries: &Registries,
 ) -> Result<(Session, Vec<u8>, String), SourceError> {
-    registries.check_place(reference.resolve_registry()).await?;
+    let reference = &place.at;
+    registries.check_place(place).await?;
     let mut last = SourceError::Unavailable("no way to reach it".to_owned());
     let candidates = keyring.candidates(reference.registry(), reference.repository());
     let has_credentials = candidates.len() > 1;
-    let schemes = registries.schemes(reference.resolve_registry(), has_credentials).await;
+    let schemes = registries.schemes(place, has_credentials).await;
     for &scheme in &schemes {
         for auth in candidates.clone() {
             // A client of its own: the library caches the first credentials it sees for a registry.
-            let session = Session { client: client(scheme, registries).await?, auth, reference: reference.clone() };
+            let session = Session {
+                client: client(scheme, place.insecure, registries).await?,
+                auth,
+                reference: reference.clone(),
+            };
             match session.manifest(reference).await {
                 Ok((bytes, digest)) => return Ok((session, bytes, digest)),
                 Err(e @ SourceError::Unauthorized(_)) => last = e,
@@ -68,7 +94,7 @@ pub(crate) async fn open(
     })
 }
 
-async fn client(scheme: Scheme, registries: &Registries) -> Result<Client, SourceError> {
+async fn client(scheme: Scheme, insecure: bool, registries: &Registries) -> Result<Client, SourceError> {
     let mut roots = Vec::new();
     for path in &registries.ca_files {
         let data = tokio::fs::read(path).await.map_err(SourceError::io("read", path))?;
@@ -80,6 +106,7 @@ async fn client(scheme: Scheme, registries: &Registries) -> Result<Client, Sourc
             Scheme::Http => ClientProtocol::Http,
         },
         extra_root_certificates: roots,
+        accept_invalid_certificates: insecure,
         connect_timeout: Some(Duration::from_secs(10)),
         read_timeout: Some(Duration::from_secs(60)),
         user_agent: concat!("hpk/", env!("CARGO_PKG_VERSION")),
@@ -104,42 +131,17 @@ impl Session {
         Ok(self.manifest(&self.reference.clone_with_digest(digest.to_owned())).await?.0)
     }
 
-    /// Writes a blob to `path`, at most `limit` bytes; `progress` gets the number of bytes of each part.
-    pub(crate) async fn blob(
-        &self,
-        descriptor: &Descriptor,
-        path: PathBuf,
-        limit: u64,
-        progress: &(dyn Fn(usize) + Send + Sync),
-    ) -> Result<(), SourceError> {
-        let file = tokio::fs::File::create(&path).await.map_err(SourceError::io("create", &path))?;
-        let out = InspectWriter::new(Bounded { file, left: limit }, |bytes: &[u8]| progress(bytes.len()));
-        self.client.pull_blob(&self.reference, descriptor.digest.as_str(), out).await.map_err(error)
-    }
-}
-
-/// A file that takes no more than so many bytes: a registry could send for ever.
-struct Bounded {
-    file: tokio::fs::File,
-    left: u64,
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if bytes.len() as u64 > self.left {
-            return Poll::Ready(Err(io::Error::other("the registry sends more than the manifest says")));
+    /// The rest of a blob, from a byte on: the bytes, and whether they begin there. A registry may not know how to begin
+    /// anywhere but at the beginning.
+    pub(crate) async fn rest(&self, descriptor: &Descriptor, from: u64) -> Result<(SizedStream, bool), SourceError> {
+        let digest = descriptor.digest.as_str();
+        if from == 0 {
+            return Ok((self.client.pull_blob_stream(&self.reference, digest).await.map_err(error)?, false));
         }
-        let written = std::task::ready!(Pin::new(&mut self.file).poll_write(cx, bytes))?;
-        self.left -= written as u64;
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.file).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.file).poll_shutdown(cx)
+        match self.client.pull_blob_stream_partial(&self.reference, digest, from, None).await.map_err(error)? {
+            BlobResponse::Full(stream) => Ok((stream, false)),
+            BlobResponse::Partial(stream) => Ok((stream, true)),
+        }
     }
 }
 

@@ -72,7 +72,7 @@ impl ImageStore {
         let turn = self.inner.turn(&source.normalized());
         let _turn = turn.lock().await;
         // Before anything else: an image that is in the store already is not for everybody either.
-        let wanted = Wanted::open(&source, local).await.map_err(of)?;
+        let wanted = Wanted::open(&source, image, local).await.map_err(of)?;
         if policy != PullPolicy::Always
             && let Some(present) = self.inner.known(&source, &wanted, keyring)
         {
@@ -88,7 +88,7 @@ impl ImageStore {
     /// no registry.
     pub async fn present(&self, image: &str, keyring: &Keyring, local: &LocalImages) -> Option<PulledImage> {
         let source = Source::parse(image).ok()?;
-        let wanted = Wanted::open(&source, local).await.ok()?;
+        let wanted = Wanted::open(&source, image, local).await.ok()?;
         self.inner.known(&source, &wanted, keyring)
     }
 
