@@ -144,6 +144,7 @@ long: site-up ## the cases that take minutes: back-off over six restarts, no con
 	@o=$$(tests/mpi-operator/build.sh | tail -n 1) && \
 	  install -D -m 755 $$o/mpi-operator $(SITE_DIR)/home/alice/.local/bin/mpi-operator && \
 	  install -D -m 644 $$o/mpijobs.yaml $(SITE_DIR)/home/alice/.local/share/mpi-operator/mpijobs.yaml
+	@images/push.sh postgres
 	@$(phase) "long end-to-end cases"
 	@cargo test --locked -p hpk-e2e -- --ignored --test-threads=1 --nocapture
 

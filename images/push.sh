@@ -3,6 +3,7 @@
 # registry (login:5000) does not hold yet: busybox:1, toolbox:1 and mpi:1.
 #
 #   push.sh            the site must be up (tests/site/up.sh calls this)
+#   push.sh postgres   another image of this folder
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
@@ -11,7 +12,8 @@ sx=$here/../tests/site/sx
 
 "$sx" login sh -c 'for i in $(seq 100); do curl -sf localhost:5000/v2/ >/dev/null && exit; sleep 0.1; done; exit 1' \
   || die "the registry on the login node does not answer: $SITE_DIR/nodes/login/fs/var/log/registry.log"
-for image in busybox toolbox mpi; do
+[ $# -gt 0 ] || set -- busybox toolbox mpi
+for image; do
   oci=$("$here/$image/build.sh")
   mark=$SITE_DIR/shared/registry/.pushed-$image
   [ "$(cat "$mark" 2>/dev/null)" = "$oci" ] && continue
