@@ -1,7 +1,7 @@
 #!/bin/bash
-# Builds the control plane's programs, unmodified, from the Go modules beside
-# this script (each pinned by go.mod and go.sum), and prints the folder that
-# holds them as its last line.
+# Builds the control plane's programs from the Go modules beside this script
+# (each pinned by go.mod and go.sum; upstream's code is not changed), and prints
+# the folder that holds them as its last line.
 #
 #   programs.sh [--kubernetes-bin DIR] [NAME...]
 #
@@ -42,7 +42,7 @@ if [ ${#to_build[@]} -gt 0 ] && ! command -v go >/dev/null; then
 fi
 
 key=$(
-  { cat "$here"/programs.sh "$here"/*/go.mod "$here"/*/go.sum
+  { cat "$here"/programs.sh "$here"/*/go.mod "$here"/*/go.sum "$here"/*/*/main.go
     go version 2>/dev/null || true
     [ -z "$given" ] || (cd "$given" && for n in "${names[@]}"; do [ ! -x "$n" ] || sha256sum "$n"; done)
   } | sha256sum | cut -c1-16
@@ -64,10 +64,16 @@ kubernetes_flags() {
 
 build() { # build NAME MODULE-FOLDER PACKAGE FLAGS
   local t=$SECONDS
-  phase "building $1"
-  (cd "$here/$2" && CGO_ENABLED=0 nice go build -trimpath -ldflags "-s -w$4" -o "$bin/.$1.new" "$3")
-  mv "$bin/.$1.new" "$bin/$1"
-  phase "built $1 in $((SECONDS - t)) s, $(($(stat -c %s "$bin/$1") / 1000000)) MB"
+  phase "building ${1##*/}"
+  (cd "$here/$2" && CGO_ENABLED=0 nice go build -trimpath -ldflags "-s -w$4" -o "$bin/$1.new" "$3")
+  mv "$bin/$1.new" "$bin/$1"
+  phase "built ${1##*/} in $((SECONDS - t)) s, $(($(stat -c %s "$bin/$1") / 1000000)) MB"
+}
+
+named() { # named NAME PROGRAM MODULE-FOLDER PACKAGE FLAGS
+  local together=$HPK_CACHE/control-plane-$key/$2
+  [ -x "$together" ] || build "../$2" "$3" "$4" "$5"
+  ln -f "$together" "$bin/$1"
 }
 
 for n in "${names[@]}"; do
@@ -79,11 +85,12 @@ for n in "${names[@]}"; do
     phase "took $n from $given"
   else
     case $n in
-      kube-apiserver|kube-controller-manager|kube-scheduler|kubectl)
-        build "$n" kubernetes "k8s.io/kubernetes/cmd/$n" "$(kubernetes_flags)" ;;
-      etcd) build etcd etcd go.etcd.io/etcd/server/v3 "" ;;
-      etcdutl) build etcdutl etcd go.etcd.io/etcd/etcdutl/v3 "" ;;
-      coredns) build coredns coredns github.com/coredns/coredns "" ;;
+      # One program by several names: docs/adr/0005-control-plane-image.md.
+      kube-apiserver|kube-controller-manager|kube-scheduler)
+        named "$n" components kubernetes ./components "$(kubernetes_flags)" ;;
+      etcd|etcdutl) named "$n" etcd-programs etcd ./programs "" ;;
+      kubectl) build kubectl kubernetes k8s.io/kubernetes/cmd/kubectl "$(kubernetes_flags)" ;;
+      coredns) build coredns coredns ./dns "" ;;
       metrics-server)
         v=$(cd "$here/metrics-server" && go list -m -f '{{.Version}}' sigs.k8s.io/metrics-server)
         build metrics-server metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server \
