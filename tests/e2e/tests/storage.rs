@@ -80,7 +80,7 @@ fn a_token_is_for_the_pods_user_alone() {
     ns.kubectl(&["patch", "configmap", "words", "-p", r#"{"data":{"word":"second"}}"#]).ok();
     for (name, want) in [("user", "1234 600\n0 644"), ("group", "1234 640\n0 644"), ("root", "0 644\n0 644")] {
         let log = eventually(&format!("{name} sees the change"), PATIENCE, || {
-            let log = ns.kubectl(&["logs", name]).ok();
+            let log = ns.kubectl(&["logs", name]).ok().to_owned();
             (log.lines().count() == 4).then_some(log)
         });
         assert_eq!(log, format!("{want}\n{want}"), "{name}");
