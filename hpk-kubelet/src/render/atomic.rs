@@ -280,7 +280,7 @@ mod tests {
         let give = |folder: &Path, gifts: &[(&str, u32)]| {
             assert_ne!(fs::read_link(&data).ok().as_deref(), folder.file_name().map(Path::new), "seen too early");
             for (path, _) in gifts {
-                fs::set_permissions(pod.join(folder).join(path), fs::Permissions::from_mode(0))?;
+                fs::set_permissions(pod.join(folder).join(path), fs::Permissions::from_mode(0o000))?;
             }
             asked.borrow_mut().push(gifts.iter().map(|(path, uid)| format!("{path} {uid}")).collect::<String>());
             Ok(())

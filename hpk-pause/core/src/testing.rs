@@ -40,6 +40,7 @@ pub(crate) fn pod(policy: RestartPolicy, init: Vec<ContainerPlan>, main: Vec<Con
         pod: PodRef { namespace: "ns".to_owned(), name: "p".to_owned(), uid: "u-1".to_owned() },
         hostname: "p".to_owned(),
         restart_policy: policy,
+        user_ids: hpk_api::plan::UserIds::default(),
         termination_grace_period_seconds: 30,
         active_deadline_seconds: None,
         share_process_namespace: false,

@@ -449,7 +449,7 @@ fn words(pod: &Pod) -> Vec<String> {
     let mut all: Vec<String> = unsupported(pod).iter().map(super::Unsupported::message).collect();
     all.extend(admit::refuse(pod).map(|r| r.message));
     for container in pod.spec.iter().flat_map(|s| &s.containers) {
-        all.extend(security::security(pod, container, "").err().map(|e| e.to_string()));
+        all.extend(security::security(pod, container, "", false).err().map(|e| e.to_string()));
     }
     all
 }
