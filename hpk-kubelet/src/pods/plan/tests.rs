@@ -1,5 +1,11 @@
 use super::*;
-use hpk_api::plan::VolumePlan;
+use crate::render::downward::Facts;
+use crate::render::sources::Sources;
+use hpk_api::cluster::ClusterConfig;
+use hpk_api::net::NetworkPlan;
+use hpk_api::plan::{Blocked, ImageRef, PodRef, RestartPolicy, VolumePlan};
+use hpk_images::ImageConfig;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 pub(crate) fn cluster() -> ClusterConfig {
@@ -53,6 +59,7 @@ fn make(spec: serde_json::Value) -> Result<Planned, PlanError> {
         node_resolv: &resolv::Resolv::default(),
         node_hosts: "",
         mounts: "",
+        me: ids::Me::default(),
         me: ids::Me::default(),
         settings: &Settings::default(),
     })
@@ -124,27 +131,6 @@ fn trouble_of_one_container_blocks_it_alone() {
 }
 
 #[test]
-fn sub_paths_are_checked() {
-    for (mount, message) in [
-        (json!({"name": "d", "mountPath": "/m", "subPathExpr": "$(NOPE)"}), "missing value for \"NOPE\""),
-        (
-            json!({"name": "d", "mountPath": "/m", "subPath": "/abs"}),
-            "error SubPath `/abs` must not be an absolute path",
-        ),
-        (
-            json!({"name": "d", "mountPath": "/m", "subPath": "a/../b"}),
-            "unable to provision SubPath `a/../b`: must not contain '..'",
-        ),
-    ] {
-        let planned = make(
-            json!({"containers": [{"name": "c", "volumeMounts": [mount]}], "volumes": [{"name": "d", "emptyDir": {}}]}),
-        )
-        .expect("plan");
-        assert_eq!(planned.plan.containers[0].blocked.as_ref().expect("blocked").message, message);
-    }
-}
-
-#[test]
 fn what_concerns_the_pod_is_an_error() {
     let missing = make(json!({"containers": [{"name": "c"}], "volumes": [{"name": "v", "configMap": {"name": "no"}}]}))
         .expect_err("error");
@@ -152,19 +138,4 @@ fn what_concerns_the_pod_is_an_error() {
     let unknown = make(json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": "/m"}]}]}))
         .expect_err("error");
     assert_eq!(unknown.reason(), "FailedMount");
-}
-
-#[test]
-fn signals() {
-    for (text, number) in [
-        ("SIGTERM", Some(15)),
-        ("term", Some(15)),
-        ("9", Some(9)),
-        ("SIGRTMIN+3", Some(37)),
-        ("RTMAX-1", Some(63)),
-        ("SIGNO", None),
-        ("65", None),
-    ] {
-        assert_eq!(signal_number(text), number, "{text}");
-    }
 }
