@@ -43,8 +43,8 @@ pub(crate) enum PlanError {
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// Host name; event FailedCreatePodSandBox.
-    #[error("{0}")]
-    Hostname(String),
+    #[error(transparent)]
+    Hostname(#[from] hosts::HostnameTooLong),
     /// A group id; event FailedCreatePodSandBox.
     #[error(transparent)]
     Security(#[from] security::SecurityError),
@@ -112,7 +112,7 @@ pub(crate) fn plan(input: Input<'_>) -> Result<Planned, PlanError> {
     let mut plan = SandboxPlan {
         version: hpk_api::VERSION,
         pod: input.who.clone(),
-        hostname: hosts::hostname(input.pod, &input.cluster.cluster_domain).map_err(PlanError::Hostname)?,
+        hostname: hosts::hostname(input.pod, &input.cluster.cluster_domain)?,
         restart_policy: restart::policy(spec.restart_policy.as_deref()).unwrap_or_default(),
         termination_grace_period_seconds: grace_seconds(&spec),
         active_deadline_seconds: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),

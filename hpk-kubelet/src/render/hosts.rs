@@ -1,17 +1,28 @@
 //! Content of a pod's /etc/hosts and its host name, as the kubelet's documentation and users expect them.
 
 use k8s_openapi::api::core::v1::{HostAlias, Pod};
+use thiserror::Error;
 
 /// Longest host name that a UTS namespace takes (Linux `__NEW_UTS_LEN`).
 const MAX_HOSTNAME: usize = 64;
+
+/// With setHostnameAsFQDN: the full name does not fit into a UTS namespace (upstream's text).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long ({MAX_HOSTNAME} characters is the max, {} characters requested)",
+    fqdn.len()
+)]
+pub(crate) struct HostnameTooLong {
+    fqdn: String,
+}
 
 /// spec.hostname or the pod's name, cut to 63 characters; with setHostnameAsFQDN the full name;
 /// spec.hostnameOverride wins over both. Empty for a pod in the node's network, which has the node's name whatever its
 /// spec.hostname says.
 ///
 /// # Errors
-/// With setHostnameAsFQDN: the full name does not fit into a UTS namespace (upstream's text).
-pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+/// See [`HostnameTooLong`].
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, HostnameTooLong> {
     let spec = pod.spec.as_ref();
     if let Some(name) = spec.and_then(|s| s.hostname_override.clone()) {
         return Ok(name);
@@ -28,10 +39,7 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String
         Some(domain) => {
             let fqdn = format!("{short}.{domain}");
             if fqdn.len() > MAX_HOSTNAME {
-                return Err(format!(
-                    "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long ({MAX_HOSTNAME} characters is the max, {} characters requested)",
-                    fqdn.len()
-                ));
+                return Err(HostnameTooLong { fqdn });
             }
             Ok(fqdn)
         }

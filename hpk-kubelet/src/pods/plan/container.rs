@@ -7,6 +7,20 @@ use crate::quantity::amounts;
 use crate::render::{env, hosts};
 use hpk_api::plan::{Blocked, ContainerPlan, ImageRef, Resources, SecurityPlan, TerminationMessagePolicy, UserIds};
 use k8s_openapi::api::core::v1::Container;
+use thiserror::Error;
+
+/// The container cannot be made of what its pod says: reason CreateContainerConfigError.
+#[derive(Debug, Error)]
+enum ConfigError {
+    #[error(transparent)]
+    Environment(#[from] env::EnvError),
+    #[error(transparent)]
+    Security(#[from] security::SecurityError),
+    #[error(transparent)]
+    SubPath(#[from] mounts::SubPathError),
+    #[error("no command: neither the container's command nor the image's ENTRYPOINT or CMD is set in {image}")]
+    NoCommand { image: String },
+}
 
 /// The plan of one container; trouble of its own blocks it.
 pub(super) fn container(
@@ -28,8 +42,8 @@ pub(super) fn container(
         }
     };
     plan.image_ref = image.image_ref.clone();
-    if let Err(message) = fill(input, container, image, &mut plan, warnings) {
-        plan.blocked = Some(Blocked { reason: "CreateContainerConfigError".to_owned(), message });
+    if let Err(error) = fill(input, container, image, &mut plan, warnings) {
+        plan.blocked = Some(Blocked { reason: "CreateContainerConfigError".to_owned(), message: error.to_string() });
     }
     plan
 }
@@ -81,7 +95,7 @@ fn fill(
     image: &Image,
     plan: &mut ContainerPlan,
     warnings: &mut Vec<(&'static str, String)>,
-) -> Result<(), String> {
+) -> Result<(), ConfigError> {
     let image_env: Vec<(String, String)> = image
         .config
         .env
@@ -90,16 +104,13 @@ fn fill(
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
     let environment =
-        env::environment(input.pod, container, &image_env, input.sources, input.facts).map_err(|e| e.to_string())?;
+        env::environment(input.pod, container, &image_env, input.sources, input.facts)?;
     warnings.extend(environment.warnings.iter().map(|w| ("InvalidEnvironmentVariableNames", w.clone())));
     let keep = input.user_ids() == UserIds::Keep;
-    plan.security = security::security(input.pod, container, &image.config.user, keep).map_err(|e| e.to_string())?;
+    plan.security = security::security(input.pod, container, &image.config.user, keep)?;
     plan.argv = command::argv(container, &image.config, &environment, input.sources);
     if plan.argv.is_empty() {
-        return Err(format!(
-            "no command: neither the container's command nor the image's ENTRYPOINT or CMD is set in {}",
-            plan.image
-        ));
+        return Err(ConfigError::NoCommand { image: plan.image.clone() });
     }
     plan.working_dir = container
         .working_dir

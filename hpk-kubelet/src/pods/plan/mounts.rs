@@ -4,24 +4,36 @@ use crate::render::env::Environment;
 use crate::render::expand::try_expand;
 use hpk_api::plan::MountPlan;
 use k8s_openapi::api::core::v1::Container;
+use thiserror::Error;
 
-pub(super) fn mounts(container: &Container, environment: &Environment) -> Result<Vec<MountPlan>, String> {
+/// A `subPath` or `subPathExpr` that cannot be mounted, in upstream's words.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum SubPathError {
+    #[error("missing value for {0:?}")]
+    NoValue(String),
+    #[error("error SubPath `{0}` must not be an absolute path")]
+    Absolute(String),
+    #[error("unable to provision SubPath `{0}`: must not contain '..'")]
+    Parent(String),
+}
+
+pub(super) fn mounts(container: &Container, environment: &Environment) -> Result<Vec<MountPlan>, SubPathError> {
     let mut list = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let mut sub_path = mount.sub_path.clone().filter(|p| !p.is_empty());
         if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
             let path = try_expand(expression, |name| match environment.get(name).filter(|v| !v.is_empty()) {
                 Some(value) => Ok(Some(value)),
-                None => Err(format!("missing value for {name:?}")),
+                None => Err(SubPathError::NoValue(name.to_owned())),
             })?;
             sub_path = Some(path).filter(|p| !p.is_empty());
         }
         if let Some(path) = &sub_path {
             if path.starts_with('/') {
-                return Err(format!("error SubPath `{path}` must not be an absolute path"));
+                return Err(SubPathError::Absolute(path.clone()));
             }
             if path.split('/').any(|part| part == "..") {
-                return Err(format!("unable to provision SubPath `{path}`: must not contain '..'"));
+                return Err(SubPathError::Parent(path.clone()));
             }
         }
         let path =
@@ -59,7 +71,8 @@ mod tests {
             ),
         ] {
             let container = serde_json::from_value(json!({"name": "c", "volumeMounts": [mount]})).expect("container");
-            assert_eq!(mounts(&container, &Environment::default()), Err(message.to_owned()));
+            let error = mounts(&container, &Environment::default()).expect_err("error");
+            assert_eq!(error.to_string(), message);
         }
     }
 }

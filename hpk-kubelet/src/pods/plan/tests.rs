@@ -60,7 +60,6 @@ fn make(spec: serde_json::Value) -> Result<Planned, PlanError> {
         node_hosts: "",
         mounts: "",
         me: ids::Me::default(),
-        me: ids::Me::default(),
         settings: &Settings::default(),
     })
 }
