@@ -20,7 +20,7 @@ use hpk_api::net::{ChainOffer, NetworkPlan};
 use hpk_api::plan::PodRef;
 use hpk_layout::{Home, node};
 use inside::{Inside, Places, netns_path};
-use list::{List, ListError, Plugin};
+use list::{List, Plugin};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use exec::{run as run_inside, search_path};
+pub(crate) use list::ListError;
 
 /// How long one plug-in may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -110,8 +111,8 @@ impl Chain {
     }
 
     /// Whether the list is good.
-    pub(crate) fn judge(&self) -> Result<(), String> {
-        self.list.as_ref().map(|_| ()).map_err(ToString::to_string)
+    pub(crate) fn judge(&self) -> Result<(), ListError> {
+        self.list.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
     /// Whether a plug-in carries out the pod's host ports.
