@@ -13,6 +13,7 @@ mod datagrams;
 mod direct;
 pub mod inside;
 mod listen;
+mod listener;
 mod relay;
 mod spread;
 
