@@ -1,4 +1,5 @@
 use super::*;
+use hpk_api::link::{Hello, MEMBER, NetQuestion};
 use proptest::prelude::*;
 use serde_json::json;
 
