@@ -3,11 +3,15 @@
 //! Each is read off two statuses of a pod, one after the other: what was not so before has happened. A kubelet that begins
 //! takes the API's status for the first, so nothing is counted twice over a restart, and counters begin at 0 as upstream's do.
 
+mod present;
+mod statuses;
+
+pub(crate) use present::present;
+
 use super::phase;
 use hpk_server::prometheus::Family;
-use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodSpec, PodStatus, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, VolumeMount};
+use statuses::{ends, has_begun, image_mounts, lacks_sandbox, last_end, never_ran, starts, waiting_error};
 use std::collections::BTreeMap;
 
 /// Upper bounds of the buckets of times until a pod runs, seconds: upstream's.
@@ -241,117 +245,10 @@ impl Tally {
     }
 }
 
-/// Gauges of upstream's about the pods that there are now.
-#[must_use]
-pub(crate) fn present<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<Family> {
-    let (mut desired, mut active, mut ephemeral) = (0_u64, 0_u64, 0_u64);
-    let mut states = BTreeMap::from([("created", 0_u64), ("exited", 0), ("running", 0), ("unknown", 0)]);
-    for pod in pods {
-        desired += 1;
-        let status = pod.status.as_ref();
-        active += u64::from(!phase::is_terminal(status.and_then(|s| s.phase.as_deref())));
-        ephemeral += pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).count() as u64;
-        for state in status.into_iter().flat_map(all).filter_map(|c| c.state.as_ref()) {
-            let name = match state {
-                ContainerState { running: Some(_), .. } => "running",
-                ContainerState { terminated: Some(_), .. } => "exited",
-                _ => continue,
-            };
-            *states.entry(name).or_default() += 1;
-        }
-    }
-    let by_source = |name, help, value: u64| {
-        let mut family = Family::gauge(name, help);
-        family.sample(&[("static", "")], value);
-        family
-    };
-    let mut running = Family::gauge("kubelet_running_containers", "[ALPHA] Number of containers currently running");
-    states.iter().for_each(|(state, count)| running.sample(&[("container_state", state)], count));
-    let mut managed = Family::gauge(
-        "kubelet_managed_ephemeral_containers",
-        "[ALPHA] Current number of ephemeral containers in pods managed by this kubelet.",
-    );
-    managed.sample(&[], ephemeral);
-    vec![
-        running,
-        by_source(
-            "kubelet_desired_pods",
-            "[ALPHA] The number of pods the kubelet is being instructed to run.",
-            desired,
-        ),
-        by_source("kubelet_active_pods", "[ALPHA] The number of pods the kubelet considers active.", active),
-        managed,
-    ]
-}
-
 fn one(name: &'static str, help: &str, value: u64) -> Family {
     let mut family = Family::counter(name, help);
     family.sample(&[], value);
     family
-}
-
-fn all(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
-    let (init, ephemeral) = (&status.init_container_statuses, &status.ephemeral_container_statuses);
-    [init, &status.container_statuses, ephemeral].into_iter().flatten().flatten()
-}
-
-/// The sandbox stands, or has stood.
-fn has_begun(status: &PodStatus) -> bool {
-    let stands = |s: &PodStatus| {
-        s.conditions.iter().flatten().any(|c| c.type_ == "PodReadyToStartContainers" && c.status == "True")
-    };
-    stands(status) || all(status).any(|s| starts(s) > 0)
-}
-
-fn lacks_sandbox(status: &PodStatus) -> bool {
-    let by_condition = status.conditions.iter().flatten().any(|c| c.reason.as_deref() == Some("PodSandboxNotReady"));
-    by_condition || status.reason.as_deref() == Some("CreatePodSandboxError")
-}
-
-/// The newest end of one of its runs.
-fn last_end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
-    let of = |state: &'_ Option<ContainerState>| state.as_ref().is_some_and(|s| s.terminated.is_some());
-    let state = if of(&status.state) { &status.state } else { &status.last_state };
-    state.as_ref()?.terminated.as_ref()
-}
-
-fn runs(status: &ContainerStatus) -> bool {
-    status.state.as_ref().is_some_and(|s| s.running.is_some())
-}
-
-/// How often it was started.
-fn starts(status: &ContainerStatus) -> u64 {
-    if runs(status) || last_end(status).is_some() { u64::try_from(status.restart_count).unwrap_or(0) + 1 } else { 0 }
-}
-
-/// How often it ended.
-fn ends(status: &ContainerStatus) -> u64 {
-    starts(status) - u64::from(runs(status))
-}
-
-/// Its process was never there.
-fn never_ran(end: &ContainerStateTerminated) -> bool {
-    matches!(end.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
-}
-
-/// Why it cannot be started for now, where that is an error.
-fn waiting_error(status: &ContainerStatus) -> Option<&str> {
-    let reason = status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
-    let is_error = reason.starts_with("Err")
-        || matches!(
-            reason,
-            "ImagePullBackOff" | "InvalidImageName" | "CreateContainerConfigError" | "CreateContainerError"
-        );
-    is_error.then_some(reason)
-}
-
-/// Mounts of images in the container of this name.
-fn image_mounts<'a>(spec: &'a PodSpec, name: &str) -> impl Iterator<Item = &'a VolumeMount> {
-    let volumes = spec.volumes.iter().flatten();
-    let images: Vec<&str> = volumes.filter(|v| v.image.is_some()).map(|v| v.name.as_str()).collect();
-    let container = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
-    let mounts = container.into_iter().flat_map(|c| c.volume_mounts.iter().flatten());
-    mounts.filter(move |mount| images.contains(&mount.name.as_str()))
 }
 
 #[cfg(test)]
@@ -494,24 +391,5 @@ mod tests {
                 "kubelet_image_volume_mounted_errors_total 1",
             ]
         );
-    }
-
-    #[test]
-    fn gauges_tell_of_the_pods_of_now() {
-        let mut a = pod(json!({"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]}));
-        a.status = Some(main_container(0, json!({"running": {}}), json!({})));
-        let mut b = pod(json!({"containers": [{"name": "c"}]}));
-        b.status = Some(main_container(0, ended(0, "Completed", ""), json!({})));
-        b.status.as_mut().expect("it has one").phase = Some("Succeeded".to_owned());
-        let text = prometheus::text(present([&a, &b].into_iter()));
-        for line in [
-            r#"kubelet_running_containers{container_state="running"} 1"#,
-            r#"kubelet_running_containers{container_state="exited"} 1"#,
-            r#"kubelet_desired_pods{static=""} 2"#,
-            r#"kubelet_active_pods{static=""} 1"#,
-            "kubelet_managed_ephemeral_containers 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
-        }
     }
 }
