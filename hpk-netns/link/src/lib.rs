@@ -14,9 +14,13 @@
 //!
 //! What flows inside is [`hpk_api::link`]'s; this crate interprets nothing of the supervisor's streams.
 
+#[cfg(feature = "server")]
+mod arrival;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod doorway;
+#[cfg(feature = "server")]
+mod events;
 #[cfg(feature = "server")]
 mod grants;
 pub mod lasting;
