@@ -198,7 +198,7 @@ pub(crate) enum HelperError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the image helper broke off: {0}")]
+    #[error("the image helper ended too early: {0}")]
     Broken(String),
     #[error("{0}")]
     Job(String),

@@ -13,7 +13,7 @@ pub(crate) enum LineError {
     Ended,
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
-    #[error("not understood: {0}")]
+    #[error("the line cannot be read: {0}")]
     Json(#[from] serde_json::Error),
     #[error(transparent)]
     Io(#[from] std::io::Error),

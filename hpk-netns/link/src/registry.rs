@@ -22,11 +22,14 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     /// The versions of both ends.
-    #[error("hpk-netns speaks version {theirs}, this kubelet {}", hpk_api::VERSION)]
+    #[error(
+        "hpk-netns speaks version {theirs} of the link, this kubelet {}: install one version on login and compute nodes",
+        hpk_api::VERSION
+    )]
     Version { theirs: u32 },
     #[error("the certificate was issued for another pod")]
     OtherPod,
-    #[error("this kubelet knows no such pod that runs")]
+    #[error("this kubelet has no running pod of that UID")]
     Unknown,
     #[error("the certificate has been replaced: the pod's folder has the one that is valid")]
     Replaced,

@@ -36,7 +36,7 @@ const AGAIN: [u64; 5] = [1, 2, 5, 15, 40];
 enum GangError {
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("{}: no gang of this version of HPK: {source}", path.display())]
+    #[error("{}: this version of HPK cannot read the gang: {source}; install one version on login and compute nodes", path.display())]
     Content { path: PathBuf, source: serde_json::Error },
     #[error("Slurm does not say which nodes and tasks the job has ({0}): is this a job of sbatch?")]
     NoAllocation(String),

@@ -33,7 +33,7 @@ pub enum RequestError {
     #[error("connection to the pod's supervisor broke: {0}")]
     Io(#[from] io::Error),
     /// The supervisor does not speak the contract.
-    #[error("the pod's supervisor answered nonsense: {0}")]
+    #[error("the answer of the pod's supervisor cannot be read: {0}")]
     Protocol(String),
     /// The supervisor is silent.
     #[error(

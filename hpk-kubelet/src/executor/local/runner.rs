@@ -72,7 +72,7 @@ pub(crate) enum Message {
 pub enum Refused {
     #[error("the pod asks for more than this machine has: {0}; lower its requests")]
     TooLarge(String),
-    #[error("{0}: not what the local executor is asked")]
+    #[error("the local executor does not know the request {0:?}")]
     Words(String),
     #[error("the run cannot be written down in HPK_HOME/runs")]
     Io(#[from] io::Error),

@@ -103,8 +103,7 @@ fn fill(
         .map(|e| e.split_once('=').unwrap_or((e, "")))
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
-    let environment =
-        env::environment(input.pod, container, &image_env, input.sources, input.facts)?;
+    let environment = env::environment(input.pod, container, &image_env, input.sources, input.facts)?;
     warnings.extend(environment.warnings.iter().map(|w| ("InvalidEnvironmentVariableNames", w.clone())));
     let keep = input.user_ids() == UserIds::Keep;
     plan.security = security::security(input.pod, container, &image.config.user, keep)?;

@@ -49,7 +49,7 @@ pub trait Sockets: Send + std::fmt::Debug {
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupported {
     /// The kernel has no user notification, or none that can replace descriptors.
-    #[error("the compute node's kernel cannot let connections ask first (seccomp's user notification): {}", .0.desc())]
+    #[error("the compute node's kernel lacks what takes connections to the pods' network (seccomp's user notification): {}", .0.desc())]
     Notification(Errno),
     /// It does not let one process look at another's descriptors.
     #[error("the compute node's kernel does not show a process's sockets to another (pidfd_getfd): {}", .0.desc())]
@@ -58,7 +58,7 @@ pub enum Unsupported {
     #[error("the compute node's kernel does not say which network a socket belongs to (Linux 5.14 does)")]
     Cookie,
     /// No socket, file or descriptor.
-    #[error("connections cannot ask first: {0}")]
+    #[error("connections cannot be taken to the pods' network: {0}")]
     Io(#[from] io::Error),
 }
 
