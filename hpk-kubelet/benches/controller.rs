@@ -11,7 +11,7 @@ use hpk_api::plan::{PodRef, Settings};
 use hpk_api::state::PodState;
 use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
 use hpk_kubelet::parts::{
-    Answer, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError, Folder,
+    Answer, AskError, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError, Folder,
     Kind, Kubelet, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site, Submission,
     Times, Words, words,
 };
@@ -44,8 +44,8 @@ impl Executor for StubExecutor {
     fn words(&self) -> &'static Words {
         words::of(Kind::Slurm)
     }
-    fn ask(&self, _: &Asking<'_>) -> Result<Asked, String> {
-        Err("a stub".to_owned())
+    fn ask(&self, _: &Asking<'_>) -> Result<Asked, AskError> {
+        Err(std::io::Error::other("a stub").into())
     }
     fn submit<'a>(&'a self, _: Submission<'a>) -> Answer<'a, String> {
         never()

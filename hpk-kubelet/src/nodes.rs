@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, Config};
 use std::collections::BTreeMap;
+use thiserror::Error;
 
 /// A Node that is a part of a Slurm cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,18 +123,30 @@ fn client_as(config: &Config, user: &str, group: Option<&'static str>) -> Result
     Ok(Client::try_from(config)?)
 }
 
+/// The pod's own flags name another partition than its Node's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "--partition={given} in the pod's flags, and the pod is on node {node}, which is partition {ours}: remove the flag, and choose the partition by nodeSelector {PARTITION}: {given}"
+)]
+pub(crate) struct OtherPartition {
+    given: String,
+    node: String,
+    ours: String,
+}
+
 /// The partition of a pod's job: its Node's, which the pod's own flags must not contradict.
 ///
 /// # Errors
-/// They do: what is wrong and what can be done.
-pub(crate) fn partition<'a>(node: Option<&'a VirtualNode>, given: Option<&str>) -> Result<Option<&'a str>, String> {
+/// They do.
+pub(crate) fn partition<'a>(
+    node: Option<&'a VirtualNode>,
+    given: Option<&str>,
+) -> Result<Option<&'a str>, OtherPartition> {
     let Some((node, ours)) = node.and_then(|n| Some((n, n.partition.as_deref()?))) else { return Ok(None) };
     match given {
-        Some(given) if given != ours => Err(format!(
-            "--partition={given} in the pod's flags, and the pod is on node {}, which is partition {ours}: remove the flag, and \
-             choose the partition by nodeSelector {PARTITION}: {given}",
-            node.name
-        )),
+        Some(given) if given != ours => {
+            Err(OtherPartition { given: given.to_owned(), node: node.name.clone(), ours: ours.to_owned() })
+        }
         _ => Ok(Some(ours)),
     }
 }
@@ -174,7 +187,7 @@ pub(crate) mod tests {
         assert_eq!(partition(first, Some("any")), Ok(None));
         assert_eq!(partition(debug, None), Ok(Some("debug")));
         assert_eq!(partition(debug, Some("debug")), Ok(Some("debug")));
-        let refused = partition(debug, Some("main")).expect_err("another partition");
+        let refused = partition(debug, Some("main")).expect_err("another partition").to_string();
         assert!(refused.contains("hpk-site-debug") && refused.contains("nodeSelector"), "{refused}");
         assert_eq!(partition(None, Some("main")), Ok(None));
     }

@@ -11,6 +11,30 @@ use std::path::Path;
 /// What the file may have at most, in bytes.
 const MOST: u64 = 1 << 20;
 
+/// A variable that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("env[{variable}].valueFrom.fileKeyRef: file {path:?} of volume {volume:?}{why}")]
+pub(crate) struct FileKeyError {
+    variable: String,
+    path: String,
+    volume: String,
+    why: Why,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error(": {0}")]
+    Read(std::io::Error),
+    #[error(" is not UTF-8 text")]
+    NotText,
+    #[error(" holds a NUL, which no variable can")]
+    Nul,
+    #[error(": {0}")]
+    Line(env_file::EnvFileError),
+    #[error(" does not set {0:?}")]
+    NoKey(String),
+}
+
 /// The values of one container's [`FileKey`]s, in their order; None: optional, and missing.
 #[derive(Debug, Default)]
 pub(crate) struct FileValues(Vec<(FileKey, Option<String>)>);
@@ -19,9 +43,15 @@ impl FileValues {
     /// Reads them.
     ///
     /// # Errors
-    /// Which variable cannot be had, and why.
-    pub(crate) fn read(keys: &[FileKey], paths: &Paths) -> Result<Self, String> {
-        let read = |key: &FileKey| Ok((key.clone(), read(key, &paths.empty_dir(&key.volume))?));
+    /// One of them cannot be had.
+    pub(crate) fn read(keys: &[FileKey], paths: &Paths) -> Result<Self, FileKeyError> {
+        let read = |key: &FileKey| {
+            let value = read(key, &paths.empty_dir(&key.volume)).map_err(|why| {
+                let FileKey { variable, path, volume, .. } = key.clone();
+                FileKeyError { variable, path, volume, why }
+            })?;
+            Ok((key.clone(), value))
+        };
         keys.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
 
@@ -50,20 +80,18 @@ impl FileValues {
     }
 }
 
-fn read(key: &FileKey, volume: &Path) -> Result<Option<String>, String> {
-    let FileKey { variable, path, volume: name, .. } = key;
-    let of = format!("env[{variable}].valueFrom.fileKeyRef: file {path:?} of volume {name:?}");
-    let bytes = match hpk_sys::beneath::read(volume, Path::new(path), MOST) {
+fn read(key: &FileKey, volume: &Path) -> Result<Option<String>, Why> {
+    let bytes = match hpk_sys::beneath::read(volume, Path::new(&key.path), MOST) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound && key.optional => return Ok(None),
-        Err(error) => return Err(format!("{of}: {error}")),
+        Err(error) => return Err(Why::Read(error)),
     };
-    let text = String::from_utf8(bytes).map_err(|_| format!("{of} is not UTF-8 text"))?;
+    let text = String::from_utf8(bytes).map_err(|_| Why::NotText)?;
     if text.contains('\0') {
-        return Err(format!("{of} holds a NUL, which no variable can"));
+        return Err(Why::Nul);
     }
-    match env_file::value(&text, &key.key).map_err(|error| format!("{of}: {error}"))? {
-        None if !key.optional => Err(format!("{of} does not set {:?}", key.key)),
+    match env_file::value(&text, &key.key).map_err(Why::Line)? {
+        None if !key.optional => Err(Why::NoKey(key.key.clone())),
         value => Ok(value),
     }
 }
@@ -101,7 +129,7 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_named() {
         let (dir, paths) = written(b"A='1'\n");
-        let refused = |key: FileKey| FileValues::read(&[key], &paths).unwrap_err();
+        let refused = |key: FileKey| FileValues::read(&[key], &paths).unwrap_err().to_string();
         let of = "env[X].valueFrom.fileKeyRef: file \"d/app.env\" of volume \"config\"";
         assert_eq!(refused(key("X", "B", false, None)), format!("{of} does not set \"B\""));
         let file = paths.empty_dir("config").join("d/app.env");

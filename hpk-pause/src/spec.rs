@@ -134,7 +134,8 @@ impl Specs {
         let writable = folder.join("rw");
         let share = gpus::shares(pod).remove(&container.name);
         let seen = self.gpus.seen(share.as_ref());
-        let files = FileValues::read(&container.file_keys, &self.paths).map_err(LaunchFailure::Config)?;
+        let files = FileValues::read(&container.file_keys, &self.paths)
+            .map_err(|error| LaunchFailure::Config(error.to_string()))?;
         let fill = |text: &str| files.fill(self.fill(text));
         let spec = LaunchSpec {
             name: container.name.clone(),

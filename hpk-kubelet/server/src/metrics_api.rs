@@ -96,7 +96,7 @@ impl MetricsApi {
         let Some(path) = parse(path) else { return text(StatusCode::NOT_FOUND, "404 page not found\n") };
         let selector = match selector::parse(query.get("labelSelector").unwrap_or_default()) {
             Ok(selector) => selector,
-            Err(why) => return failure(StatusCode::BAD_REQUEST, "BadRequest", &why),
+            Err(error) => return failure(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
         };
         match path {
             Path::Groups => json(&groups()),

@@ -4,11 +4,16 @@
 
 use kube::core::{Expression, Selector};
 
+/// The part of a selector that is no requirement, in upstream's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unable to parse requirement: {0:?}")]
+pub(crate) struct SelectorError(String);
+
 /// Reads `a=b,c!=d,e in (x,y),f notin (z),g,!h`.
 ///
 /// # Errors
-/// The part that is no requirement, in upstream's words.
-pub(crate) fn parse(text: &str) -> Result<Selector, String> {
+/// A part is no requirement.
+pub(crate) fn parse(text: &str) -> Result<Selector, SelectorError> {
     split(text).into_iter().filter(|part| !part.is_empty()).map(requirement).collect()
 }
 
@@ -30,11 +35,11 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-fn requirement(text: &str) -> Result<Expression, String> {
+fn requirement(text: &str) -> Result<Expression, SelectorError> {
     let key = |key: &str| {
         let key = key.trim();
         let fine = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
-        if fine { Ok(key.to_owned()) } else { Err(format!("unable to parse requirement: {text:?}")) }
+        if fine { Ok(key.to_owned()) } else { Err(SelectorError(text.to_owned())) }
     };
     if let Some((head, set)) = text.strip_suffix(')').and_then(|t| t.split_once('(')) {
         let values = set.split(',').map(|v| v.trim().to_owned()).collect();

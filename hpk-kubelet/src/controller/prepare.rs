@@ -70,9 +70,9 @@ pub(super) async fn prepare(
     }
     let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
     if !class.is_empty()
-        && let Err(why) = runtime_class::check(ctx.clients.of_pod(pod).clone(), class).await
+        && let Err(error) = runtime_class::check(ctx.clients.of_pod(pod).clone(), class).await
     {
-        tell(Note::warning("FailedCreatePodSandBox", why));
+        tell(Note::warning("FailedCreatePodSandBox", error.to_string()));
         return Err(Held { retry: retry(memory), ..Held::default() });
     }
     if let Some(gangs) = &ctx.gangs {
@@ -103,7 +103,8 @@ pub(super) async fn prepare(
     });
     let request = match asked {
         Ok(request) => request,
-        Err(why) => {
+        Err(error) => {
+            let why = error.to_string();
             tell(Note::warning("FailedSubmit", why.clone()));
             return Err(hold_all(pod, "CreateContainerConfigError", &why, None));
         }

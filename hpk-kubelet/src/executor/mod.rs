@@ -44,8 +44,8 @@ pub trait Executor: fmt::Debug + Send + Sync {
     /// What a pod asks for. Pure.
     ///
     /// # Errors
-    /// The pod asks for what this executor does not carry out: for people, with the remedy.
-    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String>;
+    /// The pod asks for what this executor does not carry out.
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, AskError>;
 
     /// Begins a run of `script`, or has it wait for its turn; gives its id.
     fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String>;
@@ -137,6 +137,23 @@ pub enum Past<'a> {
     Ids(&'a [String]),
     /// By the names of their pods, `<namespace>/<name>`, and not older than this.
     Names(&'a [String], Timestamp),
+}
+
+/// What a pod asks for and its executor does not carry out; its text is for people, and says what can be done. It is no
+/// [`std::error::Error`] itself, so that each executor's own error becomes one by `?`.
+#[derive(Debug)]
+pub struct AskError(Box<dyn std::error::Error + Send + Sync>);
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for AskError {
+    fn from(source: E) -> Self {
+        Self(Box::new(source))
+    }
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// An executor that did not do its work.

@@ -2,7 +2,7 @@
 
 use super::Gate;
 use super::claim::{Claim, Key, Policy};
-use super::shape::Request;
+use super::shape::{Request, ShapeError};
 use hpk_api::gang::{Component, GangFile, Wish};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) enum Heard {
     /// The pod is to be submitted.
     Submit { ticket: Ticket, uid: String },
     /// Why the members of a gang that was to begin do not fit into one allocation, or what is asked for.
-    Shaped { id: String, result: Result<Request, String> },
+    Shaped { id: String, result: Result<Request, ShapeError> },
     /// `gang.json` of this generation was written, or not.
     Written { id: String, generation: u64, ok: bool },
     /// sbatch has ended. Err: whether it is sure that no job comes of it, and why.

@@ -1,9 +1,10 @@
 //! The task that owns the [`Registry`]: passes on what is heard, and does what is wanted.
 
+use super::Gate;
 use super::claim::{self, Claim, ClaimError, Policy};
 use super::heard::{Effect, Heard, Seen, Ticket, World};
 use super::registry::Registry;
-use super::{Gate, shape};
+use super::shape::{self, ShapeError};
 use crate::api::node::NodeFacts;
 use crate::controller::event::{Event, Sender};
 use crate::controller::seen::Pods;
@@ -194,9 +195,8 @@ fn ground<'a>(parts: &Parts, facts: &'a NodeFacts) -> shape::Ground<'a> {
 }
 
 /// The flags of a member's job: what it says itself, and the partition of its Node.
-fn flags(parts: &Parts, pod: &Pod) -> Result<Vec<String>, String> {
-    let given = shape::flags_of(pod, parts.cluster.pod_flags, &parts.cluster.priority_classes);
-    let mut given = given.map_err(|error| error.to_string())?;
+fn flags(parts: &Parts, pod: &Pod) -> Result<Vec<String>, ShapeError> {
+    let mut given = shape::flags_of(pod, parts.cluster.pod_flags, &parts.cluster.priority_classes)?;
     let partition = nodes::partition(parts.nodes.of_pod(pod), slurm_flags::value(&given, "partition"))?;
     if let Some(partition) = partition.filter(|_| !slurm_flags::has(&given, "partition")) {
         given.insert(0, format!("--partition={partition}"));
@@ -324,15 +324,14 @@ impl Keeper {
         let _ = self.outcomes.remove(&ticket).map(|reply| reply.send(outcome));
     }
 
-    fn shape(&self, id: &str, group: &str, members: &[Arc<Pod>], all: bool) -> Result<shape::Request, String> {
+    fn shape(&self, id: &str, group: &str, members: &[Arc<Pod>], all: bool) -> Result<shape::Request, ShapeError> {
         let folder = self.parts.home.gangs().join(id);
         let name = job_name(group);
         let names = shape::Names { id, name: &name, folder: &folder };
         let facts = self.parts.node.borrow();
         let flags = members.iter().map(|pod| flags(&self.parts, pod)).collect::<Result<Vec<_>, _>>()?;
         let list: Vec<(&Pod, Vec<String>)> = members.iter().map(AsRef::as_ref).zip(flags).collect();
-        let request = shape::request(&list, &names, all, &self.parts.defaults, ground(&self.parts, &facts));
-        request.map_err(|error| error.to_string())
+        shape::request(&list, &names, all, &self.parts.defaults, ground(&self.parts, &facts))
     }
 
     fn write(&self, file: GangFile) {

@@ -9,7 +9,7 @@ use crate::executor::slurm::client::{Client, Part};
 use crate::executor::slurm::cluster::Cluster;
 use crate::executor::slurm::limits::Site;
 use crate::executor::words::Words;
-use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
 use hpk_api::gang::{GangFile, MemberFile, Wish};
 use hpk_layout::Home;
 use std::path::{Path, PathBuf};
@@ -122,8 +122,8 @@ impl Executor for WithGangs {
         self.slurm.words()
     }
 
-    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
-        claim::of(asking.pod).map_err(|error| error.to_string())?;
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, AskError> {
+        claim::of(asking.pod)?;
         self.slurm.ask(asking)
     }
 

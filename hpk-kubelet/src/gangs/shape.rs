@@ -5,6 +5,7 @@ use crate::executor::slurm::cluster::Cluster;
 use crate::executor::slurm::limits::Site;
 use crate::executor::slurm::request::{Defaults, Has, Needs, needs, time};
 use crate::executor::slurm::{flags, gres};
+use crate::nodes::OtherPartition;
 use hpk_api::gang::{Component, Place};
 use hpk_api::nodes::Vendor;
 use hpk_api::pod_flags::PodFlags;
@@ -32,6 +33,8 @@ pub(crate) enum ShapeError {
     Ambiguous { name: String, types: String },
     #[error("{0}; in a gang only flags that say where and when a job runs: sizes are the pods' requests")]
     Flag(String),
+    #[error(transparent)]
+    Partition(#[from] OtherPartition),
 }
 
 /// What is asked of sbatch for a gang, and of srun for each member.

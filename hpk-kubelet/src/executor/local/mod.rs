@@ -19,7 +19,7 @@ use super::run::Run;
 use super::slurm::cluster::Cluster;
 use super::slurm::limits::Site;
 use super::words::{self, Kind, Words};
-use super::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use super::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
 use hpk_api::pod_flags;
 use hpk_layout::Home;
 use machine::Machine;
@@ -100,6 +100,14 @@ impl Local {
     }
 }
 
+/// An MPI step, which Slurm alone can start.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "metadata.annotations[{}]: an MPI step is started by Slurm, and this cluster runs pods without it (hpk up --executor local); remove the annotation and start the program by mpirun",
+    pod_flags::MPI_FLAGS
+)]
+struct NoStep;
+
 impl Executor for Local {
     fn words(&self) -> &'static Words {
         words::of(Kind::Local)
@@ -109,14 +117,10 @@ impl Executor for Local {
         Some(self.news.clone())
     }
 
-    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, AskError> {
         let annotations = asking.pod.metadata.annotations.as_ref();
         if annotations.is_some_and(|a| a.contains_key(pod_flags::MPI_FLAGS)) {
-            return Err(format!(
-                "metadata.annotations[{}]: an MPI step is started by Slurm, and this cluster runs pods without it (hpk up \
-                 --executor local); remove the annotation and start the program by mpirun",
-                pod_flags::MPI_FLAGS
-            ));
+            return Err(NoStep.into());
         }
         let (needs, unknown) = needs::needs(asking.pod, asking.defaults);
         let arguments = needs.words();

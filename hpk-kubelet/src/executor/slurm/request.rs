@@ -13,6 +13,7 @@ use hpk_api::pod_flags;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
+use thiserror::Error;
 
 /// MiB of a container that says nothing of memory, unless `hpk up --default-memory` says otherwise.
 pub(crate) const DEFAULT_MEMORY: u64 = 1024;
@@ -173,12 +174,24 @@ fn largest(total: &mut Amounts, other: &Amounts) {
     }
 }
 
+/// The site has several types of a resource, and the pod does not say which it wants.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "resource {name}: this site has the types {}, and Slurm is asked for one; name it by the annotation {}, or choose a node by nodeSelector nvidia.com/gpu.product",
+    types.join(", "),
+    gres::MODEL
+)]
+pub(crate) struct NoType {
+    name: String,
+    types: Vec<String>,
+}
+
 /// Makes the request: what the pod's fields ask for; then `given`, the user's flags, which win over it; then what HPK itself
 /// needs, which nothing wins over.
 ///
 /// # Errors
-/// The pod does not say which of several types it wants: for people, with the remedy.
-pub(crate) fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, String> {
+/// The pod does not say which of several types it wants.
+pub(crate) fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, NoType> {
     let Asking { pod, who, folder, defaults, site, avoid, .. } = *asking;
     let partition = flags::value(given, "partition");
     let limits = site.limits(partition);
@@ -187,12 +200,7 @@ pub(crate) fn request(asking: &Asking<'_>, given: &[String]) -> Result<Asked, St
     let has = Has { memory: limits.memory, capacity: &capacity, vendor: asking.cluster.gpu_vendor };
     let needs = needs(pod, defaults, has);
     if let Some((name, types)) = needs.ambiguous.first().filter(|_| !flags::has(given, "gres")) {
-        return Err(format!(
-            "resource {name}: this site has the types {}, and Slurm is asked for one; name it by the annotation {}, or choose a \
-             node by nodeSelector nvidia.com/gpu.product",
-            types.join(", "),
-            gres::MODEL
-        ));
+        return Err(NoType { name: name.clone(), types: types.clone() });
     }
     let has = |names: &[&str]| names.iter().any(|name| flags::has(given, name));
     let mut warnings = Vec::new();

@@ -7,7 +7,7 @@ use super::limits::Site;
 use super::{flags, request};
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind, Words};
-use crate::executor::{Answer, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
 use crate::nodes;
 use std::path::Path;
 use tokio::process::Child;
@@ -24,22 +24,19 @@ impl Executor for Client {
         words::of(Kind::Slurm)
     }
 
-    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, String> {
+    fn ask(&self, asking: &Asking<'_>) -> Result<Asked, AskError> {
         let Asking { pod, cluster, .. } = asking;
         let (annotations, policy) = (pod.metadata.annotations.as_ref(), cluster.pod_flags);
         let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
         let priority = cluster.priority_classes.get(class);
-        let given = flags::of_step(annotations, policy).and_then(|_| {
-            let mut list = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
-            list.extend(flags::of_job(annotations, policy)?);
-            Ok(list)
-        });
-        let mut given = given.map_err(|error| error.to_string())?;
+        flags::of_step(annotations, policy)?;
+        let mut given = priority.map(|text| flags::of_class(class, text)).transpose()?.unwrap_or_default();
+        given.extend(flags::of_job(annotations, policy)?);
         let partition = nodes::partition(asking.node, flags::value(&given, "partition"))?;
         if let Some(partition) = partition.filter(|_| !flags::has(&given, "partition")) {
             given.insert(0, format!("--partition={partition}"));
         }
-        request::request(asking, &given)
+        Ok(request::request(asking, &given)?)
     }
 
     fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {

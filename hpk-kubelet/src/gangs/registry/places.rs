@@ -4,7 +4,7 @@ use super::Registry;
 use crate::gangs::allocation::Allocation;
 use crate::gangs::decide::State;
 use crate::gangs::heard::{Effect, Ticket, World};
-use crate::gangs::shape::Request;
+use crate::gangs::shape::{Request, ShapeError};
 use crate::gangs::{parts, run_id};
 use hpk_api::gang::Wish;
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ impl Registry {
     pub(super) fn shaped(
         &mut self,
         id: &str,
-        result: Result<Request, String>,
+        result: Result<Request, ShapeError>,
         world: &impl World,
         fx: &mut Vec<Effect>,
     ) {
@@ -43,7 +43,8 @@ impl Registry {
                 }
                 self.gathered(id, world, fx);
             }
-            Err(why) => {
+            Err(error) => {
+                let why = error.to_string();
                 // Nobody may have come yet: each member is told when it does.
                 let all: Vec<String> = allocation.file.members.iter().map(|m| m.uid.clone()).collect();
                 let come = allocation.gather.iter().flat_map(|(_, come)| come.keys().cloned()).collect::<BTreeSet<_>>();

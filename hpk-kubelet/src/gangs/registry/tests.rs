@@ -1,6 +1,6 @@
 use super::*;
 use crate::gangs::claim::{Claim, Policy};
-use crate::gangs::shape::Request;
+use crate::gangs::shape::{Request, ShapeError};
 use hpk_api::gang::{Component, Place};
 use proptest::prelude::*;
 use serde_json::json;
@@ -154,7 +154,7 @@ impl Site {
             Effect::Shape { id, members, .. } => {
                 if self.unfit > 0 {
                     self.unfit -= 1;
-                    return Some(Heard::Shaped { id, result: Err("of unlike size".to_owned()) });
+                    return Some(Heard::Shaped { id, result: Err(ShapeError::Flag("of unlike size".to_owned())) });
                 }
                 let uids: Vec<String> =
                     members.iter().map(|pod| pod.metadata.uid.clone().unwrap_or_default()).collect();
@@ -345,7 +345,8 @@ fn each_member_is_told_what_does_not_fit() {
     site.come("a");
     site.come("b");
     let told: BTreeSet<(&str, &str)> = site.failed.iter().map(|(uid, why)| (uid.as_str(), why.as_str())).collect();
-    assert_eq!(told, [("a", "of unlike size"), ("b", "of unlike size")].into());
+    let why = ShapeError::Flag("of unlike size".to_owned()).to_string();
+    assert_eq!(told, [("a", why.as_str()), ("b", why.as_str())].into());
     assert_eq!(site.runs.len(), 2, "they are tried again");
 }
 

@@ -173,7 +173,7 @@ fn asked(pod: &Pod, flags: &[&str], site: &Site, there: &Cluster) -> Result<Aske
     let folder = Path::new("/home/a/.hpk/pods/u-1");
     let asking =
         Asking { pod, who: &who, node: None, folder, cluster: &cluster, defaults: &defaults, site, there, avoid: &[] };
-    request(&asking, &given)
+    request(&asking, &given).map_err(|error| error.to_string())
 }
 
 #[test]
