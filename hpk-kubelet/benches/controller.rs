@@ -11,9 +11,9 @@ use hpk_api::plan::{PodRef, Settings};
 use hpk_api::state::PodState;
 use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
 use hpk_kubelet::parts::{
-    Answer, AskError, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError, Folder,
-    Kind, Kubelet, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site, Submission,
-    Times, Words, words,
+    Answer, AskError, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError,
+    Folder, Kind, Kubelet, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site,
+    Submission, Times, Words, words,
 };
 use hpk_layout::{Home, Install};
 use hpk_link::server::LinkServer;

@@ -8,11 +8,14 @@
 //! The first rank on a node makes the container, unless the supervisor has made it (on the pod's first node). Slurm's signals
 //! come to this process and are passed on.
 
+mod attend;
 mod crossing;
 mod facts;
 pub(crate) mod place;
 mod session;
-mod stdio;
+mod signals;
+mod streams;
+mod watch;
 
 pub use session::run as session;
 
@@ -78,12 +81,12 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
     let memory = JobMemory::find();
     let kills = || memory.as_ref().map_or(0, |memory| memory.counts().kills);
     let before = kills();
-    let begun = stdio::Signals::take().map_err(|source| RankError::Io { path: "signals".into(), source });
+    let begun = signals::Signals::take().map_err(|source| RankError::Io { path: "signals".into(), source });
     let begun = begun.and_then(|signals| Ok((signals, begin(pod, instance, &job)?)));
     let (signals, (launched, place, whole, desk)) = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            stdio::write_all(&said(StepNews::Failed { of: of.clone(), message: error.to_string() }));
+            streams::write_all(&said(StepNews::Failed { of: of.clone(), message: error.to_string() }));
             return NOT_STARTED;
         }
     };
@@ -97,7 +100,7 @@ pub fn run(pod: &Path, instance: u32) -> i32 {
             if speaks { said(StepNews::Used { of: of.clone(), usage: usage(ns) }) } else { Vec::new() }
         }
     });
-    let ended = stdio::attend(of.rank, launched, signals, (first, desk), usage);
+    let ended = attend::attend(of.rank, launched, signals, (first, desk), usage);
     let (code, signal) = (ended.code, ended.signal);
     let oom = code == 128 + nix::libc::SIGKILL && kills() > before;
     ended.finish(&said(StepNews::Exited { of: of.clone(), code, signal, oom }));
@@ -187,7 +190,7 @@ fn spec(plan: &RankPlan, job: &Job) -> Result<JoinSpec, RankError> {
         env: facts::environment(&plan.env, job.env.iter().cloned(), job.nodes, plan.uid == 0),
         inherit: facts::pmi_descriptor(|name| job.variable(name))
             .into_iter()
-            .filter(|fd| stdio::is_open(*fd))
+            .filter(|fd| streams::is_open(*fd))
             .collect(),
         ..spec_of(plan)?
     })

@@ -10,7 +10,9 @@
 
 use super::crossing;
 use super::place::Place;
-use super::stdio::{Signals, non_blocking, push};
+use super::signals::Signals;
+use super::streams::{non_blocking, write_all};
+use super::watch::Watch;
 use super::{RankError, read, spec_of};
 use hpk_api::control::{Answer, ControlError, ErrorCode, ExecOptions, MAX_LINE, Reply, StreamEnd, TerminalSize};
 use hpk_api::frame::{self, CHUNK, channel};
@@ -20,7 +22,6 @@ use hpk_sys::launch::{Io, JoinSpec, LaunchError, Launched};
 use hpk_sys::rank::Entered;
 use hpk_sys::signals;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read as read_fd, write};
@@ -44,7 +45,7 @@ pub fn run(pod: &Path, instance: u32, rank: u32) -> i32 {
     let ((launched, desk), options) = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            super::stdio::write_all(&line(&Reply::Error(error)));
+            write_all(&line(&Reply::Error(error)));
             return 0;
         }
     };
@@ -178,7 +179,7 @@ impl Session {
             if let Some(code) = self.ended.filter(|_| !open || !self.client) {
                 let end = if code == 0 { StreamEnd::Success } else { StreamEnd::Exit { code } };
                 frame::encode(channel::ERROR, &serde_json::to_vec(&end).unwrap_or_default(), &mut self.to_client);
-                return super::stdio::write_all(&self.to_client);
+                return write_all(&self.to_client);
             }
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.kill_at = None;
@@ -209,34 +210,28 @@ impl Session {
     }
 
     fn wait(&self) -> Option<Ready> {
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut watch = Watch::default();
+        let signal = watch.input(self.signals.as_fd());
         let (stdin, stdout) = (io::stdin(), io::stdout());
         let may_hear = self.client && self.to_command.len() < ROOM;
-        let client = may_hear.then(|| push(&mut fds, stdin.as_fd(), PollFlags::POLLIN));
-        let room = (!self.to_client.is_empty()).then(|| push(&mut fds, stdout.as_fd(), PollFlags::POLLOUT));
+        let client = may_hear.then(|| watch.input(stdin.as_fd()));
+        let room = (!self.to_client.is_empty()).then(|| watch.room(stdout.as_fd()));
         let feed = self.stdin.as_ref().filter(|_| !self.to_command.is_empty());
-        let feed = feed.map(|fd| push(&mut fds, fd.as_fd(), PollFlags::POLLOUT));
+        let feed = feed.map(|fd| watch.room(fd.as_fd()));
         let may_read = self.to_client.len() < ROOM;
         let streams = [0, 1].map(|index: usize| {
             let fd = self.streams.get(index).and_then(|(_, _, fd)| fd.as_ref()).filter(|_| may_read)?;
-            Some(push(&mut fds, fd.as_fd(), PollFlags::POLLIN))
+            Some(watch.input(fd.as_fd()))
         });
-        let asks: Vec<usize> =
-            self.desk.iter().flat_map(Desk::watched).map(|fd| push(&mut fds, fd, PollFlags::POLLIN)).collect();
-        let timeout = self.kill_at.map_or(PollTimeout::NONE, |at| {
-            PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO)
-        });
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-        let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+        let asks = watch.desk(self.desk.as_ref());
+        let watched = watch.wait(self.kill_at)?;
+        let ready = |number| watched.is_ready(number);
         Some(Ready {
-            signal: ready(0),
+            signal: ready(signal),
             client: client.is_some_and(ready),
             room: room.is_some_and(ready),
             stdin: feed.is_some_and(ready),
-            streams: streams.map(|at| at.is_some_and(ready)),
+            streams: streams.map(|number| number.is_some_and(ready)),
             desk: asks.into_iter().any(ready),
         })
     }

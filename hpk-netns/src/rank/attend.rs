@@ -1,66 +1,26 @@
 //! A rank beside its command: output becomes records, orders and Slurm's signals go to the command, its end is waited for.
 //! One thread, one poll.
 
+use super::signals::Signals;
+use super::streams::{non_blocking, write_all};
+use super::watch::Watch;
 use crate::step::record::{self, Stream};
 use hpk_api::step::StepOrder;
 use hpk_sys::crossing::Desk;
 use hpk_sys::launch::{Io, Launched};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// Passed on to the command.
-const FORWARDED: [Signal; 8] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGXCPU,
-];
 
 /// Output that waits for srun; beyond it the command has to wait.
 const ROOM: usize = 256 << 10;
 
 /// How long the output is still read after the command's end: what it left behind may hold the pipes.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// How long srun may take for the last of it.
-const FLUSH: Duration = Duration::from_secs(30);
-
-/// Signals as something to read.
-pub(super) struct Signals(SignalFd);
-
-impl Signals {
-    /// From now on they do not end the process.
-    pub(super) fn take() -> io::Result<Self> {
-        let mut set: SigSet = FORWARDED.into_iter().collect();
-        set.add(Signal::SIGCHLD);
-        set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
-    }
-
-    /// The next one, if there is one.
-    pub(super) fn next(&self) -> Option<Signal> {
-        let info = self.0.read_signal().ok().flatten()?;
-        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
-    }
-}
-
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
 
 /// How the command ended, and what srun has not yet taken.
 pub(super) struct Ended {
@@ -79,8 +39,7 @@ impl Ended {
 }
 
 /// Stays with the command until it has ended and its output is read. `first` goes before all output; its connections ask the
-/// desk; `usage` is the answer to
-/// who asks for it.
+/// desk; `usage` answers the question what the node uses.
 pub(super) fn attend(
     rank: u32,
     launched: Launched,
@@ -164,33 +123,24 @@ impl<U: Fn() -> Vec<u8>> Attendance<U> {
     }
 
     fn wait(&self) -> Option<Ready> {
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut watch = Watch::default();
+        let signal = watch.input(self.signals.as_fd());
         let (stdin, stdout) = (io::stdin(), io::stdout());
-        let order = self.orders.is_some().then(|| push(&mut fds, stdin.as_fd(), PollFlags::POLLIN));
-        let room = (!self.output.is_empty()).then(|| push(&mut fds, stdout.as_fd(), PollFlags::POLLOUT));
+        let order = self.orders.is_some().then(|| watch.input(stdin.as_fd()));
+        let room = (!self.output.is_empty()).then(|| watch.room(stdout.as_fd()));
         let may_read = self.output.len() < ROOM;
         let streams = [0, 1].map(|index: usize| {
             let fd = self.streams.get(index).and_then(|(_, fd)| fd.as_ref()).filter(|_| may_read)?;
-            Some(push(&mut fds, fd.as_fd(), PollFlags::POLLIN))
+            Some(watch.input(fd.as_fd()))
         });
-        let asks: Vec<usize> =
-            self.desk.iter().flat_map(Desk::watched).map(|fd| push(&mut fds, fd, PollFlags::POLLIN)).collect();
-        let timeout = match self.drained_by {
-            Some(at) => {
-                PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO)
-            }
-            None => PollTimeout::NONE,
-        };
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-        let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+        let asks = watch.desk(self.desk.as_ref());
+        let watched = watch.wait(self.drained_by)?;
+        let ready = |number| watched.is_ready(number);
         Some(Ready {
-            signal: ready(0),
+            signal: ready(signal),
             order: order.is_some_and(ready),
             room: room.is_some_and(ready),
-            streams: streams.map(|at| at.is_some_and(ready)),
+            streams: streams.map(|number| number.is_some_and(ready)),
             desk: asks.into_iter().any(ready),
         })
     }
@@ -268,37 +218,4 @@ impl<U: Fn() -> Vec<u8>> Attendance<U> {
             Err(_) => self.output.clear(),
         }
     }
-}
-
-pub(super) fn push<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: BorrowedFd<'fd>, flags: PollFlags) -> usize {
-    fds.push(PollFd::new(fd, flags));
-    fds.len() - 1
-}
-
-pub(super) fn non_blocking(fd: BorrowedFd<'_>) {
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate).unwrap_or(OFlag::empty());
-    let _ = fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK));
-}
-
-/// Writes to srun all of it, for as long as srun takes some.
-pub(super) fn write_all(mut bytes: &[u8]) {
-    let until = Instant::now() + FLUSH;
-    while !bytes.is_empty() && Instant::now() < until {
-        match nix::unistd::write(io::stdout(), bytes) {
-            Ok(0) => return,
-            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let stdout = io::stdout();
-                let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-                let _ = poll(&mut fds, PollTimeout::from(1000u16));
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-/// Whether a number is an open descriptor.
-pub(super) fn is_open(fd: i32) -> bool {
-    std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()
 }
