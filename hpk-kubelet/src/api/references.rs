@@ -12,6 +12,7 @@
 
 use crate::render::sources::{Kind, ObjectKey, Version, Versions, joint_version};
 use futures::StreamExt;
+use hpk_api::ids::PodUid;
 use k8s_openapi::api::certificates::v1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
@@ -24,8 +25,8 @@ use tokio::task::AbortHandle;
 
 /// What the owner of the table is told.
 enum Message {
-    Claim { uid: String, versions: Versions },
-    Release { uid: String },
+    Claim { uid: PodUid, versions: Versions },
+    Release { uid: PodUid },
     Seen { key: ObjectKey, version: Version },
 }
 
@@ -40,7 +41,7 @@ impl Watches {
     /// version of an object than there is now. `node`: the Node's name.
     pub(crate) fn start<F, R>(client: Client, node: String, changed: F) -> Self
     where
-        F: Fn(String) -> R + Send + Sync + 'static,
+        F: Fn(PodUid) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
         let (messages, inbox) = mpsc::unbounded_channel();
@@ -49,13 +50,13 @@ impl Watches {
     }
 
     /// The pod refers to these objects (and to no others) and has read these versions of them.
-    pub(crate) fn claim(&self, uid: &str, versions: Versions) {
-        let _ = self.messages.send(Message::Claim { uid: uid.to_owned(), versions });
+    pub(crate) fn claim(&self, uid: &PodUid, versions: Versions) {
+        let _ = self.messages.send(Message::Claim { uid: uid.clone(), versions });
     }
 
     /// The pod needs no news any more.
-    pub(crate) fn release(&self, uid: &str) {
-        let _ = self.messages.send(Message::Release { uid: uid.to_owned() });
+    pub(crate) fn release(&self, uid: &PodUid) {
+        let _ = self.messages.send(Message::Release { uid: uid.clone() });
     }
 }
 
@@ -72,14 +73,14 @@ impl NodesWatches {
     }
 
     /// As [`Watches::claim`], of a pod on this Node.
-    pub(crate) fn claim(&self, node: Option<&str>, uid: &str, versions: Versions) {
+    pub(crate) fn claim(&self, node: Option<&str>, uid: &PodUid, versions: Versions) {
         if let Some(watches) = node.and_then(|n| self.of.get(n)) {
             watches.claim(uid, versions);
         }
     }
 
     /// As [`Watches::release`], wherever the pod is.
-    pub(crate) fn release(&self, uid: &str) {
+    pub(crate) fn release(&self, uid: &PodUid) {
         self.of.values().for_each(|watches| watches.release(uid));
     }
 }
@@ -91,7 +92,7 @@ async fn own<F, R>(
     mut inbox: mpsc::UnboundedReceiver<Message>,
     changed: F,
 ) where
-    F: Fn(String) -> R,
+    F: Fn(PodUid) -> R,
     R: Future<Output = ()>,
 {
     let mut table = Table::default();
@@ -211,13 +212,13 @@ where
 #[derive(Debug, Default)]
 struct Table {
     objects: HashMap<ObjectKey, Object>,
-    pods: HashMap<String, Versions>,
+    pods: HashMap<PodUid, Versions>,
 }
 
 #[derive(Debug, Default)]
 struct Object {
     /// Pods that refer to it.
-    users: Vec<String>,
+    users: Vec<PodUid>,
     /// What its watch saw last; None: nothing yet.
     seen: Option<Version>,
 }
@@ -228,12 +229,12 @@ struct Outcome {
     start: Vec<ObjectKey>,
     stop: Vec<ObjectKey>,
     /// Pods that must read again.
-    changed: Vec<String>,
+    changed: Vec<PodUid>,
 }
 
 impl Table {
     /// Replaces a pod's claims; no claims: the pod is forgotten.
-    fn claim(&mut self, uid: &str, versions: Versions) -> Outcome {
+    fn claim(&mut self, uid: &PodUid, versions: Versions) -> Outcome {
         let mut outcome = Outcome::default();
         let former = self.pods.remove(uid).unwrap_or_default();
         for key in former.keys().filter(|key| !versions.contains_key(*key)) {
@@ -251,17 +252,17 @@ impl Table {
             }
             let object = self.objects.entry(key.clone()).or_default();
             if !former.contains_key(key) {
-                object.users.push(uid.to_owned());
+                object.users.push(uid.clone());
             }
             // It changed between the pod's reading and this claim. (Or the watch lags behind the reading: then the
             // pod reads once more in vain.)
             behind |= object.seen.as_ref().is_some_and(|seen| seen != version);
         }
         if behind {
-            outcome.changed.push(uid.to_owned());
+            outcome.changed.push(uid.clone());
         }
         if !versions.is_empty() {
-            self.pods.insert(uid.to_owned(), versions);
+            self.pods.insert(uid.clone(), versions);
         }
         outcome
     }
@@ -297,6 +298,10 @@ mod tests {
         list.iter().map(|(name, version)| (key(name), version.map(str::to_owned))).collect()
     }
 
+    fn uid(text: &str) -> PodUid {
+        PodUid::from(text)
+    }
+
     fn v(version: &str) -> Version {
         Some(version.to_owned())
     }
@@ -304,31 +309,31 @@ mod tests {
     #[test]
     fn one_watch_for_all_users_of_an_object() {
         let mut table = Table::default();
-        assert_eq!(table.claim("a", versions(&[("x", Some("1"))])).start, [key("x")]);
-        assert_eq!(table.claim("b", versions(&[("x", Some("1"))])), Outcome::default());
+        assert_eq!(table.claim(&uid("a"), versions(&[("x", Some("1"))])).start, [key("x")]);
+        assert_eq!(table.claim(&uid("b"), versions(&[("x", Some("1"))])), Outcome::default());
         assert_eq!(table.seen(&key("x"), v("1")), Outcome::default());
-        assert_eq!(table.seen(&key("x"), v("2")).changed, ["a", "b"]);
+        assert_eq!(table.seen(&key("x"), v("2")).changed, [uid("a"), uid("b")]);
         assert_eq!(table.seen(&key("x"), v("2")), Outcome::default(), "a list after a broken watch");
-        assert_eq!(table.claim("a", Versions::new()), Outcome::default());
-        assert_eq!(table.claim("b", Versions::new()).stop, [key("x")]);
+        assert_eq!(table.claim(&uid("a"), Versions::new()), Outcome::default());
+        assert_eq!(table.claim(&uid("b"), Versions::new()).stop, [key("x")]);
         assert!(table.objects.is_empty() && table.pods.is_empty());
     }
 
     #[test]
     fn what_changed_before_the_claim_is_told_at_once() {
         let mut table = Table::default();
-        table.claim("a", versions(&[("x", None)]));
-        assert_eq!(table.seen(&key("x"), v("5")).changed, ["a"], "an object that did not exist");
-        assert_eq!(table.claim("b", versions(&[("x", Some("4"))])).changed, ["b"]);
-        assert_eq!(table.claim("b", versions(&[("x", Some("5"))])), Outcome::default());
-        assert_eq!(table.seen(&key("x"), None).changed, ["a", "b"], "deleted");
+        table.claim(&uid("a"), versions(&[("x", None)]));
+        assert_eq!(table.seen(&key("x"), v("5")).changed, [uid("a")], "an object that did not exist");
+        assert_eq!(table.claim(&uid("b"), versions(&[("x", Some("4"))])).changed, [uid("b")]);
+        assert_eq!(table.claim(&uid("b"), versions(&[("x", Some("5"))])), Outcome::default());
+        assert_eq!(table.seen(&key("x"), None).changed, [uid("a"), uid("b")], "deleted");
     }
 
     #[test]
     fn claims_are_replaced() {
         let mut table = Table::default();
-        table.claim("a", versions(&[("x", Some("1")), ("y", Some("1"))]));
-        let outcome = table.claim("a", versions(&[("y", Some("1")), ("z", None)]));
+        table.claim(&uid("a"), versions(&[("x", Some("1")), ("y", Some("1"))]));
+        let outcome = table.claim(&uid("a"), versions(&[("y", Some("1")), ("z", None)]));
         assert_eq!((outcome.start, outcome.stop), (vec![key("z")], vec![key("x")]));
         assert_eq!(table.seen(&key("x"), v("9")), Outcome::default());
     }
@@ -340,9 +345,9 @@ mod tests {
             (0..4usize, 0..3usize, proptest::collection::btree_set(0..4usize, 0..4)), 1..40)) {
             let mut table = Table::default();
             let mut running = BTreeSet::new();
-            let mut claims: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+            let mut claims: BTreeMap<PodUid, BTreeSet<usize>> = BTreeMap::new();
             for (kind, number, set) in steps {
-                let uid = format!("u{number}");
+                let uid = PodUid::from(format!("u{number}"));
                 let outcome = if kind == 0 {
                     table.seen(&key(&number.to_string()), v("2"))
                 } else {

@@ -209,13 +209,13 @@ impl Controller {
     }
 
     /// Why a pod that is not begun is not admitted: its own fault, its Node's, or that of others that have its ports.
-    fn refusal(&self, uid: &str, pod: &Pod) -> Option<Refusal> {
+    fn refusal(&self, uid: &PodUid, pod: &Pod) -> Option<Refusal> {
         let unfit = || {
             let name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
             node_fit::refuse(pod, self.ctx.node_objects.get(&ObjectRef::new(name)).as_deref()?)
         };
         let taken = || {
-            let others = self.entries.iter().filter(|(other, entry)| other.as_str() != uid && entry.holds_ports());
+            let others = self.entries.iter().filter(|(other, entry)| *other != uid && entry.holds_ports());
             admit::ports_taken(pod, others.filter_map(|(_, entry)| entry.object().map(AsRef::as_ref)))
         };
         admit::refuse(pod).or_else(unfit).or_else(taken)

@@ -46,7 +46,7 @@ impl Controller {
             let of_node = Watches::start(ctx.clients.of(&node.name).clone(), node.name.clone(), move |uid| {
                 let changes = changes.clone();
                 async move {
-                    let _ = changes.send(Event::ReferencesChanged { uid: uid.into() }).await;
+                    let _ = changes.send(Event::ReferencesChanged { uid }).await;
                 }
             });
             watches.add(node.name.clone(), of_node);

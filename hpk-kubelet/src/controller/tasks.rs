@@ -105,7 +105,7 @@ pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: RefreshJob) {
     });
 }
 
-async fn ask(ctx: &Context, uid: &str, request: &Request) -> anyhow::Result<Answer> {
+async fn ask(ctx: &Context, uid: &PodUid, request: &Request) -> anyhow::Result<Answer> {
     let connection = ctx.links.open_supervisor(uid).await?;
     let talk = stream::request(connection, request);
     let (answer, ..) = tokio::time::timeout(Duration::from_secs(20), talk).await??;
@@ -173,7 +173,7 @@ async fn follow(ctx: &Context, tx: &Sender, uid: &PodUid) -> anyhow::Result<()> 
 }
 
 /// Tells a pod's owner that its link is away: why, in the words of its node, and what to do.
-pub(super) fn tell_unlinked(ctx: &Context, pod: Arc<Pod>, uid: &str, node: Option<String>) {
+pub(super) fn tell_unlinked(ctx: &Context, pod: Arc<Pod>, uid: &PodUid, node: Option<String>) {
     let (recorder, folder, address) = (ctx.recorder.clone(), ctx.folder(uid), ctx.links.address());
     tokio::task::spawn_blocking(move || {
         let output = folder.output_tail(4096);

@@ -18,6 +18,7 @@ pub mod words;
 use crate::nodes::VirtualNode;
 use futures::future::BoxFuture;
 use hpk_api::cluster::ClusterConfig;
+use hpk_api::ids::PodUid;
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -123,8 +124,7 @@ pub struct Asked {
 /// A run to come.
 #[derive(Clone, Copy, Debug)]
 pub struct Submission<'a> {
-    /// The pod's UID.
-    pub uid: &'a str,
+    pub uid: &'a PodUid,
     /// [`Asked::arguments`].
     pub arguments: &'a [String],
     /// The first program, in the pod's folder.

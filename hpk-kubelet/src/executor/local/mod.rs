@@ -132,7 +132,7 @@ impl Executor for Local {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             self.tell(Message::Submit {
-                pod: submission.uid.to_owned(),
+                pod: submission.uid.to_string(),
                 asked: submission.arguments.to_vec(),
                 script: submission.script.to_owned(),
                 reply,
