@@ -62,14 +62,58 @@ pub struct PartitionNode {
     pub partition: String,
 }
 
+/// A partition that cannot have a Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartitionError {
+    /// Slurm does not know it.
+    Unknown {
+        /// Its name.
+        partition: String,
+        /// Those that Slurm knows.
+        known: Vec<String>,
+    },
+    /// The first Node stands for it.
+    IsFirst {
+        /// Its name.
+        partition: String,
+        /// The first Node's name.
+        first: String,
+    },
+    /// Its Node would have the name of another one's.
+    SameName {
+        /// Both partitions.
+        partitions: [String; 2],
+        /// The Node's name.
+        name: String,
+    },
+}
+
+impl std::fmt::Display for PartitionError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unknown { partition, known } => {
+                write!(f, "Slurm knows no partition {partition}; it has {}", known.join(", "))
+            }
+            Self::IsFirst { partition, first } => {
+                write!(f, "{partition} is the default partition, whose Node is {first}; leave it out")
+            }
+            Self::SameName { partitions: [one, other], name } => {
+                write!(f, "the Nodes of {one} and {other} would both be {name}; leave one out")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PartitionError {}
+
 impl Partitions {
     /// Finds the Nodes of the partitions that were chosen. `all`: the site's partitions; `usual`: the one that the cluster's
     /// first Node, `first`, stands for, or several of them with commas between. A partition that had a Node keeps it for as long
     /// as the choice stands, also while the site hides it or makes it the default: a Node that goes takes its pods with it.
     ///
     /// # Errors
-    /// Which partition cannot have a Node, and why.
-    pub fn resolve(&mut self, first: &str, all: &[String], usual: Option<&str>) -> Result<(), String> {
+    /// One of them cannot have a Node.
+    pub fn resolve(&mut self, first: &str, all: &[String], usual: Option<&str>) -> Result<(), PartitionError> {
         let is_usual = |name: &str| usual.is_some_and(|usual| usual.split(',').any(|one| one == name));
         let had = |name: &str| self.nodes.iter().any(|node| node.partition == name);
         let names: Vec<&String> = match &self.chosen {
@@ -83,15 +127,15 @@ impl Partitions {
         let mut nodes: Vec<PartitionNode> = Vec::new();
         for partition in names {
             if !all.contains(partition) && !had(partition) {
-                return Err(format!("Slurm knows no partition {partition}; it has {}", all.join(", ")));
+                return Err(PartitionError::Unknown { partition: partition.clone(), known: all.to_vec() });
             }
             if is_usual(partition) && !had(partition) {
-                return Err(format!("{partition} is the default partition, whose Node is {first}; leave it out"));
+                return Err(PartitionError::IsFirst { partition: partition.clone(), first: first.to_owned() });
             }
             let name = format!("{first}-{}", label(partition));
             if let Some(other) = nodes.iter().find(|n| n.name == name) {
-                let other = &other.partition;
-                return Err(format!("the Nodes of {other} and {partition} would both be {name}; leave one out"));
+                let partitions = [other.partition.clone(), partition.clone()];
+                return Err(PartitionError::SameName { partitions, name });
             }
             nodes.push(PartitionNode { name, partition: partition.clone() });
         }
@@ -127,7 +171,7 @@ mod tests {
     fn resolved(chosen: Chosen, all: &[&str]) -> Result<Vec<String>, String> {
         let mut partitions = Partitions { chosen, ..Partitions::default() };
         let all: Vec<String> = all.iter().map(ToString::to_string).collect();
-        partitions.resolve("hpk-site", &all, Some("main"))?;
+        partitions.resolve("hpk-site", &all, Some("main")).map_err(|error| error.to_string())?;
         Ok(partitions.nodes.into_iter().map(|n| n.name).collect())
     }
 
