@@ -9,21 +9,19 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../lib.sh"
 . "$here/../oci.sh"
+. "$here/../debian/image.sh"
 
-out=$HPK_CACHE/image-mpi-$(key_of "$here"/* "$here"/../{oci.sh,debian/build.sh})
+out=$HPK_CACHE/image-mpi-$(key_of "$here"/* "$here"/../{oci.sh,debian/build.sh,debian/image.sh})
 locked "$out"
 if [ ! -e "$out/done" ]; then
   base=$("$here/../debian/build.sh")
-  phase "image mpi:1"
-  rm -rf "$out/oci" "$out/built" "$out/tools"
-  mkdir -p "$out/oci/blobs/sha256" "$out/built" "$out/tools"
-  failed() { tail -n 20 "$out/log" >&2; die "$1, the log is $out/log"; }
+  image_begin mpi:1
   # Compiled and fetched in a copy that the image never sees.
   cp "$here"/{nas-ep.c,requirements.txt} "$out/built/"
   # By this machine's pip, which knows the way to PyPI.
   need pip3 python3-pip
   pip3 download --quiet --no-deps --only-binary=:all: --python-version 3.13 -d "$out/built/wheels" \
-    -r "$here/requirements.txt" >"$out/log" 2>&1 || failed "PyPI does not give the MPI libraries"
+    -r "$here/requirements.txt" >>"$out/log" 2>&1 || failed "PyPI does not give the MPI libraries"
   # shellcheck disable=SC2016
   in_copy "$base" "$out/built" sh -c '
     set -e
@@ -53,24 +51,14 @@ if [ ! -e "$out/done" ]; then
     cd /product
     $pip --target=/product/opt/mpi4py mpi4py' \
     >>"$out/log" 2>&1 || failed "the MPI libraries cannot be had"
-  # shellcheck disable=SC2046
-  changes_of "$base" "$out/tools" sh -c \
-    'apt-get install -qy --no-install-recommends "$@" && apt-get clean' -- $(cat "$here/packages") \
-    >>"$out/log" 2>&1 || failed "apt-get install failed"
+  mapfile -t packages <"$here/packages"
+  image_packages "$base" "${packages[@]}"
   install -D -m 755 -t "$out/tools/usr/local/bin" "$out/built/nas-ep"
   install -D -m 644 "$here/hello.py" "$out/tools/opt/hello.py"
   mkdir -p "$out/tools/opt"
   cp -a "$out/built/opt/." "$out/tools/opt/"
-  lean=(--exclude=dev/* --exclude=var/lib/apt/lists/* --exclude=var/cache/apt/* --exclude=var/log/*
-    --exclude=usr/sbin/policy-rc.d --exclude=etc/resolv.conf --exclude=etc/apt/apt.conf.d/*[Pp]roxy*)
-  debian=$(oci_layer "$out/oci" "$base" "${lean[@]}")
-  tools=$(oci_layer "$out/oci" "$out/tools" "${lean[@]}")
-  oci_image "$out/oci" \
+  image_end mpi:1 "$base" \
     '{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","LANG=C.UTF-8",
-      "PYTHONPATH=/opt/mpi4py"],"Cmd":["bash"]}' \
-    "$debian" "$tools"
-  rm -rf "$out/built" "$out/tools"
-  touch "$out/done"
-  phase "mpi:1 is there, $(du -sh "$out/oci" | cut -f1)"
+      "PYTHONPATH=/opt/mpi4py"],"Cmd":["bash"]}'
 fi
 echo "$out/oci"
