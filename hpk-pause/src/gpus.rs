@@ -83,6 +83,12 @@ impl Gpus {
     }
 }
 
+/// Whether a container says itself which GPUs it sees; an image's word that it wants all of them is not one that counts.
+#[must_use]
+pub(crate) fn says(container: &ContainerPlan, name: &str) -> bool {
+    container.env.iter().any(|(own, value)| own == name && value != "all")
+}
+
 fn part<'a, T>(items: &'a [T], share: &Range<usize>) -> &'a [T] {
     &items[share.start.min(items.len())..share.end.min(items.len())]
 }

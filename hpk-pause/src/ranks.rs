@@ -41,7 +41,7 @@ pub(crate) fn plan(prepared: &Prepared, container: &ContainerPlan) -> RankPlan {
     let security = &spec.security;
     RankPlan {
         argv: spec.argv.clone(),
-        env: spec.env.clone(),
+        env: spec.env.iter().filter(|(name, _)| !prepared.by_slurm.contains(name)).cloned().collect(),
         working_dir: spec.working_dir.clone(),
         uid: security.uid,
         gid: security.gid,

@@ -6,7 +6,7 @@
 
 use crate::crossing::Reach;
 use crate::env_files::FileValues;
-use crate::gpus::{self, Gpus};
+use crate::gpus::{self, Gpus, says};
 use crate::paths::Paths;
 use hpk_api::plan::{
     ContainerPlan, HOST_IP_PLACEHOLDER, HOST_IPS_PLACEHOLDER, POD_IP_PLACEHOLDER, POD_IPS_PLACEHOLDER, SandboxPlan,
@@ -33,6 +33,8 @@ pub(crate) struct Prepared {
     pub user: ContainerUser,
     /// The file behind terminationMessagePath.
     pub message_file: PathBuf,
+    /// Variables of its environment that are Slurm's word on GPUs. Ranks of an MPI step hear each their own.
+    pub by_slurm: Vec<String>,
 }
 
 /// Users by image folder and name or number.
@@ -137,6 +139,7 @@ impl Specs {
         let files = FileValues::read(&container.file_keys, &self.paths)
             .map_err(|error| LaunchFailure::Config(error.to_string()))?;
         let fill = |text: &str| files.fill(self.fill(text));
+        let by_slurm = seen.env.iter().map(|(name, _)| name).filter(|name| !says(container, name)).cloned().collect();
         let spec = LaunchSpec {
             name: container.name.clone(),
             rootfs: self.paths.rootfs(&container.image_ref.folder),
@@ -160,11 +163,10 @@ impl Specs {
         // Runtimes tell the primary group among the others, first.
         let groups = std::iter::once(spec.security.gid).chain(spec.security.groups.iter().copied()).collect();
         let user = ContainerUser { uid: spec.security.uid, gid: spec.security.gid, groups };
-        Ok(Prepared { spec, user, message_file })
+        Ok(Prepared { spec, user, message_file, by_slurm })
     }
 
-    /// The container's own, and what Slurm says of its GPUs (`gpus`) where it does not say so itself; an image's word that it
-    /// wants all of them is not one that counts. A pod in the node's network has the node's name.
+    /// The container's own, and what Slurm says of its GPUs (`gpus`) where it does not say so itself ([`says`]). A pod in the node's network has the node's name.
     fn env(
         &self,
         pod: &SandboxPlan,
@@ -172,8 +174,8 @@ impl Specs {
         files: &FileValues,
         gpus: Vec<(String, String)>,
     ) -> Vec<(String, String)> {
-        let counts = |name: &str, value: &str| value != "all" || !gpus.iter().any(|(slurm, _)| slurm == name);
-        let own = container.env.iter().filter(|(k, v)| counts(k, v) && !files.leaves_out(v));
+        let counts = |name: &str| says(container, name) || !gpus.iter().any(|(slurm, _)| slurm == name);
+        let own = container.env.iter().filter(|(k, v)| counts(k) && !files.leaves_out(v));
         let own = own.map(|(k, v)| (k.clone(), files.fill(self.fill(v))));
         let own: Vec<(String, String)> = own.collect();
         let free = |name: &str| !own.iter().any(|(own, _)| own == name);

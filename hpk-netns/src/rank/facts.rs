@@ -22,6 +22,9 @@ const ONE_FAMILY: (&str, &str) = ("OMPI_MCA_btl_tcp_disable_family", "6");
 /// it has none. By `native` it is the uid, which is a rank's own unless it is root.
 const BY_UID: (&str, &str) = ("PMIX_MCA_psec", "native");
 
+/// What NVIDIA's container tools and some libraries go by. Slurm does not set it, and images set it to `all`.
+const NVIDIA: &str = "NVIDIA_VISIBLE_DEVICES";
+
 /// The environment of a rank's command. `job`: of the process that Slurm has started; `nodes`: of the step; `root`: the rank is.
 pub(crate) fn environment(
     container: &[(String, String)],
@@ -30,8 +33,15 @@ pub(crate) fn environment(
     root: bool,
 ) -> Vec<(String, String)> {
     let begins = |name: &str, with: &[&str]| with.iter().any(|begin| name.starts_with(begin));
-    let mut env = container.to_vec();
-    let own = |name: &str| container.iter().any(|(known, _)| known == name);
+    let job: Vec<(String, String)> = job.collect();
+    let cuda = job.iter().find(|(name, _)| name == "CUDA_VISIBLE_DEVICES").map(|(_, value)| value.clone());
+    let cuda = cuda.filter(|value| !value.is_empty() && value != "NoDevFiles");
+    let counts = |name: &str, value: &str| name != NVIDIA || value != "all" || cuda.is_none();
+    let mut env: Vec<_> = container.iter().filter(|(name, value)| counts(name, value)).cloned().collect();
+    let names: Vec<String> = env.iter().map(|(name, _)| name.clone()).collect();
+    let own = |name: &str| names.iter().any(|known| known == name);
+    // First, so that a site that sets it wins.
+    env.extend(cuda.filter(|_| !own(NVIDIA)).map(|value| (NVIDIA.to_owned(), value)));
     for (name, value) in job {
         let setting = begins(&name, &SETTINGS) || DEVICES.contains(&name.as_str());
         if begins(&name, &FACTS) || (setting && !own(&name)) {
@@ -98,6 +108,21 @@ mod tests {
             (Some("cxi"), Some("0"), Some("/bin"), None)
         );
         assert_eq!(last(ONE_FAMILY.0), None);
+    }
+
+    #[test]
+    fn a_rank_sees_the_gpus_that_slurm_gives_it() {
+        let seen = |own: &[(&str, &str)], job: &[(&str, &str)]| {
+            let env = environment(&pairs(own), pairs(job).into_iter(), 1, false);
+            let last = |name: &str| env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+            (last("CUDA_VISIBLE_DEVICES"), last(NVIDIA))
+        };
+        let said = |cuda: &str, nvidia: &str| (Some(cuda.to_owned()), Some(nvidia.to_owned()));
+        assert_eq!(seen(&[(NVIDIA, "all")], &[("CUDA_VISIBLE_DEVICES", "1")]), said("1", "1"), "of an image");
+        assert_eq!(seen(&[], &[("CUDA_VISIBLE_DEVICES", "1")]), said("1", "1"));
+        assert_eq!(seen(&[(NVIDIA, "0")], &[("CUDA_VISIBLE_DEVICES", "1")]), said("1", "0"), "the pod's own");
+        assert_eq!(seen(&[("CUDA_VISIBLE_DEVICES", "3")], &[("CUDA_VISIBLE_DEVICES", "1")]).0, Some("3".to_owned()));
+        assert_eq!(seen(&[], &[("CUDA_VISIBLE_DEVICES", "NoDevFiles")]).1, None);
     }
 
     #[test]

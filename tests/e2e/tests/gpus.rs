@@ -45,6 +45,23 @@ fn containers_of_a_pod_see_their_own_gpus() {
     assert_eq!(seen("none"), "void nvidiactl");
 }
 
+/// The word of an image, or of a pod, that it wants all of them is not one that counts.
+#[test]
+fn ranks_see_the_gpus_that_slurm_gives_each() {
+    let ns = Namespace::new("gpuranks");
+    let script = "echo $SLURM_PROCID: $CUDA_VISIBLE_DEVICES $NVIDIA_VISIBLE_DEVICES";
+    let mut ranks = hpk_e2e::ranks("ranks", 2, &["sh", "-c", script]);
+    ranks["metadata"]["annotations"] = json!({
+        "slurm-job.hpk.io/flags": "--ntasks=2 --nodes=1 --gres=gpu:a100:2",
+        "slurm-job.hpk.io/mpi-flags": "--gpu-bind=single:1",
+    });
+    ranks["spec"]["containers"][0]["env"] = json!([{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]);
+    ns.apply(&ranks.to_string());
+    ns.wait_phase("ranks", "Succeeded");
+    let logs = ns.kubectl(&["logs", "ranks"]);
+    assert_eq!(hpk_e2e::sorted(logs.ok()), ["0: 0 0", "1: 1 1"]);
+}
+
 #[test]
 fn gpus_by_flags_are_every_containers() {
     let ns = Namespace::new("gpuflags");
