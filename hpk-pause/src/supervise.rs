@@ -9,7 +9,7 @@ use crate::perform::{Happening, Performer};
 use crate::status::{self, StatusWriter};
 use crate::term::TermRule;
 use hpk_api::plan::{PlanError, SandboxPlan};
-use hpk_api::state::{ContainerState, PodState, RunState, StopCause, Termination};
+use hpk_api::state::{ContainerState, PodState, RunState, Termination};
 use hpk_core::Identity;
 use hpk_log::{LogService, LogSettings};
 use jiff::Timestamp;
@@ -146,12 +146,11 @@ fn read_plan(paths: &Paths) -> Result<SandboxPlan, SuperviseError> {
     SandboxPlan::parse(&bytes).map_err(|source| SuperviseError::Plan { path: path.clone(), source })
 }
 
-/// What a former run of this very pod's job left: it was requeued, for it did not finish, or only because Slurm told it to.
+/// What a former run of this very pod's job left: it was requeued. What ended without a sandbox is no run.
 fn read_previous(paths: &Paths, plan: &SandboxPlan) -> Option<PodState> {
     let bytes = std::fs::read(paths.status()).ok()?;
     let state: PodState = serde_json::from_slice(&bytes).ok()?;
-    let done = state.finished && state.stopping != Some(StopCause::Signal);
-    (state.pod.uid == plan.pod.uid && !done).then_some(state)
+    (state.pod.uid == plan.pod.uid && state.sandbox_error.is_none()).then_some(state)
 }
 
 fn surroundings(plan: &SandboxPlan, previous: Option<PodState>) -> Surroundings {

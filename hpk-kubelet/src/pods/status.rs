@@ -13,7 +13,7 @@ use super::resize::Granted;
 use super::verdict::{Lost, Verdict, verdict};
 use crate::executor::run::Run;
 use conditions::conditions;
-use containers::{ephemeral_statuses, init_statuses, main_statuses, withhold_ends};
+use containers::{ephemeral_statuses, init_statuses, keep_ends, main_statuses, withhold_ends};
 use hpk_api::plan::ImageRef;
 use hpk_api::state::{LaunchReport, PodState, StopCause};
 use jiff::Timestamp;
@@ -144,6 +144,14 @@ pub(crate) fn status(input: Input<'_>) -> PodStatus {
     let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
     // Of a pod that was refused there is no container to tell of; kubectl would show what it waits for, not the pod's reason.
     let taken = input.refused.is_none();
+    let had = input.previous;
+    keep_ends(
+        &mut init,
+        had.init_container_statuses.as_deref(),
+        spec,
+        spec.init_containers.as_deref().unwrap_or_default(),
+    );
+    keep_ends(&mut main, had.container_statuses.as_deref(), spec, &spec.containers);
     PodStatus {
         conditions: Some(conditions),
         container_statuses: taken.then_some(main),

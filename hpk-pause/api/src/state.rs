@@ -131,6 +131,9 @@ pub struct ContainerState {
     /// Ready, as probes say.
     #[serde(default)]
     pub ready: bool,
+    /// Of one that has ended: it was told to, by a stop signal or by force, whatever its exit code says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_to_end: bool,
     /// `hpk://<64 hex>` of the current or last instance; empty before the first.
     #[serde(default)]
     pub container_id: String,

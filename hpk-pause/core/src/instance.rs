@@ -35,6 +35,7 @@ impl Supervisor {
         let last = container.end.clone();
         let state = self.container_state(i);
         state.state = RunState::Running { started_at: now.wall };
+        state.told_to_end = false;
         state.last_termination = last;
         state.restart_count = instance;
         state.container_id = id;
@@ -97,7 +98,8 @@ impl Supervisor {
     pub(crate) fn exited(&mut self, i: usize, now: Now, exit: Exit, out: &mut Vec<Action>) {
         let container = &self.containers[i];
         let instance = container.instance;
-        let restart = container.live().and_then(|live| live.kill).is_some_and(|kill| kill.restart);
+        let kill = container.live().and_then(|live| live.kill);
+        let restart = kill.is_some_and(|kill| kill.restart);
         let started_at = match &self.container_state(i).state {
             RunState::Running { started_at } => Some(*started_at),
             _ => None,
@@ -121,6 +123,7 @@ impl Supervisor {
             container_id: self.container_state(i).container_id.clone(),
         };
         out.push(Action::Cancel { container: ContainerIndex(i), instance });
+        self.container_state(i).told_to_end = kill.is_some();
         self.ended(i, now, end, restart);
     }
 

@@ -24,6 +24,11 @@ impl Supervisor {
         if self.restart_all.is_some() {
             return self.drive_restart_all(now, out);
         }
+        // Of a requeued pod they may all have been done before.
+        if self.is_over() {
+            let grace = u64::from(self.plan.termination_grace_period_seconds);
+            return self.begin_ending(now, None, grace, out);
+        }
         if !self.initialize(now, out) {
             return;
         }
@@ -33,11 +38,16 @@ impl Supervisor {
             }
             self.try_start(i, now, out);
         }
-        let mut main = self.containers.iter().filter(|c| c.role == Role::Main);
-        if main.all(|c| matches!(c.phase, Phase::Ended)) {
+        if self.is_over() {
             let grace = u64::from(self.plan.termination_grace_period_seconds);
             self.begin_ending(now, None, grace, out);
         }
+    }
+
+    /// All its containers have ended for good.
+    fn is_over(&self) -> bool {
+        let mut main = self.containers.iter().filter(|c| c.role == Role::Main);
+        main.all(|c| matches!(c.phase, Phase::Ended))
     }
 
     fn indexes(&self, role: Role) -> impl Iterator<Item = usize> + use<> {

@@ -2,7 +2,7 @@
 
 use super::{Input, seconds};
 use crate::pods::ephemeral::as_container;
-use crate::pods::phase::is_sidecar;
+use crate::pods::phase::{is_sidecar, should_restart};
 use crate::pods::verdict::{Lost, Verdict, has_ended};
 use hpk_api::state::{self as api, RunState, Termination};
 use k8s_openapi::api::core::v1::{
@@ -18,6 +18,30 @@ pub(super) fn withhold_ends(statuses: &mut [ContainerStatus], previous: Option<&
         let before = previous.into_iter().flatten().find(|p| p.name == status.name);
         if let Some(before) = before.filter(|p| !ended(p)) {
             *status = ContainerStatus { ready: false, ..before.clone() };
+        }
+    }
+}
+
+/// Containers whose end the API has for good stay as they were told last: it takes no such end back, and Slurm may have put the
+/// job back into its queue.
+pub(super) fn keep_ends(
+    statuses: &mut [ContainerStatus],
+    previous: Option<&[ContainerStatus]>,
+    spec: &PodSpec,
+    containers: &[Container],
+) {
+    let end = |status: &ContainerStatus| status.state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
+    let all = || spec.init_containers.iter().flatten().chain(&spec.containers);
+    if all().any(|c| c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers")) {
+        return;
+    }
+    for status in statuses.iter_mut().filter(|status| end(status).is_none()) {
+        let before = previous.into_iter().flatten().find(|p| p.name == status.name);
+        let container = containers.iter().find(|c| c.name == status.name);
+        if let (Some(before), Some(container)) = (before, container)
+            && end(before).is_some_and(|code| !should_restart(container, spec, code))
+        {
+            *status = before.clone();
         }
     }
 }

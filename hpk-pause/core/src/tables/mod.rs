@@ -3,6 +3,7 @@
 mod ends;
 mod order;
 mod probes;
+mod requeue;
 mod restarts;
 
 use crate::testing::{container, pod};

@@ -192,22 +192,6 @@ fn addresses_are_those_of_the_network() {
 }
 
 #[test]
-fn a_requeued_pod_keeps_its_counts() {
-    let mut world = running(Always, container("c"));
-    world.exit("c", 1);
-    world.launch("c");
-    let before = world.supervisor.state().clone();
-    let now = Now { mono: std::time::Duration::ZERO, wall: jiff::Timestamp::UNIX_EPOCH };
-    let plan = pod(Always, vec![], named(&["c"]));
-    let mut again = Supervisor::new(plan, Identity::default(), Some(&before), now);
-    let mut out = Vec::new();
-    again.step(now, Event::SandboxReady { network: hpk_api::cni::CniResult::default() }, &mut out);
-    assert!(out.contains(&crate::Action::Start { container: crate::ContainerIndex(0), instance: 2 }));
-    assert!(again.state().sequence > before.sequence);
-    assert_eq!(again.state().containers[0].last_termination.as_ref().unwrap().reason, "ContainerStatusUnknown");
-}
-
-#[test]
 fn a_changed_environment_is_for_the_next_start_and_does_not_hurry_it() {
     let mut world = running(Always, container("c"));
     world.exit("c", 1);
