@@ -6,7 +6,7 @@ use super::{Controller, left, tasks};
 use crate::api::events::Note;
 use crate::executor::pace;
 use crate::executor::run::Run;
-use crate::pods::submission::{self, Finding, Stray};
+use crate::pods::submission::{self, Finding, Owner, Stray};
 use hpk_api::ids::PodUid;
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,9 @@ impl Controller {
         for job in all.into_iter().filter(|job| !job.phase.is_over()) {
             let Some(uid) = job.pod_in(&self.rules.pods).map(PodUid::from) else { continue };
             let entry = self.entries.get(&uid);
-            match submission::stray(&job.id, entry.map(|e| (e.stage(), e.record().job_id.as_deref()))) {
+            let owner =
+                entry.map(|e| Owner { stage: e.stage(), job: e.record().job_id.as_deref(), was_over: e.is_job_gone() });
+            match submission::stray(&job.id, owner) {
                 Stray::Keep => {}
                 Stray::Adopt => {
                     tracing::warn!(%uid, job = %job.id, "a pod that was not begun has a job: it is the pod's");
@@ -113,11 +115,12 @@ impl Controller {
                 Stray::Cancel => {
                     tracing::warn!(%uid, job = %job.id, "no pod has this job: it is cancelled");
                     if let Some((pod, own)) = entry.and_then(|e| Some((e.object()?, e.record().job_id.as_ref()?))) {
-                        let text = format!(
-                            "{} {} is a second one of this pod, which {own} runs: it is cancelled",
-                            job.words().run,
-                            job.id
-                        );
+                        let what = if own.as_str() == job.id {
+                            "was put back into the queue after this pod had ended".to_owned()
+                        } else {
+                            format!("is a second one of this pod, which {own} runs")
+                        };
+                        let text = format!("{} {} {what}: it is cancelled", job.words().run, job.id);
                         self.ctx.recorder.pod(pod, Note::warning(job.words().reasons.duplicate, text));
                     }
                     tasks::scancel(&self.ctx, job.id.into(), true);

@@ -194,15 +194,25 @@ pub(crate) enum Stray {
     Cancel,
 }
 
-/// Judges the living job `id`. `pod`: how far its pod is, and with which job; None: there is no such pod.
+/// How far a pod is, for [`stray`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    pub(crate) stage: Stage,
+    /// Its job.
+    pub(crate) job: Option<&'a str>,
+    /// Its job was over: it lives again since somebody has put it back into Slurm's queue.
+    pub(crate) was_over: bool,
+}
+
+/// Judges the living job `id`. `pod`: None: there is no such pod.
 #[must_use]
-pub(crate) fn stray(id: &str, pod: Option<(Stage, Option<&str>)>) -> Stray {
+pub(crate) fn stray(id: &str, pod: Option<Owner<'_>>) -> Stray {
     match pod {
         None => Stray::Cancel,
-        Some((Stage::Submitted, Some(own))) if own == id => Stray::Keep,
-        Some((Stage::Submitted, _)) => Stray::Cancel,
-        Some((Stage::Submitting, _)) => Stray::Keep,
-        Some((Stage::New | Stage::Preparing, _)) => Stray::Adopt,
+        Some(Owner { stage: Stage::Submitted, job: Some(own), was_over: false }) if own == id => Stray::Keep,
+        Some(Owner { stage: Stage::Submitted, .. }) => Stray::Cancel,
+        Some(Owner { stage: Stage::Submitting, .. }) => Stray::Keep,
+        Some(Owner { stage: Stage::New | Stage::Preparing, .. }) => Stray::Adopt,
     }
 }
 
@@ -260,10 +270,12 @@ mod tests {
     #[test]
     fn jobs_that_no_pod_has() {
         assert_eq!(stray("7", None), Stray::Cancel);
-        assert_eq!(stray("7", Some((Stage::Submitted, Some("7")))), Stray::Keep);
-        assert_eq!(stray("7", Some((Stage::Submitted, Some("6")))), Stray::Cancel);
-        assert_eq!(stray("7", Some((Stage::Submitting, None))), Stray::Keep);
-        assert_eq!(stray("7", Some((Stage::Preparing, None))), Stray::Adopt);
+        let of = |stage, job, was_over| stray("7", Some(Owner { stage, job, was_over }));
+        assert_eq!(of(Stage::Submitted, Some("7"), false), Stray::Keep);
+        assert_eq!(of(Stage::Submitted, Some("7"), true), Stray::Cancel, "somebody has put it back");
+        assert_eq!(of(Stage::Submitted, Some("6"), false), Stray::Cancel);
+        assert_eq!(of(Stage::Submitting, None, false), Stray::Keep);
+        assert_eq!(of(Stage::Preparing, None, false), Stray::Adopt);
     }
 
     /// What becomes of one sbatch.

@@ -190,6 +190,11 @@ impl Entry {
         self.search().is_some()
     }
 
+    /// Its job is over and gone from its node, as far as is known.
+    pub(crate) fn is_job_gone(&self) -> bool {
+        self.job.is_gone()
+    }
+
     fn search(&self) -> Option<&crate::pods::submission::Search> {
         if let State::Submitting(submission) = &self.state { submission.search() } else { None }
     }
