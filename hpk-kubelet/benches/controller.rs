@@ -12,7 +12,7 @@ use hpk_api::state::PodState;
 use hpk_images::{ImageStore, Layout, Limits, Registries, StoreConfig};
 use hpk_kubelet::parts::{
     Answer, AskError, Asked, Asking, Carriers, Clients, Cluster, Context, Controller, Event, Executor, ExecutorError,
-    Folder, Kind, Kubelet, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site,
+    Folder, Kind, Kubelet, Made, NodeFacts, Nodes, Past, Pods, Progress, Record, Recorder, Run, RunPhase, Sender, Site,
     Submission, Times, Words, words,
 };
 use hpk_layout::{Home, Install};
@@ -47,7 +47,7 @@ impl Executor for StubExecutor {
     fn ask(&self, _: &Asking<'_>) -> Result<Asked, AskError> {
         Err(std::io::Error::other("a stub").into())
     }
-    fn submit<'a>(&'a self, _: Submission<'a>) -> Answer<'a, String> {
+    fn submit<'a>(&'a self, _: Submission<'a>) -> Answer<'a, Made> {
         never()
     }
     fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>> {

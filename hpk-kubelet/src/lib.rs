@@ -40,7 +40,9 @@ pub mod parts {
     pub use crate::executor::slurm::cluster::Cluster;
     pub use crate::executor::slurm::limits::Site;
     pub use crate::executor::words::{self, Kind, Words};
-    pub use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+    pub use crate::executor::{
+        Answer, AskError, Asked, Asking, Executor, ExecutorError, Made, Past, Submission, Times,
+    };
     pub use crate::nodes::{Clients, Nodes};
     pub use crate::pods::folder::{Folder, Progress, Record};
 }

@@ -1,8 +1,8 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
 use super::prepared::{Held, Memory, Ready, Refreshed};
-use crate::executor::ExecutorError;
 use crate::executor::run::Run;
+use crate::executor::{ExecutorError, Made};
 use crate::pods::submission::Finding;
 use hpk_api::ids::{JobId, PodUid};
 use hpk_api::state::PodState;
@@ -34,8 +34,7 @@ pub enum Event {
     /// sbatch ended.
     Submitted {
         uid: PodUid,
-        /// Job id.
-        result: Result<JobId, ExecutorError>,
+        result: Result<Made, ExecutorError>,
     },
     /// A refresh of a running pod ended.
     Refreshed {

@@ -60,7 +60,7 @@ pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &PodUid, arguments: Vec<St
     spawn(tx, async move {
         let script = ctx.folder(&uid).script();
         let submission = Submission { uid: &uid, arguments: &arguments, script: &script };
-        let result = ctx.executor.submit(submission).await.map(JobId::from);
+        let result = ctx.executor.submit(submission).await;
         Some(Event::Submitted { uid, result })
     });
 }

@@ -48,8 +48,8 @@ pub trait Executor: fmt::Debug + Send + Sync {
     /// The pod asks for what this executor does not carry out.
     fn ask(&self, asking: &Asking<'_>) -> Result<Asked, AskError>;
 
-    /// Begins a run of `script`, or has it wait for its turn; gives its id.
-    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String>;
+    /// Begins a run of `script`, or has it wait for its turn.
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made>;
 
     /// The given runs as far as they are known; all of the user's when `ids` is None.
     fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>>;
@@ -129,6 +129,15 @@ pub struct Submission<'a> {
     pub arguments: &'a [String],
     /// The first program, in the pod's folder.
     pub script: &'a Path,
+}
+
+/// A run that was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// The executor's id.
+    pub id: String,
+    /// What was said of it beside that, for people: by a site's submit plug-in, say.
+    pub said: String,
 }
 
 /// Which runs a memory is asked about.

@@ -355,7 +355,7 @@ impl Keeper {
         let script = self.parts.home.gangs().join(&id).join(hpk_layout::pod::JOB_SCRIPT);
         tokio::spawn(async move {
             let result = slurm.submit(&arguments, &script).await;
-            let result = result.map_err(|error| (error.is_refusal(), error.to_string()));
+            let result = result.map(|made| made.id).map_err(|error| (error.is_refusal(), error.to_string()));
             let _ = messages.send(Message::Heard(Heard::Submitted { id, result }));
         });
     }

@@ -9,7 +9,7 @@ use crate::executor::slurm::client::{Client, Part};
 use crate::executor::slurm::cluster::Cluster;
 use crate::executor::slurm::limits::Site;
 use crate::executor::words::Words;
-use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Made, Past, Submission, Times};
 use hpk_api::gang::{GangFile, MemberFile, Wish};
 use hpk_layout::Home;
 use std::path::{Path, PathBuf};
@@ -127,11 +127,11 @@ impl Executor for WithGangs {
         self.slurm.ask(asking)
     }
 
-    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made> {
         Box::pin(async move {
             match self.gangs.submit(submission.uid).await {
                 Outcome::Alone => Executor::submit(&self.slurm, submission).await,
-                Outcome::Made(run) => Ok(run),
+                Outcome::Made(id) => Ok(Made { id, said: String::new() }),
                 Outcome::Failed { sure, why } => Err(ExecutorError::new(NotSubmitted(why), true, sure)),
             }
         })

@@ -3,9 +3,9 @@
 use super::labels::Labels;
 use crate::api::events::Note;
 use crate::controller::prepared::{Held, Memory, Ready, RefreshJob, Refreshed};
-use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::executor::words::Words;
+use crate::executor::{ExecutorError, Made};
 use crate::pods::admit::Refusal;
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
@@ -78,7 +78,7 @@ pub(crate) enum Heard {
     /// A write of the record ended.
     Recorded(io::Result<()>),
     /// sbatch ended, with the job's id.
-    Submitted(Result<JobId, ExecutorError>),
+    Submitted(Result<Made, ExecutorError>),
     /// A look for its job that was begun at `asked` ended.
     Looked { finding: Finding, id: Option<JobId>, asked: Instant, found: Option<Box<Found>> },
     /// A job turned up that nobody looked for.

@@ -6,6 +6,7 @@ use crate::controller::prepared::{Held, Ready, Refreshed};
 use crate::executor::ExecutorError;
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind};
+use crate::executor::{ExecutorError, Made};
 use crate::pods::folder::Progress;
 use crate::pods::submission::Finding;
 use hpk_api::plan::{PodRef, SandboxPlan};
@@ -322,7 +323,7 @@ impl World {
                 let result = match outcome {
                     Outcome::Well => {
                         self.make_job();
-                        Ok(self.made.to_string().as_str().into())
+                        Ok(Made { id: self.made.to_string(), said: String::new() })
                     }
                     Outcome::Badly => Err(failed(true)),
                     Outcome::Late(delay) => {

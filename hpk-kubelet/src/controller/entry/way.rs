@@ -6,7 +6,7 @@ use super::stop::Stop;
 use super::{Entry, State};
 use crate::api::events::Note;
 use crate::controller::prepared::{Held, Memory, Ready};
-use crate::executor::ExecutorError;
+use crate::executor::{ExecutorError, Made};
 use crate::pods::admit::Refusal;
 use crate::pods::folder::{self, Progress};
 use crate::pods::outposts;
@@ -204,22 +204,21 @@ impl Entry {
         }
     }
 
-    pub(super) fn submitted(
-        &mut self,
-        result: Result<JobId, ExecutorError>,
-        around: &Around<'_>,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub(super) fn submitted(&mut self, result: Result<Made, ExecutorError>, around: &Around<'_>, fx: &mut Vec<Effect>) {
         let State::Submitting(submission) = &mut self.state else { return };
         let words = around.rules.words;
         match result {
-            Ok(id) => {
+            Ok(Made { id, said }) => {
                 let asked = &self.ledger.record().requested;
                 if !asked.is_empty() {
                     let text = format!("{} {id}: {} {asked}", words.run, words.command);
                     self.tell(Note::normal(words.reasons.submitted, text), fx);
                 }
-                self.made(id, None, around, fx);
+                if !said.is_empty() {
+                    let text = format!("{} {id}: {} says: {said}", words.run, words.command);
+                    self.tell(Note::warning(words.reasons.submitted, text), fx);
+                }
+                self.made(id.into(), None, around, fx);
             }
             Err(error) => {
                 let failure = if error.is_refusal { Failure::Refused } else { Failure::Lost };

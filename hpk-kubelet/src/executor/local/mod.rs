@@ -19,7 +19,7 @@ use super::run::Run;
 use super::slurm::cluster::Cluster;
 use super::slurm::limits::Site;
 use super::words::{self, Kind, Words};
-use super::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use super::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Made, Past, Submission, Times};
 use hpk_api::pod_flags;
 use hpk_layout::Home;
 use machine::Machine;
@@ -128,7 +128,7 @@ impl Executor for Local {
         Ok(Asked { warnings: self.warnings(asking, &needs, &unknown), arguments, asked })
     }
 
-    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made> {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             self.tell(Message::Submit {
@@ -138,7 +138,7 @@ impl Executor for Local {
                 reply,
             })?;
             let id = answer.await.unwrap_or(Err(Refused::Gone))?;
-            Ok(id.to_string())
+            Ok(Made { id: id.to_string(), said: String::new() })
         })
     }
 

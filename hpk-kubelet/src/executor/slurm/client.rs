@@ -4,9 +4,9 @@ use super::cluster::{self, Cluster};
 use super::error::SlurmError;
 use super::job;
 use super::limits::Site;
-use crate::executor::Times;
 use crate::executor::environment::inherited;
 use crate::executor::run::Run;
+use crate::executor::{Made, Times};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::path::{Path, PathBuf};
@@ -66,11 +66,11 @@ impl Client {
         Self { open_files, ..self }
     }
 
-    /// Submits a script; returns the job's id.
+    /// Submits a script.
     ///
     /// # Errors
     /// sbatch's own message.
-    pub async fn submit(&self, arguments: &[String], script: &Path) -> Result<String, SlurmError> {
+    pub async fn submit(&self, arguments: &[String], script: &Path) -> Result<Made, SlurmError> {
         let mut command = match self.open_files {
             None => Command::new(&self.sbatch),
             Some(limit) => {
@@ -80,14 +80,17 @@ impl Client {
             }
         };
         command.args(arguments).arg(script);
-        let output = run("sbatch", command).await?;
-        let text = String::from_utf8_lossy(&output);
+        let output = outcome("sbatch", command).await?;
+        let text = String::from_utf8_lossy(&output.stdout);
         // `--parsable` prints `id` or `id;cluster`, after whatever a submit plug-in says.
         let id = text.lines().rev().find_map(|l| l.trim().split(';').next().filter(|i| i.parse::<u64>().is_ok()));
-        id.map(str::to_owned).ok_or_else(|| SlurmError::Refused {
-            command: "sbatch",
-            message: format!("gave no job id but {:?}", text.trim()),
-        })
+        match id {
+            Some(id) => Ok(Made { id: id.to_owned(), said: words("sbatch", &String::from_utf8_lossy(&output.stderr)) }),
+            None => {
+                let message = format!("gave no job id but {:?}", text.trim());
+                Err(SlurmError::Refused { command: "sbatch", message })
+            }
+        }
     }
 
     /// The given jobs as far as squeue knows them; all of the user's when `ids` is None.
@@ -291,7 +294,12 @@ fn keep(name: &str) -> bool {
     inherited(name) || name == "SLURM_CONF" || name.strip_prefix("SBATCH_").is_some_and(|rest| SBATCH.contains(&rest))
 }
 
-async fn run(name: &'static str, mut command: Command) -> Result<Vec<u8>, SlurmError> {
+async fn run(name: &'static str, command: Command) -> Result<Vec<u8>, SlurmError> {
+    Ok(outcome(name, command).await?.stdout)
+}
+
+/// What a command that succeeded has said.
+async fn outcome(name: &'static str, mut command: Command) -> Result<Output, SlurmError> {
     command
         .env_clear()
         .envs(std::env::vars_os().filter(|(k, _)| k.to_str().is_some_and(keep)))
@@ -303,7 +311,7 @@ async fn run(name: &'static str, mut command: Command) -> Result<Vec<u8>, SlurmE
         .map_err(|_| SlurmError::Timeout { command: name, limit: LIMIT })?
         .map_err(|source| SlurmError::Run { command: name, source })?;
     if output.status.success() {
-        return Ok(output.stdout);
+        return Ok(output);
     }
     let message = words(name, &String::from_utf8_lossy(&output.stderr));
     Err(SlurmError::Refused {
@@ -343,7 +351,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         // A stand-in whose job id is the limit that it has: sbatch hands on what it has.
         let sbatch = folder.path().join("sbatch");
-        std::fs::write(&sbatch, "#!/bin/sh\n[ \"$1 $2\" = '--a b c' ] && ulimit -Sn\n").unwrap();
+        let script = "#!/bin/sh\n[ \"$1 $2\" = '--a b c' ] && ulimit -Sn && echo sbatch: moved to main >&2\n";
+        std::fs::write(&sbatch, script).unwrap();
         std::fs::set_permissions(&sbatch, std::fs::Permissions::from_mode(0o700)).unwrap();
         let none = PathBuf::new();
         let client = Client {
@@ -359,8 +368,9 @@ mod tests {
         let submit =
             |client: Client| async move { client.submit(&["--a b".to_owned()], Path::new("c")).await.unwrap() };
         let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
-        assert_eq!(submit(client.clone()).await, soft.to_string());
-        assert_eq!(submit(client.with_open_files(Some(77))).await, "77");
+        let made = submit(client.clone()).await;
+        assert_eq!((made.id, made.said.as_str()), (soft.to_string(), "moved to main"));
+        assert_eq!(submit(client.with_open_files(Some(77))).await.id, "77");
     }
 
     #[test]

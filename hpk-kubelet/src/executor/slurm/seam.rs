@@ -7,7 +7,7 @@ use super::limits::Site;
 use super::{flags, request};
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind, Words};
-use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Past, Submission, Times};
+use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Made, Past, Submission, Times};
 use crate::nodes;
 use std::path::Path;
 use tokio::process::Child;
@@ -39,7 +39,7 @@ impl Executor for Client {
         Ok(request::request(asking, &given)?)
     }
 
-    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, String> {
+    fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made> {
         Box::pin(async move { Ok(self.submit(submission.arguments, submission.script).await?) })
     }
 
