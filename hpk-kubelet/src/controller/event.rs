@@ -1,6 +1,6 @@
 //! What the controller hears. One queue; every task that waits for something sends its end as one of these.
 
-use super::prepared::{Held, Memory, Ready, Refreshed};
+use super::prepared::{Held, Memory, Ready, Refreshed, Resized};
 use crate::executor::run::Run;
 use crate::executor::{ExecutorError, Made};
 use crate::pods::submission::Finding;
@@ -35,6 +35,11 @@ pub enum Event {
     Submitted {
         uid: PodUid,
         result: Result<Made, ExecutorError>,
+    },
+    /// A change of a waiting job's size ended.
+    Resized {
+        uid: PodUid,
+        result: Resized,
     },
     /// A refresh of a running pod ended.
     Refreshed {

@@ -142,6 +142,7 @@ impl Controller {
             }
             Event::Recorded { uid, result } => self.hear(&uid, Heard::Recorded(result)),
             Event::Submitted { uid, result } => self.hear(&uid, Heard::Submitted(result)),
+            Event::Resized { uid, result } => self.hear(&uid, Heard::Resized(result)),
             Event::Refreshed { uid, result, memory } => self.hear(&uid, Heard::Refreshed { result, memory }),
             Event::ReferencesChanged { uid } => self.hear(&uid, Heard::ReferencesChanged),
             Event::RunsChanged => self.outdated = true,

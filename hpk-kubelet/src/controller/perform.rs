@@ -21,6 +21,12 @@ impl Controller {
             }
             Effect::Write(record) => tasks::write_record(ctx, tx, *record),
             Effect::Sbatch { arguments } => tasks::submit(ctx, tx, uid, arguments),
+            Effect::Resize { pod, job } => {
+                let record = self.entries.get(uid).map(|entry| entry.record().clone());
+                if let Some(record) = record {
+                    tasks::resize(ctx, tx, pod, record, job);
+                }
+            }
             Effect::Follow(versions) => {
                 let pod = self.entries.get(uid).and_then(Entry::object);
                 let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());

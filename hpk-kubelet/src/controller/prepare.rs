@@ -7,7 +7,7 @@ use super::prepared::{Held, Memory, Ready, Refreshed};
 use super::pull;
 use crate::api::events::Note;
 use crate::api::fetch;
-use crate::executor::{Asking, script};
+use crate::executor::{Asked, Asking, script};
 use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
@@ -89,19 +89,7 @@ pub(super) async fn prepare(
         }
     }
     let folder = ctx.folder(&record.pod.uid);
-    let facts = ctx.node.borrow().clone();
-    let asked = ctx.executor.ask(&Asking {
-        pod,
-        who: &record.pod,
-        node: ctx.nodes.of_pod(pod),
-        folder: folder.path(),
-        cluster: &ctx.cluster,
-        defaults: &ctx.defaults,
-        site: &facts.site,
-        there: &facts.cluster,
-        avoid: &record.avoid,
-    });
-    let request = match asked {
+    let request = match ask(ctx, pod, record) {
         Ok(request) => request,
         Err(error) => {
             let why = error.to_string();
@@ -169,6 +157,22 @@ pub(super) async fn prepare(
         return Err(hold_all(pod, WAITING_FOR_GANG, &text, None));
     }
     Ok(Ready { arguments: request.arguments, asked: request.asked, plan: Box::new(made.plan), images: made.images })
+}
+
+/// What the pod asks of the executor now.
+pub(super) fn ask(ctx: &Context, pod: &Pod, record: &Record) -> Result<Asked, String> {
+    let facts = ctx.node.borrow().clone();
+    ctx.executor.ask(&Asking {
+        pod,
+        who: &record.pod,
+        node: ctx.nodes.of_pod(pod),
+        folder: ctx.folder(&record.pod.uid).path(),
+        cluster: &ctx.cluster,
+        defaults: &ctx.defaults,
+        site: &facts.site,
+        there: &facts.cluster,
+        avoid: &record.avoid,
+    })
 }
 
 /// Why the containers of a gang's member wait, until all of it can begin.

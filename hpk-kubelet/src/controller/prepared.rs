@@ -4,7 +4,9 @@ use super::backoff::Backoff;
 use crate::api::fetch::Kept;
 use crate::pods::folder::Record;
 use crate::pods::plan::Image;
+use crate::pods::resize::Granted;
 use crate::pods::status::Waiting;
+use hpk_api::ids::JobId;
 use hpk_api::plan::SandboxPlan;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
@@ -46,10 +48,22 @@ pub struct Held {
     pub retry: Option<Duration>,
 }
 
+/// A change of a waiting job's size.
+#[derive(Debug)]
+pub struct Resized {
+    pub(crate) job: JobId,
+    /// What the pod's containers asked for.
+    pub(crate) wanted: Granted,
+    /// What Slurm was asked for, for people; or why it was not done.
+    pub(crate) result: Result<String, String>,
+}
+
 /// What a reading of a running pod's references works with.
 #[derive(Debug)]
 pub(crate) struct RefreshJob {
     pub(crate) pod: Arc<Pod>,
+    /// Its job waits: the supervisor that is to come reads the plan.
+    pub(crate) waits: bool,
     pub(crate) record: Record,
     pub(crate) plan: Box<SandboxPlan>,
     pub(crate) sent: Vec<String>,

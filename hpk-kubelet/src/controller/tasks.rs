@@ -4,13 +4,14 @@ use super::context::Context;
 use super::entry::Labels;
 use super::event::Answers;
 use super::prepare;
-use super::prepared::{Memory, RefreshJob};
+use super::prepared::{Memory, RefreshJob, Resized};
 use super::{Event, Sender, no_link};
 use crate::api::events::Note;
 use crate::api::node;
 use crate::executor::run::{self, Run};
 use crate::executor::{Past, Submission};
 use crate::pods::folder::Record;
+use crate::pods::resize;
 use crate::pods::submission::Finding;
 use hpk_api::control::{Answer, Request};
 use hpk_api::ids::{JobId, PodUid};
@@ -65,6 +66,22 @@ pub(super) fn submit(ctx: &Context, tx: &Sender, uid: &PodUid, arguments: Vec<St
     });
 }
 
+/// Gives a job that waits the size that its pod asks for now.
+pub(super) fn resize(ctx: &Context, tx: &Sender, pod: Arc<Pod>, record: Record, job: JobId) {
+    let ctx = ctx.clone();
+    spawn(tx, async move {
+        let wanted = resize::asked(&pod);
+        let result = match prepare::ask(&ctx, &pod, &record) {
+            Ok(asked) => {
+                let done = ctx.executor.resize(&job, &asked.arguments).await;
+                done.map(|()| asked.asked).map_err(|error| error.to_string())
+            }
+            Err(why) => Err(why),
+        };
+        Some(Event::Resized { uid: record.pod.uid.into(), result: Resized { job, wanted, result } })
+    });
+}
+
 /// Writes a record to the shared file system, however long that takes.
 pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
     let uid = PodUid::from(record.pod.uid.as_str());
@@ -75,10 +92,14 @@ pub(super) fn write_record(ctx: &Context, tx: &Sender, record: Record) {
     });
 }
 
+/// How long until a pod whose job waits, and that has changed, is looked at again.
+const WAITS: Duration = Duration::from_secs(30);
+
 pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: RefreshJob) {
     let ctx = ctx.clone();
     spawn(tx, async move {
         let uid = PodUid::from(job.record.pod.uid.as_str());
+        let mut to_write = None;
         let mut result =
             prepare::refresh(&ctx, &job.pod, &job.record, &job.plan, &job.sent, &job.known, &mut job.memory).await;
         if let Ok(fresh) = &mut result
@@ -86,14 +107,15 @@ pub(super) fn refresh(ctx: &Context, tx: &Sender, mut job: RefreshJob) {
             && let Err(error) = ask(&ctx, &uid, &Request::Update(fresh.update.clone())).await
         {
             tracing::info!(%uid, %error, "the supervisor was not told of changes; tried again");
-            // As if nothing had changed, so that the next refresh finds it again.
+            // As if nothing had changed, so that the next refresh finds it again: the job may have begun meanwhile.
             fresh.update = hpk_api::control::Update::default();
+            to_write = if job.waits { fresh.plan.take() } else { None };
             fresh.plan = None;
-            fresh.retry = Some(Duration::from_secs(3));
+            fresh.retry = Some(if job.waits { WAITS } else { Duration::from_secs(3) });
+        } else if let Ok(fresh) = &result {
+            to_write = fresh.plan.clone();
         }
-        if let Ok(fresh) = &result
-            && let Some(plan) = fresh.plan.clone()
-        {
+        if let Some(plan) = to_write {
             let folder = ctx.folder(&uid);
             match tokio::task::spawn_blocking(move || folder.write_plan(&plan)).await {
                 Ok(Ok(())) => {}

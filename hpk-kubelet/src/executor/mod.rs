@@ -28,6 +28,7 @@ use slurm::limits::Site;
 use slurm::request::Defaults;
 use std::fmt;
 use std::path::Path;
+use thiserror::Error;
 use tokio::process::Child;
 use tokio::sync::watch;
 use words::Words;
@@ -50,6 +51,11 @@ pub trait Executor: fmt::Debug + Send + Sync {
 
     /// Begins a run of `script`, or has it wait for its turn.
     fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made>;
+
+    /// Gives a run that waits another size: what [`Self::ask`] says now. One that has begun keeps its own.
+    fn resize<'a>(&'a self, _id: &'a str, _arguments: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(async { Err(ExecutorError::new(KeepsItsSize, false, true)) })
+    }
 
     /// The given runs as far as they are known; all of the user's when `ids` is None.
     fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>>;
@@ -139,6 +145,11 @@ pub struct Made {
     /// What was said of it beside that, for people: by a site's submit plug-in, say.
     pub said: String,
 }
+
+/// The size of a run is not changed.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("its run keeps the size that it was submitted with; delete the pod and make it anew with other resources")]
+struct KeepsItsSize;
 
 /// Which runs a memory is asked about.
 #[derive(Clone, Copy, Debug)]

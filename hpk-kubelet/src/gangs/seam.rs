@@ -22,6 +22,11 @@ use tokio::process::Child;
 #[error("{0}")]
 struct NotSubmitted(String);
 
+/// A place of an allocation has no size of its own.
+#[derive(Debug, Error)]
+#[error("it is a member of a gang, whose allocation keeps its size; delete the gang and make it anew")]
+struct OfAGang;
+
 /// Slurm and its gangs.
 #[derive(Clone, Debug)]
 pub(crate) struct WithGangs {
@@ -133,6 +138,15 @@ impl Executor for WithGangs {
                 Outcome::Alone => Executor::submit(&self.slurm, submission).await,
                 Outcome::Made(id) => Ok(Made { id, said: String::new() }),
                 Outcome::Failed { sure, why } => Err(ExecutorError::new(NotSubmitted(why), true, sure)),
+            }
+        })
+    }
+
+    fn resize<'a>(&'a self, id: &'a str, arguments: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(async move {
+            match parts(id) {
+                Some(_) => Err(ExecutorError::new(OfAGang, false, true)),
+                None => Executor::resize(&self.slurm, id, arguments).await,
             }
         })
     }

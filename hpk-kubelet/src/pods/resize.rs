@@ -1,6 +1,6 @@
-//! Resizing a pod that was submitted: the size of a run is not changed, and that of one that waits is not changed
-//! either. So the pod keeps what it was begun with, and its status says so, as upstream's kubelet says of a resize that its node
-//! can never carry out.
+//! Resizing a pod that was submitted: the size of a run that has begun is not changed. So the pod keeps what it was begun with, and
+//! its status says so, as upstream's kubelet says of a resize that its node can never carry out. The job of a pod that waits
+//! is given another size ([`crate::controller`]).
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
@@ -11,6 +11,9 @@ pub(crate) const PENDING: &str = "PodResizePending";
 pub(crate) const INFEASIBLE: &str = "Infeasible";
 /// Reason of the event.
 pub(crate) const EVENT: &str = "ResizeInfeasible";
+
+/// Reason of the event that it is done.
+pub(crate) const DONE: &str = "ResizeCompleted";
 
 /// What each container was begun with.
 pub(crate) type Granted = BTreeMap<String, ResourceRequirements>;

@@ -64,6 +64,8 @@ pub(crate) struct Input<'a> {
     pub images: &'a BTreeMap<String, ImageRef>,
     /// Resources that the job was begun with, by container name.
     pub granted: &'a Granted,
+    /// Another size is on its way.
+    pub is_being_resized: bool,
     /// The kubelet's refusal of the pod.
     pub refused: Option<&'a Refusal>,
     /// sbatch's refusal of the pod's job.
@@ -142,8 +144,6 @@ pub(crate) fn status(input: Input<'_>) -> PodStatus {
     let host_ip = found.or_else(|| pod_ips.first().filter(|_| host_network).cloned()).or_else(before);
     let host_ip = host_ip.unwrap_or_else(|| input.host_ip.to_string());
     let conditions = conditions(&input, spec, &all, phase, judged.as_ref());
-    // Of a pod that was refused there is no container to tell of; kubectl would show what it waits for, not the pod's reason.
-    let taken = input.refused.is_none();
     let had = input.previous;
     keep_ends(
         &mut init,
@@ -152,6 +152,8 @@ pub(crate) fn status(input: Input<'_>) -> PodStatus {
         spec.init_containers.as_deref().unwrap_or_default(),
     );
     keep_ends(&mut main, had.container_statuses.as_deref(), spec, &spec.containers);
+    // Of a pod that was refused there is no container to tell of; kubectl would show what it waits for, not the pod's reason.
+    let taken = input.refused.is_none();
     PodStatus {
         conditions: Some(conditions),
         container_statuses: taken.then_some(main),

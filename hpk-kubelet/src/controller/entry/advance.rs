@@ -27,6 +27,7 @@ impl Entry {
             self.see_to_link(around, fx);
             self.tell_way_out(fx);
             self.refresh(around, fx);
+            self.see_to_size(fx);
             // Once the API has the newest status, what waited for that goes on.
             if !self.post(around, fx) {
                 break;
@@ -136,7 +137,7 @@ impl Entry {
     }
 
     /// It runs, is not being ended, and has no link.
-    fn lacks_link(&self) -> bool {
+    pub(super) fn lacks_link(&self) -> bool {
         let State::Submitted { stop, .. } = &self.state else { return false };
         self.job.is_running() && !self.link.is_up() && self.job.finished_at().is_none() && !stop.is_begun()
     }
@@ -154,6 +155,7 @@ impl Entry {
         }
         fx.push(Effect::Refresh(Box::new(RefreshJob {
             pod: pod.clone(),
+            waits: self.job.job().is_some_and(|job| job.phase == RunPhase::Pending),
             record: self.ledger.record().clone(),
             plan: Box::new(plan.clone()),
             sent: self.in_force.told().to_vec(),
@@ -215,6 +217,7 @@ impl Entry {
             held: self.hold.containers(),
             images: &record.images,
             granted: &record.granted,
+            is_being_resized: self.is_being_resized(),
             refused,
             submit_error: self.hold.submit_error(),
             put_back: self.job.put_back(),

@@ -2,7 +2,7 @@
 
 use super::labels::Labels;
 use crate::api::events::Note;
-use crate::controller::prepared::{Held, Memory, Ready, RefreshJob, Refreshed};
+use crate::controller::prepared::{Held, Memory, Ready, RefreshJob, Refreshed, Resized};
 use crate::executor::run::Run;
 use crate::executor::words::Words;
 use crate::executor::{ExecutorError, Made};
@@ -79,6 +79,8 @@ pub(crate) enum Heard {
     Recorded(io::Result<()>),
     /// sbatch ended, with the job's id.
     Submitted(Result<Made, ExecutorError>),
+    /// A change of its waiting job's size ended.
+    Resized(Resized),
     /// A look for its job that was begun at `asked` ended.
     Looked { finding: Finding, id: Option<JobId>, asked: Instant, found: Option<Box<Found>> },
     /// A job turned up that nobody looked for.
@@ -137,6 +139,8 @@ pub(crate) enum Effect {
     Write(Box<Record>),
     /// sbatch runs; ends in [`Heard::Submitted`].
     Sbatch { arguments: Vec<String> },
+    /// Its job, which waits, is given the size that the pod asks for; ends in [`Heard::Resized`].
+    Resize { pod: Arc<Pod>, job: JobId },
     /// News of these objects is wanted, and of no others.
     Follow(Versions),
     /// No such news is wanted any more.

@@ -23,6 +23,7 @@
 //! | [`Link`] | the link, and what is done without it | `link.rs` |
 //! | [`Posting`] | the status on its way to the API | `posting.rs` |
 //! | [`Labelling`] | labels that say where the pod runs | `labels.rs` |
+//! | [`Resizing`] | another size for a job that waits | `resizing.rs` |
 //!
 //! The journey of a pod is in `way.rs` (to its job), `news.rs` (what is heard of it), `advance.rs` (what follows).
 
@@ -38,6 +39,7 @@ mod link;
 mod news;
 mod posting;
 mod refresh;
+mod resizing;
 mod stop;
 #[cfg(test)]
 mod story;
@@ -65,6 +67,7 @@ use ledger::Ledger;
 use link::{Link, SILENCE};
 use posting::Posting;
 use refresh::Refresh;
+use resizing::Resizing;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -110,6 +113,7 @@ pub(crate) struct Entry {
     link: Link,
     posting: Posting,
     labelling: Labelling,
+    resizing: Resizing,
     /// Attempts to prepare it so far.
     attempts: u32,
     /// When [`crate::pods::reconcile`] is to be asked again, whatever happens.
@@ -142,6 +146,7 @@ impl Entry {
             link: Link::new(now),
             posting: Posting::default(),
             labelling: Labelling::default(),
+            resizing: Resizing::default(),
             attempts: 0,
             look_at: None,
             follows: false,
@@ -185,14 +190,14 @@ impl Entry {
         self.job.job().filter(|job| job.phase == RunPhase::Running)
     }
 
-    /// Only the pod's UID is known of its job, which is looked for.
-    pub(crate) fn is_sought(&self) -> bool {
-        self.search().is_some()
-    }
-
     /// Its job is over and gone from its node, as far as is known.
     pub(crate) fn is_job_gone(&self) -> bool {
         self.job.is_gone()
+    }
+
+    /// Only the pod's UID is known of its job, which is looked for.
+    pub(crate) fn is_sought(&self) -> bool {
+        self.search().is_some()
     }
 
     fn search(&self) -> Option<&crate::pods::submission::Search> {
@@ -303,6 +308,7 @@ impl Entry {
             Heard::Prepared { attempt, result, memory } => self.prepared(attempt, *result, *memory, around, fx),
             Heard::Recorded(result) => self.recorded(result, around, fx),
             Heard::Submitted(result) => self.submitted(result, around, fx),
+            Heard::Resized(resized) => self.resized(resized, around, fx),
             Heard::Looked { finding, id, asked, found } => self.looked(finding, id, asked, found, around, fx),
             Heard::Adopted { id, found } => self.adopted(id, found, around, fx),
             Heard::Job { job, words } => self.job(*job, words, around, fx),

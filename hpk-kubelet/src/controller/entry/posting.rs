@@ -54,6 +54,12 @@ impl Posting {
         }
     }
 
+    /// What was asked of Slurm has changed.
+    pub(crate) fn annotate_again(&mut self) {
+        self.annotated = false;
+        self.reopen();
+    }
+
     /// Takes the status as it should be. `requested`: what was asked of Slurm, if anything was.
     pub(crate) fn next(&mut self, pod: &Pod, wanted: Arc<PodStatus>, requested: &str) -> Posted {
         self.current = Some(wanted.clone());

@@ -2,8 +2,7 @@
 //! its API server refuses; events come in any order. What must never happen is asserted at each effect.
 
 use super::*;
-use crate::controller::prepared::{Held, Ready, Refreshed};
-use crate::executor::ExecutorError;
+use crate::controller::prepared::{Held, Ready, Refreshed, Resized};
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind};
 use crate::executor::{ExecutorError, Made};
@@ -52,6 +51,7 @@ enum Operation {
     Write(Box<Record>),
     Sbatch,
     Refresh,
+    Resize,
     Post(Arc<PodStatus>),
     AskStop,
     Remove,
@@ -215,6 +215,10 @@ impl World {
                 assert!(!self.has_job() && self.late.is_empty(), "a second job");
                 self.begin_operation(Operation::Sbatch);
             }
+            Effect::Resize { .. } => {
+                assert!(!self.is_under_way(|o| matches!(o, Operation::Resize)), "two at once");
+                self.begin_operation(Operation::Resize);
+            }
             Effect::Refresh(_) => {
                 assert!(!self.is_under_way(|o| matches!(o, Operation::Refresh)), "two readings at once");
                 self.begin_operation(Operation::Refresh);
@@ -337,6 +341,13 @@ impl World {
                 let result = if is_well { Ok(Refreshed::default()) } else { Err(Held::default()) };
                 self.hear(Heard::Refreshed { result: Box::new(result), memory: Box::default() });
             }
+            Operation::Resize => {
+                let job = self.entry.as_ref().and_then(|entry| entry.record().job_id.clone());
+                let wanted = self.pod.as_ref().map(crate::pods::resize::asked);
+                let (Some(job), Some(wanted)) = (job, wanted) else { return };
+                let result = if is_well { Ok("--mem=2".to_owned()) } else { Err("no".to_owned()) };
+                self.hear(Heard::Resized(Resized { job, wanted, result }));
+            }
             Operation::Post(status) => {
                 if let Some(pod) = self.pod.as_mut().filter(|_| is_well) {
                     pod.status = Some((*status).clone());
@@ -397,6 +408,9 @@ impl World {
             Happening::Change => {
                 if let Some(pod) = &mut self.pod {
                     pod.metadata.generation = pod.metadata.generation.map(|n| n + 1);
+                    let cpus = json!({"requests": {"cpu": (pod.metadata.generation.unwrap_or(0) % 3).to_string()}});
+                    let spec = pod.spec.as_mut().expect("a spec");
+                    spec.containers[0].resources = serde_json::from_value(cpus).expect("resources");
                     self.apply();
                 }
             }
@@ -631,6 +645,57 @@ fn silence_is_that_of_a_link_that_stood() {
     world.happen(Happening::Job(RunPhase::NodeFail));
     world.happen(Happening::Ask);
     assert_eq!(silent(&world), None, "Slurm has said what became of it");
+}
+
+/// The world as the pod's job waits.
+fn submitted() -> World {
+    let mut world = World::new();
+    while !world.operations.is_empty() {
+        world.end(0, Outcome::Well);
+    }
+    world.happen(Happening::Ask);
+    while !world.operations.is_empty() {
+        world.end(0, Outcome::Well);
+    }
+    world
+}
+
+fn has_condition(world: &World, kind: &str) -> bool {
+    let status = world.entry.as_ref().and_then(Entry::current_status).expect("a status");
+    status.conditions.iter().flatten().any(|condition| condition.type_ == kind)
+}
+
+#[test]
+fn a_waiting_job_is_given_another_size_and_a_running_one_is_not() {
+    let is_asked = |world: &World| world.is_under_way(|o| matches!(o, Operation::Resize));
+    let end_all = |world: &mut World, outcome| {
+        for _ in 0..20 {
+            let resize = world.operations.first().is_some_and(|o| matches!(o, Operation::Resize));
+            world.end(0, if resize { outcome } else { Outcome::Well });
+        }
+    };
+    let mut world = submitted();
+    assert!(!is_asked(&world));
+    world.happen(Happening::Change);
+    assert!(is_asked(&world) && !has_condition(&world, "PodResizePending"));
+    end_all(&mut world, Outcome::Well);
+    let record = world.entry.as_ref().expect("it is there").record();
+    assert_eq!(record.requested, "--mem=2");
+    assert_eq!(Some(record.granted.clone()), world.pod.as_ref().map(crate::pods::resize::asked));
+    // Slurm says no: that is told, and not asked again.
+    world.happen(Happening::Change);
+    end_all(&mut world, Outcome::Badly);
+    assert!(!is_asked(&world) && has_condition(&world, "PodResizePending"));
+    world.happen(Happening::Ask);
+    assert!(!is_asked(&world));
+    // Another size may be had.
+    world.happen(Happening::Change);
+    assert!(is_asked(&world));
+    end_all(&mut world, Outcome::Well);
+    world.happen(Happening::Job(RunPhase::Running));
+    world.happen(Happening::Ask);
+    world.happen(Happening::Change);
+    assert!(!is_asked(&world) && has_condition(&world, "PodResizePending"));
 }
 
 #[test]

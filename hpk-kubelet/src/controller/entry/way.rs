@@ -53,7 +53,9 @@ impl Entry {
             self.ledger.record_mut().pod = who(&pod);
         }
         let resize = |pod: &Pod| resize::infeasible(pod, &self.record().granted);
-        if let (Some(None), Some(message)) = (old.as_deref().map(resize), resize(&pod)) {
+        if let (Some(None), Some(message)) = (old.as_deref().map(resize), resize(&pod))
+            && !self.can_be_resized()
+        {
             self.tell(Note::warning(resize::EVENT, message), fx);
         }
         let changed = old.is_some_and(|old| {

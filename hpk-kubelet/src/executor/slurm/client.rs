@@ -150,6 +150,17 @@ impl Client {
         }
     }
 
+    /// `scontrol update …`.
+    ///
+    /// # Errors
+    /// scontrol's own message, or there is none.
+    pub async fn update(&self, arguments: &[String]) -> Result<(), SlurmError> {
+        let Some(scontrol) = &self.scontrol else { return Err(SlurmError::NotFound { command: "scontrol" }) };
+        let mut command = Command::new(scontrol);
+        command.args(arguments);
+        run("scontrol", command).await.map(|_| ())
+    }
+
     /// Cancels a job: TERM, then KILL after the site's KillWait.
     ///
     /// # Errors

@@ -12,4 +12,5 @@ pub(crate) mod gres;
 pub(crate) mod job;
 pub(crate) mod limits;
 pub(crate) mod request;
+mod resize;
 mod seam;

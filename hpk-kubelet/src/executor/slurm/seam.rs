@@ -4,13 +4,19 @@ use super::client::Client;
 use super::cluster::Cluster;
 use super::error::SlurmError;
 use super::limits::Site;
-use super::{flags, request};
+use super::{flags, request, resize};
 use crate::executor::run::Run;
 use crate::executor::words::{self, Kind, Words};
 use crate::executor::{Answer, AskError, Asked, Asking, Executor, ExecutorError, Made, Past, Submission, Times};
 use crate::nodes;
 use std::path::Path;
+use thiserror::Error;
 use tokio::process::Child;
+
+/// A job whose size is not the pod's fields' to say.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct NoOtherSize(String);
 
 impl From<SlurmError> for ExecutorError {
     fn from(error: SlurmError) -> Self {
@@ -41,6 +47,14 @@ impl Executor for Client {
 
     fn submit<'a>(&'a self, submission: Submission<'a>) -> Answer<'a, Made> {
         Box::pin(async move { Ok(self.submit(submission.arguments, submission.script).await?) })
+    }
+
+    fn resize<'a>(&'a self, id: &'a str, arguments: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let update =
+                resize::update(id, arguments).map_err(|why| ExecutorError::new(NoOtherSize(why), false, true))?;
+            Ok(self.update(&update).await?)
+        })
     }
 
     fn query<'a>(&'a self, ids: Option<&'a [String]>) -> Answer<'a, Vec<Run>> {

@@ -63,7 +63,8 @@ pub(super) fn conditions(
             _ => wanted(JOB_STARTED, true, None, Some(format!("{} {} on {}", job.words().run, job.id, job.nodes))),
         });
     }
-    let resize = resize::infeasible(input.pod, input.granted).filter(|_| !phase::is_terminal(Some(phase)));
+    let stays = !input.is_being_resized && !phase::is_terminal(Some(phase));
+    let resize = resize::infeasible(input.pod, input.granted).filter(|_| stays);
     list.extend(resize.map(|message| wanted(resize::PENDING, true, Some(resize::INFEASIBLE), Some(message))));
     if let Some(verdict) = verdict.filter(|v| v.disruption) {
         list.push(wanted("DisruptionTarget", true, Some("TerminationByKubelet"), Some(verdict.message.clone())));

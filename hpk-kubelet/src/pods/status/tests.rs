@@ -59,6 +59,7 @@ impl Case {
             refused: self.refused.as_ref(),
             submit_error: None,
             put_back: self.put_back,
+            is_being_resized: false,
             silent: self.silent,
             again: false,
             host_ip: "10.77.0.1".parse().expect("ip"),
