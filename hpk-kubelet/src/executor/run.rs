@@ -58,6 +58,9 @@ pub struct Run {
     /// Its processes are being cleaned up (Slurm's COMPLETING): over, but not gone from the node.
     #[serde(default)]
     pub completing: bool,
+    /// It has its place and does not go on until somebody lets it (Slurm's SUSPENDED).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
     /// Why it waits or has ended, in the executor's word (`Resources`, `Priority`, `TimeLimit`, …); `None` when there is none.
     #[serde(default)]
     pub reason: String,
@@ -113,6 +116,7 @@ impl Run {
             folder: String::new(),
             phase: RunPhase::Lost,
             completing: false,
+            suspended: false,
             reason: String::new(),
             why: String::new(),
             nodes: String::new(),
@@ -148,6 +152,18 @@ impl Run {
         let folder = Path::new(&self.folder);
         let uid = folder.file_name()?.to_str()?;
         (folder.parent() == Some(pods) && self.pod == uid).then_some(uid)
+    }
+
+    /// It runs, and does not go on until somebody lets it.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.suspended && self.phase == RunPhase::Running
+    }
+
+    /// It waits for something that somebody may have to do something about, not for its turn alone.
+    #[must_use]
+    pub fn waits_for_more_than_its_turn(&self) -> bool {
+        self.phase == RunPhase::Pending && !matches!(self.reason.as_str(), "" | "None" | "Priority" | "Resources")
     }
 
     /// Between `self` and `later`, what was known before and after, the job has been put back into the queue.

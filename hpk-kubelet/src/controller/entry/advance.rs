@@ -139,7 +139,9 @@ impl Entry {
     /// It runs, is not being ended, and has no link.
     pub(super) fn lacks_link(&self) -> bool {
         let State::Submitted { stop, .. } = &self.state else { return false };
-        self.job.is_running() && !self.link.is_up() && self.job.finished_at().is_none() && !stop.is_begun()
+        // A suspended job answers nobody, and Slurm starts no step in it.
+        let goes_on = self.job.job().is_some_and(|job| job.phase == RunPhase::Running && !job.suspended);
+        goes_on && !self.link.is_up() && self.job.finished_at().is_none() && !stop.is_begun()
     }
 
     /// Reads a running pod's references again when it is time.

@@ -62,10 +62,6 @@ impl JobView {
         self.put_back
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.job.as_ref().is_some_and(|job| job.phase == RunPhase::Running)
-    }
-
     /// Its processes are gone, and so is what they had on their node.
     pub(crate) fn is_gone(&self) -> bool {
         self.job.as_ref().is_some_and(Run::is_gone)

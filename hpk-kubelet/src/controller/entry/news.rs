@@ -24,7 +24,7 @@ impl Entry {
 
     pub(super) fn job(&mut self, job: Run, words: Option<Box<LastWords>>, around: &Around<'_>, fx: &mut Vec<Effect>) {
         let unlinked = !self.link.is_up();
-        let before = self.job.job().map(|job| job.reason.clone());
+        let before = self.job.job().map(|job| (job.why.clone(), job.is_suspended()));
         let put_back = self.job.put_back();
         let news = self.job.take_job(job.clone(), self.ledger.record_mut(), around.now);
         let waits = job.phase == RunPhase::Pending;
@@ -33,13 +33,16 @@ impl Entry {
         }
         if news {
             let is_waiting_anew = waits && self.job.put_back() == put_back;
-            if is_waiting_anew
-                && before.is_some_and(|reason| reason != job.reason)
-                && !matches!(job.reason.as_str(), "" | "None" | "Priority")
-            {
+            // Many wait for their turn as they come: that is told of those for which it is news.
+            let is_news = match &before {
+                None => job.waits_for_more_than_its_turn(),
+                Some((why, _)) => *why != job.why && !matches!(job.reason.as_str(), "" | "None" | "Priority"),
+            };
+            if is_waiting_anew && is_news {
                 let text = format!("{} {} waits: {}", job.words().run, job.id, job.why);
                 self.tell(Note::normal(job.words().reasons.pending, text), fx);
             }
+            self.tell_suspended(before.is_some_and(|(_, suspended)| suspended), &job, fx);
             if job.is_gone() {
                 self.ledger.record_mut().ended = Some(job);
                 self.save(fx);
@@ -69,6 +72,17 @@ impl Entry {
             self.tell(Note::warning("FailedMount", format!("{} on node {}", word.message, word.node)), fx);
         }
         self.job.take_launch(launch);
+    }
+
+    /// That the job was suspended, or goes on. `before`: it was suspended when Slurm was asked last.
+    fn tell_suspended(&self, before: bool, job: &Run, fx: &mut Vec<Effect>) {
+        let (words, id) = (job.words(), &job.id);
+        if job.is_suspended() && !before {
+            let text = format!("{} {id} was suspended: nothing of the pod runs until it is resumed", words.run);
+            self.tell(Note::warning(words.reasons.suspended, text), fx);
+        } else if before && job.phase == RunPhase::Running && !job.suspended {
+            self.tell(Note::normal(words.reasons.resumed, format!("{} {id} goes on", words.run)), fx);
+        }
     }
 
     /// That Slurm has put the job back into its queue, when it was not so before.

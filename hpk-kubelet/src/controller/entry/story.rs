@@ -698,6 +698,55 @@ fn a_waiting_job_is_given_another_size_and_a_running_one_is_not() {
     assert!(!is_asked(&world) && has_condition(&world, "PodResizePending"));
 }
 
+/// The events of a job that Slurm's administrator suspends and lets go on.
+#[test]
+fn a_suspended_job_is_told_and_its_pod_is_not_ready() {
+    let rules = rules();
+    let now = Instant::now();
+    let around = Around { now, clock: Timestamp::UNIX_EPOCH, listed: true, rules: &rules, taken: &|_| false };
+    let who = PodRef { uid: UID.to_owned(), ..PodRef::default() };
+    let record =
+        Record { job_id: Some("7".into()), progress: Progress::Submitted, ..Record::new(who, Timestamp::UNIX_EPOCH) };
+    let mut entry = Entry::new(record, Way::Made, now);
+    let pod = json!({"metadata": {"uid": UID}, "spec": {"containers": [{"name": "c"}]}});
+    let pod = Arc::new(serde_json::from_value(pod).expect("a pod"));
+    entry.on(Heard::Applied { pod, refusal: None }, &around);
+    let mut told = |suspended| {
+        let job = Run { phase: RunPhase::Running, nodes: "c1".to_owned(), suspended, ..Run::lost("7", UID) };
+        let effects = entry.on(Heard::Job { job: Box::new(job), words: None }, &around);
+        let reasons =
+            effects.into_iter().filter_map(|e| if let Effect::Tell(_, note) = e { Some(note.reason) } else { None });
+        (reasons.collect::<Vec<_>>(), entry.lacks_link())
+    };
+    assert_eq!(told(false), (vec![], true));
+    assert_eq!(told(true), (vec!["SlurmSuspended".to_owned()], false));
+    assert_eq!(told(true), (vec![], false));
+    assert_eq!(told(false), (vec!["SlurmResumed".to_owned()], true));
+}
+
+#[test]
+fn a_job_that_waits_for_more_than_its_turn_is_told_at_once() {
+    let mut world = World::new();
+    while !world.operations.is_empty() {
+        world.end(0, Outcome::Well);
+    }
+    let rules = world.rules.clone();
+    let around =
+        Around { now: world.now, clock: Timestamp::UNIX_EPOCH, listed: true, rules: &rules, taken: &|_| false };
+    let entry = world.entry.as_mut().expect("it is there");
+    let mut told = |reason: &str, why: &str| {
+        let job =
+            Run { phase: RunPhase::Pending, reason: reason.to_owned(), why: why.to_owned(), ..Run::lost("1", UID) };
+        let effects = entry.on(Heard::Job { job: Box::new(job), words: None }, &around);
+        effects.iter().filter(|e| matches!(e, Effect::Tell(_, note) if note.reason == "SlurmPending")).count()
+    };
+    assert_eq!(told("ReqNodeNotAvail", "until six"), 1);
+    assert_eq!(told("ReqNodeNotAvail", "until six"), 0);
+    assert_eq!(told("ReqNodeNotAvail", "until seven"), 1, "its end was moved");
+    assert_eq!(told("Priority", "others"), 0);
+    assert_eq!(told("JobHeldUser", "held"), 1);
+}
+
 #[test]
 fn the_end_of_an_attempt_that_was_given_up_counts_for_nothing() {
     let mut world = World::new();

@@ -4,6 +4,7 @@ use super::cluster::{self, Cluster};
 use super::error::SlurmError;
 use super::job;
 use super::limits::Site;
+use super::waiting::Reservation;
 use crate::executor::environment::inherited;
 use crate::executor::run::Run;
 use crate::executor::{Made, Times};
@@ -106,10 +107,28 @@ impl Client {
             _ => command.arg("--me"),
         };
         match run("squeue", command).await {
-            Ok(output) => Ok(job::from_squeue(&output)?),
+            Ok(output) => {
+                let queue = job::Queue::parse(&output)?;
+                let reservations = if queue.concerns_reservations() { self.reservations().await } else { Vec::new() };
+                Ok(queue.runs(&reservations, Timestamp::now()))
+            }
             // What squeue says when none of the ids is known any more.
             Err(SlurmError::Refused { message, .. }) if message.contains("Invalid job id") => Ok(Vec::new()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Reservations, for people: without them less is said of why jobs wait.
+    async fn reservations(&self) -> Vec<Reservation> {
+        let Some(scontrol) = &self.scontrol else { return Vec::new() };
+        let mut command = Command::new(scontrol);
+        command.args(["show", "reservation", "--json"]);
+        match run("scontrol", command).await {
+            Ok(output) => Reservation::list(&output),
+            Err(error) => {
+                tracing::info!(error = &error as &dyn std::error::Error, "reservations are not known");
+                Vec::new()
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What Slurm says of a job: the answers of `squeue --json` and `sacct --json`, reduced to what a pod needs.
 
+use super::waiting::{self, Reservation};
 use crate::executor::run::{Component, Run, RunPhase};
 use crate::executor::words::Kind;
 use jiff::Timestamp;
@@ -21,18 +22,31 @@ pub enum ParseError {
     NoJobs { command: &'static str },
 }
 
-/// Jobs of `squeue --json`.
-///
-/// # Errors
-/// An answer that is no such thing; single odd jobs are left out.
-pub(crate) fn from_squeue(text: &[u8]) -> Result<Vec<Run>, ParseError> {
-    Ok(jobs(text, "squeue")?.iter().filter_map(squeue_job).collect())
+/// An answer of `squeue --json`.
+pub(crate) struct Queue(Vec<Value>);
+
+impl Queue {
+    /// # Errors
+    /// An answer that is no such thing.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, ParseError> {
+        Ok(Self(jobs(text, "squeue")?))
+    }
+
+    /// Whether only reservations tell why one of the jobs waits.
+    pub(crate) fn concerns_reservations(&self) -> bool {
+        self.0.iter().any(waiting::concerns_reservations)
+    }
+
+    /// Its jobs; single odd ones are left out.
+    pub(crate) fn runs(&self, reservations: &[Reservation], now: Timestamp) -> Vec<Run> {
+        self.0.iter().filter_map(|job| squeue_job(job, reservations, now)).collect()
+    }
 }
 
 /// Jobs of `sacct --json`.
 ///
 /// # Errors
-/// As [`from_squeue`].
+/// An answer that is no such thing; single odd jobs are left out.
 pub(crate) fn from_sacct(text: &[u8]) -> Result<Vec<Run>, ParseError> {
     Ok(jobs(text, "sacct")?.iter().filter_map(sacct_job).collect())
 }
@@ -45,7 +59,7 @@ fn jobs(text: &[u8], command: &'static str) -> Result<Vec<Value>, ParseError> {
     }
 }
 
-fn squeue_job(value: &Value) -> Option<Run> {
+fn squeue_job(value: &Value, reservations: &[Reservation], now: Timestamp) -> Option<Run> {
     let states = strings(&value["job_state"]);
     let (state, completing) = base_state(&states)?;
     Some(Run {
@@ -54,7 +68,8 @@ fn squeue_job(value: &Value) -> Option<Run> {
         folder: text(&value["current_working_directory"]),
         phase: state,
         completing,
-        why: if state == RunPhase::Pending { pending_text(&text(&value["state_reason"])) } else { String::new() },
+        suspended: states.iter().any(|state| state == "SUSPENDED"),
+        why: if state == RunPhase::Pending { waiting::why(value, reservations, now) } else { String::new() },
         reason: text(&value["state_reason"]),
         nodes: text(&value["nodes"]),
         failed_node: text(&value["failed_node"]),
@@ -78,6 +93,7 @@ fn sacct_job(value: &Value) -> Option<Run> {
         folder: text(&value["working_directory"]),
         phase: state,
         completing,
+        suspended: false,
         reason: text(&value["state"]["reason"]),
         why: String::new(),
         nodes: text(&value["nodes"]),
@@ -97,37 +113,6 @@ fn sacct_job(value: &Value) -> Option<Run> {
 fn component(whole: &Value, offset: &Value) -> Option<Component> {
     let whole = number(whole).filter(|id| *id > 0)?;
     Some(Component { whole: whole.to_string(), number: u32::try_from(number(offset)?).ok()? })
-}
-
-/// What Slurm's shorthand means, for the reasons that users meet most.
-fn pending_text(reason: &str) -> String {
-    let text = match reason {
-        "" | "None" => "waits for Slurm's scheduler",
-        "Resources" => "waits for free resources",
-        "Priority" => "jobs of higher priority wait before it",
-        "PartitionTimeLimit" => {
-            "its time limit exceeds the partition's: lower --time in the pod's flags, or choose another partition"
-        }
-        "PartitionNodeLimit" => "it asks for more nodes than the partition allows",
-        "PartitionConfig" | "BadConstraints" => {
-            "no node of the partition can satisfy the request: lower it or choose another partition"
-        }
-        "PartitionDown" | "PartitionInactive" => "the partition is not up",
-        "ReqNodeNotAvail" => "a node that it needs is not available",
-        "AssocGrpCpuLimit"
-        | "AssocGrpMemLimit"
-        | "AssocGrpJobsLimit"
-        | "AssocMaxJobsLimit"
-        | "QOSMaxCpuPerUserLimit"
-        | "QOSMaxJobsPerUserLimit"
-        | "QOSGrpCpuLimit"
-        | "QOSGrpMemLimit" => "an accounting limit is reached: it starts when other jobs end",
-        "JobHeldUser" | "JobHeldAdmin" => "it is held: scontrol release lets it go",
-        "Dependency" => "it waits for another job",
-        "BeginTime" => "its begin time has not come",
-        _ => return reason.to_owned(),
-    };
-    format!("{reason}: {text}").trim_start_matches(": ").to_owned()
 }
 
 /// Base state out of Slurm's list of base state and flags (`["RUNNING","COMPLETING"]`).
@@ -172,12 +157,12 @@ fn strings(value: &Value) -> Vec<String> {
     }
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
 /// A plain number, or Slurm's `{"set": true, "infinite": false, "number": 5}`.
-fn number(value: &Value) -> Option<i64> {
+pub(crate) fn number(value: &Value) -> Option<i64> {
     if let Some(n) = value.as_i64() {
         return Some(n);
     }
@@ -191,7 +176,7 @@ fn minutes(value: &Value) -> Option<u64> {
     number(value).and_then(|minutes| u64::try_from(minutes).ok()).filter(|minutes| *minutes > 0)
 }
 
-fn time(value: &Value) -> Option<Timestamp> {
+pub(crate) fn time(value: &Value) -> Option<Timestamp> {
     number(value).filter(|seconds| *seconds > 0).and_then(|seconds| Timestamp::from_second(seconds).ok())
 }
 
@@ -209,6 +194,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn from_squeue(answer: &str) -> Vec<Run> {
+        Queue::parse(answer.as_bytes()).expect("jobs").runs(&[], Timestamp::UNIX_EPOCH)
+    }
+
     #[test]
     fn squeue() {
         let set = |n: i64| json!({"set": true, "infinite": false, "number": n});
@@ -224,7 +213,7 @@ mod tests {
             {"job_id": 13, "comment": "y", "job_state": ["PENDING"], "het_job_id": set(12), "het_job_offset": set(1)},
             {"job_id": 14, "comment": "z", "job_state": ["PENDING"], "het_job_id": set(0), "het_job_offset": set(0)},
         ]});
-        let jobs = from_squeue(answer.to_string().as_bytes()).expect("jobs");
+        let jobs = from_squeue(&answer.to_string());
         let short: Vec<_> =
             jobs.iter().map(|j| (j.id.as_str(), j.phase, j.completing, j.reason.as_str(), j.exit_code)).collect();
         assert_eq!(
@@ -262,8 +251,15 @@ mod tests {
     }
 
     #[test]
+    fn a_suspended_job_runs() {
+        let answer = json!({"jobs": [{"job_id": 7, "job_state": ["SUSPENDED"], "state_reason": "None"}]});
+        let jobs = from_squeue(&answer.to_string());
+        assert_eq!((jobs[0].phase, jobs[0].suspended), (RunPhase::Running, true));
+    }
+
+    #[test]
     fn unreadable() {
-        assert!(matches!(from_squeue(b"slurm_load_jobs error"), Err(ParseError::Json { .. })));
-        assert!(matches!(from_squeue(b"{}"), Err(ParseError::NoJobs { .. })));
+        assert!(matches!(Queue::parse(b"slurm_load_jobs error"), Err(ParseError::Json { .. })));
+        assert!(matches!(Queue::parse(b"{}"), Err(ParseError::NoJobs { .. })));
     }
 }

@@ -1,7 +1,8 @@
 //! Slurm as an executor.
 //!
 //! Pure: [`request`] (what a pod asks of Slurm), [`flags`] (users' own flags), [`limits`] (what the site gives and allows),
-//! [`gres`] (which device is which resource), [`job`] (what Slurm says of a job). [`client`] runs Slurm's commands and nothing else.
+//! [`gres`] (which device is which resource), [`job`] (what Slurm says of a job),
+//! [`waiting`] (why it waits). [`client`] runs Slurm's commands and nothing else.
 
 pub(crate) mod capacity;
 pub(crate) mod client;
@@ -14,3 +15,4 @@ pub(crate) mod limits;
 pub(crate) mod request;
 mod resize;
 mod seam;
+pub(crate) mod waiting;

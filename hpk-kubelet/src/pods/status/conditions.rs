@@ -28,7 +28,11 @@ pub(super) fn conditions(
 ) -> Vec<PodCondition> {
     let containers_ready = containers_ready(spec, all, phase);
     let mut ready = pod_ready(input.pod, input.previous, spec, &containers_ready);
-    if ready.status && input.silent {
+    let suspended = input.job.filter(|job| job.is_suspended());
+    if let Some(job) = suspended.filter(|_| ready.status) {
+        let text = format!("{} {} is suspended", job.words().run, job.id);
+        ready = wanted("Ready", false, Some(job.words().reasons.suspended), Some(text));
+    } else if ready.status && input.silent {
         let node = input.job.map(|job| job.nodes.as_str()).unwrap_or_default();
         let text = format!("nothing is heard of the pod on node {node}: the node or its network is down");
         ready = wanted("Ready", false, Some(SILENT), Some(text));

@@ -183,6 +183,50 @@ fn pending_in_slurm() {
 }
 
 #[test]
+fn what_is_suspended_is_not_ready() {
+    let mut case = Case::new(json!({"containers": [{"name": "a"}]}));
+    case.report = Some(report(vec![running("a", true)]));
+    let job = Run { phase: RunPhase::Running, ..Run::lost("7", "u") };
+    case.job = Some(Run { suspended: true, ..job.clone() });
+    // Nothing is heard of it either.
+    case.silent = true;
+    let status = case.status();
+    assert_eq!(condition(&status, "Ready"), ("False", Some("SlurmSuspended"), Some("Slurm job 7 is suspended")));
+    (case.job, case.silent) = (Some(job), false);
+    assert_eq!(condition(&case.status(), "Ready").0, "True");
+}
+
+/// The API takes no end of a container back that is for good, and would refuse all of the status.
+#[test]
+fn ends_for_good_stay_when_a_job_begins_again() {
+    for (policy, code, stays) in
+        [("Never", 0, true), ("OnFailure", 0, true), ("OnFailure", 1, false), ("Always", 0, false)]
+    {
+        let spec = json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]});
+        let mut case = Case::new(spec);
+        let mut first = report(vec![ended("a", code), running("b", true)]);
+        first.init_containers = vec![ended("i", 0)];
+        case.report = Some(first);
+        case.previous = Some(case.status());
+        let waits = |name: &str| api::ContainerState {
+            state: RunState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() },
+            ..running(name, false)
+        };
+        let mut again = report(vec![waits("a"), waits("b")]);
+        again.init_containers = vec![waits("i")];
+        (case.report, case.put_back) = (Some(again), true);
+        let status = case.status();
+        let ended = |list: &Option<Vec<ContainerStatus>>, n: usize| {
+            list.as_ref().unwrap()[n].state.as_ref().unwrap().terminated.is_some()
+        };
+        assert_eq!(ended(&status.container_statuses, 0), stays, "{policy} {code}");
+        assert_eq!(ended(&status.init_container_statuses, 0), policy != "Always", "{policy} {code}");
+        assert!(!ended(&status.container_statuses, 1));
+        assert_eq!(status.phase.as_deref(), Some("Pending"), "it begins again");
+    }
+}
+
+#[test]
 fn running_and_ready() {
     let mut case =
         Case::new(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "example.com/gate"}]}));
