@@ -10,6 +10,9 @@ use crate::pods::submission::{self, Finding, Owner, Stray};
 use hpk_api::ids::PodUid;
 use std::time::{Duration, Instant};
 
+/// Between two questions passes so many times what the last answer took.
+const REST: u32 = 4;
+
 /// Jobs that no pod has are looked for this often.
 const STRAYS: Duration = Duration::from_secs(180);
 
@@ -19,7 +22,9 @@ impl Controller {
             // Not now, which is later than the caller's.
             return Some(self.asked_at);
         }
-        let jobs = self.polls.first().map(|wait| self.asked_at + wait);
+        // However many jobs there are, Slurm is left alone for most of the time.
+        let rest = (self.answer_took * REST).min(pace::QUIET);
+        let jobs = self.polls.first().map(|wait| self.asked_at + wait.max(rest));
         // Only the list of all pods says which jobs have none.
         jobs.into_iter().chain(self.listed.then_some(self.strays_at)).min()
     }
@@ -55,6 +60,7 @@ impl Controller {
     pub(super) fn jobs(&mut self, answers: Answers) {
         self.asking = false;
         self.asked_at = Instant::now();
+        self.answer_took = self.asked_at.saturating_duration_since(answers.asked);
         for (uid, id, job) in answers.known {
             let Some(entry) = self.entries.get_mut(&uid).filter(|e| e.record().job_id.as_ref() == Some(&id)) else {
                 continue;

@@ -82,6 +82,8 @@ pub struct Controller {
     /// A query of Slurm runs.
     asking: bool,
     asked_at: Instant,
+    /// How long its last answer took.
+    answer_took: Duration,
     /// Something about a run has changed since it was asked.
     outdated: bool,
     /// The first list of pods has come: objects that are missing are gone.

@@ -12,7 +12,7 @@ use hpk_api::ids::PodUid;
 use hpk_api::plan::PodRef;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 impl Controller {
@@ -69,6 +69,7 @@ impl Controller {
             asking: false,
             outdated: false,
             asked_at: Instant::now(),
+            answer_took: Duration::ZERO,
             listed: false,
             strays_at: Instant::now(),
             seen,

@@ -4,7 +4,10 @@ use super::waiting::{self, Reservation};
 use crate::executor::run::{Component, Run, RunPhase};
 use crate::executor::words::Kind;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
 use thiserror::Error;
 
 /// An answer that cannot be read.
@@ -52,10 +55,68 @@ pub(crate) fn from_sacct(text: &[u8]) -> Result<Vec<Run>, ParseError> {
 }
 
 fn jobs(text: &[u8], command: &'static str) -> Result<Vec<Value>, ParseError> {
-    let mut answer: Value = serde_json::from_slice(text).map_err(|source| ParseError::Json { command, source })?;
-    match answer.get_mut("jobs").map(Value::take) {
-        Some(Value::Array(list)) => Ok(list),
-        _ => Err(ParseError::NoJobs { command }),
+    let answer: Answer = serde_json::from_slice(text).map_err(|source| ParseError::Json { command, source })?;
+    let list = answer.jobs.ok_or(ParseError::NoJobs { command })?;
+    Ok(list.into_iter().map(|Kept(job)| Value::Object(job)).collect())
+}
+
+/// Of an answer, which has a hundred fields of each job, only what is read is kept: a thousand jobs would take 60 MB.
+#[derive(serde::Deserialize)]
+struct Answer {
+    jobs: Option<Vec<Kept>>,
+}
+
+/// Fields of a job that are read here or in [`waiting`].
+const READ: [&str; 21] = [
+    "comment",
+    "current_working_directory",
+    "end_time",
+    "exit_code",
+    "failed_node",
+    "het",
+    "het_job_id",
+    "het_job_offset",
+    "job_id",
+    "job_state",
+    "kill_request_user",
+    "nodes",
+    "partition",
+    "resv_name",
+    "start_time",
+    "state",
+    "state_description",
+    "state_reason",
+    "time",
+    "time_limit",
+    "working_directory",
+];
+
+/// A job with these fields.
+struct Kept(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Kept {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Kept;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a job")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Kept, A::Error> {
+                let mut job = Map::new();
+                while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+                    if READ.contains(&name.as_ref()) {
+                        job.insert(name.into_owned(), fields.next_value()?);
+                    } else {
+                        fields.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Kept(job))
+            }
+        }
+        deserializer.deserialize_map(Fields)
     }
 }
 
@@ -255,6 +316,14 @@ mod tests {
         let answer = json!({"jobs": [{"job_id": 7, "job_state": ["SUSPENDED"], "state_reason": "None"}]});
         let jobs = from_squeue(&answer.to_string());
         assert_eq!((jobs[0].phase, jobs[0].suspended), (RunPhase::Running, true));
+    }
+
+    #[test]
+    fn what_is_not_read_is_not_kept() {
+        let job =
+            json!({"job_id": 7, "job_state": ["RUNNING"], "job_resources": {"nodes": {"count": 1}}, "name": "n/p"});
+        let kept = jobs(json!({"meta": {}, "jobs": [job]}).to_string().as_bytes(), "squeue").expect("jobs");
+        assert_eq!(kept, [json!({"job_id": 7, "job_state": ["RUNNING"]})]);
     }
 
     #[test]
