@@ -92,7 +92,7 @@ configure() {
     mv "$new" "$etc"
   fi
   if [ -z "$WITHOUT_SLURM" ]; then
-    for f in slurm.conf gres.conf cgroup.conf; do
+    for f in slurm.conf gres.conf cgroup.conf job_submit.lua; do
       cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
       install -m 644 "$here/conf/$f" "$etc/slurm/$f"
       reconfigure=yes
