@@ -7,7 +7,7 @@ use super::prepared::{Held, Memory, Ready, Refreshed};
 use super::pull;
 use crate::api::events::Note;
 use crate::api::fetch;
-use crate::executor::{Asked, Asking, script};
+use crate::executor::{AskError, Asked, Asking, script};
 use crate::gangs::Gate;
 use crate::pods::bandwidth;
 use crate::pods::folder::{Folder, Record};
@@ -160,7 +160,7 @@ pub(super) async fn prepare(
 }
 
 /// What the pod asks of the executor now.
-pub(super) fn ask(ctx: &Context, pod: &Pod, record: &Record) -> Result<Asked, String> {
+pub(super) fn ask(ctx: &Context, pod: &Pod, record: &Record) -> Result<Asked, AskError> {
     let facts = ctx.node.borrow().clone();
     ctx.executor.ask(&Asking {
         pod,

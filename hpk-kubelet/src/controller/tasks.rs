@@ -76,7 +76,7 @@ pub(super) fn resize(ctx: &Context, tx: &Sender, pod: Arc<Pod>, record: Record, 
                 let done = ctx.executor.resize(&job, &asked.arguments).await;
                 done.map(|()| asked.asked).map_err(|error| error.to_string())
             }
-            Err(why) => Err(why),
+            Err(error) => Err(error.to_string()),
         };
         Some(Event::Resized { uid: record.pod.uid.into(), result: Resized { job, wanted, result } })
     });
