@@ -381,7 +381,7 @@ async fn a_leaked_credential_opens_nothing_but_its_own_pods_link() {
     let leaked = tmp.path().join("leaked.json");
     std::fs::copy(&a, &leaked).unwrap();
     server.withdraw("a");
-    refused(says(&leaked, "a", &["10.244.1.1"], None).await, "no such pod");
+    refused(says(&leaked, "a", &["10.244.1.1"], None).await, "no running pod of that UID");
     // A pod of that name that runs again, as after a requeue, has its own credentials from then on.
     std::fs::remove_file(&a).unwrap();
     issue(&server, tmp.path(), "a", &["10.244.1.1"]).await;
@@ -400,7 +400,7 @@ async fn a_withdrawn_pod_is_cut_and_comes_back_when_it_may() {
     server.withdraw("uid-4");
     assert!(matches!(link_event(&mut events).await, LinkEvent::Down { .. }));
     assert!(matches!(pod.event().await, ClientEvent::Down { .. }));
-    assert!(matches!(pod.event().await, ClientEvent::Down { reason } if reason.contains("no such pod")));
+    assert!(matches!(pod.event().await, ClientEvent::Down { reason } if reason.contains("no running pod of that UID")));
     server.adopt("uid-4", file, Vec::new());
     while !matches!(pod.event().await, ClientEvent::Up) {}
 }

@@ -90,8 +90,8 @@ fn a_leaked_link_json_claims_nothing_and_cuts_nobody_off() {
     assert!(!ends_within(3600) && ends_within(8 * 24 * 3600), "a certificate lives for some days");
 
     ns.delete("pod", "pod");
-    refused(says(&pod, &uid, &[]), "no such pod");
-    refused(says(&pod, &uid, &["10.244.0.1"]), "no such pod");
+    refused(says(&pod, &uid, &[]), "no running pod of that UID");
+    refused(says(&pod, &uid, &["10.244.0.1"]), "no running pod of that UID");
 }
 
 /// The member's credentials are a file of alice's; still they are good for the member's place only, and not while it is there.
