@@ -7,18 +7,24 @@ use std::time::Instant;
 pub(crate) struct Stop {
     /// The supervisor was asked, with this grace period.
     asked: Option<u32>,
+    /// The grace period of the last question, whether or not it was heard.
+    grace: Option<u32>,
     /// TERM was sent through Slurm.
     signalled: bool,
-    /// The last of both.
+    /// When the pod was to end first, by the grace period that holds.
     since: Option<Instant>,
     /// The last scancel.
     cancelled: Option<Instant>,
 }
 
 impl Stop {
+    /// The same question once more does not lengthen the time that the pod has: a supervisor that never answers would have it
+    /// for ever.
     pub(crate) fn ask(&mut self, grace: u32, now: Instant) {
         self.asked = Some(grace);
-        self.since = Some(now);
+        if self.grace.replace(grace) != Some(grace) {
+            self.since = Some(now);
+        }
     }
 
     /// The supervisor was not reached: it is asked again.
@@ -72,6 +78,11 @@ mod tests {
         assert_eq!(stop.view(later).since, Some(Duration::from_secs(5)));
         stop.not_asked();
         assert!(stop.view(later).asked.is_none() && stop.is_begun());
+        stop.ask(30, later);
+        assert_eq!(stop.view(later).since, Some(Duration::from_secs(5)), "asked again in vain");
+        stop.ask(2, later);
+        assert_eq!(stop.view(later).since, Some(Duration::ZERO), "a shorter grace period begins anew");
+        stop.ask(30, began);
         stop.cancel(later);
         assert_eq!(stop.last(), Some(later));
     }
