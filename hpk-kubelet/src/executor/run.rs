@@ -166,6 +166,12 @@ impl Run {
         self.phase == RunPhase::Pending && !matches!(self.reason.as_str(), "" | "None" | "Priority" | "Resources")
     }
 
+    /// It waits until somebody releases it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.phase == RunPhase::Pending && self.reason.starts_with("JobHeld")
+    }
+
     /// Between `self` and `later`, what was known before and after, the job has been put back into the queue.
     #[must_use]
     pub fn was_requeued(&self, later: &Self) -> bool {

@@ -98,8 +98,10 @@ fn a_job_that_is_held_and_released_is_told() {
 #[test]
 fn a_suspended_pod_is_not_ready_and_goes_on() {
     let ns = Namespace::new("suspended");
-    for pod in ["pod", "goes"] {
-        ns.run_script(pod, "Always", "exec sleep 600");
+    for name in ["pod", "goes"] {
+        let mut pod = ns.script_pod(name, "Always", "exec sleep 600");
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(12);
+        ns.apply(&pod.to_string());
     }
     for pod in ["pod", "goes"] {
         ns.wait_ready(pod);

@@ -32,7 +32,8 @@ impl Entry {
             self.take_words(*words, &job, around, fx);
         }
         if news {
-            let is_waiting_anew = waits && self.job.put_back() == put_back;
+            // Of a job that is back in the queue that is told; that it is held there is one thing more.
+            let is_waiting_anew = waits && (self.job.put_back() == put_back || job.is_held());
             // Many wait for their turn as they come: that is told of those for which it is news.
             let is_news = match &before {
                 None => job.waits_for_more_than_its_turn(),
