@@ -80,8 +80,6 @@ configure() {
       echo "$u:x:$id:" >>"$new/group"
       echo "$u:!:20000:0:99999:7:::" >>"$new/shadow"
     done
-    # A project's: who works on it is in the group, and its folder is for nobody else.
-    echo 'project:x:2000:alice' >>"$new/group"
     printf 'alice:100000:65536\nbob:165536:65536\n' | tee "$new/subuid" >"$new/subgid"
     { echo 127.0.0.1 localhost; for n in $NODES; do echo "$(addr_of "$n") $n"; done; } >"$new/hosts"
     echo '# This site has no resolver of its own.' >"$new/resolv.conf"
@@ -91,6 +89,8 @@ configure() {
     mkdir -p "$new/slurm" "$new/docker/registry"
     mv "$new" "$etc"
   fi
+  # A project's: who works on it is in the group, and its folder is for nobody else.
+  grep -q '^project:' "$etc/group" || echo 'project:x:2000:alice' >>"$etc/group"
   if [ -z "$WITHOUT_SLURM" ]; then
     for f in slurm.conf gres.conf cgroup.conf job_submit.lua; do
       cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
