@@ -90,7 +90,11 @@ configure() {
     mv "$new" "$etc"
   fi
   # A project's: who works on it is in the group, and its folder is for nobody else.
-  grep -q '^project:' "$etc/group" || echo 'project:x:2000:alice' >>"$etc/group"
+  if ! grep -q '^project:' "$etc/group"; then
+    echo 'project:x:2000:alice' >>"$etc/group"
+    # Slurm keeps everybody's groups for ten minutes.
+    reconfigure=yes
+  fi
   if [ -z "$WITHOUT_SLURM" ]; then
     for f in slurm.conf gres.conf cgroup.conf job_submit.lua; do
       cmp -s "$here/conf/$f" "$etc/slurm/$f" && continue
